@@ -1,0 +1,97 @@
+"""What a fact is: the data contract that every reader produces and every later stage relies on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from lit_semantic_peft.files import content_key
+
+Split = Literal["inject", "retain", "probe"]
+"""`inject`: trained. `retain`: must not change. `probe`: only measured."""
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A prompt with the answer that it should have, asked beside a fact but never trained.
+
+    Attributes:
+        prompt: Ends where the target begins, without trailing space.
+        target: The expected answer.
+        hops: Number of facts that must be combined to answer; 1 for a direct question.
+    """
+
+    prompt: str
+    target: str
+    hops: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One statement to learn. Only `prompt` and `target` are required; a missing `id` becomes a content hash.
+
+    Attributes:
+        id: Stable string, unique in a set; called `fact_id` in every table.
+        prompt: Text before the answer; ends where the target begins, without trailing space.
+        target: The answer to learn.
+        subject: What the fact is about.
+        relation: Kind of fact; groups facts in reports.
+        aliases: Other accepted answers.
+        joiner: What stands between prompt and target: a space, or nothing (Chinese, punctuation).
+        target_true: What the model may believe now, where that is known.
+        paraphrases: Other prompts with the same answer.
+        neighborhood: Near prompts whose answers must not change.
+        portability: Questions whose answers follow from the fact.
+        question: The prompt as a question, where the source gives one.
+        split: `inject` (trained), `retain` (must not change) or `probe` (only measured).
+        source: Where the fact comes from.
+        location: File and line that it was read from, for messages; not part of the content.
+    """
+
+    id: str
+    prompt: str
+    target: str
+    subject: str = ""
+    relation: str = ""
+    aliases: tuple[str, ...] = ()
+    joiner: str = " "
+    target_true: str | None = None
+    paraphrases: tuple[str, ...] = ()
+    neighborhood: tuple[Probe, ...] = ()
+    portability: tuple[Probe, ...] = ()
+    question: str | None = None
+    split: Split = "inject"
+    source: str = ""
+    location: str = field(default="", compare=False)
+
+    @property
+    def accepted_answers(self) -> tuple[str, ...]:
+        """The target and its aliases."""
+        return (self.target, *self.aliases)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fact as one JSONL line would hold it: plain types, without `location`, empty fields left out."""
+        row: dict[str, Any] = {
+            "id": self.id,
+            "subject": self.subject,
+            "relation": self.relation,
+            "prompt": self.prompt,
+            "target": self.target,
+            "aliases": list(self.aliases),
+            "joiner": self.joiner,
+            "target_true": self.target_true,
+            "paraphrases": list(self.paraphrases),
+            "neighborhood": [{"prompt": p.prompt, "target": p.target} for p in self.neighborhood],
+            "portability": [{"prompt": p.prompt, "target": p.target, "hops": p.hops} for p in self.portability],
+            "question": self.question,
+            "split": self.split,
+            "source": self.source,
+        }
+        defaults: dict[str, Any] = {"joiner": " ", "split": "inject"}
+        return {key: value for key, value in row.items() if value not in ("", None, [], defaults.get(key, ""))}
+
+
+def facts_key(facts: Sequence[Fact]) -> str:
+    """Content key of a set of facts, in order: equal exactly when every field of every fact is equal."""
+    return content_key([fact.to_json() for fact in facts])

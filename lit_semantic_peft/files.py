@@ -1,0 +1,74 @@
+"""Files that are either there in full or not at all, and keys that name content."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; what was written there replaces `path` when the block ends well.
+
+    A killed process leaves at most a file whose name starts with a dot; readers never see half a file. The parent
+    folder is made when missing.
+
+    Args:
+        path: The file to write.
+
+    Yields:
+        The path to write to, in the same folder and with the same suffixes as `path`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".", suffix="".join(path.suffixes), dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp gives 0600; a shared run folder is read by others
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes `text` as UTF-8 to `path`, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes `value` as readable JSON to `path`, atomically. NaN is refused: write None for "not measured"."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def content_key(*parts: Any) -> str:
+    """Names content: the same parts give the same key on every machine, any other part another one.
+
+    Args:
+        parts: Anything that JSON can hold (mappings are sorted).
+
+    Returns:
+        32 hexadecimal digits (the first half of a SHA-256).
+
+    Example:
+        >>> content_key({"b": 1, "a": 2}) == content_key({"a": 2, "b": 1})
+        True
+        >>> content_key("a") == content_key("b")
+        False
+    """
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

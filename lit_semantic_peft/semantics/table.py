@@ -1,0 +1,52 @@
+"""The table that scoring fills and that filters and weightings read: one row per fact."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredFacts:
+    """How far each fact is from the base model. All columns have one entry per fact, in the same order.
+
+    Attributes:
+        fact_id: Stable ids.
+        relation: Kind of each fact ("" where unknown).
+        distance: The distance that filters and weightings go by, float64 `(n,)`; larger is farther.
+        distances: Every distance that was measured, by its name, float64 `(n,)` each; `distance` is one of them.
+        base_nll: Mean negative log-likelihood of the target under the base model, float64 `(n,)`, nats per token.
+        is_known: Whether the base model already generates the target, bool `(n,)`.
+        base_answer: What the base model answers, greedily, at most as many tokens as the target has.
+    """
+
+    fact_id: tuple[str, ...]
+    relation: tuple[str, ...]
+    distance: FloatArray
+    base_nll: FloatArray
+    is_known: BoolArray
+    base_answer: tuple[str, ...] = ()
+    distances: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.fact_id)
+
+    def take(self, rows: NDArray[np.intp]) -> "ScoredFacts":
+        """The same columns for some rows.
+
+        Args:
+            rows: Row numbers, int `(k,)`.
+        """
+        return ScoredFacts(
+            fact_id=tuple(self.fact_id[row] for row in rows),
+            relation=tuple(self.relation[row] for row in rows),
+            distance=self.distance[rows],
+            base_nll=self.base_nll[rows],
+            is_known=self.is_known[rows],
+            base_answer=tuple(self.base_answer[row] for row in rows) if self.base_answer else (),
+            distances={name: column[rows] for name, column in self.distances.items()},
+        )

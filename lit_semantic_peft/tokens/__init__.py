@@ -1,0 +1,6 @@
+"""How a fact is spelt: the prompt | target boundary, templates, batches."""
+
+from lit_semantic_peft.tokens.collate import IGNORE_INDEX, Batch, collate
+from lit_semantic_peft.tokens.encoding import EncodedFact, FactEncoder, Template
+
+__all__ = ["IGNORE_INDEX", "Batch", "EncodedFact", "FactEncoder", "Template", "collate"]

@@ -1,0 +1,211 @@
+"""The prompt | target boundary: the only place that decides which token ids a fact becomes.
+
+A causal model that answers a prompt has seen the ids of the prompt alone. So the ids before the boundary are those
+that the prompt gets when it stands alone, and the target gets the ids that continue them. Where the tokenizer would
+merge characters across the boundary (no joiner, as in Chinese), the target is spelt behind an anchor instead, so that
+what is trained is what is met at inference.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import Fact
+
+Template = Literal["none", "chat"]
+
+_ANCHOR = "\n"
+_MAX_PROBLEMS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFact:
+    """Token ids of one prompt and its target.
+
+    Attributes:
+        prompt_ids: Ids of the prompt, with the tokenizer's own start tokens.
+        target_ids: Ids of the target, at least one; never the end token.
+        end_ids: The end token if the answer is to be taught to end, else empty. Part of the training loss, never
+            of a distance or of recall.
+    """
+
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+    end_ids: tuple[int, ...] = ()
+
+    @property
+    def num_target_tokens(self) -> int:
+        """Number of target tokens, without the end token."""
+        return len(self.target_ids)
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.target_ids) + len(self.end_ids)
+
+
+class FactEncoder:
+    """Spells prompts and targets in token ids, the same way for training, scoring and generation.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer. It is not changed.
+        template: `none` for prompt, joiner, target as they are; `chat` to put the prompt into the user's turn and the
+            target into the assistant's turn of the tokenizer's chat template.
+        append_eos: Whether the end token follows the target, so that the answer is taught to end.
+        max_length: Longest prompt + target + end, in tokens; None for no limit. Nothing is ever cut: a longer fact is
+            an error that names it.
+
+    Raises:
+        InputError: If `template` is `chat` and the tokenizer has no chat template, or `append_eos` is set and it has
+            no end token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: Template = "none",
+        append_eos: bool = True,
+        max_length: int | None = None,
+    ) -> None:
+        if template == "chat" and not tokenizer.chat_template:
+            raise InputError(
+                "`template` is `chat`, but the tokenizer of the base model has no chat template. "
+                "Use `template: none`, or an instruct model."
+            )
+        if append_eos and tokenizer.eos_token_id is None:
+            raise InputError(
+                "`append_eos` is true, but the tokenizer has no end token. Set `append_eos: false`; "
+                "answers are then not taught to end."
+            )
+        self.tokenizer = tokenizer
+        self.template: Template = template
+        self.max_length = max_length
+        self._end_ids: tuple[int, ...] = (int(tokenizer.eos_token_id),) if append_eos else ()
+        self._start_ids = _start_ids(tokenizer)
+        self._anchor_ids = self._ids(_ANCHOR)
+
+    @property
+    def pad_id(self) -> int:
+        """Id for padding: the tokenizer's, else its end token, else 0. Always masked, so its value is never seen."""
+        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if candidate is not None:
+                return int(candidate)
+        return 0
+
+    def encode_prompt(self, prompt: str) -> tuple[int, ...]:
+        """Token ids of a prompt that stands alone, as a model meets it when it is asked.
+
+        Args:
+            prompt: Text without trailing space.
+
+        Returns:
+            Token ids, with the tokenizer's own start tokens.
+        """
+        if self.template == "chat":
+            return tuple(self._ids(self._in_chat(prompt)))
+        return (*self._start_ids, *self._ids(prompt))
+
+    def encode(self, prompt: str, target: str, joiner: str = " ") -> EncodedFact:
+        """Token ids of a prompt and the target that follows it.
+
+        Args:
+            prompt: Text without trailing space.
+            target: The answer.
+            joiner: What stands between the two; not used in a chat template, where the turn separates them.
+
+        Returns:
+            The ids on both sides of the boundary.
+
+        Raises:
+            InputError: If the target becomes no token, or cannot be spelt behind this prompt, or the whole is longer
+                than `max_length`.
+        """
+        if self.template == "chat":
+            context, continuation, start_ids = self._in_chat(prompt), target, ()
+        else:
+            context, continuation, start_ids = prompt, joiner + target, self._start_ids
+        context_ids = self._ids(context)
+        whole_ids = self._ids(context + continuation)
+        if whole_ids[: len(context_ids)] == context_ids:
+            target_ids = whole_ids[len(context_ids) :]
+        else:
+            anchored = self._ids(_ANCHOR + continuation)
+            if anchored[: len(self._anchor_ids)] != self._anchor_ids:
+                raise InputError(f"`target` {target!r} cannot be told apart from the prompt by this tokenizer")
+            target_ids = anchored[len(self._anchor_ids) :]
+            spelt, meant = self._text(context_ids + target_ids), self._text(whole_ids)
+            if spelt != meant:
+                raise InputError(
+                    f"`target` {target!r} cannot follow this prompt in tokens: it would read {spelt!r}. "
+                    "Let the prompt end at the end of a word, or set another `joiner`."
+                )
+        if not target_ids:
+            raise InputError(f"`target` {target!r} becomes no token in this tokenizer")
+        encoded = EncodedFact((*start_ids, *context_ids), tuple(target_ids), self._end_ids)
+        if self.max_length is not None and len(encoded) > self.max_length:
+            raise InputError(
+                f"prompt, target and end are {len(encoded)} tokens, `max_length` is {self.max_length}. "
+                "A target is never cut: raise `max_length` or shorten the prompt."
+            )
+        return encoded
+
+    def encode_facts(self, facts: Iterable[Fact]) -> list[EncodedFact]:
+        """Encodes each fact's prompt and target.
+
+        Args:
+            facts: The facts.
+
+        Returns:
+            One `EncodedFact` for each fact, in order.
+
+        Raises:
+            InputError: Naming every fact that could not be encoded (the first 20 are shown), with file and line.
+        """
+        encoded: list[EncodedFact] = []
+        problems: list[str] = []
+        for fact in facts:
+            try:
+                encoded.append(self.encode(fact.prompt, fact.target, fact.joiner))
+            except InputError as error:
+                problems.append(f"{fact.location or 'fact'}: fact {fact.id!r}: {error}")
+        if problems:
+            shown = problems[:_MAX_PROBLEMS]
+            more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+            raise InputError("\n".join(["Facts that cannot be spelt in tokens:", *shown, *more]))
+        return encoded
+
+    def decode_answer(self, ids: Sequence[int]) -> str:
+        """Text of generated ids: up to the first end token, without special tokens, stripped.
+
+        Args:
+            ids: Generated token ids, without the prompt.
+        """
+        end = self.tokenizer.eos_token_id
+        kept = list(ids)
+        if end is not None and end in kept:
+            kept = kept[: kept.index(end)]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip()
+
+    def _in_chat(self, prompt: str) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+            )
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return "".join(str(self.tokenizer.decode(list(ids))).split())
+
+
+def _start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids that a tokenizer puts before every text (Llama: BOS; BERT: [CLS]; SmolLM2: none)."""
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    dressed = list(tokenizer("a", add_special_tokens=True)["input_ids"])
+    for start in range(len(dressed) - len(bare) + 1):
+        if dressed[start : start + len(bare)] == bare:
+            return tuple(dressed[:start])
+    return ()
