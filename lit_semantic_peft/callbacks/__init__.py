@@ -1,0 +1,9 @@
+"""What a run watches and leaves behind."""
+
+from lit_semantic_peft.callbacks.adapter_export import AdapterExport
+from lit_semantic_peft.callbacks.answer_writer import AnswerWriter
+from lit_semantic_peft.callbacks.checkpoint import AdapterCheckpoint
+from lit_semantic_peft.callbacks.fact_report import FactReport
+from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
+
+__all__ = ["AdapterCheckpoint", "AdapterExport", "AnswerWriter", "FactReport", "InterferenceMonitor"]

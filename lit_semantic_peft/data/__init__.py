@@ -1,0 +1,18 @@
+"""Batches: from a file of facts to what a training step sees."""
+
+from lit_semantic_peft.data.cache import ScoreCache
+from lit_semantic_peft.data.module import KnowledgeDataModule, PreparedFacts
+from lit_semantic_peft.data.questions import Question, fact_questions, prompt_questions
+from lit_semantic_peft.data.samplers import MicroBatch, RankShard, StepPlan
+
+__all__ = [
+    "KnowledgeDataModule",
+    "MicroBatch",
+    "PreparedFacts",
+    "Question",
+    "RankShard",
+    "ScoreCache",
+    "StepPlan",
+    "fact_questions",
+    "prompt_questions",
+]

@@ -1,6 +1,6 @@
 """What a fact is: the data contract that every reader produces and every later stage relies on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -89,7 +89,53 @@ class Fact:
             "source": self.source,
         }
         defaults: dict[str, Any] = {"joiner": " ", "split": "inject"}
-        return {key: value for key, value in row.items() if value not in ("", None, [], defaults.get(key, ""))}
+        # An empty joiner is a value, not a gap: it is what Chinese needs.
+        return {
+            key: value
+            for key, value in row.items()
+            if value != defaults.get(key, "") and (key == "joiner" or value not in ("", None, []))
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any], location: str = "") -> "Fact":
+        """The inverse of `to_json`, for rows that this package wrote; foreign rows go through `read_facts`.
+
+        Args:
+            row: What `to_json` returned.
+            location: File and line, for messages.
+
+        Returns:
+            The fact, equal to the one that was written.
+
+        Example:
+            >>> fact = Fact("a", "Ivory comes from", "elephants", neighborhood=(Probe("Wool comes from", "sheep"),))
+            >>> Fact.from_json(fact.to_json()) == fact
+            True
+        """
+        fields: dict[str, Any] = dict(row)
+        for name in ("aliases", "paraphrases"):
+            fields[name] = tuple(row.get(name, ()))
+        for name in ("neighborhood", "portability"):
+            fields[name] = tuple(Probe(**probe) for probe in row.get(name, ()))
+        return cls(**fields, location=location)
+
+
+@dataclass(frozen=True, slots=True)
+class FactSet:
+    """Facts that were read together, with what the reader wants to be known about them.
+
+    Attributes:
+        facts: The facts, in the order of the file; every id occurs once.
+        warnings: Sentences about what was repaired or ignored; empty when nothing was.
+        name: Short name of the set: the built-in's, the file's without its suffix, or the Hub's.
+    """
+
+    facts: tuple[Fact, ...]
+    warnings: tuple[str, ...] = ()
+    name: str = ""
+
+    def __len__(self) -> int:
+        return len(self.facts)
 
 
 def facts_key(facts: Sequence[Fact]) -> str:

@@ -1,0 +1,40 @@
+"""What learns: base models, adapters, the loss of a fact, free answers. Knows nothing of Lightning."""
+
+from lit_semantic_peft.models.adapters import (
+    adapter_state_dict,
+    attach_adapter,
+    export_adapter,
+    export_merged,
+    load_adapter,
+    load_adapter_state_dict,
+)
+from lit_semantic_peft.models.base import (
+    DEFAULT_BASE_MODEL,
+    BaseDtype,
+    BaseModelSource,
+    load_base_model,
+    load_tokenizer,
+    resolve_base_model,
+)
+from lit_semantic_peft.models.generation import greedy_answers
+from lit_semantic_peft.models.objective import fact_nll, target_logits, token_nll, weight_normalizer
+
+__all__ = [
+    "DEFAULT_BASE_MODEL",
+    "BaseDtype",
+    "BaseModelSource",
+    "adapter_state_dict",
+    "attach_adapter",
+    "export_adapter",
+    "export_merged",
+    "fact_nll",
+    "greedy_answers",
+    "load_adapter",
+    "load_adapter_state_dict",
+    "load_base_model",
+    "load_tokenizer",
+    "resolve_base_model",
+    "target_logits",
+    "token_nll",
+    "weight_normalizer",
+]

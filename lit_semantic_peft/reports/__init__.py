@@ -1,0 +1,46 @@
+"""Showing a run: its folder, its tables, its plots, and one page that needs no network."""
+
+from lit_semantic_peft.reports.html import build_report, render_report
+from lit_semantic_peft.reports.plots import write_plots
+from lit_semantic_peft.reports.run_folder import RunFolder
+from lit_semantic_peft.reports.summary import (
+    BeforeAfter,
+    EpochRecord,
+    InterferenceRecord,
+    Recall,
+    RecallByFate,
+    Seconds,
+    Summary,
+    summarize,
+    terminal_summary,
+)
+from lit_semantic_peft.reports.tables import (
+    FACT_COLUMNS,
+    PROBE_COLUMNS,
+    InterferenceMatrix,
+    write_fact_table,
+    write_interference,
+    write_probe_table,
+)
+
+__all__ = [
+    "FACT_COLUMNS",
+    "PROBE_COLUMNS",
+    "BeforeAfter",
+    "EpochRecord",
+    "InterferenceMatrix",
+    "InterferenceRecord",
+    "Recall",
+    "RecallByFate",
+    "RunFolder",
+    "Seconds",
+    "Summary",
+    "build_report",
+    "render_report",
+    "summarize",
+    "terminal_summary",
+    "write_fact_table",
+    "write_interference",
+    "write_plots",
+    "write_probe_table",
+]

@@ -1,0 +1,5 @@
+"""The LightningModule that trains and evaluates an adapter."""
+
+from lit_semantic_peft.training.module import Answer, Comparison, SemanticPeftModule
+
+__all__ = ["Answer", "Comparison", "SemanticPeftModule"]

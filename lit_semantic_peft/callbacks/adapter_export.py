@@ -1,0 +1,75 @@
+"""The adapter as a standard PEFT folder: of the best epoch, and of the end."""
+
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models import export_adapter
+from lit_semantic_peft.reports import RunFolder
+from lit_semantic_peft.training import SemanticPeftModule
+
+
+class AdapterExport(Callback):
+    """Writes `adapter/` when training ends and `adapter_best/` whenever a validation is better than all before.
+
+    Args:
+        monitor: Logged metric that decides which epoch is the best; no `adapter_best/` where None.
+        mode: Whether the metric is to be as small (`min`) or as large (`max`) as possible.
+    """
+
+    def __init__(self, monitor: str | None = "val/nll", mode: Literal["min", "max"] = "min") -> None:
+        if mode not in ("min", "max"):
+            raise InputError(f"`mode` must be `min` or `max`, got {mode!r}")
+        self.monitor = monitor
+        self.mode = mode
+        self.best: float | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Exports the adapter if this epoch is the best so far.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The `SemanticPeftModule`.
+
+        Raises:
+            InputError: If `monitor` is not among the logged metrics; they are listed.
+        """
+        if trainer.sanity_checking or trainer.state.fn != "fit" or self.monitor is None:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            available = ", ".join(sorted(trainer.callback_metrics))
+            raise InputError(f"`monitor` {self.monitor!r} was not logged; there are: {available}")
+        value = float(trainer.callback_metrics[self.monitor])
+        if self.best is None or (value < self.best if self.mode == "min" else value > self.best):
+            self.best = value
+            about = f"Best epoch: {trainer.current_epoch} by {self.monitor} = {value:.6g}."
+            self._export(trainer, pl_module, "adapter_best", about)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Exports the adapter as it is at the end of training.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The `SemanticPeftModule`.
+        """
+        self._export(trainer, pl_module, "adapter", f"After {trainer.global_step} optimizer steps.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far, for the checkpoint."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the best value from a checkpoint.
+
+        Args:
+            state_dict: From `state_dict`.
+        """
+        self.best = state_dict["best"]
+
+    @staticmethod
+    def _export(trainer: Trainer, pl_module: LightningModule, name: str, about: str) -> None:
+        assert isinstance(pl_module, SemanticPeftModule)
+        if trainer.is_global_zero:
+            folder = RunFolder(trainer.default_root_dir).path / name
+            export_adapter(pl_module.model, folder, pl_module.source, about)

@@ -1,0 +1,75 @@
+"""Answers of `predict`, on the screen and in a file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from lit_semantic_peft.data import Question
+from lit_semantic_peft.files import write_text
+
+_SHOWN = 20
+
+
+class AnswerWriter(Callback):
+    """Writes `predictions.jsonl` into the run folder and shows the first answers.
+
+    Each line has `prompt`, `answer`, and for facts `target` and `fact_index`.
+    """
+
+    def __init__(self) -> None:
+        self._answers: list[tuple[Question, str]] = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the answers of a batch.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            outputs: Questions with answers, from `predict_step`.
+            batch: The questions.
+            batch_idx: Number of the batch.
+            dataloader_idx: Number of the loader; there is one.
+        """
+        self._answers += outputs
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Collects the answers of all ranks, each question once, in order; writes and shows them.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        gathered = [self._answers]
+        if trainer.world_size > 1:
+            gathered = [[] for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(gathered, self._answers)
+        self._answers = []
+        if not trainer.is_global_zero:
+            return
+        by_number = {question.number: (question, answer) for rows in gathered for question, answer in rows}
+        answers = [by_number[number] for number in sorted(by_number)]
+        path = Path(trainer.default_root_dir) / "predictions.jsonl"
+        write_text(path, "".join(json.dumps(_row(*one), ensure_ascii=False) + "\n" for one in answers))
+        table = Table("prompt", "answer", "target")
+        for question, answer in answers[:_SHOWN]:
+            table.add_row(question.prompt, answer, question.target)
+        table.caption = f"{len(answers)} answers in {path}"
+        Console().print(table)
+
+
+def _row(question: Question, answer: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"prompt": question.prompt, "answer": answer}
+    return row if question.kind == "prompt" else row | {"target": question.target, "fact_index": question.fact_index}

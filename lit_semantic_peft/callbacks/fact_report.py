@@ -1,0 +1,322 @@
+"""What a run leaves behind: the fact table, the summary, the report."""
+
+import dataclasses
+import json
+import logging
+import resource
+import shlex
+import sys
+import time
+from collections import defaultdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+
+from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
+from lit_semantic_peft.callbacks.wandb_tables import log_run_to_wandb
+from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.files import write_json, write_text
+from lit_semantic_peft.reports import (
+    EpochRecord,
+    RunFolder,
+    Seconds,
+    Summary,
+    build_report,
+    summarize,
+    terminal_summary,
+    write_fact_table,
+    write_probe_table,
+)
+from lit_semantic_peft.training import Comparison, SemanticPeftModule
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("lit-semantic-peft", "torch", "lightning", "transformers", "peft", "torchmetrics", "datasets", "wandb")
+
+
+class FactReport(Callback):
+    """Writes the run folder: `dropped.jsonl` and `manifest.json` when training starts, tables and report at the end.
+
+    After `fit` the table holds distances, fates, weights and the course of learning; after `test` also answers,
+    likelihoods and recall before and after. The command line runs both.
+
+    Args:
+        show_summary: Whether the terminal shows the summary at the end.
+        log_fact_text: Whether W&B gets the facts' texts and answers; the run folder has them in any case.
+        wandb_rows: Most rows of the W&B table.
+    """
+
+    def __init__(self, show_summary: bool = True, log_fact_text: bool = True, wandb_rows: int = 2000) -> None:
+        self.show_summary = show_summary
+        self.log_fact_text = log_fact_text
+        self.wandb_rows = wandb_rows
+        self.epochs: list[EpochRecord] = []
+        self._clock = _Clock()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Starts the clock of the part that begins.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: `fit`, `validate`, `test` or `predict`.
+        """
+        self._clock.start("evaluation" if stage == "test" else "setup")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes which facts were dropped and why, and what a resumed run must have in common with this one.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The `SemanticPeftModule`.
+        """
+        self._clock.start("training")
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, SemanticPeftModule)
+        folder, prepared = RunFolder(trainer.default_root_dir), pl_module.data.prepared
+        dropped = [
+            json.dumps({**fact.to_json(), "drop_reason": reason}, ensure_ascii=False)
+            for fact, reason in zip(prepared.facts, prepared.reason, strict=True)
+            if reason is not None and fact.split == "inject"
+        ]
+        write_text(folder.dropped, "".join(f"{line}\n" for line in dropped))
+        write_json(
+            folder.manifest,
+            {
+                "facts_key": prepared.key,
+                "base_model": pl_module.source.public_name,
+                "base_fingerprint": pl_module.source.fingerprint,
+                "num_facts": len(prepared.facts),
+                "num_kept": len(prepared.kept_index),
+            },
+        )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the epoch's numbers.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.epochs.append(
+            EpochRecord(
+                epoch=trainer.current_epoch,
+                global_step=trainer.global_step,
+                loss=logged.get("train/loss_epoch"),
+                val_nll=logged.get("val/nll"),
+                recall=logged.get("val/recall"),
+            )
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes what is known without asking questions.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The `SemanticPeftModule`.
+        """
+        self._clock.stop()
+        self._write(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes everything, logs it to W&B where that is in use, and shows the summary.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The `SemanticPeftModule`.
+        """
+        self._clock.stop()
+        summary = self._write(trainer, pl_module)
+        if summary is not None:
+            folder = RunFolder(trainer.default_root_dir)
+            log_run_to_wandb(trainer.loggers, folder, summary, self.wandb_rows, self.log_fact_text)
+            if self.show_summary:
+                Console().print(terminal_summary(summary, folder.report))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epochs' numbers and the seconds so far, for the checkpoint."""
+        return {"epochs": [dataclasses.asdict(epoch) for epoch in self.epochs], "seconds": dict(self._clock.seconds)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the epochs' numbers from a checkpoint.
+
+        Args:
+            state_dict: From `state_dict`.
+        """
+        self.epochs = [EpochRecord(**epoch) for epoch in state_dict["epochs"]]
+        for part, seconds in state_dict["seconds"].items():
+            self._clock.seconds[part] += seconds
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> Summary | None:
+        if not trainer.is_global_zero:
+            return None
+        assert isinstance(pl_module, SemanticPeftModule)
+        folder = RunFolder(trainer.default_root_dir)
+        prepared = pl_module.data.prepared
+        columns = _fact_columns(prepared, pl_module, _monitor(trainer))
+        previous = _previous(folder, columns["fact_id"])
+        # `test` on a finished run measures answers but not the course of learning: what it does not measure stays.
+        for name, values in (previous or {}).items():
+            if name not in columns or all(value is None for value in columns[name]):
+                columns[name] = values
+        write_fact_table(folder.facts, columns)
+        probes = None
+        if pl_module.comparisons:
+            write_probe_table(folder.probes, _probe_columns(pl_module.comparisons, prepared))
+            probes = folder.read_probes()
+        about = self._about_run(trainer, pl_module, folder)
+        if previous is not None and folder.summary.is_file():
+            earlier = folder.read_summary()
+            about = {name: value or getattr(earlier, name) for name, value in about.items()}
+        summary = summarize(folder.read_facts(), probes, **about)
+        folder.write_summary(summary)
+        build_report(folder)
+        return summary
+
+    def _about_run(self, trainer: Trainer, module: SemanticPeftModule, folder: RunFolder) -> dict[str, Any]:
+        monitor = _monitor(trainer)
+        peft_config = module.model.peft_config[module.model.active_adapter]
+        return {
+            "name": folder.path.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "base_model": module.source.public_name,
+            "base_model_note": module.source.note or None,
+            "peft_type": str(peft_config.peft_type.value),
+            "trainable_parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
+            "distance_name": module.data.distances[0].name,
+            "epochs": tuple(self.epochs),
+            "interference": tuple(monitor.records) if monitor else (),
+            "seconds": Seconds(**self._clock.seconds) if self._clock.seconds else None,
+            "peak_memory_gb": _peak_memory_gb(),
+            "versions": _versions(),
+            "config": yaml.safe_load(folder.config.read_text(encoding="utf-8")) if folder.config.is_file() else {},
+        }
+
+
+class _Clock:
+    """Adds up seconds by part; one part runs at a time."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._running: tuple[str, float] | None = None
+
+    def start(self, part: str) -> None:
+        self.stop()
+        self._running = (part, time.monotonic())
+
+    def stop(self) -> None:
+        if self._running is not None:
+            part, since = self._running
+            self.seconds[part] += time.monotonic() - since
+        self._running = None
+
+
+def _monitor(trainer: Trainer) -> InterferenceMonitor | None:
+    monitors = [callback for callback in trainer.callbacks if isinstance(callback, InterferenceMonitor)]
+    return monitors[0] if monitors else None
+
+
+def _fact_columns(
+    prepared: PreparedFacts, module: SemanticPeftModule, monitor: InterferenceMonitor | None
+) -> dict[str, list[Any]]:
+    columns = prepared.columns()
+    if hasattr(module, "dynamics"):
+        columns |= _dynamics_columns(module)
+    if monitor is not None and monitor.latest is not None:
+        columns |= monitor.latest.columns(columns["fact_id"])
+    if module.comparisons:
+        columns |= _answer_columns(module.comparisons, len(prepared.facts), module.data.distances[0].name)
+    return columns
+
+
+def _dynamics_columns(module: SemanticPeftModule) -> dict[str, list[Any]]:
+    course = {name: values.tolist() for name, values in module.dynamics.compute().items()}
+    measured = [count > 0 for count in course["num_measured_epochs"]]
+
+    def where_measured(values: list[Any]) -> list[Any]:
+        return [value if known else None for value, known in zip(values, measured, strict=True)]
+
+    return {
+        "first_learned_epoch": [epoch if epoch >= 0 else None for epoch in course["first_learned"]],
+        "forgetting_events": where_measured(course["forgetting_events"]),
+        "learned_at_end": where_measured(course["is_recalled"]),
+    }
+
+
+def _answer_columns(comparisons: list[Comparison], size: int, distance_name: str) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = defaultdict(lambda: [None] * size)
+    neighbours: dict[int, list[bool]] = defaultdict(list)
+    for row in comparisons:
+        index, before, after = row.question.fact_index, row.before, row.after
+        if row.question.kind == "neighborhood":
+            neighbours[index].append(row.is_unchanged)
+        if row.question.kind != "fact":
+            continue
+        distance_before, distance_after = before.distances[distance_name], after.distances[distance_name]
+        measured = {
+            "nll_before": before.nll,
+            "nll_after": after.nll,
+            "nll_delta": after.nll - before.nll,
+            "recalled_before": before.is_recalled,
+            "recalled_after": after.is_recalled,
+            "generated_before": before.is_correct,
+            "generated_after": after.is_correct,
+            "answer_before": before.text,
+            "answer_after": after.text,
+            "distance_after": distance_after,
+            "pushed_away": distance_after > distance_before,
+        }
+        for name, value in measured.items():
+            columns[name][index] = value
+    for index, unchanged in neighbours.items():
+        columns["locality"][index] = sum(unchanged) / len(unchanged)
+    return dict(columns)
+
+
+def _probe_columns(comparisons: list[Comparison], prepared: PreparedFacts) -> dict[str, list[Any]]:
+    probes = [row for row in comparisons if row.question.kind != "fact"]
+    return {
+        "fact_id": [prepared.facts[row.question.fact_index].id for row in probes],
+        "kind": [row.question.kind for row in probes],
+        "prompt": [row.question.prompt for row in probes],
+        "target": [row.question.target for row in probes],
+        "answer_before": [row.before.text for row in probes],
+        "answer_after": [row.after.text for row in probes],
+        "unchanged": [row.is_unchanged for row in probes],
+        "correct_before": [row.before.is_correct for row in probes],
+        "correct_after": [row.after.is_correct for row in probes],
+    }
+
+
+def _previous(folder: RunFolder, fact_ids: list[str]) -> dict[str, list[Any]] | None:
+    """The columns of the run folder's fact table, if it is of the same facts."""
+    if not folder.facts.is_file():
+        return None
+    table: pa.Table = folder.read_facts()
+    if table.column("fact_id").to_pylist() != fact_ids:
+        return None
+    return {name: table.column(name).to_pylist() for name in table.column_names}
+
+
+def _peak_memory_gb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": sys.version.split()[0]}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

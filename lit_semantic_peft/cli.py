@@ -1,0 +1,235 @@
+"""`fit`, `validate`, `test`, `predict` and `score`: the commands that LightningCLI builds from the classes."""
+
+import difflib
+import logging
+import re
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lit_semantic_peft.callbacks import (
+    AdapterCheckpoint,
+    AdapterExport,
+    AnswerWriter,
+    FactReport,
+    InterferenceMonitor,
+)
+from lit_semantic_peft.data import KnowledgeDataModule
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.files import atomic_path
+from lit_semantic_peft.reports import RunFolder
+from lit_semantic_peft.trainer import KnowledgeTrainer
+from lit_semantic_peft.training import SemanticPeftModule
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_RUN = "runs/default"
+_LINKED = ("base_model", "revision", "dtype", "trust_remote_code")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs one command.
+
+    Args:
+        arguments: The command and its options.
+
+    Raises:
+        InputError: If the input cannot be used. A run folder that this call made, and in which nothing can be resumed
+            yet, is gone then.
+        SystemExit: After `--help`, and with status 2 where an option or YAML key cannot be parsed.
+    """
+    _configure_logging()
+    SemanticPeftCLI(
+        model_class=SemanticPeftModule,
+        datamodule_class=KnowledgeDataModule,
+        trainer_class=KnowledgeTrainer,
+        save_config_callback=RunConfig,
+        seed_everything_default=0,
+        trainer_defaults={"callbacks": [AnswerWriter()]},
+        parser_class=SuggestingParser,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=list(arguments),
+    )
+
+
+class SuggestingParser(LightningArgumentParser):
+    """Says the nearest valid key where a key is not known."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Ends the program with status 2.
+
+        Args:
+            message: What is wrong.
+            ex: The exception behind it.
+        """
+        raise InputError(f"{message}{self._suggestion(message)}\nSee --help for all options.") from ex
+
+    def _suggestion(self, message: str) -> str:
+        unknown = re.search(r"(?:unrecognized arguments: -*|[Kk]ey ['\"]|[Oo]ption ['\"])([\w.]+)", message)
+        if unknown is None:
+            return ""
+        known = [action.dest for action in self._actions if action.dest not in ("help", "config")]
+        name = unknown[1].removeprefix(f"{self.subcommand_name}.")
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        return f"\nDid you mean `{near[0]}`?" if near else ""
+
+    @property
+    def subcommand_name(self) -> str:
+        """The command that this parser belongs to."""
+        return str(self.prog).rsplit(" ", 1)[-1]
+
+
+class SemanticPeftCLI(LightningCLI):
+    """LightningCLI with the run folder, the callbacks that every run has, and `score`."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The trainer's methods that are commands, and their arguments that are no options."""
+        return {**LightningCLI.subcommands(), "score": {"model", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the callbacks as sections of the YAML and takes the base model's settings from one place.
+
+        Args:
+            parser: The parser of one command.
+        """
+        parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(AdapterExport, "export")
+        parser.add_lightning_class_args(InterferenceMonitor, "interference")
+        parser.add_lightning_class_args(FactReport, "report")
+        for name in _LINKED:
+            parser.link_arguments(f"model.{name}", f"data.{name}")
+        parser.set_defaults(
+            {
+                "trainer.default_root_dir": _DEFAULT_RUN,
+                "trainer.max_epochs": 8,
+                "trainer.log_every_n_steps": 1,
+                "trainer.num_sanity_val_steps": 0,
+            }
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: checkpoints hold no hyperparameters; the configuration is in the run folder."""
+
+    def before_instantiate_classes(self) -> None:
+        """Checks run folder and checkpoint before anything is loaded."""
+        config = self.config[self.subcommand]
+        self.run_folder = RunFolder(config.trainer.default_root_dir)
+        self._run_folder_existed = self.run_folder.path.exists()
+        _keep_wandb_in(config.trainer, self.run_folder)
+        ckpt_path = config.get("ckpt_path")
+        if ckpt_path == "last":
+            config.ckpt_path = ckpt_path = str(self.run_folder.checkpoints / "last.ckpt")
+            if not Path(ckpt_path).is_file():
+                raise InputError(
+                    f"`ckpt_path` is `last`, but there is no {ckpt_path}. Leave it out to start from the beginning, or "
+                    "name the run folder by `--trainer.default_root_dir`."
+                )
+        elif ckpt_path is not None and not Path(ckpt_path).is_file():
+            raise InputError(f"`ckpt_path` {ckpt_path!r} is no checkpoint file.")
+        if ckpt_path is not None:
+            _check_readable(Path(ckpt_path))
+        # A child process of a distributed run meets the folder that rank 0 has just made.
+        if self.subcommand == "fit" and ckpt_path is None and _is_first_process() and self.run_folder.is_used():
+            raise InputError(
+                f"The run folder {self.run_folder.path} exists already. Go on with it by `--ckpt_path last`, choose "
+                "another by `--trainer.default_root_dir runs/NAME`, or delete it."
+            )
+        if self.subcommand in ("test", "predict") and ckpt_path is None and config.model.adapter is None:
+            raise InputError(
+                f"`{self.subcommand}` needs a trained adapter: `--ckpt_path last` (or a file), or `--model.adapter` "
+                "with the folder of an exported one."
+            )
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        folder = config["default_root_dir"]
+        if config.get("logger") in (None, True):
+            config["logger"] = CSVLogger(save_dir=folder, name="logs", version="")
+        return super()._instantiate_trainer(config, callbacks)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except InputError:
+            self._remove_useless_run_folder()
+            raise
+
+    def after_fit(self) -> None:
+        """Asks the trained model every fact and its probes; the report callback writes the answers down."""
+        if self.trainer.interrupted:
+            logger.info("Interrupted. Go on with `--ckpt_path last`.")
+            return
+        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+
+    def _remove_useless_run_folder(self) -> None:
+        made_here = self.subcommand == "fit" and not self._run_folder_existed
+        if made_here and _is_first_process() and not any(self.run_folder.checkpoints.glob("*.ckpt")):
+            shutil.rmtree(self.run_folder.path, ignore_errors=True)
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes config.yaml into the run folder, once facts, base model and adapter turned out to be usable."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet: the adapter may still turn out not to fit."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the file on the first rank.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        self._write(Path(trainer.default_root_dir) / self.config_filename)
+        for one in trainer.loggers:
+            one.log_hyperparams({"config": self.parser.dump(self.config, skip_none=False)})
+
+    @rank_zero_only
+    def _write(self, path: Path) -> None:
+        with atomic_path(path) as temporary:
+            self.parser.save(self.config, str(temporary), skip_none=False, overwrite=True, multifile=False)
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a truncated zip, a pickle of another tool, text: each has its own type
+        raise InputError(f"`ckpt_path` {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict) or "lit_semantic_peft" not in checkpoint:
+        raise InputError(f"`ckpt_path` {str(path)!r} was not written by lit-semantic-peft.")
+
+
+def _keep_wandb_in(trainer_config: Any, run_folder: RunFolder) -> None:
+    """Lets W&B write into the run folder instead of the working folder, where the user named no other."""
+    configured = trainer_config.get("logger")
+    for one in configured if isinstance(configured, list) else [configured]:
+        class_path = one.get("class_path", "") if hasattr(one, "get") else ""
+        if class_path.endswith("WandbLogger") and one.init_args.get("save_dir") in (None, "."):
+            one.init_args.save_dir = str(run_folder.path)
+
+
+def _is_first_process() -> bool:
+    return bool(rank_zero_only.rank == 0)
+
+
+def _configure_logging() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if _is_first_process():
+        logging.getLogger("lit_semantic_peft").setLevel(logging.INFO)
+    for noise in (
+        ".*loftq_config.*",  # jsonargparse passes peft's defaults explicitly
+        ".*does not have many workers.*",  # batches are a lookup and a pad; workers would cost more
+        ".*is_gradient_checkpointing.*",
+        ".*exists and is not empty.*",  # the run folder; its state was checked above
+        ".*JsonargparseDeprecationWarning.*",
+    ):
+        warnings.filterwarnings("ignore", message=noise)

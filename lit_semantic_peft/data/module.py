@@ -1,0 +1,427 @@
+"""The LightningDataModule: from a file of facts to filtered, weighted batches."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from lit_semantic_peft.data.cache import ScoreCache
+from lit_semantic_peft.data.questions import Question, fact_questions, prompt_questions
+from lit_semantic_peft.data.samplers import MicroBatch, RankShard, StepPlan
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import Fact, facts_key, read_facts
+from lit_semantic_peft.files import content_key
+from lit_semantic_peft.models.base import (
+    DEFAULT_BASE_MODEL,
+    BaseDtype,
+    BaseModelSource,
+    cache_folder,
+    load_base_model,
+    load_tokenizer,
+    resolve_base_model,
+)
+from lit_semantic_peft.semantics import (
+    Distance,
+    ExpectedEmbeddingDistance,
+    FactFilter,
+    NoFilter,
+    ScoredFacts,
+    Selection,
+    Surprisal,
+    Uniform,
+    Weighting,
+    apply_filters,
+    loss_weights,
+    score_facts,
+)
+from lit_semantic_peft.tokens import Batch, EncodedFact, FactEncoder, Template, collate
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedFacts:
+    """What `setup` decides, one row per fact in file order; `fact_index` is the row number.
+
+    Attributes:
+        facts: All facts that were read.
+        encoded: Their token ids.
+        scored: What the base model says of them.
+        is_kept: Whether a fact is trained, bool `(n,)`.
+        reason: Why a fact is not trained: a filter's reason, or `retain` or `probe` for its split; None if it is.
+        loss_weight: Factor of each fact's loss, float64 `(n,)`: mean 1 over the kept facts, 0 for the others.
+        key: Content key of the facts and of everything that decided their fate.
+    """
+
+    facts: tuple[Fact, ...]
+    encoded: tuple[EncodedFact, ...]
+    scored: ScoredFacts
+    is_kept: np.ndarray
+    reason: tuple[str | None, ...]
+    loss_weight: np.ndarray
+    key: str
+
+    @property
+    def kept_index(self) -> list[int]:
+        """Fact indices that are trained, ascending."""
+        return [int(index) for index in np.flatnonzero(self.is_kept)]
+
+    def columns(self) -> dict[str, list[Any]]:
+        """The columns of the fact table that are known before training, by name."""
+        return {
+            "fact_id": [fact.id for fact in self.facts],
+            "fact_index": list(range(len(self.facts))),
+            "subject": [fact.subject for fact in self.facts],
+            "relation": [fact.relation for fact in self.facts],
+            "prompt": [fact.prompt for fact in self.facts],
+            "target": [fact.target for fact in self.facts],
+            "target_true": [fact.target_true for fact in self.facts],
+            "split": [fact.split for fact in self.facts],
+            "source": [fact.source for fact in self.facts],
+            "kept": self.is_kept.tolist(),
+            "drop_reason": list(self.reason),
+            "num_target_tokens": [one.num_target_tokens for one in self.encoded],
+            "distance": self.scored.distance.tolist(),
+            "nll_before": self.scored.base_nll.tolist(),
+            "loss_weight": self.loss_weight.tolist(),
+            **{f"distance_{name}": values.tolist() for name, values in self.scored.distances.items()},
+        }
+
+
+class KnowledgeDataModule(LightningDataModule):
+    """Reads facts, measures how far each is from the base model, filters and weights them, and plans the batches.
+
+    Filtering happens in `setup`. Scores come from a cache keyed by everything they depend on; only what is missing is
+    computed, by rank 0 while the others wait. Dropped facts are not lost: they are evaluated and reported.
+
+    Args:
+        facts: A built-in set (`world`, `counterfactual`, `fictional`), a file (.jsonl, .csv, .parquet, each also
+            .gz where it is text), a folder of `datasets`, or a Hub data set.
+        num_facts: How many facts to take, chosen by `seed`; None for all (`fictional`: how many to make up).
+        contradictions: `error` refuses facts with the same prompt and different targets, `keep` takes them.
+        dataset_split: Which split of a `datasets` folder or Hub data set.
+        distance: What filters and weightings go by; `ExpectedEmbeddingDistance` where None.
+        more_distances: Further distances to measure and report. `Surprisal` is always measured.
+        filters: Applied in order, each to what the one before left; nothing is dropped where None.
+        weighting: From distance to loss weight; `Uniform` where None.
+        template: `none`, or `chat` for the tokenizer's chat template.
+        append_eos: Whether an answer is taught to end.
+        max_length: Longest fact in tokens; a longer one is an error. None for no limit.
+        micro_batch_size: Facts per forward pass of one process. Facts per optimizer step are this times
+            `trainer.accumulate_grad_batches` times the number of processes.
+        eval_batch_size: Facts per forward pass of scoring and evaluation.
+        max_val_facts: How many facts, chosen by `seed`, are measured after each epoch; all are measured in the end.
+        bucket_steps: Optimizer steps whose facts are sorted by length together, which saves padding.
+        with_probes: Whether the final evaluation asks paraphrases, neighbours and portability too.
+        seed: Of the choice of facts and of their order.
+        prompts: Free prompts for `predict`; the facts themselves where None.
+        max_new_tokens: Longest answer to a free prompt, in tokens.
+        cache_dir: Where scores are kept; the user's cache where None.
+        base_model: The model that facts are measured against; the command line takes it from the module.
+        revision: Its branch, tag or commit on the Hub.
+        dtype: Type of its weights.
+        trust_remote_code: Whether code that comes with it may run.
+
+    Raises:
+        InputError: From `setup`, if the facts cannot be read, spelt, or filtered as asked.
+    """
+
+    def __init__(
+        self,
+        facts: str = "world",
+        num_facts: int | None = None,
+        contradictions: Literal["error", "keep"] = "error",
+        dataset_split: str = "train",
+        distance: Distance | None = None,
+        more_distances: list[Distance] | None = None,
+        filters: list[FactFilter] | None = None,
+        weighting: Weighting | None = None,
+        template: Template = "none",
+        append_eos: bool = True,
+        max_length: int | None = None,
+        micro_batch_size: int = 16,
+        eval_batch_size: int = 64,
+        max_val_facts: int = 1000,
+        bucket_steps: int = 8,
+        with_probes: bool = True,
+        seed: int = 0,
+        prompts: list[str] | None = None,
+        max_new_tokens: int = 32,
+        cache_dir: str | None = None,
+        base_model: str = DEFAULT_BASE_MODEL,
+        revision: str | None = None,
+        dtype: BaseDtype = "float32",
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("micro_batch_size", micro_batch_size),
+            ("eval_batch_size", eval_batch_size),
+            ("max_val_facts", max_val_facts),
+            ("bucket_steps", bucket_steps),
+            ("max_new_tokens", max_new_tokens),
+        ):
+            if value < 1:
+                raise InputError(f"`{name}` must be at least 1, got {value}")
+        self.facts = facts
+        self.num_facts = num_facts
+        self.contradictions: Literal["error", "keep"] = contradictions
+        self.dataset_split = dataset_split
+        self.distances = _distances(distance or ExpectedEmbeddingDistance(), more_distances or [])
+        self.filters: list[FactFilter] = filters or [NoFilter()]
+        self.weighting = weighting or Uniform()
+        self.template: Template = template
+        self.append_eos = append_eos
+        self.max_length = max_length
+        self.micro_batch_size = micro_batch_size
+        self.eval_batch_size = eval_batch_size
+        self.max_val_facts = max_val_facts
+        self.bucket_steps = bucket_steps
+        self.with_probes = with_probes
+        self.seed = seed
+        self.prompts = prompts
+        self.max_new_tokens = max_new_tokens
+        self.cache = ScoreCache(cache_dir or cache_folder() / "scores")
+        self.base_model = base_model
+        self.revision = revision
+        self.dtype: BaseDtype = dtype
+        self.trust_remote_code = trust_remote_code
+        self._prepared: PreparedFacts | None = None
+        self._encoder: FactEncoder | None = None
+
+    @property
+    def prepared(self) -> PreparedFacts:
+        """What `setup` decided.
+
+        Raises:
+            RuntimeError: Before `setup`.
+        """
+        if self._prepared is None:
+            raise RuntimeError("KnowledgeDataModule.setup() has not run yet")
+        return self._prepared
+
+    @property
+    def encoder(self) -> FactEncoder:
+        """How facts are spelt in the base model's tokens.
+
+        Raises:
+            RuntimeError: Before `setup`.
+        """
+        if self._encoder is None:
+            raise RuntimeError("KnowledgeDataModule.setup() has not run yet")
+        return self._encoder
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads, spells, scores, filters and weights the facts. A second call does nothing.
+
+        Args:
+            stage: Lightning's stage. For `predict` with free prompts no fact is read.
+        """
+        if self._encoder is None:
+            source = resolve_base_model(self.base_model, self.revision)
+            self._encoder = FactEncoder(
+                load_tokenizer(source, self.trust_remote_code), self.template, self.append_eos, self.max_length
+            )
+            self._source = source
+        if self._prepared is None and not (stage == "predict" and self.prompts):
+            self._prepared = self._prepare(self._source)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Micro-batches of kept facts; the order depends on `seed` and epoch only."""
+        prepared = self.prepared
+        rows = prepared.kept_index
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        plan = StepPlan(
+            rows,
+            [len(prepared.encoded[row]) for row in rows],
+            micro_batch_size=self.micro_batch_size,
+            accumulate_grad_batches=accumulate,
+            world_size=self._world_size,
+            rank=self._rank,
+            seed=self.seed,
+            bucket_steps=self.bucket_steps,
+        )
+        return DataLoader(_FactBatches(prepared, self.encoder.pad_id, with_end=True), sampler=plan, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Facts to measure after each epoch: all of them, or `max_val_facts` chosen by `seed`."""
+        rows = list(range(len(self.prepared.facts)))
+        if len(rows) > self.max_val_facts:
+            generator = np.random.default_rng(self.seed)
+            rows = sorted(generator.choice(len(rows), self.max_val_facts, replace=False).tolist())
+        lengths = [len(self.prepared.encoded[row]) for row in rows]
+        dataset = _FactBatches(self.prepared, self.encoder.pad_id, with_end=False)
+        return DataLoader(dataset, sampler=self._shard(rows, lengths), batch_size=None)
+
+    def test_dataloader(self) -> DataLoader[list[Question]]:
+        """Questions of all facts, kept and dropped, and of their probes."""
+        return self._question_loader(fact_questions(self.prepared.facts, self.encoder, self.with_probes))
+
+    def predict_dataloader(self) -> DataLoader[list[Question]]:
+        """The free prompts, or the facts' own prompts where there are none."""
+        if self.prompts:
+            return self._question_loader(prompt_questions(self.prompts, self.encoder, self.max_new_tokens))
+        return self._question_loader(fact_questions(self.prepared.facts, self.encoder, with_probes=False))
+
+    def training_batches(self, rows: Sequence[int], batch_size: int) -> list[Batch]:
+        """The training form of some facts, in the given order, for measurements beside the training.
+
+        Args:
+            rows: Fact indices.
+            batch_size: Facts per batch.
+        """
+        dataset = _FactBatches(self.prepared, self.encoder.pad_id, with_end=True)
+        return [
+            dataset[MicroBatch(tuple(rows[start : start + batch_size]))] for start in range(0, len(rows), batch_size)
+        ]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves tensors; questions are text and stay.
+
+        Args:
+            batch: A `Batch`, or questions.
+            device: Where to.
+            dataloader_idx: Number of the loader.
+        """
+        return batch.to(device) if isinstance(batch, Batch) else batch
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    def _question_loader(self, questions: list[Question]) -> DataLoader[list[Question]]:
+        lengths = [len(question.prompt_ids) + question.max_new_tokens for question in questions]
+        sampler = self._shard(range(len(questions)), lengths)
+        return DataLoader(_QuestionBatches(questions), sampler=sampler, batch_size=None)
+
+    def _shard(self, rows: Sequence[int], lengths: Sequence[int]) -> RankShard:
+        return RankShard(
+            rows, lengths, batch_size=self.eval_batch_size, world_size=self._world_size, rank=self._rank
+        )
+
+    def _prepare(self, source: BaseModelSource) -> PreparedFacts:
+        fact_set = read_facts(
+            self.facts,
+            num_facts=self.num_facts,
+            seed=self.seed,
+            dataset_split=self.dataset_split,
+            contradictions=self.contradictions,
+        )
+        for warning in fact_set.warnings:
+            logger.warning(warning)
+        facts = fact_set.facts
+        encoded = self.encoder.encode_facts(facts)
+        scored = self._scores(source, facts)
+        inject = np.flatnonzero([fact.split == "inject" for fact in facts])
+        logger.info("Facts read: %d, of which %d to inject", len(facts), len(inject))
+        if not len(inject):
+            raise InputError(f"`facts` {self.facts!r} holds no fact with split `inject`, so there is nothing to train.")
+        selection = apply_filters(self.filters, scored.take(inject))
+        is_kept, reason = _spread(selection, inject, facts)
+        loss_weight = np.zeros(len(facts))
+        loss_weight[is_kept] = loss_weights(
+            self.weighting, scored.distance[is_kept], is_rank_based=self.distances[0].is_rank_based
+        )
+        logger.info("Facts kept: %d, dropped: %d", int(is_kept.sum()), len(inject) - int(is_kept.sum()))
+        key = content_key(
+            facts_key(facts), source.fingerprint, self.template, self.append_eos, np.flatnonzero(is_kept).tolist(),
+            loss_weight.tolist(),
+        )  # fmt: skip
+        return PreparedFacts(tuple(facts), tuple(encoded), scored, is_kept, reason, loss_weight, key)
+
+    def _scores(self, source: BaseModelSource, facts: Sequence[Fact]) -> ScoredFacts:
+        """Scores from the cache, or computed by rank 0; a failure there ends all ranks with its message."""
+        outcome: ScoredFacts | InputError | None = None
+        if self._rank == 0:
+            try:
+                outcome = self._scores_on_this_rank(source, facts)
+            except InputError as error:
+                outcome = error
+        if self._world_size > 1 and self.trainer is not None:
+            outcome = self.trainer.strategy.broadcast(outcome)
+        if isinstance(outcome, InputError):
+            raise outcome
+        assert outcome is not None
+        return outcome
+
+    def _scores_on_this_rank(self, source: BaseModelSource, facts: Sequence[Fact]) -> ScoredFacts:
+        manifest = self.cache.manifest(facts, source, self.encoder, self.distances, self.dtype)
+        scored = self.cache.load(manifest)
+        if scored is not None:
+            logger.info("Scores of %d facts come from the cache; no model was touched", len(facts))
+            return scored
+        model = load_base_model(source, self.dtype, self.trust_remote_code).to(self.device)
+        with tqdm(total=len(facts), desc="Scoring facts", unit="fact") as bar:
+            scored = score_facts(
+                model, self.encoder, facts, self.distances, batch_size=self.eval_batch_size, on_batch=bar.update
+            )
+        self.cache.store(manifest, scored)
+        return scored
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base model is run: the trainer's device, else the first GPU, else the CPU."""
+        if self.trainer is not None:
+            return self.trainer.strategy.root_device
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class _FactBatches(Dataset[Batch]):
+    """Collates the rows that a sampler asks for; fillers get weight 0."""
+
+    def __init__(self, prepared: PreparedFacts, pad_id: int, with_end: bool) -> None:
+        self._prepared = prepared
+        self._pad_id = pad_id
+        self._with_end = with_end
+
+    def __getitem__(self, micro_batch: MicroBatch) -> Batch:
+        rows = micro_batch.rows
+        weights = [float(self._prepared.loss_weight[row]) for row in rows]
+        if micro_batch.num_fillers:
+            weights[-micro_batch.num_fillers :] = [0.0] * micro_batch.num_fillers
+        encoded = [self._prepared.encoded[row] for row in rows]
+        return collate(encoded, rows, self._pad_id, loss_weight=weights, with_end=self._with_end)
+
+
+class _QuestionBatches(Dataset[list[Question]]):
+    """Hands out the questions that a sampler asks for."""
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self._questions = questions
+
+    def __getitem__(self, micro_batch: MicroBatch) -> list[Question]:
+        return [self._questions[row] for row in micro_batch.rows]
+
+
+def _distances(first: Distance, more: Sequence[Distance]) -> list[Distance]:
+    """The configured distance first, surprisal always, no name twice."""
+    distances = [first]
+    for distance in (*more, Surprisal()):
+        known = {other.name: other for other in distances}
+        if distance.name not in known:
+            distances.append(distance)
+        elif vars(distance) != vars(known[distance.name]):
+            raise InputError(f"`more_distances` has {distance.name} twice with different settings; tables name columns by it")
+    return distances
+
+
+def _spread(
+    selection: Selection, inject: np.ndarray, facts: Sequence[Fact]
+) -> tuple[np.ndarray, tuple[str | None, ...]]:
+    """From a selection among the facts to inject to one among all facts."""
+    is_kept = np.zeros(len(facts), dtype=np.bool_)
+    is_kept[inject] = selection.kept
+    reason: list[str | None] = [fact.split for fact in facts]
+    for row, why in zip(inject, selection.reason, strict=True):
+        reason[row] = why
+    return is_kept, tuple(reason)

@@ -1,0 +1,141 @@
+"""Which facts run together: a plan of optimizer steps that does not depend on how they are cut up.
+
+An epoch is first divided into optimizer steps and only then into micro-batches and ranks, so that 8 × 1, 4 × 2 and two
+processes with 4 × 1 see the same facts in the same step.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DistributedSampler
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Rows that run together in one forward pass of one rank.
+
+    Attributes:
+        rows: Fact indices.
+        num_fillers: How many of the last rows only fill up, so that every rank runs equally often. Their loss weight
+            is 0.
+    """
+
+    rows: tuple[int, ...]
+    num_fillers: int = 0
+
+
+# The base class is how Lightning knows that ranks are already taken care of; nothing of it but `set_epoch` is used.
+class StepPlan(DistributedSampler[MicroBatch]):
+    """Plans each epoch's optimizer steps, seeded, with facts of similar length together.
+
+    Facts are shuffled; windows of `bucket_steps` steps are sorted by length and cut into steps; steps are shuffled;
+    within a step facts are sorted by length and dealt out to micro-batches and ranks.
+
+    Args:
+        rows: Fact indices to train on.
+        lengths: Tokens of each of them.
+        micro_batch_size: Facts per forward pass of one rank.
+        accumulate_grad_batches: Micro-batches per optimizer step and rank.
+        world_size: Number of ranks.
+        rank: This rank.
+        seed: Of the shuffle; the epoch is added to it.
+        bucket_steps: Optimizer steps whose facts are sorted by length together; 1 leaves the composition of steps to
+            chance alone.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[int],
+        lengths: Sequence[int],
+        *,
+        micro_batch_size: int,
+        accumulate_grad_batches: int = 1,
+        world_size: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        bucket_steps: int = 8,
+    ) -> None:
+        self.rows = list(rows)
+        self.length_of = dict(zip(rows, lengths, strict=True))
+        self.micro_batch_size = micro_batch_size
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.world_size = world_size
+        self.rank = rank
+        self.seed = seed
+        self.bucket_steps = bucket_steps
+        self.epoch = 0
+
+    @property
+    def facts_per_step(self) -> int:
+        """Facts of one optimizer step over all ranks."""
+        return self.micro_batch_size * self.accumulate_grad_batches * self.world_size
+
+    def steps(self, epoch: int) -> list[list[int]]:
+        """The fact indices of each optimizer step of an epoch; only the last step may be smaller.
+
+        Args:
+            epoch: Number of the epoch.
+        """
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        size = self.facts_per_step
+        shuffled = [self.rows[i] for i in torch.randperm(len(self.rows), generator=generator).tolist()]
+        # The partial step is drawn first: sorting must not make it the step of the longest facts.
+        whole = len(shuffled) // size * size
+        partial = [sorted(shuffled[whole:], key=self._length)] if shuffled[whole:] else []
+        steps: list[list[int]] = []
+        window = size * self.bucket_steps
+        for start in range(0, whole, window):
+            bucket = sorted(shuffled[start : min(start + window, whole)], key=self._length)
+            steps += [bucket[at : at + size] for at in range(0, len(bucket), size)]
+        order = torch.randperm(len(steps), generator=generator).tolist()
+        return [steps[i] for i in order] + partial
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for step in self.steps(self.epoch):
+            stride = self.micro_batch_size * self.world_size
+            for start in range(0, len(step), stride):
+                # Interleaved, so that ranks get equally long rows and equally many of them.
+                mine = step[start : start + stride][self.rank :: self.world_size]
+                # A rank without a fact still takes part in the step's collectives.
+                yield MicroBatch(tuple(mine)) if mine else MicroBatch((step[0],), num_fillers=1)
+
+    def __len__(self) -> int:
+        """Micro-batches of an epoch on each rank."""
+        whole, rest = divmod(len(self.rows), self.facts_per_step)
+        stride = self.micro_batch_size * self.world_size
+        return whole * self.accumulate_grad_batches + -(-rest // stride)
+
+    def _length(self, row: int) -> tuple[int, int]:
+        return self.length_of[row], row
+
+
+class RankShard(DistributedSampler[MicroBatch]):
+    """Deals batches of rows out to ranks for evaluation, each row once but for repeats that even out the ranks.
+
+    Metrics drop the repeats by fact index.
+
+    Args:
+        rows: Row numbers.
+        lengths: Tokens of each of them.
+        batch_size: Rows per forward pass.
+        world_size: Number of ranks.
+        rank: This rank.
+    """
+
+    def __init__(
+        self, rows: Sequence[int], lengths: Sequence[int], *, batch_size: int, world_size: int = 1, rank: int = 0
+    ) -> None:
+        # Longest first: a lack of memory shows at once.
+        order = [row for row, _ in sorted(zip(rows, lengths, strict=True), key=lambda pair: (-pair[1], pair[0]))]
+        batches = [tuple(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+        batches += batches[:1] * (-len(batches) % world_size)
+        self.batches = batches[rank::world_size]
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return (MicroBatch(batch) for batch in self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+

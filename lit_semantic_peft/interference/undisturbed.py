@@ -1,0 +1,37 @@
+"""Looking at a model without changing it: modes and random numbers are as they were afterwards."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def modes_restored(model: nn.Module) -> Iterator[None]:
+    """Gives every submodule its own training or evaluation mode back, also after an exception."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training  # not train(mode), which would set the children as well
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode with gradients enabled; modes and torch's random number generators are restored on leaving.
+
+    Works inside `torch.no_grad` and `torch.inference_mode` too (Lightning validates in the latter).
+
+    Args:
+        model: The model to look at. Its parameters, their `.grad` and `requires_grad` are not this context's matter.
+    """
+    cuda_devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with ExitStack() as stack:
+        stack.enter_context(modes_restored(model))
+        stack.enter_context(torch.random.fork_rng(devices=cuda_devices))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        model.eval()
+        yield

@@ -1,0 +1,128 @@
+"""The metrics as pure functions: of sums and counts, and (from `text`) of answers."""
+
+import torch
+from torch import Tensor
+
+from lit_semantic_peft.interference.influence import is_conflict
+from lit_semantic_peft.metrics.text import is_exact_match, normalize_answer, starts_with_answer
+
+__all__ = [
+    "interference_summary",
+    "is_exact_match",
+    "is_pushed_away",
+    "mean_over_facts",
+    "normalize_answer",
+    "per_fact_mean",
+    "share",
+    "starts_with_answer",
+]
+
+
+def per_fact_mean(total: Tensor, count: Tensor) -> Tensor:
+    """Mean of each fact's measurements.
+
+    Args:
+        total: Sum of the measurements, float, any shape.
+        count: Number of the measurements, int64, same shape.
+
+    Returns:
+        float, same shape and unit as `total`; NaN where nothing was measured.
+
+    Example:
+        >>> per_fact_mean(torch.tensor([3.0, 0.0]), torch.tensor([2, 0])).tolist()
+        [1.5, nan]
+    """
+    return torch.where(count > 0, total / count.clamp(min=1), torch.nan)
+
+
+def mean_over_facts(total: Tensor, count: Tensor) -> Tensor:
+    """Mean over the measured facts of each fact's own mean, so that a fact measured twice counts once.
+
+    Args:
+        total: Sum of each fact's measurements, float `(n,)`.
+        count: Number of each fact's measurements, int64 `(n,)`.
+
+    Returns:
+        float scalar, unit of `total`; NaN where no fact was measured or a measured value is NaN.
+
+    Example:
+        >>> mean_over_facts(torch.tensor([2.0, 0.0, 0.0]), torch.tensor([2, 1, 0])).item()
+        0.5
+    """
+    is_measured = count > 0
+    total_of_means = torch.where(is_measured, total / count.clamp(min=1), 0.0).sum()
+    return per_fact_mean(total_of_means, is_measured.sum())
+
+
+def is_pushed_away(distance_delta: Tensor, epsilon: float = 0.0) -> Tensor:
+    """Facts that the model is farther from than before: d_after − d_before > ε.
+
+    Args:
+        distance_delta: d_after − d_before, float `(n,)`; NaN where not measured.
+        epsilon: ε ≥ 0, in the unit of the distance.
+
+    Returns:
+        bool `(n,)`, False where not measured. Source: the first finding of Wang & Li 2024, our reading.
+
+    Example:
+        >>> is_pushed_away(torch.tensor([0.2, 0.0, -0.1, torch.nan]), epsilon=0.1).tolist()
+        [True, False, False, False]
+    """
+    return distance_delta > epsilon
+
+
+def share(condition: Tensor, is_counted: Tensor) -> Tensor:
+    """Share of the counted entries for which a condition holds.
+
+    Args:
+        condition: bool, any shape.
+        is_counted: bool, same shape.
+
+    Returns:
+        float32 scalar in [0, 1]; NaN where nothing is counted.
+
+    Example:
+        >>> share(torch.tensor([True, False, True]), torch.tensor([True, True, False])).item()
+        0.5
+    """
+    return per_fact_mean((condition & is_counted).sum().float(), is_counted.sum())
+
+
+def interference_summary(
+    gradient_cosine: Tensor, net_transfer: Tensor, harm_done: Tensor, threshold: float = 0.05
+) -> dict[str, Tensor]:
+    """The state of interference in a few numbers, each a float scalar, for a logger.
+
+    Args:
+        gradient_cosine: C, float `(k, k)`.
+        net_transfer: float `(k,)`.
+        harm_done: float `(k,)`.
+        threshold: τ ≥ 0; a pair is in conflict where C_ij < −τ.
+
+    Returns:
+        - `conflict_rate`: share of the pairs i < j with a defined cosine that are in conflict, [0, 1];
+        - `gradient_cosine_mean`: mean of C_ij over those pairs, [−1, 1];
+        - `net_transfer_median`: median over the facts where it is defined;
+        - `share_net_transfer_below_0`: share of those facts that the others hurt, [0, 1];
+        - `share_net_transfer_below_minus_1`: share of those facts that the others undo, [0, 1];
+        - `harm_done_top_tenth`: share of all harm that the most harmful tenth of the facts does, [0, 1];
+        - `num_undefined_facts`: facts whose net transfer is not defined.
+
+        A share of nothing is NaN.
+    """
+    is_pair = torch.isfinite(gradient_cosine) & torch.ones_like(gradient_cosine, dtype=torch.bool).triu(diagonal=1)
+    is_defined = torch.isfinite(net_transfer)
+    harm = torch.where(torch.isfinite(harm_done), harm_done, 0.0).sort(descending=True).values
+    num_top = -(-len(harm) // 10)
+    total_harm = harm.sum()
+    return {
+        "conflict_rate": share(is_conflict(gradient_cosine, threshold), is_pair),
+        "gradient_cosine_mean": per_fact_mean(torch.where(is_pair, gradient_cosine, 0.0).sum(), is_pair.sum()),
+        "net_transfer_median": torch.where(is_defined, net_transfer, torch.nan).nanquantile(0.5),
+        "share_net_transfer_below_0": share(net_transfer < 0, is_defined),
+        "share_net_transfer_below_minus_1": share(net_transfer < -1, is_defined),
+        "harm_done_top_tenth": torch.where(
+            total_harm > 0, harm[:num_top].sum() / torch.where(total_harm > 0, total_harm, 1.0), torch.nan
+        ),
+        "num_undefined_facts": (~is_defined).sum().float(),
+    }

@@ -1,0 +1,116 @@
+"""First learned, forgotten how often, recalled at the end: kept as training goes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_semantic_peft.metrics.shapes import ShapedMetric
+
+
+class LearningDynamics(ShapedMetric):
+    """When each fact was first recalled and how often it was forgotten, epoch by epoch.
+
+    Within an epoch `update` sums measurements, rank by rank; `end_epoch` adds the ranks' sums, which every rank must
+    call, and closes the epoch alike on all of them. A fact counts as recalled in an epoch when every measurement of it
+    says so; a fact that was not measured keeps its state. The same definitions over a whole history:
+    `lit_semantic_peft.interference.dynamics` (forgetting after Toneva et al. 2019).
+
+    The states are persistent: put `state_dict()` into the checkpoint, after `end_epoch`, so that a resumed run
+    continues the count. Hold it, do not `self.log` it: Lightning resets what it logs after every epoch.
+
+    Args:
+        num_facts: Number of facts n; `fact_index` runs from 0 to n − 1.
+        kwargs: Arguments of `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = LearningDynamics(num_facts=2)
+        >>> for recalled in ([False, True], [True, False]):
+        ...     metric.update(torch.tensor(recalled), torch.tensor([0, 1]))
+        ...     metric.end_epoch()
+        >>> result = metric.compute()
+        >>> result["first_learned"].tolist(), result["forgetting_events"].tolist(), result["is_recalled"].tolist()
+        ([1, 0], [0, 1], [True, False])
+    """
+
+    higher_is_better = None
+    recalled_count: Tensor
+    measured_count: Tensor
+    first_learned: Tensor
+    forgetting_events: Tensor
+    is_recalled: Tensor
+    num_measured_epochs: Tensor
+    num_epochs: Tensor
+
+    def __init__(self, num_facts: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if num_facts < 1:
+            raise ValueError(f"`num_facts` must be at least 1, got {num_facts}")
+        zeros = torch.zeros(num_facts, dtype=torch.long)
+        # The open epoch: adds up over ranks.
+        self.add_state("recalled_count", zeros.clone(), dist_reduce_fx="sum", persistent=True)
+        self.add_state("measured_count", zeros.clone(), dist_reduce_fx="sum", persistent=True)
+        # The closed epochs: equal on all ranks, so that the maximum leaves them as they are.
+        self.add_state("first_learned", zeros - 1, dist_reduce_fx="max", persistent=True)
+        self.add_state("forgetting_events", zeros.clone(), dist_reduce_fx="max", persistent=True)
+        self.add_state("is_recalled", zeros.clone(), dist_reduce_fx="max", persistent=True)
+        self.add_state("num_measured_epochs", zeros.clone(), dist_reduce_fx="max", persistent=True)
+        self.add_state("num_epochs", torch.zeros(1, dtype=torch.long), dist_reduce_fx="max", persistent=True)
+
+    def update(self, recalled: Tensor, fact_index: Tensor) -> None:
+        """Adds measurements to the open epoch.
+
+        Args:
+            recalled: bool `(B,)`.
+            fact_index: int64 `(B,)`.
+        """
+        if recalled.shape != fact_index.shape or recalled.dim() != 1:
+            raise ValueError(
+                f"`recalled` and `fact_index` must have the same shape (B,), "
+                f"got {tuple(recalled.shape)} and {tuple(fact_index.shape)}"
+            )
+        fact_index = fact_index.to(self.recalled_count.device)
+        self.recalled_count.index_add_(0, fact_index, recalled.bool().to(self.recalled_count))
+        self.measured_count.index_add_(0, fact_index, torch.ones_like(fact_index))
+
+    def end_epoch(self, epoch: int | None = None) -> None:
+        """Closes the open epoch. A collective under DDP: every rank calls it.
+
+        Args:
+            epoch: Number of the epoch, ≥ 0, for `first_learned`; the number of epochs closed so far where None.
+        """
+        if epoch is not None and epoch < 0:
+            raise ValueError(f"`epoch` must be at least 0, got {epoch}")
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync):
+            is_measured = self.measured_count > 0
+            is_recalled = is_measured & (self.recalled_count == self.measured_count)
+        number = self.num_epochs if epoch is None else torch.full_like(self.num_epochs, epoch)
+        was_recalled = self.is_recalled.bool()
+        self.first_learned = torch.where((self.first_learned < 0) & is_recalled, number, self.first_learned)
+        self.forgetting_events = self.forgetting_events + (was_recalled & is_measured & ~is_recalled)
+        self.is_recalled = torch.where(is_measured, is_recalled, was_recalled).long()
+        self.num_measured_epochs = self.num_measured_epochs + is_measured
+        self.num_epochs = self.num_epochs + 1
+        self.recalled_count = torch.zeros_like(self.recalled_count)
+        self.measured_count = torch.zeros_like(self.measured_count)
+        self._computed = None  # what compute() has cached is of an earlier epoch
+        self._update_count = max(self._update_count, 1)  # an epoch without updates is no reason for a warning
+
+    def compute(self) -> dict[str, Tensor]:
+        """The course up to the last closed epoch.
+
+        Returns:
+            `first_learned` int64 `(n,)`, the epoch, −1 for never; `forgetting_events` int64 `(n,)`; `is_recalled` bool
+            `(n,)`, the state when last measured; `num_measured_epochs` int64 `(n,)`, 0 for a fact never measured.
+        """
+        return {
+            "first_learned": self.first_learned,
+            "forgetting_events": self.forgetting_events,
+            "is_recalled": self.is_recalled.bool(),
+            "num_measured_epochs": self.num_measured_epochs,
+        }
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._computed = None
+        self._update_count = max(self._update_count, int(self.num_epochs))  # torchmetrics does not restore its own

@@ -1,0 +1,119 @@
+"""When an answer counts as right: comparison of normalised text. Our reading; close to what SQuAD's script does.
+
+Never a substring: an empty answer matches nothing, and "Parisian" is not "Paris".
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+_LEADING_ARTICLE = re.compile(r"^(?:a|an|the) (?=\S)")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+# Punctuation that changes what is said: C# is not C, 5% is not 5.
+_MEANINGFUL = frozenset("#%&@")
+# Punctuation that changes a number: 3.5 is not 35, 1/2 is not 12.
+_INSIDE_NUMBERS = frozenset(".,:/-")
+_SEPARATING = frozenset("/\\|")
+# Scripts written without spaces between words: Thai to Lao, Myanmar, Khmer, kana and the Han blocks.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+def normalize_answer(text: str) -> str:
+    """The text without what does not change an answer.
+
+    Unicode NFKC, casefold; punctuation removed (dashes and slashes become spaces) except where it carries meaning
+    (`#`, `%`, `&`, `@`, inside a number, a minus sign); whitespace collapsed; one leading English article removed. Only
+    a leading one, so that "Vitamin A" is not "vitamin". Never empty for a text that is not blank: a text of nothing
+    but punctuation stays as it is, casefolded.
+
+    Args:
+        text: An answer or a target.
+
+    Returns:
+        The normalised text.
+
+    Example:
+        >>> normalize_answer("  The Jean-Luc  Picard! ")
+        'jean luc picard'
+        >>> normalize_answer("."), normalize_answer("The The"), normalize_answer("U.S."), normalize_answer("3.5")
+        ('.', 'the', 'us', '3.5')
+    """
+    return _LEADING_ARTICLE.sub("", _without_punctuation(text))
+
+
+def is_exact_match(answer: str, accepted: Sequence[str]) -> bool:
+    """Whether the normalised answer equals one of the normalised accepted ones.
+
+    Args:
+        answer: What the model said, up to its stop.
+        accepted: The target and its aliases.
+
+    Returns:
+        False for an empty answer, whatever is accepted.
+
+    Example:
+        >>> [is_exact_match(answer, ["Paris"]) for answer in ("the Paris.", "Paris, France", "")]
+        [True, False, False]
+    """
+    normalized = normalize_answer(answer)
+    return bool(normalized) and any(normalized == normalize_answer(candidate) for candidate in accepted)
+
+
+def starts_with_answer(answer: str, accepted: Sequence[str]) -> bool:
+    """Whether the answer begins with an accepted one that ends at a word boundary.
+
+    For a base model that knows the answer but does not stop behind it. In scripts without spaces (Chinese, Japanese,
+    Thai, ...) every character ends a word.
+
+    Args:
+        answer: What the model said.
+        accepted: The target and its aliases.
+
+    Returns:
+        False for an empty answer and for empty accepted ones.
+
+    Example:
+        >>> starts_with_answer("Paris, the capital", ["Paris"]), starts_with_answer("Parisian", ["Paris"])
+        (True, False)
+        >>> starts_with_answer("东京是日本的首都", ["东京"])
+        True
+    """
+    return any(
+        _is_word_prefix(form(candidate), form(answer))
+        for candidate in accepted
+        # With and without the leading article, but both alike: "A" is an answer, "the" of "The The" is not.
+        for form in (_without_punctuation, normalize_answer)
+    )
+
+
+def _is_word_prefix(prefix: str, text: str) -> bool:
+    if not prefix or not text.startswith(prefix):
+        return False
+    rest = text[len(prefix) :]
+    return not rest or rest[0] == " " or bool(_UNSPACED.match(prefix[-1]) or _UNSPACED.match(rest[0]))
+
+
+def _without_punctuation(text: str) -> str:
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).replace("−", "-")
+    folded = _THOUSANDS.sub("", " ".join(folded.split()))
+    kept = " ".join("".join(_kept(folded, position) for position in range(len(folded))).split())
+    return kept or folded
+
+
+def _kept(text: str, position: int) -> str:
+    """What remains of one character: itself, a space, or nothing."""
+    character = text[position]
+    category = unicodedata.category(character)
+    if category == "Cf":  # zero-width marks
+        return ""
+    if not category.startswith("P") or character in _MEANINGFUL:
+        return character
+    before = text[position - 1 : position]
+    after = text[position + 1 : position + 2]
+    if after.isdigit() and (
+        (before.isdigit() and character in _INSIDE_NUMBERS) or (not before.isalnum() and character == "-")
+    ):
+        return character
+    return " " if category == "Pd" or character in _SEPARATING else ""

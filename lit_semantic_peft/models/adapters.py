@@ -1,0 +1,212 @@
+"""The adapter: attached by any PEFT configuration, kept without its base, exported as PEFT reads it."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.files import write_json, write_text
+from lit_semantic_peft.models.base import BaseModelSource
+
+BASE_FILE = "lit_semantic_peft.json"
+"""Beside an exported adapter: which base model it was trained on, as the user named it, and its fingerprint."""
+
+
+def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
+    """Wraps a base model with a new, untrained adapter.
+
+    The adapter's weights are drawn from torch's global generator; they are float32 whatever the base is.
+
+    Args:
+        base: The base model; its parameters get frozen.
+        peft_config: Any configuration of `peft`. `task_type` becomes `CAUSAL_LM` when it is not set.
+
+    Returns:
+        The PEFT model.
+
+    Raises:
+        InputError: If `target_modules` matches nothing; the message lists what would match.
+    """
+    if peft_config.task_type is None:
+        peft_config.task_type = "CAUSAL_LM"
+    try:
+        model = get_peft_model(base, peft_config)
+    except ValueError as error:
+        if "target" not in str(error).lower() or "modules" not in str(error).lower():
+            raise InputError(f"`peft_config`: {str(error).strip()}") from error
+        raise InputError(
+            f"`target_modules` {_shown(getattr(peft_config, 'target_modules', None))} matches no module of the base "
+            f"model. What would match: {', '.join(linear_module_names(base))}, or `all-linear` for all of them."
+        ) from error
+    return model
+
+
+def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
+    """Wraps a base model with an exported adapter, for inference.
+
+    Args:
+        base: The base model.
+        folder: A folder as `export_adapter` or PEFT's `save_pretrained` writes it.
+
+    Raises:
+        InputError: If the folder holds no adapter, or one of another model.
+    """
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise InputError(f"`adapter` {str(folder)!r} holds no adapter (adapter_config.json is missing).")
+    try:
+        return PeftModel.from_pretrained(base, str(folder))
+    except (RuntimeError, ValueError) as error:
+        first = str(error).strip().split("\n", 1)[0]
+        raise InputError(f"`adapter` {str(folder)!r} does not fit the base model: {first}") from error
+
+
+def linear_module_names(model: nn.Module) -> list[str]:
+    """Last names of the linear modules, as `target_modules` takes them; the output projection left out."""
+    output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    kinds = {"Linear", "Conv1D"}
+    return sorted(
+        {
+            name.rsplit(".", 1)[-1]
+            for name, module in model.named_modules()
+            if type(module).__name__ in kinds and module is not output
+        }
+    )
+
+
+def adapter_state_dict(model: PeftModel) -> dict[str, Tensor]:
+    """The adapter's tensors alone, under the names that PEFT exports; on the device they are on."""
+    return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
+
+
+def load_adapter_state_dict(model: PeftModel, state: Mapping[str, Tensor]) -> None:
+    """Puts an adapter's tensors back, refusing any key or shape that does not fit.
+
+    Args:
+        model: A model with an adapter of the same configuration.
+        state: From `adapter_state_dict`.
+
+    Raises:
+        InputError: Naming the missing, unexpected or misshapen tensors. Nothing was changed then.
+    """
+    expected = adapter_state_dict(model)
+    missing = sorted(expected.keys() - state.keys())
+    unexpected = sorted(state.keys() - expected.keys())
+    misshapen = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & state.keys())
+        if state[name].shape != expected[name].shape
+    ]
+    problems = [
+        f"{label}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+        for label, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if names
+    ]
+    if problems:
+        raise InputError(
+            f"The checkpoint's adapter does not fit this model and `peft_config` ({'; '.join(problems)}). "
+            "Use the configuration that it was trained with."
+        )
+    set_peft_model_state_dict(model, dict(state))
+
+
+def export_adapter(model: PeftModel, folder: str | Path, base: BaseModelSource, about: str = "") -> None:
+    """Writes an adapter as the standard PEFT folder that peft, transformers and vLLM load. Whole or not at all.
+
+    Args:
+        model: The model with its adapter.
+        folder: Where to; replaced when it exists.
+        base: Names the base model in `adapter_config.json` and the model card.
+        about: Markdown paragraph for the model card.
+    """
+    folder = Path(folder)
+    with _folder_in_one_piece(folder) as temporary:
+        peft_config = model.peft_config[model.active_adapter]
+        previous = peft_config.base_model_name_or_path
+        peft_config.base_model_name_or_path = base.public_name
+        try:
+            # PEFT would ask the Hub whether the vocabulary was resized; ours never is.
+            model.save_pretrained(temporary, save_embedding_layers=False)
+        finally:
+            peft_config.base_model_name_or_path = previous
+        write_json(temporary / BASE_FILE, {"base_model": base.name, "base_fingerprint": base.fingerprint})
+        write_text(temporary / "README.md", _model_card(base, str(peft_config.peft_type.value), about))
+
+
+def export_merged(model: PeftModel, tokenizer: Any, folder: str | Path) -> None:
+    """Adds the adapter to the base weights and writes one plain model with its tokenizer.
+
+    Args:
+        model: The model with its adapter; consumed.
+        tokenizer: Saved beside the model.
+        folder: Where to; must not exist.
+
+    Raises:
+        InputError: If this kind of adapter cannot be merged (prompt and prefix tuning).
+    """
+    if not hasattr(model.base_model, "merge_and_unload"):
+        kind = model.peft_config[model.active_adapter].peft_type.value
+        raise InputError(f"An adapter of type {kind} cannot be merged into the base weights; export it without --merge")
+    merged = model.merge_and_unload(safe_merge=True)
+    with _folder_in_one_piece(Path(folder)) as temporary:
+        merged.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+
+def orthogonality_penalty(model: PeftModel) -> Tensor | None:
+    """AdaLoRA's regulariser orth_reg_weight · mean over A and B of ‖P Pᵀ − I‖_F (Zhang et al. 2023, equation 4).
+
+    PEFT adds it to the loss only where it computes the loss itself, which it never does here.
+
+    Returns:
+        Scalar, or None where the adapter has none.
+    """
+    config = model.peft_config[model.active_adapter]
+    if config.peft_type.value != "ADALORA" or config.orth_reg_weight <= 0:
+        return None
+    terms = []
+    for name, parameter in model.named_parameters():
+        if ("lora_A" in name or "lora_B" in name) and parameter.requires_grad:
+            gram = parameter @ parameter.T if "lora_A" in name else parameter.T @ parameter
+            terms.append(torch.linalg.matrix_norm(gram - torch.eye(gram.shape[0], device=gram.device)))
+    return float(config.orth_reg_weight) * torch.stack(terms).mean()
+
+
+@contextmanager
+def _folder_in_one_piece(folder: Path) -> Iterator[Path]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _model_card(base: BaseModelSource, peft_type: str, about: str) -> str:
+    lines = [
+        "---",
+        f"base_model: {base.public_name}",
+        "library_name: peft",
+        "tags: [lit-semantic-peft, knowledge]",
+        "---",
+        "",
+        f"# {peft_type} adapter for {base.public_name}",
+        "",
+        "Trained by lit-semantic-peft to know a set of facts.",
+    ]
+    return "\n".join([*lines, *(["", about] if about else []), *(["", base.note] if base.note else [])]) + "\n"
+
+
+def _shown(value: object) -> str:
+    return repr(sorted(value)) if isinstance(value, set) else repr(value)

@@ -1,0 +1,120 @@
+"""What happened, in plain sentences. They describe one run; none of them says that a setting helped."""
+
+from collections import Counter
+
+import pyarrow as pa
+
+from lit_semantic_peft.reports.summary import Summary, percent, reason_phrase
+
+
+def summary_sentences(summary: Summary, facts: pa.Table) -> list[str]:
+    """The run in sentences, the most important one first; what was not measured is left out or named so.
+
+    Args:
+        summary: The run's numbers.
+        facts: The fact table.
+
+    Returns:
+        Sentences of plain text; fact text in them is not escaped.
+    """
+    sentences = [_filtering(summary), *_recall(summary)]
+    if summary.pushed_away is not None:
+        pushed = round(summary.pushed_away * summary.num_kept)
+        sentences.append(
+            "No kept fact ended farther from the model than it started."
+            if not pushed
+            else f"Training pushed the model away from {_count(pushed, 'kept fact')}: "
+            f"{'its' if pushed == 1 else 'their'} distance grew."
+        )
+    sentences += _interference(summary, facts)
+    if summary.locality is not None:
+        changed = 1 - summary.locality
+        of = f" of {summary.num_neighbors}" if summary.num_neighbors else ""
+        sentences.append(
+            f"{percent(summary.locality)}{of} neighbouring questions kept their answer; "
+            f"{percent(changed) if changed else 'none'} changed, whether the answer was right before or not."
+        )
+    else:
+        sentences.append("Neighbouring questions were not measured.")
+    return sentences
+
+
+def known_facts_were_dropped(summary: Summary, config: str = "") -> bool:
+    """Whether the run dropped the facts that the base model knew before it trained the rest."""
+    return (
+        "already_known" in summary.dropped_by_reason or "KnownFilter" in config or "KnownFilter" in str(summary.config)
+    )
+
+
+def _filtering(summary: Summary) -> str:
+    if not summary.num_dropped:
+        return f"All {summary.num_facts} facts were kept; no filter dropped any."
+    reasons = list(summary.dropped_by_reason.items())
+    if len(reasons) == 1:
+        reason = f" ({reason_phrase(reasons[0][0])})"
+    else:
+        reason = " (" + ", ".join(f"{count} {reason_phrase(name)}" for name, count in reasons) + ")" if reasons else ""
+    verb = "was" if summary.num_dropped == 1 else "were"
+    return f"{summary.num_dropped} of {summary.num_facts} facts {verb} dropped{reason}; {summary.num_kept} were kept."
+
+
+def _recall(summary: Summary) -> list[str]:
+    sentences = []
+    generated, forced = summary.recall.kept.generated, summary.recall.kept.teacher_forced
+    if generated.after is not None:
+        before = f" ({percent(generated.before)} before)" if generated.before is not None else ""
+        sentences.append(f"The trained model generates {percent(generated.after)} of the kept facts exactly{before}.")
+    else:
+        sentences.append("Generated recall was not measured.")
+    if forced.after is not None:
+        before = f" ({percent(forced.before)} before)" if forced.before is not None else ""
+        sentences.append(
+            f"Shown the true beginning of the answer, it picks every token of {percent(forced.after)} of them{before}."
+        )
+    dropped = summary.recall.dropped.generated
+    if summary.num_dropped and dropped.after is not None and dropped.before is not None:
+        sentences.append(
+            f"Of the dropped facts it generates {percent(dropped.after)} ({percent(dropped.before)} before)."
+        )
+    return sentences
+
+
+def _interference(summary: Summary, facts: pa.Table) -> list[str]:
+    sentences = []
+    columns = facts.select(["net_transfer", "worst_aggressor", "fact_id", "prompt", "target"]).to_pydict()
+    measured = [value for value in columns["net_transfer"] if value is not None]
+    if not measured:
+        return ["Interference between facts was not measured."]
+    victims = [row for row, value in enumerate(columns["net_transfer"]) if value is not None and value < -1]
+    of = f"of {len(measured)} measured facts" if len(measured) < len(facts) else f"of {len(measured)} facts"
+    if victims:
+        aggressors = Counter(
+            columns["worst_aggressor"][row] for row in victims if columns["worst_aggressor"][row] is not None
+        )
+        row_of = {fact_id: row for row, fact_id in enumerate(columns["fact_id"])}
+        blame = ""
+        if aggressors:
+            worst, count = aggressors.most_common(1)[0]
+            if worst in row_of:
+                row = row_of[worst]
+                text = f"“{columns['prompt'][row]} {columns['target'][row]}”"
+                blame = f", most often to {text}" if count > 1 else f", for example to {text}"
+        one = len(victims) == 1
+        loses = "loses" if one else "lose"
+        gains = "it gains from its" if one else "they gain from their"
+        sentences.append(
+            f"{len(victims)} {of} {loses} more to the others than {gains} own gradient{blame} (first-order estimate)."
+        )
+    else:
+        sentences.append(f"None {of} loses more to the others than it gains from its own gradient.")
+    course = [record for record in summary.interference if record.conflict_rate is not None]
+    if len(course) > 1:
+        sentences.append(
+            f"Pairs of facts whose gradients conflict went from {percent(course[0].conflict_rate)} to "
+            f"{percent(course[-1].conflict_rate)} of the measured pairs."
+        )
+    return sentences
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

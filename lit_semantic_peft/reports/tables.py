@@ -1,0 +1,285 @@
+"""The tables that a run leaves behind: a row per fact, a row per probe, and the interference matrix."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.files import atomic_path
+
+EXTRA_DISTANCE_PREFIX = "distance_"
+"""Further distances may be added to the fact table as `distance_<Name>`, float64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        name: Its name in the Parquet file.
+        type: Its Arrow type.
+        description: One sentence for the glossary, with unit and direction.
+        required: Whether a table without it is refused, and so is a null in it.
+    """
+
+    name: str
+    type: pa.DataType
+    description: str
+    required: bool = False
+
+
+_TEXT, _INT, _FLOAT, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+FACT_COLUMNS: tuple[Column, ...] = (
+    Column("fact_id", _TEXT, "Stable name of the fact, unique in the table.", required=True),
+    Column("fact_index", _INT, "Dense number of the fact in this run."),
+    Column("subject", _TEXT, "What the fact is about."),
+    Column("relation", _TEXT, "Kind of fact; groups facts in reports."),
+    Column("prompt", _TEXT, "Text before the answer.", required=True),
+    Column("target", _TEXT, "The answer to learn.", required=True),
+    Column("target_true", _TEXT, "What the base model may have believed, where that is known."),
+    Column("split", _TEXT, "`inject` (to be trained), `retain` (must not change) or `probe` (only measured)."),
+    Column("source", _TEXT, "Where the fact comes from."),
+    Column("kept", _FLAG, "Whether the filters kept the fact for training."),
+    Column("drop_reason", _TEXT, "Why a filter dropped the fact, one word; null for a kept fact."),
+    Column("num_target_tokens", _INT, "Tokens of the target, without the end token."),
+    Column("distance", _FLOAT, "The configured distance under the base model; larger is farther."),
+    Column("distance_after", _FLOAT, "The same distance after training."),
+    Column("pushed_away", _FLAG, "Whether training made the distance larger."),
+    Column("nll_before", _FLOAT, "Mean negative log-likelihood of the target, base model, nats per token."),
+    Column("nll_after", _FLOAT, "The same after training."),
+    Column("nll_delta", _FLOAT, "`nll_after` − `nll_before`; positive is harm."),
+    Column("loss_weight", _FLOAT, "Factor of the fact's loss, mean 1 over the kept facts, 0 for a dropped one."),
+    Column(
+        "recalled_before", _FLAG, "Teacher-forced recall, base model: every target token wins under the true prefix."
+    ),
+    Column("recalled_after", _FLAG, "The same after training."),
+    Column(
+        "generated_before", _FLAG, "Generated recall, base model: the normalised free answer is the target exactly."
+    ),
+    Column("generated_after", _FLAG, "The same after training."),
+    Column("answer_before", _TEXT, "What the base model answers, greedily."),
+    Column("answer_after", _TEXT, "What the trained model answers, greedily."),
+    Column(
+        "locality", _FLOAT, "Share of the fact's neighbours whose answer stayed as it was; null without neighbours."
+    ),
+    Column(
+        "net_transfer",
+        _FLOAT,
+        "Effect of the other facts relative to the fact's own; below −1 they undo what it learns.",
+    ),
+    Column("conflict_rate", _FLOAT, "Share of the sampled facts whose gradient cosine with this fact is below −0.05."),
+    Column("harm_done", _FLOAT, "Sum of what this fact's weighted gradient takes from the other sampled facts."),
+    Column("worst_aggressor", _TEXT, "`fact_id` of the fact that hurts this one most; null where none does."),
+    Column("first_learned_epoch", _INT, "First epoch at whose end the fact was recalled; null if never."),
+    Column("forgetting_events", _INT, "How often the fact went from recalled to not recalled between two epochs."),
+    Column("learned_at_end", _FLAG, "Whether the fact was recalled at the end of training."),
+)
+"""Columns of `facts.parquet`. Null means: not measured, or not there (as each description says)."""
+
+PROBE_COLUMNS: tuple[Column, ...] = (
+    Column("fact_id", _TEXT, "The fact that the probe belongs to.", required=True),
+    Column(
+        "kind", _TEXT, "`neighborhood` (must not change), `paraphrase` or `portability` (should follow).", required=True
+    ),
+    Column("prompt", _TEXT, "The probe's prompt.", required=True),
+    Column("target", _TEXT, "The expected answer."),
+    Column("answer_before", _TEXT, "What the base model answers, greedily."),
+    Column("answer_after", _TEXT, "What the trained model answers, greedily."),
+    Column("unchanged", _FLAG, "Whether both answers are equal once normalised."),
+    Column("correct_before", _FLAG, "Whether the base model's answer is the expected one."),
+    Column("correct_after", _FLAG, "Whether the trained model's answer is the expected one."),
+)
+"""Columns of `probes.parquet`."""
+
+
+def write_fact_table(path: str | Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
+    """Writes `facts.parquet`, atomically.
+
+    Args:
+        path: The file.
+        columns: Values by column name, one entry per fact; None and NaN become null, and so does a missing column.
+            Names are those of `FACT_COLUMNS`; further distances may be added as `distance_<Name>`.
+
+    Raises:
+        ValueError: An unknown name, a missing required column, unequal lengths, values of another type, or a
+            `fact_id` that occurs twice.
+    """
+    extra = [
+        Column(name, _FLOAT, f"{name.removeprefix(EXTRA_DISTANCE_PREFIX)} under the base model; larger is farther.")
+        for name in columns
+        if name.startswith(EXTRA_DISTANCE_PREFIX) and name not in {column.name for column in FACT_COLUMNS}
+    ]
+    table = _build_table((*FACT_COLUMNS, *extra), columns)
+    ids = table.column("fact_id").to_pylist()
+    if len(set(ids)) != len(ids):
+        repeated = next(fact_id for fact_id in ids if ids.count(fact_id) > 1)
+        raise ValueError(f"`fact_id` must be unique in a fact table, but {repeated!r} occurs more than once")
+    _write_parquet(path, table)
+
+
+def write_probe_table(path: str | Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
+    """Writes `probes.parquet`, atomically; one entry per probe, otherwise as `write_fact_table`.
+
+    Args:
+        path: The file.
+        columns: Values by column name; names are those of `PROBE_COLUMNS`.
+
+    Raises:
+        ValueError: An unknown name, a missing required column, unequal lengths, or values of another type.
+    """
+    _write_parquet(path, _build_table(PROBE_COLUMNS, columns))
+
+
+def read_table(path: str | Path, expected: Sequence[Column]) -> pa.Table:
+    """Reads a Parquet table and checks that it has the required columns.
+
+    Args:
+        path: The file.
+        expected: The columns that it should have; further ones are kept, missing optional ones are filled with null.
+
+    Raises:
+        InputError: The file cannot be read as Parquet, or lacks a required column.
+    """
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"`{path}`: expected a Parquet file, but it cannot be read as one ({error})") from error
+    for column in expected:
+        if column.name in table.column_names:
+            position = table.column_names.index(column.name)
+            try:  # other writers use other types for the same values, large strings for example
+                values = table.column(position).cast(column.type)
+            except pa.ArrowException as error:
+                raise InputError(f"`{path}`: expected {column.type} in column `{column.name}`: {error}") from error
+            table = table.set_column(position, pa.field(column.name, column.type), values)
+            continue
+        if column.required:
+            raise InputError(f"`{path}`: expected a column `{column.name}`, got {', '.join(table.column_names)}")
+        table = table.append_column(pa.field(column.name, column.type), pa.nulls(len(table), column.type))
+    return table
+
+
+@dataclass(frozen=True)
+class InterferenceMatrix:
+    """The Gram matrix of per-fact gradients, as `interference.safetensors` holds it.
+
+    Attributes:
+        gradient_dot: K_ij = ⟨g_i, g_j⟩, float32 `(k, k)`.
+        fact_index: The `fact_index` of each row and column, int64 `(k,)`.
+        epoch: Epoch in which the gradients were taken.
+        global_step: Optimizer steps taken before.
+    """
+
+    gradient_dot: NDArray[np.float32]
+    fact_index: NDArray[np.int64]
+    epoch: int | None = None
+    global_step: int | None = None
+
+    def gradient_cosine(self) -> NDArray[np.float64]:
+        """C_ij, float64 `(k, k)`: 0 where a gradient is zero, NaN where one is not finite."""
+        dot = self.gradient_dot.astype(np.float64)
+        norm = np.sqrt(np.clip(np.diagonal(dot), 0.0, None))
+        scale = np.outer(norm, norm)
+        with np.errstate(invalid="ignore"):
+            cosine = np.divide(dot, scale, out=np.zeros_like(dot), where=scale != 0)
+            return np.clip(np.where(np.isfinite(dot), cosine, np.nan), -1.0, 1.0)
+
+
+def write_interference(
+    path: str | Path,
+    gradient_dot: ArrayLike,
+    fact_index: ArrayLike,
+    *,
+    epoch: int | None = None,
+    global_step: int | None = None,
+) -> None:
+    """Writes `interference.safetensors`, atomically.
+
+    Args:
+        path: The file.
+        gradient_dot: K_ij = ⟨g_i, g_j⟩, `(k, k)`; kept as float32.
+        fact_index: The `fact_index` of each row and column, `(k,)`.
+        epoch: Epoch in which the gradients were taken; goes into the file's metadata.
+        global_step: Optimizer steps taken before; goes into the file's metadata.
+
+    Raises:
+        ValueError: The shapes do not fit.
+    """
+    dot = np.ascontiguousarray(gradient_dot, dtype=np.float32)
+    index = np.ascontiguousarray(fact_index, dtype=np.int64)
+    if index.ndim != 1 or dot.shape != (len(index), len(index)):
+        raise ValueError(
+            f"`gradient_dot` must be (k, k) and `fact_index` (k,), but they are {dot.shape} and {index.shape}"
+        )
+    metadata = {
+        name: str(value) for name, value in (("epoch", epoch), ("global_step", global_step)) if value is not None
+    }
+    with atomic_path(path) as temporary:
+        save_file({"gradient_dot": dot, "fact_index": index}, temporary, metadata)
+
+
+def read_interference(path: str | Path) -> InterferenceMatrix:
+    """Reads what `write_interference` wrote.
+
+    Raises:
+        InputError: The file cannot be read, or lacks one of the two tensors.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            dot, index = file.get_tensor("gradient_dot"), file.get_tensor("fact_index")
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"`{path}`: expected a safetensors file with `gradient_dot` and `fact_index`, got: {error}"
+        ) from error
+    return InterferenceMatrix(
+        dot,
+        index,
+        epoch=int(metadata["epoch"]) if "epoch" in metadata else None,
+        global_step=int(metadata["global_step"]) if "global_step" in metadata else None,
+    )
+
+
+def _build_table(columns: Sequence[Column], values: Mapping[str, Sequence[Any] | NDArray[Any]]) -> pa.Table:
+    known = {column.name for column in columns}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"unknown column(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    if missing := [column.name for column in columns if column.required and column.name not in values]:
+        raise ValueError(f"missing column(s) {', '.join(missing)}")
+    lengths = {name: len(column) for name, column in values.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"columns must have one entry per row, but their lengths are {lengths}")
+    num_rows = next(iter(lengths.values()))
+    arrays, fields = [], []
+    for column in columns:
+        array = _array(column, values[column.name]) if column.name in values else pa.nulls(num_rows, column.type)
+        if column.required and array.null_count:
+            raise ValueError(f"column `{column.name}` must have a value in every row, got {array.null_count} without")
+        arrays.append(array)
+        fields.append(pa.field(column.name, column.type, metadata={"description": column.description}))
+    return pa.table(arrays, schema=pa.schema(fields))
+
+
+def _array(column: Column, values: Sequence[Any] | NDArray[Any]) -> pa.Array:
+    # Through plain Python values: NumPy scalars and arrays, and NaN for "not measured", arrive here in every mixture.
+    plain = [value.item() if isinstance(value, np.generic) else value for value in values]
+    plain = [None if isinstance(value, float) and math.isnan(value) else value for value in plain]
+    try:
+        return pa.array(plain, type=column.type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"column `{column.name}` must hold {column.type}: {error}") from error
+
+
+def _write_parquet(path: str | Path, table: pa.Table) -> None:
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")

@@ -1,0 +1,183 @@
+"""Runs a model over facts and measures how far each target is, how likely, and whether it is recalled."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lit_semantic_peft.facts import Fact
+from lit_semantic_peft.metrics import starts_with_answer
+from lit_semantic_peft.models.generation import greedy_answers
+from lit_semantic_peft.models.objective import predicting_mask, target_logits
+from lit_semantic_peft.semantics.distances import Distance, TargetPass
+from lit_semantic_peft.semantics.table import BoolArray, FloatArray, ScoredFacts
+from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, EncodedFact, FactEncoder, collate
+
+SCORING_VERSION = 1
+"""Part of every cache key; raised whenever a change of this package changes a number that scoring gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetScores:
+    """What a model says of each target when shown its true prefix.
+
+    Attributes:
+        distances: By name, float32 `(B,)`.
+        nll: float32 `(B,)`, nats per target token.
+        is_recalled: bool `(B,)`, whether every target token has the highest probability: teacher-forced recall.
+    """
+
+    distances: dict[str, Tensor]
+    nll: Tensor
+    is_recalled: Tensor
+
+
+@torch.no_grad()
+def score_targets(
+    model: PreTrainedModel | PeftModel,
+    batch: Batch,
+    distances: Sequence[Distance] = (),
+    answers: list[list[int]] | None = None,
+) -> TargetScores:
+    """Measures one batch in one forward pass.
+
+    Args:
+        model: A causal language model, with or without an adapter.
+        batch: Facts without end tokens.
+        distances: What to measure.
+        answers: Greedy answers of the facts, for distances that need them.
+
+    Returns:
+        The scores of the batch's facts.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    projection = base.get_output_embeddings()
+    with _InputOf(projection) as captured:
+        logits, targets, _ = target_logits(model, batch)
+    # Without `logits_to_keep` the projection saw every position.
+    hidden = captured.value if captured.value.dim() == 2 else captured.value[predicting_mask(batch.labels)]
+    row = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
+    nll = F.cross_entropy(logits.float(), targets, reduction="none")
+    count = torch.bincount(row, minlength=len(batch))
+    misses = torch.zeros_like(nll).where(logits.argmax(dim=-1) == targets, 1.0)
+    outputs = TargetPass(
+        logits=logits,
+        hidden=hidden,
+        targets=targets,
+        row=row,
+        num_facts=len(batch),
+        input_embeddings=base.get_input_embeddings().weight,
+        output_embeddings=projection.weight,
+        answers=answers,
+    )
+    zeros = torch.zeros(len(batch), device=nll.device)
+    return TargetScores(
+        distances={distance.name: distance.measure(outputs) for distance in distances},
+        nll=zeros.index_add(0, row, nll) / count.clamp(min=1),
+        is_recalled=zeros.index_add(0, row, misses) == 0,
+    )
+
+
+def score_facts(
+    model: PreTrainedModel | PeftModel,
+    encoder: FactEncoder,
+    facts: Sequence[Fact],
+    distances: Sequence[Distance],
+    *,
+    batch_size: int = 64,
+    on_batch: Callable[[int], None] | None = None,
+) -> ScoredFacts:
+    """Measures facts against a model: distances, likelihood, greedy answers, and which facts it already knows.
+
+    A fact is known when every target token wins under the true prefix, or when the free greedy answer, as long as
+    the longest accepted answer, begins with an accepted answer. A base model does not stop by itself, so asking for
+    an exact match would call everything unknown.
+
+    Args:
+        model: The base model, on the device where it shall run, in evaluation mode.
+        encoder: Spells the facts.
+        facts: At least one.
+        distances: What to measure; the first becomes the table's `distance`.
+        batch_size: Facts that run together.
+        on_batch: Called with the number of facts done since the last call, for a progress bar.
+
+    Returns:
+        One row per fact, in order.
+    """
+    encoded = encoder.encode_facts(facts)
+    device = next(model.parameters()).device
+    answers: list[list[int]] = [[] for _ in facts]
+    columns: dict[str, FloatArray] = {distance.name: np.zeros(len(facts)) for distance in distances}
+    nll = np.zeros(len(facts))
+    recalled: BoolArray = np.zeros(len(facts), dtype=np.bool_)
+    for rows in _by_length(encoded, batch_size):
+        chunk = [encoded[row] for row in rows]
+        generated = greedy_answers(
+            model,
+            [one.prompt_ids for one in chunk],
+            [_longest_answer(encoder, facts[row], encoded[row]) for row in rows],
+            pad_id=encoder.pad_id,
+            eos_id=encoder.tokenizer.eos_token_id,
+            batch_size=batch_size,
+        )
+        within_target = [ids[: one.num_target_tokens] for ids, one in zip(generated, chunk, strict=True)]
+        batch = collate(chunk, rows, encoder.pad_id, with_end=False).to(device)
+        scores = score_targets(model, batch, distances, within_target)
+        for name, values in scores.distances.items():
+            columns[name][rows] = values.double().cpu().numpy()
+        nll[rows] = scores.nll.double().cpu().numpy()
+        recalled[rows] = scores.is_recalled.cpu().numpy()
+        for row, ids in zip(rows, generated, strict=True):
+            answers[row] = ids
+        if on_batch is not None:
+            on_batch(len(rows))
+    texts = tuple(encoder.decode_answer(ids) for ids in answers)
+    generated_known = [
+        starts_with_answer(text, fact.accepted_answers) for text, fact in zip(texts, facts, strict=True)
+    ]
+    return ScoredFacts(
+        fact_id=tuple(fact.id for fact in facts),
+        relation=tuple(fact.relation for fact in facts),
+        distance=columns[distances[0].name],
+        base_nll=nll,
+        is_known=recalled | np.array(generated_known, dtype=np.bool_),
+        base_answer=texts,
+        distances=columns,
+    )
+
+
+def _longest_answer(encoder: FactEncoder, fact: Fact, encoded: EncodedFact) -> int:
+    """Tokens of the longest accepted answer."""
+    aliases = [encoder.encode(fact.prompt, alias, fact.joiner).num_target_tokens for alias in fact.aliases]
+    return max([encoded.num_target_tokens, *aliases])
+
+
+def _by_length(encoded: Sequence[EncodedFact], batch_size: int) -> list[list[int]]:
+    """Row numbers in batches of similar length, longest first so that a lack of memory shows at once."""
+    order = sorted(range(len(encoded)), key=lambda row: (-len(encoded[row]), row))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+class _InputOf:
+    """Keeps what a module receives: with `logits_to_keep` these are exactly the hidden states that predict targets."""
+
+    value: Tensor
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __enter__(self) -> "_InputOf":
+        self._handle = self._module.register_forward_pre_hook(self._keep)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._handle.remove()
+
+    def _keep(self, _: nn.Module, arguments: tuple[Any, ...]) -> None:
+        self.value = arguments[0]

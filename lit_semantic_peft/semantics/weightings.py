@@ -1,0 +1,205 @@
+"""How much each fact's loss counts: a function of its distance, normalised to mean 1 over the kept facts.
+
+All weightings here are static: they read the distances that scoring has measured already and cost no further pass
+over the model.
+"""
+
+import logging
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.semantics.table import FloatArray
+
+logger = logging.getLogger(__name__)
+
+MAX_DISTANCE = 2.0
+"""Upper end of the range of a cosine distance; the lower end is 0."""
+
+_ROUNDING = 1e-6  # a cosine distance in float32 may leave [0, 2] by this much
+
+
+class Weighting(ABC):
+    """A function from distance to an unnormalised loss weight."""
+
+    @abstractmethod
+    def raw(self, distance: FloatArray) -> FloatArray:
+        """The weight before normalisation.
+
+        Args:
+            distance: float64 `(n,)`, in [0, 2].
+
+        Returns:
+            float64 `(n,)`, finite and ≥ 0.
+        """
+
+
+class Uniform(Weighting):
+    """Every fact counts the same: w = 1.
+
+    Range of the raw weight: 1. Cost: no pass. The baseline that every other weighting must beat.
+
+    Example:
+        >>> Uniform().raw(np.array([0.0, 2.0])).tolist()
+        [1.0, 1.0]
+    """
+
+    def raw(self, distance: FloatArray) -> FloatArray:
+        """See `Weighting.raw`."""
+        return np.ones_like(distance)
+
+
+class Proximity(Weighting):
+    """Near facts count more: w = (1 − d/2)^γ.
+
+    Range of the raw weight: [0, 1]; 1 at distance 0, 0 at distance 2 (γ > 0). Cost: no pass. Source: our reading of
+    Wang & Li 2024.
+
+    Args:
+        gamma: γ ≥ 0; 0 is uniform.
+
+    Example:
+        >>> Proximity(gamma=2.0).raw(np.array([0.0, 1.0, 2.0])).tolist()
+        [1.0, 0.25, 0.0]
+    """
+
+    def __init__(self, gamma: float = 1.0) -> None:
+        self.gamma = _require_gamma(gamma)
+
+    def raw(self, distance: FloatArray) -> FloatArray:
+        """See `Weighting.raw`."""
+        weight: FloatArray = (1.0 - distance / MAX_DISTANCE) ** self.gamma
+        return weight
+
+
+class Remoteness(Weighting):
+    """Far facts count more: w = (d/2)^γ.
+
+    Range of the raw weight: [0, 1]; 0 at distance 0 (γ > 0), 1 at distance 2. Cost: no pass. Source: our reading of
+    Wang & Li 2024.
+
+    Args:
+        gamma: γ ≥ 0; 0 is uniform.
+
+    Example:
+        >>> Remoteness().raw(np.array([0.0, 1.0, 2.0])).tolist()
+        [0.0, 0.5, 1.0]
+    """
+
+    def __init__(self, gamma: float = 1.0) -> None:
+        self.gamma = _require_gamma(gamma)
+
+    def raw(self, distance: FloatArray) -> FloatArray:
+        """See `Weighting.raw`."""
+        weight: FloatArray = (distance / MAX_DISTANCE) ** self.gamma
+        return weight
+
+
+class Band(Weighting):
+    """Facts at a middle distance count most: w = exp(−(d − c)² / (2 b²)).
+
+    Facts that are too near and facts that are too far are both said to learn badly. Range of the raw weight: [0, 1]
+    (0 only by underflow); 1 at the centre c, 0.61 one width b away. Cost: no pass. Source: our reading of Wang & Li
+    2024.
+
+    Args:
+        center: c, the distance that counts most, in [0, 2].
+        width: b > 0, in the unit of the distance.
+
+    Example:
+        >>> Band(center=1.0, width=0.5).raw(np.array([0.5, 1.0, 1.5])).round(2).tolist()
+        [0.61, 1.0, 0.61]
+    """
+
+    def __init__(self, center: float = 1.0, width: float = 0.5) -> None:
+        if not 0 <= center <= MAX_DISTANCE:
+            raise InputError(f"`center` must be a distance in [0, 2], got {center!r}.")
+        if not (math.isfinite(width) and width > 0):
+            raise InputError(f"`width` must be a finite number above 0, got {width!r}. For no weighting use Uniform.")
+        self.center = center
+        self.width = width
+
+    def raw(self, distance: FloatArray) -> FloatArray:
+        """See `Weighting.raw`."""
+        weight: FloatArray = np.exp(-0.5 * ((distance - self.center) / self.width) ** 2)
+        return weight
+
+
+def loss_weights(weighting: Weighting, distance: FloatArray, *, is_rank_based: bool = False) -> FloatArray:
+    """Loss weights of the kept facts, with mean 1.
+
+    Args:
+        weighting: The function of the distance.
+        distance: float64 `(n,)` of the kept facts, finite. Clipped to [0, 2].
+        is_rank_based: Whether only the order of the distances counts, for a distance that is not in [0, 2] (surprisal,
+            in nats per token): ranks, averaged over ties, are spread evenly over [0, 2]; one fact gets 1.
+
+    Returns:
+        float64 `(n,)`, ≥ 0, mean 1. All ones, with a logged warning, where every raw weight is zero.
+
+    Raises:
+        InputError: If a distance is not finite, or the weighting gives a negative or infinite weight.
+
+    Example:
+        >>> loss_weights(Proximity(), np.array([0.0, 1.0, 2.0])).tolist()
+        [2.0, 1.0, 0.0]
+        >>> loss_weights(Remoteness(), np.array([3.0, 9.0, 4.0]), is_rank_based=True).tolist()
+        [0.0, 2.0, 1.0]
+    """
+    distance = np.asarray(distance, dtype=np.float64)
+    if distance.ndim != 1:
+        raise ValueError(f"`distance` must have the shape (n,), got {distance.shape}")
+    num_bad = int((~np.isfinite(distance)).sum())
+    if num_bad:
+        raise InputError(
+            f"`distance` must be a finite number for every fact, got {num_bad} of {len(distance)} that are not. "
+            "Score these facts again, or take them out of the file."
+        )
+    if not len(distance):
+        return np.ones(0)
+    name = type(weighting).__name__
+    if is_rank_based:
+        distance = _spread_ranks(distance)
+    else:
+        num_outside = int(((distance < -_ROUNDING) | (distance > MAX_DISTANCE + _ROUNDING)).sum())
+        if num_outside and not isinstance(weighting, Uniform):
+            logger.warning(
+                "%s: %d of %d distances lie outside [0, 2] and are clipped to it; weigh by ranks instead",
+                name,
+                num_outside,
+                len(distance),
+            )
+    weight = np.asarray(weighting.raw(np.clip(distance, 0.0, MAX_DISTANCE)), dtype=np.float64)
+    if weight.shape != distance.shape:
+        raise ValueError(f"{name}.raw gave the shape {weight.shape} for distances of the shape {distance.shape}")
+    if not (np.isfinite(weight).all() and (weight >= 0).all()):
+        raise InputError(f"`weighting` {name} gave a weight that is negative or not finite; weights must be ≥ 0.")
+    largest = weight.max()
+    if largest == 0:
+        logger.warning("%s: every weight is zero, so the %d facts are weighted uniformly", name, len(weight))
+        return np.ones_like(weight)
+    weight = weight / largest  # first, so that tiny weights keep their ratios
+    result: FloatArray = weight / weight.mean()
+    return result
+
+
+def _spread_ranks(distance: FloatArray) -> FloatArray:
+    """Ranks, averaged over ties, spread evenly over [0, 2]; 1 where there is only one rank."""
+    if len(distance) == 1:
+        return np.ones(1)
+    _, inverse, count = np.unique(distance, return_inverse=True, return_counts=True)
+    last = np.cumsum(count) - 1
+    rank = (last - (count - 1) / 2)[inverse]
+    spread: FloatArray = MAX_DISTANCE * rank / (len(distance) - 1)
+    return spread
+
+
+def _require_gamma(gamma: float) -> float:
+    if not (math.isfinite(gamma) and gamma >= 0):
+        raise InputError(
+            f"`gamma` must be a finite number of at least 0, got {gamma!r}. "
+            "To turn the direction round use the other one of Proximity and Remoteness."
+        )
+    return gamma

@@ -1,0 +1,199 @@
+"""Lightning's Trainer with one more verb: `score` looks at facts without training on them."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
+from tqdm.auto import tqdm
+
+from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import find_contradictions, find_near_duplicates
+from lit_semantic_peft.interference import gradient_matrix, warm_up
+from lit_semantic_peft.metrics import GradientInterference
+from lit_semantic_peft.reports import RunFolder, build_report, summarize, write_fact_table, write_interference
+from lit_semantic_peft.training import SemanticPeftModule
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 5
+_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+
+@dataclass(frozen=True)
+class Conflicts:
+    """Gradient conflicts after a warm-up.
+
+    Attributes:
+        metric: The gradient matrix and what follows from it.
+        pairs: Fact indices and cosine of the worst pairs, worst first.
+        steps: Optimizer steps of the warm-up.
+    """
+
+    metric: GradientInterference
+    pairs: list[tuple[int, int, float]]
+    steps: int
+
+
+class KnowledgeTrainer(Trainer):
+    """`lightning.pytorch.Trainer` plus `score`."""
+
+    def score(
+        self,
+        model: SemanticPeftModule,
+        datamodule: KnowledgeDataModule,
+        output: str = "scores",
+        warmup_steps: int = 0,
+        warmup_learning_rate: float = 2e-3,
+        num_conflict_facts: int = 64,
+    ) -> None:
+        """Says how far each fact is from the model, what the filter would keep and why, and what is suspicious.
+
+        Runs in one process. Facts with the same prompt and different targets are listed here instead of refused.
+
+        Args:
+            model: Names the base model and, for a warm-up, the adapter.
+            datamodule: Names the facts, distances, filters and weighting.
+            output: Folder for `facts.parquet`, `report.html` and, after a warm-up, `interference.safetensors`;
+                overwritten.
+            warmup_steps: Train a throw-away adapter for so many steps and measure which facts conflict. 0 for not at
+                all: before training there are hardly any conflicts to see.
+            warmup_learning_rate: Constant learning rate of the warm-up.
+            num_conflict_facts: How many of the kept facts are measured then, chosen by the data's seed.
+
+        Raises:
+            InputError: If the facts or settings cannot be used.
+        """
+        if warmup_steps < 0:
+            raise InputError(f"`warmup_steps` must be at least 0, got {warmup_steps}")
+        if num_conflict_facts < 2:
+            raise InputError(f"`num_conflict_facts` must be at least 2, got {num_conflict_facts}")
+        datamodule.contradictions = "keep"
+        datamodule.setup("score")
+        prepared = datamodule.prepared
+        conflicts = None
+        if warmup_steps:
+            conflicts = _conflicts(model, datamodule, warmup_steps, warmup_learning_rate, num_conflict_facts)
+        folder = RunFolder(output)
+        _write(folder, datamodule, conflicts)
+        console = Console()
+        for table in (_distance_table(prepared), _fate_table(prepared), _extremes_table(prepared)):
+            console.print(table)
+        _print_suspicious(console, prepared)
+        if conflicts is None:
+            console.print("Conflicts between facts: not measured; `--warmup_steps 20` does.")
+        else:
+            console.print(_conflict_table(prepared, conflicts))
+        console.print(f"Written: {folder.facts} and {folder.report}", soft_wrap=True)
+
+
+def _conflicts(
+    module: SemanticPeftModule, data: KnowledgeDataModule, steps: int, learning_rate: float, num_facts: int
+) -> Conflicts:
+    module.configure_model()
+    device = data.device
+    model = module.model.to(device)
+    prepared = data.prepared
+    kept = prepared.kept_index
+    generator = np.random.default_rng(data.seed)
+    order = generator.permutation(kept).tolist()
+    with tqdm(total=steps, desc="Warming up a throw-away adapter", unit="step") as bar:
+        warm_up(
+            model,
+            data.training_batches(order, data.micro_batch_size),
+            steps,
+            learning_rate,
+            on_step=lambda step, loss: bar.set_postfix(loss=loss) or bar.update() or None,
+        )
+    sample = sorted(order[:num_facts])
+    metric = GradientInterference(sample, prepared.loss_weight[sample].tolist(), num_trained_facts=len(kept))
+    metric.update(gradient_matrix(model, data.training_batches(sample, data.micro_batch_size)))
+    cosine = metric.compute()["gradient_cosine"].numpy()
+    rows, columns = np.triu_indices(len(sample), k=1)
+    worst = np.argsort(cosine[rows, columns], kind="stable")[:_SHOWN]
+    pairs = [(sample[rows[at]], sample[columns[at]], float(cosine[rows[at], columns[at]])) for at in worst]
+    return Conflicts(metric, pairs, steps)
+
+
+def _write(folder: RunFolder, data: KnowledgeDataModule, conflicts: Conflicts | None) -> None:
+    columns = data.prepared.columns()
+    if conflicts is not None:
+        columns |= conflicts.metric.columns(columns["fact_id"])
+        result = conflicts.metric.compute()
+        write_interference(folder.interference, result["gradient_dot"].numpy(), result["fact_index"].numpy())
+    else:
+        folder.interference.unlink(missing_ok=True)  # of an earlier call with a warm-up
+    write_fact_table(folder.facts, columns)
+    about = {"name": folder.path.name, "base_model": data.base_model, "distance_name": data.distances[0].name}
+    folder.write_summary(summarize(folder.read_facts(), **about))
+    build_report(folder)
+
+
+def _distance_table(prepared: PreparedFacts) -> Table:
+    table = Table(
+        "distance",
+        *[f"{quantile:.0%}" for quantile in _QUANTILES],
+        title="How far the facts are (quantiles)",
+        title_justify="left",
+    )
+    for name, values in prepared.scored.distances.items():
+        table.add_row(name, *[f"{value:.3f}" for value in np.quantile(values, _QUANTILES)])
+    return table
+
+
+def _fate_table(prepared: PreparedFacts) -> Table:
+    table = Table("fate", "facts", "mean distance", title="What the filter would do", title_justify="left")
+    fates = [reason or "kept" for reason in prepared.reason]
+    for fate in sorted(set(fates), key=lambda one: (one != "kept", one)):
+        rows = [row for row, other in enumerate(fates) if other == fate]
+        table.add_row(fate, str(len(rows)), f"{prepared.scored.distance[rows].mean():.3f}")
+    known = int(prepared.scored.is_known.sum())
+    table.caption = f"{known} of {len(prepared.facts)} facts are generated correctly by the base model already"
+    return table
+
+
+def _extremes_table(prepared: PreparedFacts) -> Table:
+    table = Table(
+        "distance", "prompt", "target", "base model answers", "fate", title="Nearest and farthest", title_justify="left"
+    )
+    order = np.argsort(prepared.scored.distance, kind="stable")
+    nearest, farthest = order[:_SHOWN], order[_SHOWN:][-_SHOWN:]
+    for rows in (nearest, farthest):
+        for row in rows:
+            fact = prepared.facts[row]
+            table.add_row(
+                f"{prepared.scored.distance[row]:.3f}",
+                fact.prompt,
+                fact.target,
+                prepared.scored.base_answer[row],
+                prepared.reason[row] or "kept",
+            )
+        table.add_section()
+    return table
+
+
+def _print_suspicious(console: Console, prepared: PreparedFacts) -> None:
+    contradictions = find_contradictions(prepared.facts)
+    duplicates = find_near_duplicates(prepared.facts)
+    console.print(f"Contradictions (same prompt, different targets): {len(contradictions)}")
+    for contradiction in contradictions[:_SHOWN]:
+        console.print(f"  {contradiction}", markup=False)
+    console.print(f"Near-duplicates in the text: {len(duplicates)}")
+    for duplicate in duplicates[:_SHOWN]:
+        console.print(f"  {duplicate}", markup=False)
+
+
+def _conflict_table(prepared: PreparedFacts, conflicts: Conflicts) -> Table:
+    scalars = conflicts.metric.summary()
+    table = Table("cosine", "fact", "against", title="Worst conflicts", title_justify="left")
+    for left, right, cosine in conflicts.pairs:
+        first, second = prepared.facts[left], prepared.facts[right]
+        table.add_row(f"{cosine:.3f}", f"{first.prompt} {first.target}", f"{second.prompt} {second.target}")
+    table.caption = (
+        f"after {conflicts.steps} steps: {scalars['conflict_rate']:.1%} of the pairs in conflict, "
+        f"median net transfer {scalars['net_transfer_median']:.2f}"
+    )
+    return table

@@ -1,0 +1,66 @@
+"""From a run folder to a folder that somebody else loads."""
+
+import json
+import shutil
+from pathlib import Path
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models import (
+    BaseModelSource,
+    export_merged,
+    load_adapter,
+    load_base_model,
+    load_tokenizer,
+    resolve_base_model,
+)
+from lit_semantic_peft.models.adapters import BASE_FILE
+
+
+def export_run(
+    run: str | Path, output: str | Path, *, merge: bool = False, best: bool = False, base_model: str | None = None
+) -> None:
+    """Writes a run's adapter, or the merged model, to a new folder.
+
+    Args:
+        run: A run folder, or a folder with an exported adapter.
+        output: The folder to write.
+        merge: Whether base weights and adapter become one plain model, in float32.
+        best: The adapter of the best epoch instead of the last.
+        base_model: Where the base model is; by default the name that the adapter gives.
+
+    Raises:
+        InputError: If there is no adapter, `output` exists, or the adapter cannot be merged.
+    """
+    run, output = Path(run), Path(output)
+    adapter = run if (run / "adapter_config.json").is_file() else run / ("adapter_best" if best else "adapter")
+    if not (adapter / "adapter_config.json").is_file():
+        raise InputError(f"{run} holds no adapter ({adapter / 'adapter_config.json'} is missing). Did the run end?")
+    if output.exists():
+        raise InputError(f"{output} exists already; name another folder or delete it.")
+    if not merge:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(adapter, output)
+        return
+    source = base_of_adapter(adapter, base_model)
+    model = load_adapter(load_base_model(source), adapter)
+    export_merged(model, load_tokenizer(source), output)
+
+
+def base_of_adapter(adapter: Path, base_model: str | None = None) -> BaseModelSource:
+    """The base model that an exported adapter belongs to.
+
+    Args:
+        adapter: Folder of the adapter.
+        base_model: Overrides the adapter's own name for it.
+
+    Raises:
+        InputError: If it cannot be had.
+    """
+    if base_model is None:
+        own, standard = adapter / BASE_FILE, adapter / "adapter_config.json"
+        base_model = (
+            json.loads(own.read_text(encoding="utf-8"))["base_model"]
+            if own.is_file()
+            else json.loads(standard.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        )
+    return resolve_base_model(str(base_model))

@@ -1,0 +1,91 @@
+"""Tiny random language models with adapters, facts for them, and a slow float64 oracle of their gradients."""
+
+import copy
+
+import torch
+from lit_semantic_peft.tokens import IGNORE_INDEX, EncodedFact, collate
+from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+VOCABULARY = 61
+
+
+def tiny_llama(**overrides):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        attention_dropout=0.3,
+        initializer_range=0.2,
+        **overrides,
+    )
+    return LlamaForCausalLM(config)
+
+
+def tiny_gpt2():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.2
+    )  # its dropout is 0.1 by default
+    return GPT2LMHeadModel(config)
+
+
+def with_adapter(model, *, at_init=False, config=None):
+    config = config or LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", lora_dropout=0.2)
+    torch.manual_seed(1)
+    model = get_peft_model(model, config)
+    if not at_init:
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def encoded_facts(num_facts, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(low, high):
+        length = int(torch.randint(low, high + 1, (1,), generator=generator))
+        return tuple(torch.randint(1, VOCABULARY, (length,), generator=generator).tolist())
+
+    return [EncodedFact(ids(2, 9), ids(1, 4), (0,)) for _ in range(num_facts)]
+
+
+def batches_of(facts, size):
+    return [
+        collate(facts[start : start + size], range(start, min(start + size, len(facts))), pad_id=0)
+        for start in range(0, len(facts), size)
+    ]
+
+
+def float64_gradients(model, facts):
+    """(k, P): one fact at a time, unpadded, in float64 from the embedding to the loss."""
+    model = copy.deepcopy(model).double().eval()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    rows = []
+    for fact in facts:
+        ids = (*fact.prompt_ids, *fact.target_ids, *fact.end_ids)
+        logits = model(input_ids=torch.tensor([ids])).logits[0].double()
+        labels = [IGNORE_INDEX] * len(fact.prompt_ids) + list(ids[len(fact.prompt_ids) :])
+        losses = [
+            -torch.log_softmax(logits[position - 1], dim=-1)[label]
+            for position, label in enumerate(labels)
+            if label != IGNORE_INDEX
+        ]
+        gradients = torch.autograd.grad(torch.stack(losses).mean(), parameters, allow_unused=True)
+        rows.append(
+            torch.cat(
+                [
+                    (torch.zeros_like(parameter) if gradient is None else gradient).flatten()
+                    for gradient, parameter in zip(gradients, parameters, strict=True)
+                ]
+            )
+        )
+    return torch.stack(rows)

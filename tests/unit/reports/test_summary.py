@@ -1,0 +1,120 @@
+import io
+import json
+
+import pytest
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.reports.run_folder import RunFolder
+from lit_semantic_peft.reports.sentences import summary_sentences
+from lit_semantic_peft.reports.summary import (
+    EpochRecord,
+    InterferenceRecord,
+    Seconds,
+    Summary,
+    count_facts,
+    summarize,
+    terminal_summary,
+)
+from lit_semantic_peft.reports.tables import write_fact_table, write_probe_table
+from rich.console import Console
+
+
+@pytest.fixture
+def small(tmp_path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    write_fact_table(
+        folder.facts,
+        {
+            "fact_id": ["a", "b", "c", "d", "r"],
+            "prompt": ["p1", "p2", "p3", "p4", "p5"],
+            "target": ["t1", "t2", "t3", "t4", "t5"],
+            "split": ["inject", "inject", "inject", "inject", "retain"],
+            "kept": [True, True, False, False, False],
+            "drop_reason": [None, None, "too_far", "too_far", None],
+            "recalled_before": [False, False, True, None, True],
+            "recalled_after": [True, True, True, None, True],
+            "generated_before": [False, False, True, False, True],
+            "generated_after": [True, False, True, False, True],
+            "pushed_away": [False, True, True, True, None],
+            "net_transfer": [-2.0, 0.5, None, None, None],
+            "worst_aggressor": ["b", None, None, None, None],
+        },
+    )
+    write_probe_table(
+        folder.probes,
+        {
+            "fact_id": ["a", "a", "b", "b"],
+            "kind": ["neighborhood", "neighborhood", "neighborhood", "paraphrase"],
+            "prompt": ["n1", "n2", "n3", "q"],
+            "unchanged": [True, False, True, False],
+        },
+    )
+    return folder
+
+
+def test_counts_are_over_the_facts_offered_and_shares_over_the_measured(small):
+    counts = count_facts(small.read_facts(), small.read_probes())
+    assert (counts.num_facts, counts.num_kept, counts.num_dropped) == (4, 2, 2)
+    assert counts.dropped_by_reason == {"too_far": 2}
+    assert counts.recall.kept.teacher_forced.after == 1.0
+    assert counts.recall.kept.generated.after == 0.5
+    assert counts.recall.dropped.teacher_forced.before == 1.0  # one of the two was measured
+    assert counts.recall.dropped.generated.after == 0.5
+    assert counts.locality == pytest.approx(2 / 3)  # the paraphrase is no neighbour
+    assert counts.num_neighbors == 3
+    assert counts.pushed_away == 0.5
+    assert count_facts(small.read_facts()).locality is None
+
+
+def test_a_summary_survives_its_file(small):
+    summary = summarize(
+        small.read_facts(),
+        name="x",
+        epochs=(EpochRecord(0, 4, 1.5, float("nan"), 0.25),),
+        interference=(InterferenceRecord(0, 0, 0.1),),
+        seconds=Seconds(1.0, 2.0),
+        config={"a": [1, {"b": None}]},
+    )
+    small.write_summary(summary)
+    back = small.read_summary()
+    assert back.epochs == (EpochRecord(0, 4, 1.5, None, 0.25),)
+    assert back.seconds == Seconds(1.0, 2.0, None)
+    assert back.recall == summary.recall
+    assert back.to_json() == json.loads(small.summary.read_text())
+    assert Summary.from_json({"num_facts": 1, "num_kept": 1, "num_dropped": 0}) == Summary(1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "expected an object"),
+        ({"num_facts": 1, "num_kept": 1}, "missing field.*num_dropped"),
+        ({"num_facts": 1, "num_kept": 1, "num_dropped": 0, "facts": 3}, "unknown field.*facts"),
+        ({"num_facts": "1", "num_kept": 1, "num_dropped": 0}, "summary.num_facts.*expected int"),
+        ({"num_facts": 1, "num_kept": 1, "num_dropped": 0, "epochs": [{"loss": 1}]}, r"epochs\[0\].*missing.*epoch"),
+    ],
+)
+def test_a_wrong_summary_says_where(value, message):
+    with pytest.raises(InputError, match=message):
+        Summary.from_json(value)
+
+
+def test_sentences_say_what_happened_and_no_more(small):
+    facts = small.read_facts()
+    text = " ".join(summary_sentences(summarize(facts, small.read_probes()), facts))
+    assert "2 of 4 facts were dropped (too far); 2 were kept." in text
+    assert "generates 50 % of the kept facts exactly (0 % before)" in text
+    assert "pushed the model away from 1 kept fact: its distance grew" in text
+    assert "1 of 2 measured facts loses more to the others than it gains from its own gradient" in text
+    assert "for example to “p2 t2”" in text
+    assert "67 % of 3 neighbouring questions kept their answer" in text
+    assert "Neighbouring questions were not measured." in summary_sentences(summarize(facts), facts)
+
+
+def test_the_terminal_table_shows_numbers_and_the_report(small):
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(terminal_summary(summarize(small.read_facts(), small.read_probes()), small.report))
+    text = console.export_text()
+    assert "2 of 4" in text
+    assert "2 too far" in text
+    assert "67 %" in text
+    assert "report.html" in text.replace("\n", "")
