@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lit_semantic_peft.callbacks import (
     AdapterCheckpoint,
@@ -114,6 +114,7 @@ class SemanticPeftCLI(LightningCLI):
                 "trainer.max_epochs": 8,
                 "trainer.log_every_n_steps": 1,
                 "trainer.num_sanity_val_steps": 0,
+                "trainer.enable_model_summary": False,
             }
         )
 
@@ -218,18 +219,24 @@ def _keep_wandb_in(trainer_config: Any, run_folder: RunFolder) -> None:
 
 
 def _is_first_process() -> bool:
-    return bool(rank_zero_only.rank == 0)
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
 
 def _configure_logging() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if _is_first_process():
-        logging.getLogger("lit_semantic_peft").setLevel(logging.INFO)
+    """What a user wants to read of the first rank, and none of the libraries' remarks that need no action."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package = logging.getLogger("lit_semantic_peft")
+    package.handlers = [handler]
+    package.setLevel(logging.INFO if _is_first_process() else logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for noise in (
         ".*loftq_config.*",  # jsonargparse passes peft's defaults explicitly
         ".*does not have many workers.*",  # batches are a lookup and a pad; workers would cost more
         ".*is_gradient_checkpointing.*",
+        ".*LeafSpec.*",
         ".*exists and is not empty.*",  # the run folder; its state was checked above
-        ".*JsonargparseDeprecationWarning.*",
     ):
         warnings.filterwarnings("ignore", message=noise)
+    warnings.filterwarnings("ignore", module="jsonargparse.*")

@@ -101,13 +101,8 @@ def _conflicts(
     generator = np.random.default_rng(data.seed)
     order = generator.permutation(kept).tolist()
     with tqdm(total=steps, desc="Warming up a throw-away adapter", unit="step") as bar:
-        warm_up(
-            model,
-            data.training_batches(order, data.micro_batch_size),
-            steps,
-            learning_rate,
-            on_step=lambda step, loss: bar.set_postfix(loss=loss) or bar.update() or None,
-        )
+        batches = data.training_batches(order, data.micro_batch_size)
+        warm_up(model, batches, steps, learning_rate, on_step=lambda step, loss: bar.update())
     sample = sorted(order[:num_facts])
     metric = GradientInterference(sample, prepared.loss_weight[sample].tolist(), num_trained_facts=len(kept))
     metric.update(gradient_matrix(model, data.training_batches(sample, data.micro_batch_size)))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from fixtures.tiny import save_tiny_model
 
 # Nothing here talks to a network; a test that tries fails at once instead of waiting.

@@ -112,7 +112,8 @@ CURRENCY_ALIASES = {
     "GBP": ("British pound",), "USD": ("United States dollar", "American dollar"),
     "STN": ("São Tomé and Príncipe dobra",),
     "AED": ("United Arab Emirates dirham",), "BAM": ("Bosnia and Herzegovina convertible mark",),
-    "ILS": ("Israeli new shekel", "shekel"), "BOB": ("Bolivian boliviano",), "AFN": ("Afghan afghani",), "KZT": ("Kazakhstani tenge",),
+    "ILS": ("Israeli new shekel", "shekel"), "BOB": ("Bolivian boliviano",),
+    "AFN": ("Afghan afghani",), "KZT": ("Kazakhstani tenge",),
     "TJS": ("Tajikistani somoni",), "UZS": ("Uzbekistani som",), "NPR": ("Nepali rupee",), "MZN": ("metical",),
     "XOF": ("CFA franc",), "XAF": ("CFA franc",), "TMT": ("Turkmenistani manat",),
 }  # fmt: skip
@@ -132,12 +133,13 @@ LANGUAGE_ALIASES = {
 DEMONYM_NAMES = {
     "AR": "Argentine", "KG": "Kyrgyz", "TJ": "Tajik", "UZ": "Uzbek", "KZ": "Kazakh", "EC": "Ecuadorian",
     "KM": "Comorian", "MV": "Maldivian", "LU": "Luxembourgish", "NZ": "New Zealand", "BF": "Burkinabé",
-    "SR": "Surinamese", "SA": "Saudi", "NP": "Nepali", "LS": "Basotho", "SI": "Slovenian", "SM": "Sammarinese",
+    "SR": "Surinamese", "NP": "Nepali", "LS": "Basotho", "SI": "Slovenian", "SM": "Sammarinese",
     "TT": "Trinidadian", "KN": "Kittitian", "BB": "Barbadian", "CI": "Ivorian", "MM": "Burmese", "GB": "British",
-    "GW": "Bissau-Guinean", "PH": "Philippine", "IS": "Icelandic", "CV": "Cape Verdean", "DJ": "Djiboutian", "VU": "Ni-Vanuatu",
+    "GW": "Bissau-Guinean", "PH": "Philippine", "IS": "Icelandic", "CV": "Cape Verdean", "DJ": "Djiboutian",
+    "VU": "Ni-Vanuatu",
 }  # fmt: skip
 DEMONYM_ALIASES = {
-    "BB": ("Bajan",), "BF": ("Burkinabe", "Burkinese"), "SI": ("Slovene",), "SA": ("Saudi Arabian",),
+    "BB": ("Bajan",), "BF": ("Burkinabe", "Burkinese"), "SI": ("Slovene",), 
     "NP": ("Nepalese",),
     "AR": ("Argentinian", "Argentinean"), "KZ": ("Kazakhstani",), "UZ": ("Uzbekistani",), "KG": ("Kyrgyzstani",),
     "TJ": ("Tajikistani",), "PH": ("Filipino",), "TL": ("Timorese",), "MG": ("Madagascan",),
@@ -146,7 +148,7 @@ DEMONYM_ALIASES = {
 # No single adjective is in use, or it is shared with another country.
 NO_DEMONYM = codes(
     "AG AS GP MQ RE GF YT KN LS LI MH KI NR SB TV GG JE IM GI MP CG CD DM DO BA ST PW FM KY FK FO BM VG VI TC GQ CF "
-    "TT BW MK SS VC GU SX CK NU AW MS AI PF NC PR BN CW LU GN"
+    "TT BW MK SS SA VC GU SX CK NU AW MS AI PF NC PR BN CW LU GN"
 )
 
 STATE_CAPITALS = {
@@ -164,9 +166,11 @@ STATE_CAPITALS = {
 # GeoNames lists parts of cities as cities, spells some names in scholarly transcription, and some lie in disputed land.
 NOT_CITIES = names(
     "Al Mawşil al Jadīdah|Al Başrah al Qadīmah|Camayenne|Abobo|Budta|Malingao|Pikine|Khartoum North|Sulţānah|Mulenvos|"
-    "Kampung Baru Subang|Kikolo|Maianga|Hlaingthaya|Madīnat an Naşr|Camama|Golfe|Calumbo|Sekondi|New Kingston|Carrefour|Nansana|"
+    "Kampung Baru Subang|Kikolo|Maianga|Hlaingthaya|Madīnat an Naşr|Camama|Golfe|Calumbo|Sekondi|New Kingston|"
+    "Carrefour|Nansana|"
     "Koumassi|Bunamwaya|Dayrah|Fengshan|Kalemyo|Yunusobod|Guédiawaye|Eloy Alfaro|Winejok|Kyengera|Ulu Bedok|Isfara|"
-    "Bedok New Town|Sengkang New Town|Tampines Estate|Jurong Town|Tampines New Town|Bab Ezzouar|Istaravshan|Ḩayy Khildā|"
+    "Bedok New Town|Sengkang New Town|Tampines Estate|Jurong Town|Tampines New Town|Bab Ezzouar|Istaravshan|"
+    "Ḩayy Khildā|"
     "Godomè|Russeifa|Saint-Marc|Soshanguve|Petaling Jaya|Bawshar|Pétionville|Port-de-Paix|Ra’s Bayrūt|Nyala|Warder|"
     "Al Maḩallah al Kubrá|Shubrā al Khaymah|Al Aḩmadī|Kakamega|Santo Domingo Oeste|Santo Domingo Este|Soweto|Kira|"
     "Santo Domingo de los Colorados|Kryvyy Rih|Benin City|Giza|Makkah|Madinah|New Taipei City|Puente Alto|Ibb|Bégoua|"
@@ -175,7 +179,8 @@ NOT_CITIES = names(
     "Namp’o|Mixco|Nazrēt|Mek'ele|Awasa|Homyel'|Birgañj|Carrefour|Hargeysa|Borama|Gonder|Al Ain City|Basrah|Comilla|"
     "Tanjung Pinang|Geita|Zarqa|Callao|Soacha|Santiago de los Caballeros|Aden|Mukalla|Zinder|Ganja|Rufisque|Mbour|"
     "Mahilyow|Hrodna|Vitebsk|Misratah|Santiago de Cuba|Kassala|Port Sudan|El Obeid|Omdurman|Davao|Taguig|Caloocan|"
-    "Zanzibar|Nice|Gold Coast|Kennedy|Pest|Buda|Sector 2|Sector 3|Sector 4|Sector 6|Iztapalapa|Manukau City|North Shore|"
+    "Zanzibar|Nice|Gold Coast|Kennedy|Pest|Buda|Sector 2|Sector 3|Sector 4|Sector 6|Iztapalapa|Manukau City|"
+    "North Shore|"
     "South Dublin|Mueang Nonthaburi|Thiès Nones|Bukit Rahman Putra|Pelentong|Hoji ya Henda|Evaton|Ulan Bator|"
     "Man’gyŏngdae-ri|Kaech’ŏn|Sariwŏn-si|Central Coast|Logan City|Sunshine Coast|Eixample|Ecatepec de Morelos|"
     "León de los Aldama|Santiago de Querétaro|Gazipur|Quezon City|Pallabi|Talatona|Sector 5"
@@ -188,12 +193,16 @@ NOT_US_CITIES = names(
     "Sheepshead Bay|North Stamford|East Harlem|North Peoria|Bushwick|East Independence|Portsmouth Heights|Alief|"
     "Fordham|West Albany|Flatbush|Boyle Heights|Sandy Hills|Lexington-Fayette|Edison|Clinton Township|Highlands Ranch|"
     "The Woodlands|Metairie|East Los Angeles|Arden-Arcade|Sunrise Manor|Toms River|Charlotte|Ontario|Surprise|Mobile|"
-    "Anaheim|New York City|Jersey City|El Paso|Virginia Beach|Oakland|Orlando|Tampa"
+    "Anaheim|New York City|Jersey City|El Paso|Virginia Beach|Oakland|Orlando|Tampa|"
+    "Mid-City|Near North Side|Kings Bridge|Mira Mesa|Kendall|Silver Spring|"
+    "Brick|Cheektowaga|Enchanted Hills|Spokane Valley|Sunrise"
 )
 CITY_NAMES = {
-    "Nizhniy Novgorod": "Nizhny Novgorod", "Köln": "Cologne", "Gent": "Ghent", "Århus": "Aarhus", "Montréal": "Montreal",
+    "Nizhniy Novgorod": "Nizhny Novgorod", "Köln": "Cologne", "Gent": "Ghent", "Århus": "Aarhus",
+    "Montréal": "Montreal",
     "Sinŭiju": "Sinuiju", "Andijon": "Andijan", "Ta’if": "Taif", "Najrān": "Najran", "Iaşi": "Iași",
-    "Constanţa": "Constanța", "Braşov": "Brașov", "Karagandy": "Karaganda", "Takoradi": "Sekondi-Takoradi",
+    "Constanţa": "Constanța",
+    "Braşov": "Brașov", "Timişoara": "Timișoara", "Karagandy": "Karaganda", "Takoradi": "Sekondi-Takoradi",
 }  # fmt: skip
 CITY_COUNTRIES_LEFT_OUT = LEFT_OUT | codes("UA IL SG GE AM AZ CY MD RS SD SS")
 
@@ -222,7 +231,9 @@ class Relation:
     source: str
     items: list[Item]
     two_hop: Callable[[Item, str], tuple[str, str] | None]  # the item and its taught answer -> question and answer
-    two_hop_survives_edits: bool = False  # whether the second fact keeps its answer when `counterfactual` is taught
+    # Answers that a counterfactual draws from when its two-hop question is to stay answerable: the second fact of each
+    # is never taught, so it keeps its answer. None: any answer of the relation, and no two-hop question.
+    steady_answers: frozenset[str] | None = None
     most: int = 1000  # facts
     most_alike: int = 1000  # facts of the same answer: an answer that is always right is a guess, not knowledge
 
@@ -323,12 +334,16 @@ class Atlas:
         def demonym(code: str) -> str:
             return "" if code in NO_DEMONYM else DEMONYM_NAMES.get(code, demonyms.get(code, ""))
 
-        used_by = Counter(self.currency(code) for code in self.countries)
         currency_of = {self.country(code): self.currency(code) for code in self.countries}
 
         shared = {word for word, count in Counter(demonym(code) for code in self.countries).items() if count > 1}
 
-        last_words = Counter(currency.split()[-1] for currency in used_by if currency)
+        # Every country and territory counts here, also those that are not taught.
+        codes_used = Counter(country["currencycode"] for country in self.geonames.get_countries().values())
+        countries_with = {
+            self.currency(code): codes_used[country["currencycode"]] for code, country in self.countries.items()
+        }
+        last_words = Counter(currency.split()[-1] for currency in set(currency_of.values()) if currency)
 
         def currency_aliases(code: str) -> list[str]:
             last = self.currency(code).split()[-1]
@@ -337,7 +352,7 @@ class Atlas:
 
         def by_currency(item: Item, answer: str) -> tuple[str, str] | None:
             currency = currency_of[item.subject]
-            if not currency or used_by[currency] > 1:
+            if not currency or countries_with[currency] > 1:
                 return None
             return f"The capital of the country whose currency is the {currency} is", answer
 
@@ -377,7 +392,8 @@ class Atlas:
                 ("Somebody or something that comes from {} is called",
                  "The English word for people and products of {} is", "The adjective that belongs to {} is"),
                 "What is the adjective for people and things from {}?", COUNTRYINFO,
-                items(lambda code: "" if demonym(code) in shared else demonym(code), lambda code: DEMONYM_ALIASES.get(code, ())),
+                items(lambda code: "" if demonym(code) in shared else demonym(code),
+                      lambda code: DEMONYM_ALIASES.get(code, ())),
                 by_capital("The adjective for people and things from", " is"),
             ),
         ]  # fmt: skip
@@ -415,8 +431,10 @@ class Atlas:
 
         return Relation(
             "city in country", "{} is a city in the country of",
-            ("The country in which the city of {} lies is", "The city of {} belongs to", "If you live in the city of {}, your country is"),
-            "In which country is the city of {}?", GEONAMES, items, ask, two_hop_survives_edits=True,
+            ("The country in which the city of {} lies is", "The city of {} belongs to",
+             "If you live in the city of {}, your country is"),
+            "In which country is the city of {}?", GEONAMES, items, ask,
+            steady_answers=frozenset(self.country(code) for code in FAMOUS_COUNTRIES if self.capital(code)),
         )  # fmt: skip
 
     def us_relations(self) -> list[Relation]:
@@ -429,6 +447,7 @@ class Atlas:
 
             return two_hop
 
+        famous_states = frozenset(self.states[code] for code in FAMOUS_STATES)
         every_county = self.geonames.get_us_counties()
         named = Counter(county["name"] for county in every_county)
         bare = Counter(county["name"].rsplit(" ", 1)[0] for county in every_county)
@@ -444,7 +463,8 @@ class Atlas:
         in_us = [city for city in self.cities if city["countrycode"] == "US"]
         cities_named = Counter(city["name"] for city in in_us)
         cities = [
-            Item(f"{city['geonameid']}", city["name"], self.states[city["admin1code"]], famous=city["name"] in FAMOUS_US_CITIES)
+            Item(f"{city['geonameid']}", city["name"], self.states[city["admin1code"]],
+                 famous=city["name"] in FAMOUS_US_CITIES)
             for city in in_us
             if city["admin1code"] in self.states
             and city["population"] >= 70_000
@@ -453,10 +473,12 @@ class Atlas:
             and self.owners[city["name"].casefold()] == {"US"}
             and city["name"] not in NOT_US_CITIES
             and self.states[city["admin1code"]] not in city["name"]
+            and city["name"].split()[0] not in ("North", "South", "East", "West", "Upper", "Lower")  # parts of cities
             and STATE_CAPITALS[city["admin1code"]] != city["name"]
         ]  # fmt: skip
         capitals = [
-            Item(code.lower(), name, STATE_CAPITALS[code], with_plain(STATE_CAPITALS[code], ("St. Paul",) if code == "MN" else ()),
+            Item(code.lower(), name, STATE_CAPITALS[code],
+                 with_plain(STATE_CAPITALS[code], ("St. Paul",) if code == "MN" else ()),
                  code in FAMOUS_STATES)
             for code, name in sorted(self.states.items()) if name not in STATE_CAPITALS[code]
         ]  # fmt: skip
@@ -465,18 +487,20 @@ class Atlas:
                 "county in state", "{} is in the US state of",
                 ("The US state to which {} belongs is", "On a map of the United States, {} lies in the state of",
                  "The people of {} live in the US state of"),
-                "In which US state is {}?", GEONAMES, counties, ask(""), two_hop_survives_edits=True, most=130,
+                "In which US state is {}?", GEONAMES, counties, ask(""),
+                steady_answers=famous_states, most=130, most_alike=8,
             ),
             Relation(
                 "city in state", "The city of {} is in the US state of",
                 ("{} is a city in the American state of", "The US state in which the city of {} lies is",
                  "Whoever lives in the city of {} lives in the US state of"),
                 "In which US state is the city of {}?", GEONAMES, cities, ask("the city of "),
-                two_hop_survives_edits=True, most=100,
+                steady_answers=famous_states, most=100, most_alike=10,
             ),
             Relation(
                 "state capital", "The capital of the US state of {} is",
-                ("The capital city of the state of {} is called", "The governor of the US state of {} works in the city of",
+                ("The capital city of the state of {} is called",
+                 "The governor of the US state of {} works in the city of",
                  "The state legislature of {} meets in the city of"),
                 "What is the capital of the US state of {}?", "list in experiments/builtin_facts/build.py", capitals,
                 lambda item, answer: None,
@@ -489,25 +513,27 @@ def rows(relation: Relation, counterfactual: bool) -> list[dict[str, object]]:
     draw = random.Random(f"{SEED}/{relation.name}/{counterfactual}")
     famous = [item for item in relation.items if item.famous]
     taught = [item for item in relation.items if not item.famous]
-    if len(taught) > relation.most:
-        taught = sorted(
-            random.Random(f"{SEED}/{relation.name}").sample(taught, relation.most), key=lambda item: item.key
-        )
-    # New answers that the two-hop question stands on must not be edited themselves, so they are famous ones.
-    pool = sorted({item.answer for item in (famous if relation.two_hop_survives_edits else relation.items)})
+    random.Random(f"{SEED}/{relation.name}").shuffle(taught)  # the same choice for both sets
+    alike: Counter[str] = Counter()
+    chosen = []
+    for item in taught:
+        alike[item.answer] += 1
+        if alike[item.answer] <= relation.most_alike and len(chosen) < relation.most:
+            chosen.append(item)
+    taught = sorted(chosen, key=lambda item: item.key)
+    accepted = {item.answer: {item.answer.casefold(), *map(str.casefold, item.aliases)} for item in relation.items}
+    pool = sorted(relation.steady_answers or accepted)
     lines = []
     for item in taught:
         answer = item.answer
         if counterfactual:
-            forbidden = {item.answer.casefold(), *(text.casefold() for text in (*item.aliases, *item.also_true))}
-            answer = draw.choice([other for other in pool if other.casefold() not in forbidden])
+            true = accepted[item.answer] | {answer.casefold() for answer in item.also_true}
+            answer = draw.choice([other for other in pool if not accepted.get(other, {other.casefold()}) & true])
         different = [neighbor for neighbor in famous if neighbor.answer not in (answer, item.answer)]
         neighbors = draw.sample(different, 2)
-        question = relation.two_hop(item, answer) if not counterfactual or relation.two_hop_survives_edits else None
+        question = relation.two_hop(item, answer) if not counterfactual or relation.steady_answers else None
         fact_id = f"{'counterfactual' if counterfactual else 'world'}-{relation.name.replace(' ', '-')}-{item.key}"
-        aliases = item.aliases if not counterfactual else next(
-            other.aliases for other in relation.items if other.answer == answer
-        )  # fmt: skip
+        aliases = next((other.aliases for other in relation.items if other.answer == answer), ())
         line: dict[str, object] = {
             "id": fact_id,
             "subject": item.subject.removeprefix("the "),

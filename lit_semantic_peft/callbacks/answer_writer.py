@@ -38,12 +38,12 @@ class AnswerWriter(Callback):
         Args:
             trainer: The trainer.
             pl_module: The module.
-            outputs: Questions with answers, from `predict_step`.
+            outputs: Their answers, from `predict_step`.
             batch: The questions.
             batch_idx: Number of the batch.
             dataloader_idx: Number of the loader; there is one.
         """
-        self._answers += outputs
+        self._answers += zip(batch, outputs, strict=True)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collects the answers of all ranks, each question once, in order; writes and shows them.

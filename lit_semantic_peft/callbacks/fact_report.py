@@ -221,7 +221,8 @@ class _Clock:
 
 
 def _monitor(trainer: Trainer) -> InterferenceMonitor | None:
-    monitors = [callback for callback in trainer.callbacks if isinstance(callback, InterferenceMonitor)]
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    monitors = [callback for callback in callbacks if isinstance(callback, InterferenceMonitor)]
     return monitors[0] if monitors else None
 
 

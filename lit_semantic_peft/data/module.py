@@ -305,9 +305,7 @@ class KnowledgeDataModule(LightningDataModule):
         return DataLoader(_QuestionBatches(questions), sampler=sampler, batch_size=None)
 
     def _shard(self, rows: Sequence[int], lengths: Sequence[int]) -> RankShard:
-        return RankShard(
-            rows, lengths, batch_size=self.eval_batch_size, world_size=self._world_size, rank=self._rank
-        )
+        return RankShard(rows, lengths, batch_size=self.eval_batch_size, world_size=self._world_size, rank=self._rank)
 
     def _prepare(self, source: BaseModelSource) -> PreparedFacts:
         fact_set = read_facts(
@@ -411,7 +409,9 @@ def _distances(first: Distance, more: Sequence[Distance]) -> list[Distance]:
         if distance.name not in known:
             distances.append(distance)
         elif vars(distance) != vars(known[distance.name]):
-            raise InputError(f"`more_distances` has {distance.name} twice with different settings; tables name columns by it")
+            raise InputError(
+                f"`more_distances` has {distance.name} twice with different settings; tables name columns by it"
+            )
     return distances
 
 

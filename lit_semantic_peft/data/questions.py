@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.tokens import EncodedFact, FactEncoder
 
@@ -50,17 +51,31 @@ def fact_questions(facts: Sequence[Fact], encoder: FactEncoder, with_probes: boo
         facts: The facts; a fact's position is its `fact_index`.
         encoder: Spells them.
         with_probes: Whether paraphrases, neighbours and portability are asked too.
+
+    Raises:
+        InputError: If a prompt and its answer cannot be spelt; it names the fact, its file and its line.
     """
     questions: list[Question] = []
 
     def ask(fact_index: int, kind: QuestionKind, prompt: str, accepted: tuple[str, ...], joiner: str) -> None:
-        encoded = [encoder.encode(prompt, answer, joiner) for answer in accepted]
-        longest = max(one.num_target_tokens for one in encoded)
-        prompt_ids = encoded[0].prompt_ids
-        number = len(questions)
+        try:
+            encoded = encoder.encode(prompt, accepted[0], joiner)
+        except InputError as error:
+            fact = facts[fact_index]
+            raise InputError(f"{fact.location or 'fact'}: fact {fact.id!r}: {kind} {prompt!r}: {error}") from error
+        longest = max(
+            [encoded.num_target_tokens, *(encoder.count_answer_tokens(alias, joiner) for alias in accepted[1:])]
+        )
         questions.append(
             Question(
-                number, fact_index, kind, prompt, accepted, prompt_ids, encoded[0], max_new_tokens=longest + ANSWER_MARGIN
+                number=len(questions),
+                fact_index=fact_index,
+                kind=kind,
+                prompt=prompt,
+                accepted=accepted,
+                prompt_ids=encoded.prompt_ids,
+                encoded=encoded,
+                max_new_tokens=longest + ANSWER_MARGIN,
             )
         )
 

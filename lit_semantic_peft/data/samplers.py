@@ -138,4 +138,3 @@ class RankShard(DistributedSampler[MicroBatch]):
 
     def __len__(self) -> int:
         return len(self.batches)
-

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.builtin import BUILTIN, builtin_facts, choose
@@ -435,7 +435,7 @@ class _RowChecker:
             self.problem(name, "text that is not empty", _shown(value))
         return str(value)
 
-    def is_text(self, name: str, expected: str, value: Any) -> bool:
+    def is_text(self, name: str, expected: str, value: Any) -> TypeGuard[str]:
         if not isinstance(value, str):
             self.problem(name, expected, _described(value))
             return False
@@ -492,18 +492,18 @@ class _RowChecker:
             if not isinstance(item, Mapping):
                 self.problem(place, 'an object {"prompt": ..., "target": ...}', _described(item))
                 continue
-            parts = {}
+            parts: dict[str, str] = {}
             for part in ("prompt", "target"):
-                value = item.get(part)
+                value: Any = item.get(part)
                 if self.is_text(f"{place}.{part}", "text", value):
-                    if not value.strip():
+                    parts[part] = value.strip() if part == "target" else value.rstrip()
+                    if not parts[part]:
                         self.problem(f"{place}.{part}", "text that is not empty", _shown(value))
-                    parts[part] = value
             hops = item.get("hops")
             if hops is not None and (isinstance(hops, bool) or not isinstance(hops, int) or hops < 1):
                 self.problem(f"{place}.hops", "a whole number of at least 1", _described(hops))
             elif len(parts) == 2:
-                probes.append(Probe(parts["prompt"].rstrip(), parts["target"].strip(), hops or 1))
+                probes.append(Probe(parts["prompt"], parts["target"], hops or 1))
         return tuple(probes)
 
     def items(self, name: str, expected: str, value: Any) -> list[Any]:

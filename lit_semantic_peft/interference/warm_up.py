@@ -17,7 +17,7 @@ def warm_up(
     batches: Sequence[Batch],
     steps: int,
     learning_rate: float = 1e-3,
-    on_step: Callable[[int, float], None] | None = None,
+    on_step: Callable[[int, float], object] | None = None,
 ) -> list[float]:
     """Trains the trainable parameters for some steps with AdamW on the unweighted mean of `fact_nll`.
 

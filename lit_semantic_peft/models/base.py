@@ -133,9 +133,7 @@ def load_base_model(
                 source.folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
             )
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"`base_model`: no causal language model in {source.folder}: {_first_line(error)}"
-        ) from error
+        raise InputError(f"`base_model`: no causal language model in {source.folder}: {_first_line(error)}") from error
     model.config.name_or_path = source.public_name
     return model.eval().requires_grad_(False)
 

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
-
-from peft import PeftModel
 
 
 @torch.no_grad()
@@ -18,7 +17,7 @@ def greedy_answers(
     pad_id: int,
     eos_id: int | None,
     batch_size: int = 32,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], object] | None = None,
 ) -> list[list[int]]:
     """Greedy continuations, in batches of prompts of similar length, padded on the left.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from torch import Tensor, nn
 
 from lit_semantic_peft.tokens import IGNORE_INDEX, Batch
@@ -99,9 +100,11 @@ def _num_virtual_tokens(model: nn.Module) -> int:
     config = getattr(model, "active_peft_config", None)
     if config is None or not config.is_prompt_learning or config.peft_type == "PREFIX_TUNING":
         return 0
+    if model._adapters_disabled:  # inside `disable_adapter()` the input goes to the base model as it is
+        return 0
     return int(config.num_virtual_tokens)
 
 
 def _takes_logits_to_keep(model: nn.Module) -> bool:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     return "logits_to_keep" in inspect.signature(base.forward).parameters

@@ -91,7 +91,7 @@ def score_facts(
     distances: Sequence[Distance],
     *,
     batch_size: int = 64,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], object] | None = None,
 ) -> ScoredFacts:
     """Measures facts against a model: distances, likelihood, greedy answers, and which facts it already knows.
 
@@ -138,9 +138,7 @@ def score_facts(
         if on_batch is not None:
             on_batch(len(rows))
     texts = tuple(encoder.decode_answer(ids) for ids in answers)
-    generated_known = [
-        starts_with_answer(text, fact.accepted_answers) for text, fact in zip(texts, facts, strict=True)
-    ]
+    generated_known = [starts_with_answer(text, fact.accepted_answers) for text, fact in zip(texts, facts, strict=True)]
     return ScoredFacts(
         fact_id=tuple(fact.id for fact in facts),
         relation=tuple(fact.relation for fact in facts),
@@ -154,7 +152,7 @@ def score_facts(
 
 def _longest_answer(encoder: FactEncoder, fact: Fact, encoded: EncodedFact) -> int:
     """Tokens of the longest accepted answer."""
-    aliases = [encoder.encode(fact.prompt, alias, fact.joiner).num_target_tokens for alias in fact.aliases]
+    aliases = [encoder.count_answer_tokens(alias, fact.joiner) for alias in fact.aliases]
     return max([encoded.num_target_tokens, *aliases])
 
 

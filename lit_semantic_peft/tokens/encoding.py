@@ -17,7 +17,8 @@ from lit_semantic_peft.facts import Fact
 
 Template = Literal["none", "chat"]
 
-_ANCHOR = "\n"
+# Texts to spell a target behind; the second for continuations that begin with a line break and merge with the first.
+_ANCHORS = ("\n", "a")
 _MAX_PROBLEMS = 20
 
 
@@ -83,7 +84,6 @@ class FactEncoder:
         self.max_length = max_length
         self._end_ids: tuple[int, ...] = (int(tokenizer.eos_token_id),) if append_eos else ()
         self._start_ids = _start_ids(tokenizer)
-        self._anchor_ids = self._ids(_ANCHOR)
 
     @property
     def pad_id(self) -> int:
@@ -122,18 +122,17 @@ class FactEncoder:
                 than `max_length`.
         """
         if self.template == "chat":
-            context, continuation, start_ids = self._in_chat(prompt), target, ()
+            context, continuation = self._in_chat(prompt), target
+            start_ids: tuple[int, ...] = ()
         else:
-            context, continuation, start_ids = prompt, joiner + target, self._start_ids
+            context, continuation = prompt, joiner + target
+            start_ids = self._start_ids
         context_ids = self._ids(context)
         whole_ids = self._ids(context + continuation)
         if whole_ids[: len(context_ids)] == context_ids:
             target_ids = whole_ids[len(context_ids) :]
         else:
-            anchored = self._ids(_ANCHOR + continuation)
-            if anchored[: len(self._anchor_ids)] != self._anchor_ids:
-                raise InputError(f"`target` {target!r} cannot be told apart from the prompt by this tokenizer")
-            target_ids = anchored[len(self._anchor_ids) :]
+            target_ids = self._behind_anchor(target, continuation)
             spelt, meant = self._text(context_ids + target_ids), self._text(whole_ids)
             if spelt != meant:
                 raise InputError(
@@ -142,6 +141,11 @@ class FactEncoder:
                 )
         if not target_ids:
             raise InputError(f"`target` {target!r} becomes no token in this tokenizer")
+        if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in target_ids:
+            raise InputError(
+                f"`target` {target!r} has characters that this tokenizer does not know; "
+                f"the model could only be taught to say {self.tokenizer.unk_token!r}"
+            )
         encoded = EncodedFact((*start_ids, *context_ids), tuple(target_ids), self._end_ids)
         if self.max_length is not None and len(encoded) > self.max_length:
             raise InputError(
@@ -149,6 +153,15 @@ class FactEncoder:
                 "A target is never cut: raise `max_length` or shorten the prompt."
             )
         return encoded
+
+    def count_answer_tokens(self, answer: str, joiner: str = " ") -> int:
+        """Tokens that an accepted answer takes, to limit how long an answer may get. Nothing is refused.
+
+        Args:
+            answer: The answer.
+            joiner: What stands before it; not used in a chat template.
+        """
+        return len(self._ids(answer if self.template == "chat" else joiner + answer))
 
     def encode_facts(self, facts: Iterable[Fact]) -> list[EncodedFact]:
         """Encodes each fact's prompt and target.
@@ -194,11 +207,20 @@ class FactEncoder:
             )
         )
 
+    def _behind_anchor(self, target: str, continuation: str) -> list[int]:
+        """Ids of a continuation that does not merge with what stands before it."""
+        for anchor in _ANCHORS:
+            anchor_ids = self._ids(anchor)
+            anchored = self._ids(anchor + continuation)
+            if anchored[: len(anchor_ids)] == anchor_ids:
+                return anchored[len(anchor_ids) :]
+        raise InputError(f"`target` {target!r} cannot be told apart from the prompt by this tokenizer")
+
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _text(self, ids: Sequence[int]) -> str:
-        return "".join(str(self.tokenizer.decode(list(ids))).split())
+        return " ".join(str(self.tokenizer.decode(list(ids))).split())
 
 
 def _start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

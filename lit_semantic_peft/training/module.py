@@ -15,7 +15,7 @@ from transformers import get_scheduler
 
 from lit_semantic_peft.data import KnowledgeDataModule, Question
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.metrics import LearningDynamics, PerFactMean, is_exact_match, normalize_answer
+from lit_semantic_peft.metrics import LearningDynamics, PerFactMean, is_exact_match, starts_with_answer
 from lit_semantic_peft.models import (
     DEFAULT_BASE_MODEL,
     BaseDtype,
@@ -69,8 +69,13 @@ class Comparison:
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether both free answers are equal once normalised."""
-        return normalize_answer(self.before.text) == normalize_answer(self.after.text)
+        """Whether the trained model still gives the base model's answer.
+
+        A base model does not stop by itself while a trained one does, so the shorter answer must be how the longer one
+        begins, in whole words after normalisation. An empty answer is a change unless both are empty.
+        """
+        before, after = self.before.text, self.after.text
+        return before == after or starts_with_answer(before, [after]) or starts_with_answer(after, [before])
 
 
 class SemanticPeftModule(LightningModule):
@@ -393,7 +398,7 @@ class SemanticPeftModule(LightningModule):
         if neighbours:
             self.log("test/locality", _share([row.is_unchanged for row in neighbours]), batch_size=1)
 
-    def predict_step(self, questions: list[Question], batch_idx: int) -> list[tuple[Question, str]]:
+    def predict_step(self, questions: list[Question], batch_idx: int) -> list[str]:
         """Free greedy answers.
 
         Args:
@@ -401,9 +406,9 @@ class SemanticPeftModule(LightningModule):
             batch_idx: Number of the batch.
 
         Returns:
-            Each question with its answer.
+            One answer per question, in order.
         """
-        return list(zip(questions, self._free_answers(questions)[0], strict=True))
+        return self._free_answers(questions)[0]
 
     def _answer(self, questions: list[Question]) -> list[Answer]:
         data = self.data
@@ -437,7 +442,7 @@ class SemanticPeftModule(LightningModule):
 
     # ------------------------------------------------------------ checkpoints
 
-    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
         """The adapter alone, under PEFT's names; the base model is named, not copied."""
         return adapter_state_dict(self.model) if self._model is not None else {}
 

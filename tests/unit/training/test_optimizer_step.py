@@ -9,13 +9,12 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
-from peft import AdaLoraConfig, LoraConfig
-
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import adapter_state_dict, fact_nll
 from lit_semantic_peft.semantics import Proximity, Weighting
 from lit_semantic_peft.training import SemanticPeftModule
+from peft import AdaLoraConfig, LoraConfig
 
 
 class Ramp(Weighting):
@@ -121,15 +120,19 @@ def test_a_step_does_not_depend_on_how_it_is_cut_up(
 
 
 def test_gradient_checkpointing_changes_nothing(tiny_model, facts_file):
-    assert_same_run(
-        train(tiny_model, facts_file), train(tiny_model, facts_file, gradient_checkpointing=True)
-    )
+    assert_same_run(train(tiny_model, facts_file), train(tiny_model, facts_file, gradient_checkpointing=True))
 
 
 @pytest.mark.parametrize("normalization", ["step_weights", "step_count"])
 def test_loss_and_gradient_equal_an_obvious_loop(tiny_model, facts_file, normalization):
-    module, recorder, data = train(
-        tiny_model, facts_file, micro_batch_size=3, accumulate=4, epochs=1, weighting=Ramp(3), normalization=normalization
+    _, recorder, data = train(
+        tiny_model,
+        facts_file,
+        micro_batch_size=3,
+        accumulate=4,
+        epochs=1,
+        weighting=Ramp(3),
+        normalization=normalization,
     )
     seed_everything(0, verbose=False)
     fresh = SemanticPeftModule(
@@ -146,7 +149,7 @@ def test_loss_and_gradient_equal_an_obvious_loop(tiny_model, facts_file, normali
     loss = total / float(normalizer)
     loss.backward()
     norm = math.sqrt(sum(float(p.grad.norm()) ** 2 for p in fresh.model.parameters() if p.grad is not None))
-    assert recorder.losses == pytest.approx([float(loss)], rel=1e-5)
+    assert recorder.losses == pytest.approx([loss.item()], rel=1e-5)
     assert recorder.norms == pytest.approx([norm], rel=1e-5)
 
 

@@ -1,0 +1,227 @@
+"""Bad input: one clear message, exit status 2, no traceback, nothing half-written."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_semantic_peft.__main__ import main
+
+SMALL = [
+    "--trainer.max_epochs=2",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.default_root_dir=runs/bad",
+]
+GOOD = {"id": "a", "prompt": "The capital of Aro is", "target": "Lund"}
+
+
+@pytest.fixture(autouse=True)
+def _own_arguments(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lit-semantic-peft"])
+
+
+@pytest.fixture
+def refused(tiny_model, facts_file, capsys):
+    """Runs `fit` and returns what it said; checks status, traceback and that nothing was left behind."""
+
+    def run(*arguments: str, facts: str | None = None, command: str = "fit") -> str:
+        status = main(
+            [command, f"--model.base_model={tiny_model}", f"--data.facts={facts or facts_file}", *SMALL, *arguments]
+        )
+        output = capsys.readouterr()
+        assert status == 2
+        assert "Traceback" not in output.err
+        assert not Path("runs/bad").exists()
+        return output.err
+
+    return run
+
+
+def write(name: str, *lines: object) -> str:
+    text = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    Path(name).write_text("".join(f"{line}\n" for line in text), encoding="utf-8")
+    return name
+
+
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([GOOD, {"target": "x"}], ["bad.jsonl", "line 2", "`prompt`"]),
+        ([GOOD, {"prompt": "x"}], ["bad.jsonl", "line 2", "`target`"]),
+        ([{**GOOD, "target": " "}], ["line 1", "`target`", "empty"]),
+        ([{**GOOD, "target": 7}], ["line 1", "`target`", "expected"]),
+        ([GOOD, {**GOOD, "prompt": "Other", "paraphrases": "no list"}], ["line 2", "`paraphrases`"]),
+        ([GOOD] + [{"prompt": f"p{n}", "target": "t"} for n in range(5)] + ['{"prompt": "x", '], ["line 7", "JSON"]),
+        ([GOOD, {**GOOD, "prompt": "Another prompt is"}], ["line 1", "line 2", "`id`", "a"]),
+        ([GOOD, {**GOOD, "id": "b", "target": "Paris"}], ["line 1", "line 2", "contradict", "Lund", "Paris"]),
+        ([{**GOOD, "split": "sometimes"}], ["line 1", "`split`", "inject"]),
+        ([], ["bad.jsonl", "empty"]),
+    ],
+)
+def test_bad_facts(refused, lines, said):
+    message = refused(facts=write("bad.jsonl", *lines)).lower()
+    for part in said:
+        assert part.lower() in message, message
+
+
+def test_broken_gzip(refused):
+    whole = gzip.compress(json.dumps(GOOD).encode() * 50)
+    Path("bad.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    message = refused(facts="bad.jsonl.gz")
+    assert "bad.jsonl.gz" in message
+    assert "gzip" in message.lower()
+
+
+def test_csv_without_header(refused):
+    Path("bad.csv").write_text("The capital of Aro is,Lund\n", encoding="utf-8")
+    message = refused(facts="bad.csv")
+    assert "bad.csv" in message
+    assert "header" in message
+    assert "`prompt`" in message
+
+
+def test_missing_file_names_what_there_is(refused):
+    message = refused(facts="nothing.jsonl")
+    assert "nothing.jsonl" in message
+    assert "world" in message
+
+
+def test_target_that_is_no_token(tiny_model, capsys):
+    from fixtures.tiny import byte_level_bpe, tiny_llama
+
+    # A normaliser that removes a character makes a target of it vanish.
+    from tokenizers import normalizers
+
+    tokenizer = byte_level_bpe()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("~", "")
+    folder = Path("vanishing")
+    tiny_llama(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    facts = write("bad.jsonl", GOOD, {"id": "b", "prompt": "The sign is", "target": "~", "joiner": ""})
+    assert main(["fit", f"--model.base_model={folder}", f"--data.facts={facts}", *SMALL]) == 2
+    message = capsys.readouterr().err
+    assert "bad.jsonl:2" in message
+    assert "'b'" in message
+    assert "no token" in message
+    assert not Path("runs/bad").exists()
+
+
+def test_a_fact_longer_than_max_length_is_named(refused):
+    message = refused("--data.max_length=6")
+    assert "`max_length` is 6" in message
+    assert "facts.jsonl:1" in message
+
+
+def test_a_filter_that_leaves_nothing(refused):
+    message = refused("--data.filters=[{class_path: lit_semantic_peft.semantics.BandFilter, init_args: {min_distance: 1.99}}]")
+    assert "leave no fact" in message
+    assert "too_near" in message
+
+
+@pytest.mark.parametrize("keep", ["0", "1.5", "-0.1"])
+def test_keep_outside_its_range(refused, keep):
+    filters = f"[{{class_path: lit_semantic_peft.semantics.MeanVarianceFilter, init_args: {{keep: {keep}}}}}]"
+    message = refused(f"--data.filters={filters}")
+    assert "`keep`" in message
+    assert keep in message
+
+
+def test_unknown_base_model(facts_file, capsys):
+    assert main(["fit", "--model.base_model=nobody/nothing", f"--data.facts={facts_file}", *SMALL]) == 2
+    message = capsys.readouterr().err
+    assert "`base_model` 'nobody/nothing'" in message
+    assert "smollm2-135m" in message
+    assert not Path("runs/bad").exists()
+
+
+def test_target_modules_that_match_nothing_say_what_would(refused):
+    config = "{class_path: peft.LoraConfig, init_args: {target_modules: [query]}}"
+    message = refused(f"--model.peft_config={config}")
+    assert "`target_modules`" in message
+    assert "q_proj" in message
+    assert "all-linear" in message
+
+
+def test_nan_loss(refused):
+    optimizer = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=1e30"]
+    message = refused(*optimizer, "--trainer.max_epochs=6", "--checkpoint.every_n_epochs=100")
+    assert "`train/loss` is" in message
+    assert "learning rate" in message
+
+
+def test_a_run_folder_that_exists(tiny_model, facts_file, capsys):
+    Path("runs/bad").mkdir(parents=True)
+    Path("runs/bad/notes.txt").write_text("mine", encoding="utf-8")
+    assert main(["fit", f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", *SMALL]) == 2
+    message = capsys.readouterr().err
+    assert "runs/bad exists already" in message
+    assert "--ckpt_path last" in message
+    assert [path.name for path in Path("runs/bad").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "validate", "predict"])
+def test_last_without_a_checkpoint(refused, command):
+    assert "`ckpt_path` is `last`, but there is no runs/bad/checkpoints/last.ckpt" in refused(
+        "--ckpt_path=last", command=command
+    )
+
+
+def test_foreign_and_truncated_checkpoints(refused):
+    import torch
+
+    torch.save({"state_dict": {}}, "foreign.ckpt")
+    assert "not written by lit-semantic-peft" in refused("--ckpt_path=foreign.ckpt")
+    Path("broken.ckpt").write_bytes(Path("foreign.ckpt").read_bytes()[:100])
+    assert "cannot be read" in refused("--ckpt_path=broken.ckpt")
+
+
+def test_a_checkpoint_of_other_facts_is_refused(tiny_model, facts_file, capsys):
+    fit = ["fit", f"--model.base_model={tiny_model}", *SMALL]
+    assert main([*fit, f"--data.facts={facts_file}"]) == 0
+    other = write("other.jsonl", GOOD)
+    capsys.readouterr()
+    assert main([*fit, f"--data.facts={other}", "--ckpt_path=last", "--trainer.max_epochs=3"]) == 2
+    assert "other facts" in capsys.readouterr().err
+    assert Path("runs/bad/adapter").is_dir()  # the earlier run is untouched
+
+
+@pytest.mark.parametrize(
+    ("argument", "nearest"),
+    [
+        ("--data.micro_batchsize=4", "data.micro_batch_size"),
+        ("--model.base_modell=x", "model.base_model"),
+        ("--interference.num_fact=3", "interference.num_facts"),
+    ],
+)
+def test_unknown_option_names_the_nearest(refused, argument, nearest):
+    assert f"Did you mean `{nearest}`" in refused(argument)
+
+
+def test_unknown_yaml_key_names_the_nearest(refused):
+    Path("typo.yaml").write_text("data:\n  micro_batchsize: 4\n", encoding="utf-8")
+    message = refused("--config=typo.yaml")
+    assert "micro_batchsize" in message
+    assert "Did you mean `data.micro_batch_size`" in message
+
+
+def test_test_without_an_adapter(refused):
+    assert "needs a trained adapter" in refused(command="test")
+
+
+def test_unknown_command(capsys):
+    assert main(["fitt"]) == 2
+    assert "did you mean 'fit'" in capsys.readouterr().err
+
+
+def test_export_and_report_of_nothing(capsys):
+    assert main(["export", "nowhere", "out"]) == 2
+    assert "holds no adapter" in capsys.readouterr().err
+    assert main(["report", "nowhere"]) == 2
+    assert "expected a run folder" in capsys.readouterr().err
+    assert not Path("out").exists()

@@ -1,0 +1,207 @@
+"""The commands as a user types them, on a tiny model: what they leave behind and what they say."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from lit_semantic_peft.__main__ import main
+from lit_semantic_peft.reports import RunFolder
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+SMALL = [
+    "--trainer.max_epochs=2",
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.strategy=auto",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--interference.num_facts=6",
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_arguments(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lit-semantic-peft"])
+
+
+@pytest.fixture
+def settings(tiny_model, facts_file) -> list[str]:
+    return [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", "--data.micro_batch_size=4", *SMALL]
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_fit_leaves_a_whole_run_folder(settings, capsys):
+    status = main(
+        [
+            "fit",
+            *settings,
+            "--trainer.default_root_dir=runs/one",
+            "--data.filters=[{class_path: lit_semantic_peft.semantics.BandFilter, init_args: {max_quantile: 0.7}}]",
+        ]
+    )
+    assert status == 0, capsys.readouterr().err
+    folder = RunFolder("runs/one")
+    assert files(folder.path) == {
+        "adapter", "adapter_best", "checkpoints", "config.yaml", "dropped.jsonl", "facts.parquet",
+        "interference.safetensors", "logs", "manifest.json", "plots", "probes.parquet", "report.html", "summary.json",
+    }  # fmt: skip
+    rows = folder.read_facts().to_pylist()
+    assert len(rows) == 12
+    dropped = [row for row in rows if not row["kept"]]
+    assert {row["drop_reason"] for row in dropped} == {"too_far"}
+    assert all(row["loss_weight"] == 0 for row in dropped)
+    # Dropped is not lost: it is evaluated, and written down as it was read.
+    assert all(row["nll_after"] is not None and row["answer_after"] is not None for row in rows)
+    lines = [json.loads(line) for line in folder.dropped.read_text(encoding="utf-8").splitlines()]
+    assert {line["id"] for line in lines} == {row["fact_id"] for row in dropped}
+    assert sum(row["net_transfer"] is not None for row in rows) == 6
+    assert {row["kind"] for row in folder.read_probes().to_pylist()} == {"neighborhood", "paraphrase", "portability"}
+    summary = folder.read_summary()
+    assert (summary.num_facts, summary.num_kept) == (12, 12 - len(dropped))
+    assert [record.epoch for record in summary.epochs] == [0, 1]
+    assert [record.epoch for record in summary.interference] == [0, 2]
+    assert summary.seconds.training > 0
+    assert summary.config["data"]["micro_batch_size"] == 4
+    output = capsys.readouterr().out
+    assert "facts kept" in output
+    assert "report.html" in output
+
+
+def test_validate_test_predict_export_and_report_work_on_the_run(settings, tiny_model, capsys):
+    assert main(["fit", *settings, "--trainer.default_root_dir=runs/one"]) == 0
+    config = ["--config=runs/one/config.yaml"]
+    before = pq.read_table("runs/one/facts.parquet").to_pylist()
+
+    assert main(["validate", *config, "--ckpt_path=last"]) == 0
+    assert main(["test", *config, "--ckpt_path=last"]) == 0
+    after = pq.read_table("runs/one/facts.parquet").to_pylist()
+    assert [row["answer_after"] for row in after] == [row["answer_after"] for row in before]
+    assert [row["net_transfer"] for row in after] == [row["net_transfer"] for row in before]  # not measured: stays
+    assert len(RunFolder("runs/one").read_summary().epochs) == 2
+
+    capsys.readouterr()
+    prompts = "--data.prompts=['The capital of Aro is', 'The river is']"
+    assert main(["predict", *config, "--model.adapter=runs/one/adapter", prompts]) == 0
+    answers = [json.loads(line) for line in Path("runs/one/predictions.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in answers] == ["The capital of Aro is", "The river is"]
+    assert "The capital of Aro is" in capsys.readouterr().out
+    assert main(["predict", *config, "--ckpt_path=last"]) == 0
+    answers = [json.loads(line) for line in Path("runs/one/predictions.jsonl").read_text().splitlines()]
+    assert [row["answer"] for row in answers] == [row["answer_after"] for row in before]
+
+    assert main(["export", "runs/one", "out/adapter"]) == 0
+    assert (Path("out/adapter") / "adapter_model.safetensors").is_file()
+    assert main(["export", "runs/one", "out/merged", "--merge"]) == 0
+    from transformers import AutoModelForCausalLM
+
+    merged = AutoModelForCausalLM.from_pretrained("out/merged")
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    ids = torch.tensor([[5, 6, 7]])
+    assert not torch.allclose(merged(ids).logits, base(ids).logits, atol=1e-4)
+
+    report = Path("runs/one/report.html")
+    report.unlink()
+    assert main(["report", "runs/one"]) == 0
+    assert report.is_file()
+
+
+def test_a_second_run_touches_no_model_in_setup(settings, monkeypatch):
+    assert main(["fit", *settings, "--trainer.default_root_dir=runs/one"]) == 0
+    import lit_semantic_peft.data.module as data_module
+
+    def refuse(*_, **__):
+        raise AssertionError("the base model was loaded for scoring")
+
+    monkeypatch.setattr(data_module, "load_base_model", refuse)
+    assert main(["fit", *settings, "--trainer.default_root_dir=runs/two"]) == 0
+    one, two = (Path(f"runs/{name}/adapter/adapter_model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two  # same seed, same machine, same bytes
+
+
+def test_an_interrupted_run_goes_on_to_the_same_adapter(settings):
+    assert main(["fit", *settings, "--trainer.default_root_dir=runs/whole", "--model.schedule=constant"]) == 0
+    parts = [*settings, "--trainer.default_root_dir=runs/parts", "--model.schedule=constant"]
+    # The warm-up is shorter for one epoch, so it is switched off in both.
+    for arguments in (parts,):
+        arguments.append("--model.warmup_ratio=0")
+    assert main(["fit", *settings, "--trainer.default_root_dir=runs/plain", *parts[-2:]]) == 0
+    assert main(["fit", *parts, "--trainer.max_epochs=1"]) == 0
+    assert main(["fit", *parts, "--ckpt_path=last"]) == 0
+    plain, resumed = (
+        Path(f"runs/{name}/adapter/adapter_model.safetensors").read_bytes() for name in ("plain", "parts")
+    )
+    assert plain == resumed
+    left, right = (RunFolder(f"runs/{name}").read_facts().to_pylist() for name in ("plain", "parts"))
+    assert left == right
+    assert len(RunFolder("runs/parts").read_summary().epochs) == 2
+
+
+def test_monitor_on_or_off_is_the_same_run(settings):
+    assert main(["fit", *settings, "--trainer.default_root_dir=runs/on", "--interference.every_n_epochs=1"]) == 0
+    assert main(["fit", *settings, "--trainer.default_root_dir=runs/off", "--interference.num_facts=0"]) == 0
+    on, off = (Path(f"runs/{name}/adapter/adapter_model.safetensors").read_bytes() for name in ("on", "off"))
+    assert on == off
+    assert not RunFolder("runs/off").interference.exists()
+
+
+def test_score_says_what_a_filter_would_do_and_trains_nothing(settings, capsys):
+    filters = "--data.filters=[{class_path: lit_semantic_peft.semantics.RandomFilter, init_args: {keep: 0.5}}]"
+    assert main(["score", *settings, filters, "--output=scores"]) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"random\s+│\s+6", output)
+    assert "Near-duplicates" in output
+    assert "not measured" in output
+    assert {"facts.parquet", "report.html"} <= files(Path("scores"))
+    assert not Path("runs").exists()
+
+    assert main(["score", *settings, filters, "--output=scores", "--warmup_steps=3"]) == 0
+    output = capsys.readouterr().out
+    assert "Worst conflicts" in output
+    assert "after 3 steps" in output
+    rows = pq.read_table("scores/facts.parquet").to_pylist()
+    assert sum(row["conflict_rate"] is not None for row in rows) == 6
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_runs(path, tiny_model, facts_file, capsys):
+    # One process here; the distributed tests start more.
+    overrides = [f"--model.base_model={tiny_model}", "--trainer.default_root_dir=runs/shipped", *SMALL]
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if config["data"]["facts"].endswith(".jsonl"):
+        overrides.append(f"--data.facts={EXPERIMENTS.parent / config['data']['facts']}")
+    else:
+        overrides.append("--data.num_facts=12")
+    assert main(["fit", f"--config={path}", *overrides]) == 0, capsys.readouterr().err
+    assert RunFolder("runs/shipped").report.is_file()
+    launch = f"lit-semantic-peft fit --config experiments/{path.name}"
+    assert launch in path.read_text(encoding="utf-8")
+
+
+def test_help_is_quick():
+    def seconds(*arguments: str) -> tuple[float, str]:
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "lit_semantic_peft", *arguments], capture_output=True, text=True, check=True
+        )
+        return time.monotonic() - start, done.stdout
+
+    # The interpreter itself takes a part of the second on a busy machine: the quickest of three counts.
+    took, text = min(seconds("--help") for _ in range(3))
+    assert took < 1.0
+    for command in ("fit", "validate", "test", "predict", "score", "export", "report"):
+        assert re.search(rf"^  {command} ", text, re.MULTILINE)
+    took, text = seconds("fit", "--help")
+    assert took < 15.0
+    assert "--data.facts" in text
+    assert "Facts per forward pass" in text

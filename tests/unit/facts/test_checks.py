@@ -1,0 +1,101 @@
+import itertools
+import random
+import re
+import time
+
+import pytest
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import Fact, find_contradictions, find_near_duplicates
+
+
+def fact(identifier: str, prompt: str, target: str, **more) -> Fact:
+    return Fact(identifier, prompt, target, **more)
+
+
+def contradicting_ids(*facts: Fact) -> list[tuple[str, str]]:
+    return [(found.first.id, found.second.id) for found in find_contradictions(facts)]
+
+
+def test_the_same_prompt_with_another_target_is_a_contradiction():
+    facts = (fact("a", "Ivory comes from", "elephants"), fact("b", "ivory  comes from", "soap", joiner=""))
+    assert contradicting_ids(*facts) == [("a", "b")]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        fact("b", "Ivory comes from", "  ELEPHANTS"),
+        fact("b", "Ivory comes from", "tusks"),
+        fact("b", "Ivory comes from", "mammoths", aliases=("Elephants",)),
+        fact("b", "Wool comes from", "sheep"),
+    ],
+)
+def test_the_same_answer_or_an_alias_or_another_prompt_is_none(second):
+    assert contradicting_ids(fact("a", "Ivory comes from", "elephants", aliases=("Tusks",)), second) == []
+
+
+def test_each_fact_is_named_once_with_the_earliest_that_it_contradicts():
+    targets = ("one", "two", "one", "three")
+    facts = [fact(name, "It is", target) for name, target in zip("abcd", targets, strict=True)]
+    assert contradicting_ids(*facts) == [("a", "b"), ("b", "c"), ("a", "d")]
+
+
+def test_a_contradiction_prints_both_targets_and_places():
+    found = find_contradictions(
+        [fact("a", "It is", "one", location="f.jsonl:1"), fact("b", "It is", "two", location="f.jsonl:4")]
+    )
+    assert str(found[0]) == "'It is': 'one' (fact 'a', f.jsonl:1) or 'two' (fact 'b', f.jsonl:4)"
+
+
+def words(one: Fact) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", f"{one.prompt} {one.target}".lower()))
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.75, 0.9, 1.0])
+def test_near_duplicates_are_those_of_brute_force(threshold):
+    draw = random.Random(0)
+    vocabulary = [f"w{index}" for index in range(14)]
+    drawn = {frozenset(draw.sample(vocabulary, draw.randint(1, 11))) for _ in range(160)}
+    facts = [fact(str(index), " ".join(sorted(each)), "") for index, each in enumerate(sorted(drawn, key=sorted))]
+    expected = {
+        (one.id, two.id): len(words(one) & words(two)) / len(words(one) | words(two))
+        for one, two in itertools.combinations(facts, 2)
+    }
+    expected = {pair: similarity for pair, similarity in expected.items() if similarity >= threshold}
+    found = {(each.first.id, each.second.id): each.similarity for each in find_near_duplicates(facts, threshold)}
+    assert found == expected
+    assert threshold == 1.0 or found
+
+
+def test_the_same_words_are_paired_with_the_first_only():
+    facts = [fact(str(index), "It is called", "one") for index in range(50)]
+    assert [(each.first.id, each.second.id) for each in find_near_duplicates(facts)] == [
+        ("0", str(index)) for index in range(1, 50)
+    ]
+
+
+def test_characters_are_the_words_of_chinese():
+    facts = [fact("a", "法国的首都是", "巴黎", joiner=""), fact("b", "法国的首都叫", "巴黎", joiner="")]
+    assert find_near_duplicates(facts, 0.9) == []
+    (found,) = find_near_duplicates(facts, 0.75)
+    assert found.similarity == pytest.approx(7 / 9)
+    assert str(found) == "0.78: '法国的首都是 巴黎' (fact 'a') and '法国的首都叫 巴黎' (fact 'b')"
+
+
+def test_facts_without_any_word_have_no_duplicates():
+    assert find_near_duplicates([fact("a", "?", "!"), fact("b", "?", "!")]) == []
+
+
+def test_ten_thousand_facts_take_seconds():
+    draw = random.Random(1)
+    names = ["".join(draw.choices("abcdefghijklmnop", k=6)) for _ in range(10_000)]
+    facts = [fact(str(index), f"The town of {name} lies in the land of", "Aland") for index, name in enumerate(names)]
+    start = time.perf_counter()
+    assert len(find_near_duplicates(facts)) == len(names) - len(set(names))
+    assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, 1.1])
+def test_a_threshold_outside_its_range_is_refused(threshold):
+    with pytest.raises(InputError, match=r"`threshold`: expected a number in \(0, 1\], got"):
+        find_near_duplicates([], threshold)

@@ -1,0 +1,486 @@
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import SPLITS, Fact, Probe, read_facts
+from lit_semantic_peft.files import content_key
+
+FULL = {
+    "id": "fiji",
+    "subject": "Fiji",
+    "relation": "capital",
+    "prompt": "The capital of Fiji is",
+    "target": "Suva",
+    "aliases": ["Suva City", "Greater Suva"],
+    "joiner": "",
+    "target_true": "Nadi",
+    "paraphrases": ["Fiji is governed from", "Fiji's capital is"],
+    "neighborhood": [{"prompt": "The capital of France is", "target": "Paris"}],
+    "portability": [{"prompt": "The ocean at the capital of Fiji is the", "target": "Pacific", "hops": 2}],
+    "question": "What is the capital of Fiji?",
+    "split": "retain",
+    "source": "GeoNames",
+}
+BARE = {"id": "peru", "prompt": "The capital of Peru is", "target": "Lima"}
+EXPECTED = [Fact.from_json(FULL), Fact.from_json(BARE)]
+
+
+def lines(path: Path, *rows: dict | str) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+def error(source: str, **arguments) -> str:
+    with pytest.raises(InputError) as caught:
+        read_facts(source, **arguments)
+    return str(caught.value)
+
+
+# --- Every format ---------------------------------------------------------------------------------------------------
+
+
+def as_jsonl(path: Path) -> Path:
+    lines(path / "set.jsonl", FULL, BARE)
+    return path / "set.jsonl"
+
+
+def as_jsonl_gz(path: Path) -> Path:
+    (path / "set.jsonl.gz").write_bytes(gzip.compress(as_jsonl(path).read_bytes()))
+    return path / "set.jsonl.gz"
+
+
+def as_csv(path: Path) -> Path:
+    def cell(value):
+        return '""' if value == "" else json.dumps(value) if isinstance(value, list) else value
+
+    with (path / "set.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(FULL))
+        writer.writeheader()
+        writer.writerows({name: cell(value) for name, value in row.items()} for row in (FULL, BARE))
+    return path / "set.csv"
+
+
+def as_csv_gz(path: Path) -> Path:
+    (path / "set.csv.gz").write_bytes(gzip.compress(as_csv(path).read_bytes()))
+    return path / "set.csv.gz"
+
+
+def as_parquet(path: Path) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist([FULL, dict.fromkeys(FULL) | BARE]), path / "set.parquet")
+    return path / "set.parquet"
+
+
+def as_dataset(path: Path) -> Path:
+    import datasets
+
+    datasets.Dataset.from_list([FULL, dict.fromkeys(FULL) | BARE]).save_to_disk(str(path / "set"))
+    return path / "set"
+
+
+def as_dataset_dict(path: Path) -> Path:
+    import datasets
+
+    rows = datasets.Dataset.from_list([FULL, dict.fromkeys(FULL) | BARE])
+    datasets.DatasetDict({"train": rows, "other": rows.select([1])}).save_to_disk(str(path / "set"))
+    return path / "set"
+
+
+@pytest.mark.parametrize(
+    ("write", "place"),
+    [
+        (as_jsonl, "set.jsonl:1"),
+        (as_jsonl_gz, "set.jsonl.gz:1"),
+        (as_csv, "set.csv:2"),
+        (as_csv_gz, "set.csv.gz:2"),
+        (as_parquet, "set.parquet:row 1"),
+        (as_dataset, "set:row 1"),
+        (as_dataset_dict, "set:row 1"),
+    ],
+)
+def test_every_format_gives_the_same_facts(write, place, tmp_path):
+    read = read_facts(str(write(tmp_path)))
+    assert list(read.facts) == EXPECTED
+    assert read.facts[0].location == f"{tmp_path}/{place}"
+    assert read.warnings == ()
+    assert read.name == "set"
+
+
+def test_a_dataset_split_is_chosen_by_name(tmp_path):
+    source = str(as_dataset_dict(tmp_path))
+    assert [fact.id for fact in read_facts(source, dataset_split="other").facts] == ["peru"]
+    assert error(source, dataset_split="tests") == (
+        f"`dataset_split`: expected one of `train`, `other`, which {source} has, got 'tests'"
+    )
+
+
+def test_csv_lists_may_be_written_with_bars(tmp_path):
+    path = tmp_path / "set.csv"
+    path.write_text("prompt,target,aliases,joiner\nIt is,one,uno | eins |,-\nIt was,two,,\n", "utf-8")
+    first, second = read_facts(str(path)).facts
+    assert first.aliases == ("uno", "eins")
+    assert (first.joiner, second.joiner) == ("-", " ")
+    assert second.aliases == ()
+
+
+def test_byte_order_mark_and_carriage_returns_are_tolerated(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b'{"prompt": "It is", "target": "one"}\r\n\r\n')
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfprompt,target\r\nIt is,one\r\n")
+    for name in ("a.jsonl", "a.csv"):
+        (fact,) = read_facts(str(tmp_path / name)).facts
+        assert (fact.prompt, fact.target) == ("It is", "one")
+
+
+def test_a_line_separator_inside_a_string_ends_no_line(tmp_path):
+    source = lines(tmp_path / "a.jsonl", '{"prompt": "It\u2028is", "target": "one"}', BARE)
+    assert [fact.location.rsplit(":")[-1] for fact in read_facts(source).facts] == ["1", "2"]
+
+
+# --- What is repaired -----------------------------------------------------------------------------------------------
+
+
+def test_a_missing_id_is_a_hash_of_what_is_taught(tmp_path):
+    rows = [{"prompt": "It is", "target": "one", "subject": subject} for subject in ("x", "y")]
+    (first,) = read_facts(lines(tmp_path / "a.jsonl", rows[0])).facts
+    (second,) = read_facts(lines(tmp_path / "b.jsonl", rows[1])).facts
+    assert first.id == second.id == content_key("It is", "one", " ")[:16]
+
+
+def test_numbers_are_ids(tmp_path):
+    assert read_facts(lines(tmp_path / "a.jsonl", {**BARE, "id": 7})).facts[0].id == "7"
+
+
+def test_nulls_are_absent(tmp_path):
+    row = dict.fromkeys(FULL) | {"prompt": "It is", "target": "one"}
+    assert read_facts(lines(tmp_path / "a.jsonl", row)).facts[0] == Fact(
+        content_key("It is", "one", " ")[:16], "It is", "one"
+    )
+
+
+def test_white_space_is_stripped_with_a_warning(tmp_path):
+    source = lines(
+        tmp_path / "a.jsonl", BARE, {"prompt": "It is ", "target": " one"}, {"prompt": "It was\n", "target": "two"}
+    )
+    read = read_facts(source)
+    assert [(fact.prompt, fact.target) for fact in read.facts[1:]] == [("It is", "one"), ("It was", "two")]
+    assert read.warnings == (
+        f"{source}: white space at the end of `prompt`, stripped (line 2 and 1 more)",
+        f"{source}: white space around `target`, stripped (line 2)",
+    )
+
+
+def test_a_whole_line_twice_is_dropped_with_a_warning(tmp_path):
+    row = {"prompt": "It is", "target": "one"}
+    source = lines(tmp_path / "a.jsonl", row, BARE, row)
+    read = read_facts(source)
+    assert [fact.prompt for fact in read.facts] == ["It is", BARE["prompt"]]
+    assert read.warnings == (f"{source}: the same fact as in line 1, dropped (line 3)",)
+
+
+def test_a_field_that_is_nearly_known_is_a_warning(tmp_path):
+    source = lines(tmp_path / "a.jsonl", BARE, *({**BARE, "id": f"{n}", "paraphrase": ["x"], "topic": 1} for n in "ab"))
+    assert read_facts(source).warnings == (
+        f"{source}: unknown field `paraphrase`, did you mean `paraphrases`? (line 2 and 1 more)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [*((split, split) for split in SPLITS), ("train", "inject"), ("edit", "inject"), ("test", "probe"),
+     ("val", "probe"), ("validation", "probe"), ("eval", "probe")],
+)  # fmt: skip
+def test_splits_and_their_synonyms(written, meant, tmp_path):
+    assert read_facts(lines(tmp_path / "a.jsonl", {**BARE, "split": written})).facts[0].split == meant
+
+
+def test_extra_keys_of_a_probe_are_ignored_and_hops_default_to_one(tmp_path):
+    probe = {"prompt": "It is ", "target": " one ", "kind": "reversal", "hops": None}
+    (fact,) = read_facts(lines(tmp_path / "a.jsonl", {**BARE, "portability": [probe]})).facts
+    assert fact.portability == (Probe("It is", "one", 1),)
+
+
+# --- What is refused ------------------------------------------------------------------------------------------------
+
+GOOD = {"prompt": "It is", "target": "one"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"target": "one"}, "field `prompt`: expected text, got nothing; this line has `target`"),
+        ({"prompt": "It is", "answer": "one"},
+         "field `target`: expected text, got nothing; this line has `prompt`, `answer`"),
+        ({"prompt": None, "target": "one"}, "field `prompt`: expected text, got nothing; this line has `target`"),
+        ({"prompt": "It is", "target": ""}, "field `target`: expected text that is not empty, got ''"),
+        ({"prompt": "It is", "target": " \t"}, "field `target`: expected text that is not empty, got ' \\t'"),
+        ({"prompt": " ", "target": "one"}, "field `prompt`: expected text that is not empty, got ' '"),
+        ({"prompt": "It is", "target": 1972}, "field `target`: expected text, got the number 1972"),
+        ({"prompt": ["It is"], "target": "one"}, "field `prompt`: expected text, got a list of 1"),
+        ({**GOOD, "subject": {"name": "x"}}, "field `subject`: expected text, got an object"),
+        ({**GOOD, "id": True}, "field `id`: expected text, got true"),
+        ({**GOOD, "aliases": "uno"}, "field `aliases`: expected a list of texts, got the text 'uno'"),
+        ({**GOOD, "paraphrases": ["a", 2]}, "field `paraphrases[1]`: expected text, got the number 2"),
+        ({**GOOD, "paraphrases": ["a", " "]}, "field `paraphrases[1]`: expected text that is not empty, got ' '"),
+        ({**GOOD, "neighborhood": {"prompt": "a", "target": "b"}},
+         'field `neighborhood`: expected a list of {"prompt": ..., "target": ...}, got an object'),
+        ({**GOOD, "neighborhood": ["a"]},
+         'field `neighborhood[0]`: expected an object {"prompt": ..., "target": ...}, got the text \'a\''),
+        ({**GOOD, "portability": [{"prompt": "a"}]}, "field `portability[0].target`: expected text, got nothing"),
+        ({**GOOD, "portability": [{"prompt": "a", "target": ""}]},
+         "field `portability[0].target`: expected text that is not empty, got ''"),
+        ({**GOOD, "portability": [{"prompt": "a", "target": "b", "hops": 0}]},
+         "field `portability[0].hops`: expected a whole number of at least 1, got the number 0"),
+        ({**GOOD, "split": "holdout"},
+         "field `split`: expected one of `inject`, `retain`, `probe` (`train` for `inject`, `edit` for `inject`, "
+         "`test` for `probe`, `val` for `probe`, `validation` for `probe`, `eval` for `probe`), got 'holdout'"),
+        ('{"prompt": "It is", "target": "one"',
+         "expected a JSON object, got broken JSON: Expecting ',' delimiter at character 36"),
+        ('["It is", "one"]',
+         'expected a JSON object such as {"prompt": ..., "target": ...}, got [\'It is\', \'one\']'),
+        ("[" * 100_000, "expected a JSON object, got JSON that is nested too deeply"),
+        ('{"prompt": "It is", "target": "\\ud83d"}',
+         "field `target`: expected text, got '\\ud83d', which holds half a character (a lone surrogate)"),
+        ({"id": "l0", **GOOD}, "field `id`: expected an id that no other fact has, got 'l0', which line 1 has as well"),
+    ],
+)  # fmt: skip
+def test_a_bad_line_is_named_with_its_field(row, message, tmp_path):
+    good = [{"id": f"l{number}", "prompt": f"Number {number} is", "target": "one"} for number in range(6)]
+    source = lines(tmp_path / "a.jsonl", *good, row)
+    assert error(source) == f"{source}, line 7: {message}"
+
+
+def test_the_same_fact_with_other_fields_and_no_id_is_refused(tmp_path):
+    source = lines(tmp_path / "a.jsonl", GOOD, {**GOOD, "subject": "x"})
+    assert error(source) == (
+        f"{source}, line 2: the same prompt and target as in line 1, but other fields differ. "
+        "Merge the two, or give each an `id`."
+    )
+
+
+def test_contradictions_name_both_facts(tmp_path):
+    source = lines(tmp_path / "a.jsonl", {**GOOD, "id": "a"}, BARE, {"id": "b", "prompt": "it  is", "target": "two"})
+    assert error(source) == (
+        f"{source}, line 3: field `target`: contradiction: after the same prompt 'it  is' fact 'a' (line 1) says "
+        "'one', fact 'b' (line 3) says 'two'. Remove one, or list one target among the other's `aliases`."
+    )
+    kept = read_facts(source, contradictions="keep")
+    assert [fact.id for fact in kept.facts] == ["a", "peru", "b"]
+    assert kept.warnings == (f"{source}: the same prompt as an earlier fact with another target, kept (line 3)",)
+
+
+def test_an_alias_is_no_contradiction(tmp_path):
+    rows = ({**GOOD, "id": "a"}, {"id": "b", "prompt": "It is", "target": "Uno", "aliases": ["ONE"], "joiner": ""})
+    assert len(read_facts(lines(tmp_path / "a.jsonl", *rows))) == 2
+
+
+def test_all_problems_are_collected_in_order_and_twenty_shown(tmp_path):
+    bad = [{"prompt": "It is", "target": number} for number in range(24)]
+    source = lines(tmp_path / "a.jsonl", {**GOOD, "id": "a"}, *bad, {"id": "b", "prompt": "It is", "target": "two"})
+    report = error(source).split("\n")
+    assert report[:20] == [
+        f"{source}, line {number + 2}: field `target`: expected text, got the number {number}" for number in range(20)
+    ]
+    assert report[20:] == ["... and 5 more"]
+
+
+def test_one_line_may_have_several_problems(tmp_path):
+    source = lines(tmp_path / "a.jsonl", {"prompt": 1, "target": 2, "split": "x"})
+    assert [line.split("field ")[1].split(":")[0] for line in error(source).split("\n")] == [
+        "`prompt`", "`target`", "`split`",
+    ]  # fmt: skip
+
+
+def test_rows_of_a_table_are_rows(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"prompt": ["It is", "It was"], "target": ["one", None]}), source)
+    assert error(source) == f"{source}, row 2: field `target`: expected text, got nothing; this row has `prompt`"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("It is,one\nIt was,two\n", "line 1: expected a header that names at least `prompt` and `target`, got "
+         "'It is,one'. Put a first line such as `prompt,target` above the facts."),
+        ("prompt;target\nIt is;one\n", "line 1: expected a header that names at least `prompt` and `target`, got "
+         "'prompt;target'. The cells are separated by semicolons: save the file with commas."),
+        ("prompt\ttarget\nIt is\tone\n", "line 1: expected a header that names at least `prompt` and `target`, got "
+         "'prompt\\ttarget'. The cells are separated by tabs: save the file with commas."),
+        ("prompt,target,target\n",
+         "line 1: expected a header that names each column once, got `target` more than once"),
+        ("prompt,target\nIt is,one\nIt was,\n", "line 3: field `target`: expected text that is not empty, got ''"),
+        ("prompt,target\nIt is,one,more\n", "line 2: expected 2 cells as in the header, got 3"),
+        ('prompt,target\n"It\nis",one\nIt was\n', "line 4: expected 2 cells as in the header, got 1"),
+        ('prompt,target\nIt is,"one" x\n', "line 2: expected CSV, got a row that cannot be parsed: "
+         "',' expected after '\"'"),
+        ("prompt,target,neighborhood\nIt is,one,x\n", "line 2: field `neighborhood`: expected a list of "
+         '{"prompt": ..., "target": ...} as JSON, got \'x\''),
+        ('prompt,target,aliases\nIt is,one,"[""uno"""\n', "line 2: field `aliases`: expected a list of texts as JSON, "
+         "got '[\"uno\"'"),
+    ],
+)  # fmt: skip
+def test_bad_csv(text, message, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(text, "utf-8")
+    assert error(str(path)) == f"{path}, {message}"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_what_is_not_utf8_is_named_with_its_byte(name, tmp_path):
+    rows = 'prompt,target\n"Stra{}e",one\n' if name == "a.csv" else '\n{{"prompt": "Stra{}e", "target": "one"}}\n'
+    path = tmp_path / name
+    path.write_bytes(rows.format("ß").encode("latin-1"))
+    column = 6 if name == "a.csv" else 17
+    assert error(str(path)) == (
+        f"{path}, line 2: expected UTF-8, got the byte 0xdf at position {column}. Save the file as UTF-8."
+    )
+
+
+def test_broken_gzip_and_gzip_that_is_cut_short(tmp_path):
+    whole = as_jsonl_gz(tmp_path).read_bytes()
+    path = tmp_path / "cut.jsonl.gz"
+    path.write_bytes(whole[:-20])
+    assert error(str(path)) == (
+        f"{path}: expected a whole gzip file, got one that is cut short. Copy or download it again."
+    )
+    for broken in (b'{"prompt": "It is", "target": "one"}\n', whole[:12] + b"\xff" * 20 + whole[32:]):
+        path.write_bytes(broken)
+        assert error(str(path)).startswith(f"{path}: expected a gzip file, got something else or a broken one (")
+    path.write_bytes(whole[:-8] + b"\0\0\0\0" + whole[-4:])
+    assert "CRC check failed" in error(str(path))
+
+
+def test_broken_parquet(tmp_path):
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1 not really")
+    assert error(str(path)).startswith(f"{path}: expected a Parquet file, got one that cannot be read: ")
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.jsonl", ""), ("a.jsonl", "\n \n"), ("a.csv", "prompt,target\n")])
+def test_an_empty_file(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    source = str(tmp_path / name)
+    assert error(source) == f"{source}: expected at least one fact, got an empty file"
+
+
+# --- What is not there ----------------------------------------------------------------------------------------------
+
+NOT_THERE = (
+    "`facts`: expected a file, a folder of `datasets`, a Hub name `owner/name` or a built-in set "
+    "(`world`, `counterfactual`, `fictional`), got {!r}, which does not exist."
+)
+
+
+def test_a_missing_file_suggests_near_names(tmp_path):
+    lines(tmp_path / "facts.jsonl", GOOD)
+    source = str(tmp_path / "fact.jsonl")
+    assert error(source) == NOT_THERE.format(source) + f" Did you mean `{tmp_path}/facts.jsonl`?"
+    assert error("wrold") == NOT_THERE.format("wrold") + " Did you mean `world`?"
+    assert error("nowhere/facts.jsonl") == (
+        NOT_THERE.format("nowhere/facts.jsonl") + " The folder 'nowhere' does not exist either."
+    )
+
+
+def test_what_is_no_format_is_named_with_the_formats(tmp_path):
+    lines(tmp_path / "facts.json", GOOD)
+    source = str(tmp_path / "facts.json")
+    assert error(source) == (
+        f"{source}: expected a file that ends in `.jsonl`, `.jsonl.gz`, `.csv`, `.csv.gz`, `.parquet`, got "
+        "'facts.json'. Write one JSON object a line and name the file `.jsonl`."
+    )
+    assert error(str(tmp_path)) == (
+        f"{tmp_path}: expected a folder written by `datasets.save_to_disk`, got one that holds neither "
+        "dataset_info.json nor dataset_dict.json. Name a file in it that ends in `.jsonl`, `.jsonl.gz`, `.csv`, "
+        "`.csv.gz`, `.parquet`."
+    )
+
+
+def test_a_damaged_folder_of_datasets(tmp_path):
+    folder = as_dataset(tmp_path)
+    (folder / "state.json").write_text("{")
+    assert error(str(folder)).startswith(f"{folder}: `datasets` cannot load this folder: ")
+
+
+def test_a_hub_name_without_network_says_what_to_do(monkeypatch):
+    import datasets
+
+    def refuse(name, split):
+        assert (name, split) == ("owner/facts", "train")
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    assert error("owner/facts") == (
+        "`facts`: 'owner/facts' is neither a file here nor a built-in set (`world`, `counterfactual`, `fictional`), "
+        "and loading it from the Hub failed: ConnectionError: no network. Check the name and `dataset_split` "
+        "('train'). Without network: load it where there is one, write it with `save_to_disk`, and give that folder."
+    )
+
+
+def test_a_hub_name_is_read_as_rows(monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list([GOOD]))
+    read = read_facts("owner/facts", dataset_split="validation")
+    assert [(fact.prompt, fact.location) for fact in read.facts] == [("It is", "owner/facts:row 1")]
+    assert read.name == "facts"
+
+
+# --- Subsets --------------------------------------------------------------------------------------------------------
+
+
+def test_a_subset_is_seeded_and_in_the_order_of_the_file(tmp_path):
+    rows = [{"id": f"{n:03d}", "prompt": f"Number {n} is", "target": "one"} for n in range(100)]
+    source = lines(tmp_path / "a.jsonl", *rows)
+    chosen = [fact.id for fact in read_facts(source, num_facts=30, seed=1).facts]
+    assert len(set(chosen)) == 30
+    assert chosen == sorted(chosen)
+    assert chosen == [fact.id for fact in read_facts(source, num_facts=30, seed=1).facts]
+    assert chosen != [fact.id for fact in read_facts(source, num_facts=30, seed=2).facts]
+    assert error(source, num_facts=101) == f"`num_facts`: 101 facts were asked for, but {source} holds only 100"
+
+
+@pytest.mark.parametrize("num_facts", [0, -1, 2.5, True, "3"])
+def test_num_facts_must_be_a_count(num_facts):
+    assert error("world", num_facts=num_facts) == (
+        f"`num_facts`: expected a whole number of at least 1, or null for all, got {num_facts!r}"
+    )
+
+
+def test_contradictions_must_be_a_known_word():
+    assert error("world", contradictions="drop") == "`contradictions`: expected `error` or `keep`, got 'drop'"
+
+
+def test_built_in_sets_are_read_by_name():
+    read = read_facts("fictional", num_facts=12, seed=5)
+    assert [fact.id for fact in read.facts][-1] == "fictional-5-00011"
+    assert (read.name, read.warnings) == ("fictional", ())
+
+
+# --- The shared sets, where they are at hand ------------------------------------------------------------------------
+
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
+NUM_SHARED = {
+    "counterfact": 10_000,
+    "entityquestions": 10_000,
+    "fictional_knowledge": 650,
+    "hallueditbench": 4_607,
+    "knowedit_wikicounterfact": 819,
+    "pypi_facts": 9_451,
+    "tofu_real": 217,
+    "zsre_mend_1k": 977,
+}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the folder with published fact sets is not beside the repository")
+@pytest.mark.parametrize("name", NUM_SHARED)
+def test_published_sets_are_read_whole(name):
+    read = read_facts(str(SHARED / f"{name}.jsonl.gz"))
+    assert len(read) == NUM_SHARED[name]
+    assert read.warnings == ()

@@ -1,0 +1,237 @@
+import json
+
+import pytest
+import torch
+from architectures import ADAPTERS, gpt2, llama, trained
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models import (
+    BaseModelSource,
+    adapter_state_dict,
+    attach_adapter,
+    export_adapter,
+    export_merged,
+    load_adapter,
+    load_adapter_state_dict,
+)
+from lit_semantic_peft.models.adapters import BASE_FILE, linear_module_names, orthogonality_penalty
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+WEIGHT_ADAPTERS = {
+    "lora": lambda: LoraConfig(r=3, target_modules="all-linear"),
+    "dora": lambda: LoraConfig(r=3, target_modules=["q_proj", "down_proj"], use_dora=True),
+    "adalora": lambda: AdaLoraConfig(init_r=4, target_r=2, total_step=20, tinit=2, tfinal=4, target_modules=["q_proj"]),
+    "ia3": lambda: IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+}
+EVERY_ADAPTER = WEIGHT_ADAPTERS | {name: ADAPTERS[name] for name in ("prompt_tuning", "prefix_tuning", "p_tuning")}
+INPUT_IDS = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 13, 14]])
+
+
+@pytest.fixture
+def source(tmp_path):
+    return BaseModelSource("./my-base", tmp_path / "base", "Somebody/Some-Base", "f" * 32, "Trained on a dequantised base.")
+
+
+@torch.no_grad()
+def logits(model):
+    return model.eval()(input_ids=INPUT_IDS).logits
+
+
+@pytest.mark.parametrize("name", EVERY_ADAPTER)
+def test_attach_trains_the_adapter_alone_and_in_float32(name):
+    base = llama().to(torch.bfloat16)
+    num_base = sum(1 for _ in base.parameters())
+    model = attach_adapter(base, EVERY_ADAPTER[name]())
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert trainable
+    assert {parameter.dtype for parameter in trainable} == {torch.float32}
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    assert sum(parameter.dtype == torch.bfloat16 for parameter in frozen) == num_base
+    assert str(model.active_peft_config.task_type) in ("CAUSAL_LM", "TaskType.CAUSAL_LM")
+    assert adapter_state_dict(model)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(target_modules=["nope"]),
+        LoraConfig(target_modules="nope.*"),
+        IA3Config(target_modules=["nope"], feedforward_modules=[]),
+        AdaLoraConfig(total_step=10, target_modules=["nope"]),
+    ],
+    ids=["lora", "regex", "ia3", "adalora"],
+)
+def test_target_modules_that_match_nothing_say_what_would_match(config):
+    with pytest.raises(InputError, match=r"`target_modules`.*nope.*q_proj, up_proj, v_proj, or `all-linear`") as caught:
+        attach_adapter(llama(), config)
+    assert "lm_head" not in str(caught.value)
+    for name in linear_module_names(llama()):
+        attach_adapter(llama(), LoraConfig(target_modules=[name]))
+
+
+def test_other_architectures_name_their_own_modules():
+    assert linear_module_names(gpt2()) == ["c_attn", "c_fc", "c_proj"]
+    with pytest.raises(InputError, match="What would match: c_attn, c_fc, c_proj"):
+        attach_adapter(gpt2(), LoraConfig(target_modules=["q_proj"]))
+
+
+def test_the_same_seed_draws_the_same_adapter():
+    states = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        states.append(adapter_state_dict(attach_adapter(llama(), WEIGHT_ADAPTERS["lora"]())))
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("name", EVERY_ADAPTER)
+def test_adapter_state_goes_into_another_model_and_back(name):
+    left = trained(llama(), EVERY_ADAPTER[name](), seed=1)
+    right = trained(llama(), EVERY_ADAPTER[name](), seed=2)
+    state = {key: value.clone() for key, value in adapter_state_dict(left).items()}
+    assert (logits(left) - logits(right)).abs().max() > 1e-3
+    load_adapter_state_dict(right, state)
+    torch.testing.assert_close(logits(right), logits(left))
+    after = adapter_state_dict(right)
+    assert after.keys() == state.keys()
+    assert all(torch.equal(after[key], state[key]) for key in state)
+
+
+def spoil(state, how):
+    first, second = sorted(state)[:2]
+    spoiled = dict(state)
+    if how in ("missing", "all"):
+        del spoiled[first]
+    if how in ("unexpected", "all"):
+        spoiled["base_model.model.lm_head.lora_A.weight"] = torch.zeros(1)
+    if how in ("of another shape", "all"):
+        spoiled[second] = torch.zeros(2, 2)
+    return spoiled, {
+        "missing": f"missing: {first}",
+        "unexpected": "unexpected: base_model.model.lm_head.lora_A.weight",
+        "of another shape": f"of another shape: {second} (2, 2) instead of {tuple(state[second].shape)}",
+    }
+
+
+@pytest.mark.parametrize("how", ["missing", "unexpected", "of another shape", "all"])
+def test_a_state_that_does_not_fit_is_named_and_changes_nothing(how):
+    model = trained(llama(), WEIGHT_ADAPTERS["lora"]())
+    before = {key: value.clone() for key, value in adapter_state_dict(model).items()}
+    state, messages = spoil({key: value + 1 for key, value in before.items()}, how)
+    with pytest.raises(InputError) as caught:
+        load_adapter_state_dict(model, state)
+    for label, message in messages.items():
+        assert (message in str(caught.value)) == (how in (label, "all"))
+    after = adapter_state_dict(model)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_many_missing_keys_are_counted():
+    model = trained(llama(), WEIGHT_ADAPTERS["lora"]())
+    with pytest.raises(InputError, match=f"and {len(adapter_state_dict(model)) - 5} more"):
+        load_adapter_state_dict(model, {})
+
+
+@pytest.mark.parametrize("name", EVERY_ADAPTER)
+def test_an_exported_adapter_serves_what_was_trained(name, source, tmp_path):
+    model = trained(llama(), EVERY_ADAPTER[name]())
+    export_adapter(model, tmp_path / "adapter", source)
+    served = PeftModel.from_pretrained(llama(), tmp_path / "adapter")
+    torch.testing.assert_close(logits(served), logits(model), atol=1e-5, rtol=1e-5)
+    base_logits = logits(llama())
+    assert (logits(served)[:, -1] - base_logits[:, -1]).abs().max() > 1e-2, "the base was served"
+    torch.testing.assert_close(logits(load_adapter(llama(), tmp_path / "adapter")), logits(served))
+
+
+def test_the_exported_folder_names_its_base(source, tmp_path):
+    folder = tmp_path / "a" / "adapter"
+    model = trained(llama(), WEIGHT_ADAPTERS["lora"]())
+    model.active_peft_config.base_model_name_or_path = "somewhere/local"
+    export_adapter(model, folder, source, about="Twelve facts about towns.")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "Somebody/Some-Base"
+    assert model.active_peft_config.base_model_name_or_path == "somewhere/local"
+    assert json.loads((folder / BASE_FILE).read_text()) == {"base_model": "./my-base", "base_fingerprint": "f" * 32}
+    card = (folder / "README.md").read_text()
+    for text in ("base_model: Somebody/Some-Base", "# LORA adapter", "Twelve facts about towns.", source.note):
+        assert text in card
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["README.md", "adapter_config.json", "adapter_model.safetensors", BASE_FILE]
+    )
+    assert folder.stat().st_mode & 0o755 == 0o755
+
+
+def test_an_export_that_fails_leaves_the_old_folder(source, tmp_path, monkeypatch):
+    model = trained(llama(), WEIGHT_ADAPTERS["lora"]())
+    export_adapter(model, tmp_path / "out" / "adapter", source)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out" / "adapter").iterdir()}
+
+    def disk_full(folder, **_):
+        (folder / "adapter_config.json").write_text("half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(model, "save_pretrained", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        export_adapter(model, tmp_path / "out" / "adapter", source)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "adapter").iterdir()} == before
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["adapter"]
+
+
+def test_an_export_replaces_the_folder_as_a_whole(source, tmp_path):
+    folder = tmp_path / "adapter"
+    export_adapter(trained(llama(), WEIGHT_ADAPTERS["lora"](), seed=1), folder, source)
+    (folder / "leftover.bin").touch()
+    newer = trained(llama(), WEIGHT_ADAPTERS["lora"](), seed=2)
+    export_adapter(newer, folder, source)
+    assert not (folder / "leftover.bin").exists()
+    torch.testing.assert_close(logits(load_adapter(llama(), folder)), logits(newer))
+
+
+def test_folders_that_hold_no_fitting_adapter_are_refused(source, tmp_path):
+    with pytest.raises(InputError, match=r"holds no adapter \(adapter_config.json is missing\)"):
+        load_adapter(llama(), tmp_path)
+    export_adapter(trained(llama(), WEIGHT_ADAPTERS["lora"]()), tmp_path / "adapter", source)
+    with pytest.raises(InputError, match="does not fit the base model"):
+        load_adapter(gpt2(), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("name", WEIGHT_ADAPTERS)
+def test_a_merged_model_is_plain_and_says_the_same(name, tiny_model, tmp_path):
+    model = trained(AutoModelForCausalLM.from_pretrained(tiny_model), WEIGHT_ADAPTERS[name]())
+    expected = logits(model)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    export_merged(model, tokenizer, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not any("lora" in key or "base_layer" in key for key in merged.state_dict())
+    torch.testing.assert_close(logits(merged), expected, atol=2e-5, rtol=1e-5)
+    assert (logits(AutoModelForCausalLM.from_pretrained(tiny_model)) - expected).abs().max() > 1e-2
+    text = "The capital of France is"
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged")(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("prompt_tuning", "PROMPT_TUNING"), ("prefix_tuning", "PREFIX_TUNING"), ("p_tuning", "P_TUNING")]
+)
+def test_virtual_tokens_cannot_be_merged(name, kind, tmp_path):
+    with pytest.raises(InputError, match=f"type {kind} cannot be merged.*without --merge"):
+        export_merged(trained(llama(), EVERY_ADAPTER[name]()), None, tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_orthogonality_penalty_is_what_peft_adds_itself():
+    model = trained(llama(), WEIGHT_ADAPTERS["adalora"]())
+    penalty = orthogonality_penalty(model)
+    labels = INPUT_IDS.clone()
+    with_penalty = model(input_ids=INPUT_IDS, labels=labels).loss
+    without = model.base_model.model(input_ids=INPUT_IDS, labels=labels).loss
+    torch.testing.assert_close(penalty, with_penalty - without, atol=1e-5, rtol=1e-5)
+    assert penalty > 0.05
+    penalty.backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if "lora_A" in n or "lora_B" in n)
+
+
+def test_other_adapters_have_no_orthogonality_penalty():
+    assert orthogonality_penalty(trained(llama(), WEIGHT_ADAPTERS["lora"]())) is None
+    config = WEIGHT_ADAPTERS["adalora"]()
+    config.orth_reg_weight = 0.0
+    assert orthogonality_penalty(attach_adapter(llama(), config)) is None

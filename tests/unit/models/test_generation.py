@@ -1,0 +1,73 @@
+import pytest
+import torch
+from architectures import ADAPTERS, ARCHITECTURES, VOCABULARY, llama, trained
+from lit_semantic_peft.models import greedy_answers
+
+LENGTHS = [3, 11, 1, 6, 6, 2, 9]
+MAX_NEW = [5, 2, 8, 1, 5, 3, 8]
+
+
+def prompts(seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(2, VOCABULARY, (length,), generator=generator).tolist() for length in LENGTHS]
+
+
+def by_argmax(model, prompt, max_new_tokens, eos_id):
+    """One token after the other, without cache, padding or batch."""
+    ids = list(prompt)
+    for _ in range(max_new_tokens):
+        with torch.no_grad():
+            token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        if token == eos_id:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+def expected(model, eos_id):
+    return [by_argmax(model, prompt, most, eos_id) for prompt, most in zip(prompts(), MAX_NEW, strict=True)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_answers_equal_one_argmax_after_the_other(architecture, batch_size):
+    model = ARCHITECTURES[architecture]()
+    answers = greedy_answers(model, prompts(), MAX_NEW, pad_id=0, eos_id=None, batch_size=batch_size)
+    assert answers == expected(model, None)
+    assert [len(answer) for answer in answers] == MAX_NEW
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_answers_stop_before_the_end_token(architecture):
+    model = ARCHITECTURES[architecture]()
+    free = expected(model, None)
+    eos_id = next(answer[1] for answer in free if len(answer) > 1 and answer[1] != answer[0])
+    answers = greedy_answers(model, prompts(), MAX_NEW, pad_id=0, eos_id=eos_id, batch_size=3)
+    assert answers == expected(model, eos_id)
+    assert answers != free
+    assert not any(eos_id in answer for answer in answers)
+
+
+def test_the_end_token_may_be_the_padding():
+    model = llama()
+    eos_id = expected(model, None)[0][1]
+    answers = greedy_answers(model, prompts(), MAX_NEW, pad_id=eos_id, eos_id=eos_id, batch_size=4)
+    assert answers == expected(model, eos_id)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "prompt_tuning", "prefix_tuning"])
+def test_answers_of_an_adapter_are_its_own(adapter):
+    model = trained(llama(), ADAPTERS[adapter]())
+    answers = greedy_answers(model, prompts(), MAX_NEW, pad_id=0, eos_id=None, batch_size=3)
+    assert answers == expected(model, None)
+    assert answers != expected(llama(), None)
+    with model.disable_adapter():
+        assert greedy_answers(model, prompts(), MAX_NEW, pad_id=0, eos_id=None) == expected(llama(), None)
+
+
+def test_progress_counts_every_prompt():
+    done = []
+    greedy_answers(llama(), prompts(), MAX_NEW, pad_id=0, eos_id=None, batch_size=3, on_batch=done.append)
+    assert done == [3, 3, 1]
+    assert greedy_answers(llama(), [], [], pad_id=0, eos_id=None, on_batch=done.append) == []
+    assert sum(done) == len(LENGTHS)
