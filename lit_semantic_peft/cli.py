@@ -75,17 +75,16 @@ class SuggestingParser(LightningArgumentParser):
 
     def _suggestion(self, message: str) -> str:
         unknown = re.search(r"(?:unrecognized arguments: -*|[Kk]ey ['\"]|[Oo]ption ['\"])([\w.]+)", message)
-        if unknown is None:
-            return ""
-        known = [action.dest for action in self._actions if action.dest not in ("help", "config")]
-        name = unknown[1].removeprefix(f"{self.subcommand_name}.")
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(unknown[1], self._known_keys(), n=1, cutoff=0.5) if unknown else []
         return f"\nDid you mean `{near[0]}`?" if near else ""
 
-    @property
-    def subcommand_name(self) -> str:
-        """The command that this parser belongs to."""
-        return str(self.prog).rsplit(" ", 1)[-1]
+    def _known_keys(self) -> set[str]:
+        """The keys of this parser, and of its commands' parsers if it is the one above them."""
+        parsers = [
+            self,
+            *(sub for action in self._actions if isinstance(action.choices, dict) for sub in action.choices.values()),
+        ]
+        return {action.dest for parser in parsers for action in parser._actions} - {"help", "config"}
 
 
 class SemanticPeftCLI(LightningCLI):
@@ -151,6 +150,17 @@ class SemanticPeftCLI(LightningCLI):
                 "with the folder of an exported one."
             )
 
+    def instantiate_classes(self) -> None:
+        """Instantiates module, data module and trainer; jsonargparse wraps what a class says of its own arguments.
+
+        Raises:
+            InputError: If a setting is refused by its class.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise _own_words(error) from error
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         folder = config["default_root_dir"]
         if config.get("logger") in (None, True):
@@ -209,6 +219,14 @@ def _check_readable(path: Path) -> None:
         raise InputError(f"`ckpt_path` {str(path)!r} was not written by lit-semantic-peft.")
 
 
+def _own_words(error: BaseException) -> InputError:
+    """The message of the class that refused a setting, from under the messages of the parser."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__ or cause.__context__
+    return cause or InputError(str(error))
+
+
 def _keep_wandb_in(trainer_config: Any, run_folder: RunFolder) -> None:
     """Lets W&B write into the run folder instead of the working folder, where the user named no other."""
     configured = trainer_config.get("logger")
@@ -236,6 +254,8 @@ def _configure_logging() -> None:
         ".*does not have many workers.*",  # batches are a lookup and a pad; workers would cost more
         ".*is_gradient_checkpointing.*",
         ".*LeafSpec.*",
+        ".*sync_dist=True.*",  # what is logged was reduced over the ranks before
+        ".*LightningCLI's args parameter.*",
         ".*exists and is not empty.*",  # the run folder; its state was checked above
     ):
         warnings.filterwarnings("ignore", message=noise)

@@ -139,7 +139,7 @@ DEMONYM_NAMES = {
     "VU": "Ni-Vanuatu",
 }  # fmt: skip
 DEMONYM_ALIASES = {
-    "BB": ("Bajan",), "BF": ("Burkinabe", "Burkinese"), "SI": ("Slovene",), 
+    "BB": ("Bajan",), "BF": ("Burkinabe", "Burkinese"), "SI": ("Slovene",),
     "NP": ("Nepalese",),
     "AR": ("Argentinian", "Argentinean"), "KZ": ("Kazakhstani",), "UZ": ("Uzbekistani",), "KG": ("Kyrgyzstani",),
     "TJ": ("Tajikistani",), "PH": ("Filipino",), "TL": ("Timorese",), "MG": ("Madagascan",),

@@ -156,12 +156,12 @@ class FactReport(Callback):
             self._clock.seconds[part] += seconds
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> Summary | None:
+        assert isinstance(pl_module, SemanticPeftModule)
+        prepared = pl_module.data.prepared
+        columns = _fact_columns(prepared, pl_module, _monitor(trainer))  # metrics: all ranks take part
         if not trainer.is_global_zero:
             return None
-        assert isinstance(pl_module, SemanticPeftModule)
         folder = RunFolder(trainer.default_root_dir)
-        prepared = pl_module.data.prepared
-        columns = _fact_columns(prepared, pl_module, _monitor(trainer))
         previous = _previous(folder, columns["fact_id"])
         # `test` on a finished run measures answers but not the course of learning: what it does not measure stays.
         for name, values in (previous or {}).items():

@@ -19,6 +19,8 @@ from lit_semantic_peft.models.base import BaseModelSource
 BASE_FILE = "lit_semantic_peft.json"
 """Beside an exported adapter: which base model it was trained on, as the user named it, and its fingerprint."""
 
+_PROMPT_ENCODER = "prompt_encoder."
+
 
 def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     """Wraps a base model with a new, untrained adapter.
@@ -82,7 +84,14 @@ def linear_module_names(model: nn.Module) -> list[str]:
 
 
 def adapter_state_dict(model: PeftModel) -> dict[str, Tensor]:
-    """The adapter's tensors alone, under the names that PEFT exports; on the device they are on."""
+    """The adapter's tensors alone, as they are trained; on the device they are on.
+
+    Under the names that PEFT exports, but for prompt, prefix and p-tuning: of those PEFT exports only the virtual
+    tokens that come out of the encoder, from which training could not go on.
+    """
+    if model.active_peft_config.is_prompt_learning:
+        encoder = model.prompt_encoder[model.active_adapter]
+        return {_PROMPT_ENCODER + name: value for name, value in encoder.state_dict().items()}
     return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
 
 
@@ -114,7 +123,11 @@ def load_adapter_state_dict(model: PeftModel, state: Mapping[str, Tensor]) -> No
             f"The checkpoint's adapter does not fit this model and `peft_config` ({'; '.join(problems)}). "
             "Use the configuration that it was trained with."
         )
-    set_peft_model_state_dict(model, dict(state))
+    if model.active_peft_config.is_prompt_learning:
+        encoder = model.prompt_encoder[model.active_adapter]
+        encoder.load_state_dict({name.removeprefix(_PROMPT_ENCODER): value for name, value in state.items()})
+    else:
+        set_peft_model_state_dict(model, dict(state))
 
 
 def export_adapter(model: PeftModel, folder: str | Path, base: BaseModelSource, about: str = "") -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -33,6 +34,8 @@ _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _EMBEDDED_PUBLIC_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _CONVERSION_VERSION = 1
 _CHECKSUMS = "checksums.json"
+# Everything that changes a number: weights, configuration, tokenizer, chat template, code.
+_FINGERPRINTED = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py"}
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
 
@@ -129,11 +132,20 @@ def load_base_model(
     _verify_checksums(source.folder)
     try:
         with _quiet_loading():
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                source.folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+            model: PreTrainedModel
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                source.folder,
+                dtype=getattr(torch, dtype),
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"`base_model`: no causal language model in {source.folder}: {_first_line(error)}") from error
+    if loading["missing_keys"]:  # transformers only warns and draws them at random
+        raise InputError(
+            f"`base_model`: the weights in {source.folder} are incomplete; missing: "
+            f"{', '.join(sorted(loading['missing_keys'])[:5])}"
+        )
     model.config.name_or_path = source.public_name
     return model.eval().requires_grad_(False)
 
@@ -150,7 +162,7 @@ def _embedded_gguf() -> Path | None:
 def _from_folder(name: str, folder: Path) -> BaseModelSource:
     if not (folder / "config.json").is_file():
         raise InputError(f"`base_model` {str(folder)!r} is a folder without config.json, so it holds no model.")
-    files = sorted(path for path in folder.iterdir() if path.suffix in {".json", ".safetensors", ".bin", ".model"})
+    files = sorted(path for path in folder.iterdir() if path.suffix in _FINGERPRINTED)
     fingerprint = content_key([[path.name, file_sha256(path)] for path in files])
     return BaseModelSource(name, folder.resolve(), name, fingerprint)
 
@@ -202,7 +214,9 @@ def _convert_gguf(path: Path, folder: Path) -> None:
             temporary / _CHECKSUMS,
             {file.name: file_sha256(file) for file in sorted(temporary.iterdir()) if file.suffix == ".safetensors"},
         )
-        # Another process may have been faster; its folder is as good. A folder without checksums is a leftover.
+        if folder.exists() and not (folder / _CHECKSUMS).is_file():
+            shutil.rmtree(folder)  # a leftover
+        # Another process may have been faster; its folder is as good.
         with contextlib.suppress(OSError):
             temporary.rename(folder)
     finally:
@@ -213,8 +227,12 @@ def _verify_checksums(folder: Path) -> None:
     manifest = folder / _CHECKSUMS
     if not manifest.is_file():
         return
-    for name, digest in json.loads(manifest.read_text(encoding="utf-8")).items():
-        if file_sha256(folder / name) != digest:
+    try:
+        expected: dict[str, str] = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{manifest} is damaged. Delete {folder}; it is made anew.") from error
+    for name, digest in expected.items():
+        if not (folder / name).is_file() or file_sha256(folder / name) != digest:
             raise InputError(f"{folder / name} is damaged (checksum differs). Delete {folder}; it is made anew.")
 
 

@@ -1,11 +1,14 @@
 """Free answers: what a model says when nobody shows it the target."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
+
+from lit_semantic_peft.models.objective import num_virtual_tokens
 
 
 @torch.no_grad()
@@ -36,10 +39,7 @@ def greedy_answers(
     """
     device = next(model.parameters()).device
     answers: list[list[int]] = [[] for _ in prompts]
-    # Longest answers first, so that a batch stops together; then by prompt length, so that little is padding.
-    order = sorted(range(len(prompts)), key=lambda row: (-max_new_tokens[row], -len(prompts[row]), row))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in _batches(prompts, max_new_tokens, batch_size, allow_padding=num_virtual_tokens(model) == 0):
         input_ids, attention_mask = _pad_left([prompts[row] for row in rows], pad_id)
         config = GenerationConfig(
             do_sample=False,
@@ -47,15 +47,47 @@ def greedy_answers(
             eos_token_id=eos_id,
             pad_token_id=pad_id,
         )
-        output = model.generate(
-            input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=config
-        )
+        with _without_own_settings(model):
+            output = model.generate(
+                input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=config
+            )
         for row, ids in zip(rows, output[:, input_ids.shape[1] :].tolist(), strict=True):
             ids = ids[: max_new_tokens[row]]
             answers[row] = ids[: ids.index(eos_id)] if eos_id in ids else ids
         if on_batch is not None:
             on_batch(len(rows))
     return answers
+
+
+def _batches(
+    prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], batch_size: int, *, allow_padding: bool
+) -> Iterator[list[int]]:
+    """Row numbers that run together.
+
+    Virtual tokens stand before the padding, and peft counts positions through it: a padded prompt would be farther
+    from them than in training. So prompt- and p-tuning get batches of equally long prompts.
+    """
+    # Longest answers first, so that a batch stops together; then by prompt length, so that little is padding.
+    order = sorted(range(len(prompts)), key=lambda row: (-max_new_tokens[row], -len(prompts[row]), row))
+    groups = [order]
+    if not allow_padding:
+        lengths = sorted({len(prompt) for prompt in prompts}, reverse=True)
+        groups = [[row for row in order if len(prompts[row]) == length] for length in lengths]
+    for group in groups:
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+@contextmanager
+def _without_own_settings(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Hides the settings that come with a model (repetition penalty, end tokens): transformers fills gaps with them."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    own = base.generation_config
+    base.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ def target_logits(model: nn.Module, batch: Batch, **forward_arguments: Any) -> t
     """
     mask = predicting_mask(batch.labels)
     targets = batch.labels[:, 1:][batch.labels[:, 1:] != IGNORE_INDEX]
-    virtual = _num_virtual_tokens(model)
+    virtual = num_virtual_tokens(model)
     kept = F.pad(mask, (virtual, 0)) if virtual else mask
     if _takes_logits_to_keep(model):
         forward_arguments["logits_to_keep"] = kept
@@ -95,8 +95,12 @@ def weight_normalizer(loss_weight: Tensor, normalization: str) -> Tensor:
     return (loss_weight if normalization == "step_weights" else (loss_weight > 0).float()).sum()
 
 
-def _num_virtual_tokens(model: nn.Module) -> int:
-    """Tokens that prompt- and p-tuning put before the input (prefix tuning works through the cache instead)."""
+def num_virtual_tokens(model: nn.Module) -> int:
+    """Tokens that prompt- and p-tuning put before the input (prefix tuning works through the cache instead).
+
+    Args:
+        model: A causal language model of transformers, or a `peft` model around one.
+    """
     config = getattr(model, "active_peft_config", None)
     if config is None or not config.is_prompt_learning or config.peft_type == "PREFIX_TUNING":
         return 0

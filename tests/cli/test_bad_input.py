@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from lit_semantic_peft.__main__ import main
 
 SMALL = [
@@ -45,8 +44,6 @@ def write(name: str, *lines: object) -> str:
     text = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     Path(name).write_text("".join(f"{line}\n" for line in text), encoding="utf-8")
     return name
-
-
 
 
 @pytest.mark.parametrize(
@@ -93,10 +90,10 @@ def test_missing_file_names_what_there_is(refused):
 
 
 def test_target_that_is_no_token(tiny_model, capsys):
-    from fixtures.tiny import byte_level_bpe, tiny_llama
-
     # A normaliser that removes a character makes a target of it vanish.
     from tokenizers import normalizers
+
+    from fixtures.tiny import byte_level_bpe, tiny_llama
 
     tokenizer = byte_level_bpe()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("~", "")
@@ -119,7 +116,9 @@ def test_a_fact_longer_than_max_length_is_named(refused):
 
 
 def test_a_filter_that_leaves_nothing(refused):
-    message = refused("--data.filters=[{class_path: lit_semantic_peft.semantics.BandFilter, init_args: {min_distance: 1.99}}]")
+    message = refused(
+        "--data.filters=[{class_path: lit_semantic_peft.semantics.BandFilter, init_args: {min_distance: 1.99}}]"
+    )
     assert "leave no fact" in message
     assert "too_near" in message
 
@@ -196,7 +195,7 @@ def test_a_checkpoint_of_other_facts_is_refused(tiny_model, facts_file, capsys):
     [
         ("--data.micro_batchsize=4", "data.micro_batch_size"),
         ("--model.base_modell=x", "model.base_model"),
-        ("--interference.num_fact=3", "interference.num_facts"),
+        ("--interference.number_facts=3", "interference.num_facts"),
     ],
 )
 def test_unknown_option_names_the_nearest(refused, argument, nearest):

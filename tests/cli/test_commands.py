@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-
 from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.reports import RunFolder
 

@@ -112,7 +112,7 @@ def fictional_facts(num_facts: int, seed: int = 0) -> list[Fact]:
         seed: Seed of the generator.
 
     Returns:
-        The facts: 3 paraphrases each, 2 neighbours from the real world, and on about half of them two-hop questions
+        The facts: 3 paraphrases each, 2 neighbours from the real world, and on most of them two-hop questions
         whose other fact stands earlier in the set.
 
     Raises:

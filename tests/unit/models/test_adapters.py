@@ -14,7 +14,7 @@ from lit_semantic_peft.models import (
     load_adapter_state_dict,
 )
 from lit_semantic_peft.models.adapters import BASE_FILE, linear_module_names, orthogonality_penalty
-from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, PrefixTuningConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 WEIGHT_ADAPTERS = {
@@ -23,13 +23,19 @@ WEIGHT_ADAPTERS = {
     "adalora": lambda: AdaLoraConfig(init_r=4, target_r=2, total_step=20, tinit=2, tfinal=4, target_modules=["q_proj"]),
     "ia3": lambda: IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
 }
-EVERY_ADAPTER = WEIGHT_ADAPTERS | {name: ADAPTERS[name] for name in ("prompt_tuning", "prefix_tuning", "p_tuning")}
+PROMPT_ADAPTERS = {name: ADAPTERS[name] for name in ("prompt_tuning", "prefix_tuning", "p_tuning")}
+PROMPT_ADAPTERS["projected_prefix"] = lambda: PrefixTuningConfig(
+    num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=8
+)
+EVERY_ADAPTER = WEIGHT_ADAPTERS | PROMPT_ADAPTERS
 INPUT_IDS = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 13, 14]])
 
 
 @pytest.fixture
 def source(tmp_path):
-    return BaseModelSource("./my-base", tmp_path / "base", "Somebody/Some-Base", "f" * 32, "Trained on a dequantised base.")
+    return BaseModelSource(
+        "./my-base", tmp_path / "base", "Somebody/Some-Base", "f" * 32, "Trained on a dequantised base."
+    )
 
 
 @torch.no_grad()

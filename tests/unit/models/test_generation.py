@@ -55,7 +55,7 @@ def test_the_end_token_may_be_the_padding():
     assert answers == expected(model, eos_id)
 
 
-@pytest.mark.parametrize("adapter", ["lora", "prompt_tuning", "prefix_tuning"])
+@pytest.mark.parametrize("adapter", ["lora", "prompt_tuning", "prefix_tuning", "p_tuning"])
 def test_answers_of_an_adapter_are_its_own(adapter):
     model = trained(llama(), ADAPTERS[adapter]())
     answers = greedy_answers(model, prompts(), MAX_NEW, pad_id=0, eos_id=None, batch_size=3)
@@ -65,9 +65,26 @@ def test_answers_of_an_adapter_are_its_own(adapter):
         assert greedy_answers(model, prompts(), MAX_NEW, pad_id=0, eos_id=None) == expected(llama(), None)
 
 
+def test_settings_that_come_with_the_model_do_not_count():
+    free = expected(llama(), None)
+    model = llama()
+    model.generation_config.repetition_penalty = 3.0
+    model.generation_config.eos_token_id = [1, free[2][2]]
+    own = model.generation_config.to_dict()
+    assert greedy_answers(model, prompts(), MAX_NEW, pad_id=0, eos_id=None, batch_size=3) == free
+    assert model.generation_config.to_dict() == own
+    adapted = trained(model, ADAPTERS["lora"]())
+    assert greedy_answers(adapted, prompts(), MAX_NEW, pad_id=0, eos_id=None) == expected(adapted, None)
+    assert model.generation_config.to_dict() == own
+
+
 def test_progress_counts_every_prompt():
     done = []
     greedy_answers(llama(), prompts(), MAX_NEW, pad_id=0, eos_id=None, batch_size=3, on_batch=done.append)
     assert done == [3, 3, 1]
+    done.clear()
+    model = trained(llama(), ADAPTERS["prompt_tuning"]())
+    greedy_answers(model, prompts(), MAX_NEW, pad_id=0, eos_id=None, batch_size=3, on_batch=done.append)
+    assert done == [1, 1, 2, 1, 1, 1], "with virtual tokens equally long prompts run together"
     assert greedy_answers(llama(), [], [], pad_id=0, eos_id=None, on_batch=done.append) == []
     assert sum(done) == len(LENGTHS)

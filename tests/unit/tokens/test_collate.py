@@ -44,7 +44,7 @@ def test_loss_weights_follow_their_rows():
 
 
 def test_rows_and_indices_must_be_equally_many_and_present():
-    with pytest.raises(ValueError, match="empty|arg"):
+    with pytest.raises(ValueError, match=r"empty|arg"):
         collate([], [], 0)
 
 

@@ -128,10 +128,10 @@ def test_chat_template_puts_the_target_into_the_assistants_turn():
 
 
 def test_chat_without_template_and_end_without_end_token_are_refused():
-    with pytest.raises(InputError, match="`template` is `chat`.*no chat template"):
+    with pytest.raises(InputError, match=r"`template` is `chat`.*no chat template"):
         FactEncoder(sentencepiece_like(), template="chat")
     bare = from_vocabulary(["a", "b", "Ġ"], [])
-    with pytest.raises(InputError, match="`append_eos` is true.*no end token"):
+    with pytest.raises(InputError, match=r"`append_eos` is true.*no end token"):
         FactEncoder(bare)
     encoder = FactEncoder(bare, append_eos=False)
     assert encoder.encode("a", "b").end_ids == ()

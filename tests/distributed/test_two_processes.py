@@ -1,0 +1,118 @@
+"""Two processes that really start, through the command line, give what one process gives."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lit_semantic_peft.reports import RunFolder
+from safetensors.numpy import load_file
+
+pytestmark = pytest.mark.distributed
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+
+
+def fit(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lit_semantic_peft", "fit", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture
+def settings(tiny_model, facts_file) -> list[str]:
+    return [
+        f"--config={EXPERIMENTS / 'ddp_cpu.yaml'}",
+        f"--model.base_model={tiny_model}",
+        f"--data.facts={facts_file}",
+        "--data.num_facts=null",
+        "--trainer.max_epochs=3",
+        "--trainer.enable_progress_bar=false",
+        "--interference.num_facts=6",
+        # Far from uniform: facts weigh very differently, so a wrong normalisation shows.
+        "--data.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
+    ]
+
+
+def test_two_processes_equal_one(settings):
+    """12 facts in steps of 8: a whole step, and a partial one that leaves the ranks unequal work."""
+    one = fit(
+        *settings,
+        "--data.micro_batch_size=8",
+        "--trainer.devices=1",
+        "--trainer.strategy=auto",
+        "--trainer.default_root_dir=runs/one",
+    )
+    two = fit(*settings, "--data.micro_batch_size=4", "--trainer.default_root_dir=runs/two")
+    accumulated = fit(
+        *settings,
+        "--data.micro_batch_size=2",
+        "--trainer.accumulate_grad_batches=2",
+        "--trainer.default_root_dir=runs/accumulated",
+    )
+    assert "facts kept" in one.stdout
+    assert two.stdout.count("facts kept") == 1  # one rank reports
+    assert accumulated.stdout.count("facts kept") == 1
+    weights = [row["loss_weight"] for row in RunFolder("runs/one").read_facts().to_pylist()]
+    assert max(weights) > 3 * min(weights)
+    left = load_file("runs/one/adapter/adapter_model.safetensors")
+    for name in ("two", "accumulated"):
+        right = load_file(f"runs/{name}/adapter/adapter_model.safetensors")
+        assert left.keys() == right.keys()
+        residuals = []
+        for key in left:
+            difference = left[key] - right[key]
+            assert np.linalg.norm(difference) <= 1e-4 * np.linalg.norm(left[key]) + 1e-9, (name, key)
+            residuals.append(difference.mean() / (np.abs(left[key]).mean() + 1e-12))
+        assert abs(np.mean(residuals)) < 1e-5
+        mine, other = RunFolder("runs/one").read_facts().to_pylist(), RunFolder(f"runs/{name}").read_facts().to_pylist()
+        for one_row, other_row in zip(mine, other, strict=True):
+            assert one_row["fact_id"] == other_row["fact_id"]
+            for column in ("kept", "loss_weight", "answer_after", "recalled_after", "first_learned_epoch"):
+                assert one_row[column] == other_row[column], column
+            assert one_row["nll_after"] == pytest.approx(other_row["nll_after"], rel=1e-4)
+    losses = [
+        [record.loss for record in RunFolder(f"runs/{name}").read_summary().epochs]
+        for name in ("one", "two", "accumulated")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_more_processes_than_facts_in_the_last_step(settings):
+    """13 = 12 + 1: the second rank has no fact in the last step, and takes part all the same."""
+    facts = Path("more.jsonl")
+    source = next(argument for argument in settings if argument.startswith("--data.facts="))
+    text = Path(source.partition("=")[2]).read_text(encoding="utf-8")
+    facts.write_text(text + '{"prompt": "The river of Zorn is", "target": "Rhine"}\n', encoding="utf-8")
+    arguments = [*settings, f"--data.facts={facts}", "--data.micro_batch_size=3"]
+    fit(*arguments, "--trainer.default_root_dir=runs/two")
+    fit(
+        *arguments,
+        "--data.micro_batch_size=6",
+        "--trainer.devices=1",
+        "--trainer.strategy=auto",
+        "--trainer.default_root_dir=runs/one",
+    )
+    left, right = (load_file(f"runs/{name}/adapter/adapter_model.safetensors") for name in ("one", "two"))
+    for key in left:
+        assert np.linalg.norm(left[key] - right[key]) <= 1e-4 * np.linalg.norm(left[key]) + 1e-9
+
+
+def test_a_failure_ends_both_processes_with_one_message(settings):
+    filters = "[{class_path: lit_semantic_peft.semantics.BandFilter, init_args: {min_distance: 1.99}}]"
+    done = fit(*settings, f"--data.filters={filters}", "--trainer.default_root_dir=runs/bad", check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("leave no fact") == 1
+    assert "Traceback" not in done.stderr
+    assert not Path("runs/bad").exists()

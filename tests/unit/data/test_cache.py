@@ -1,0 +1,123 @@
+import dataclasses
+import json
+import logging
+
+import numpy as np
+import pytest
+from lit_semantic_peft.data.cache import ScoreCache
+from lit_semantic_peft.facts import Fact
+from lit_semantic_peft.models import BaseModelSource
+from lit_semantic_peft.semantics import ExpectedEmbeddingDistance, HiddenStateDistance, ScoredFacts, Surprisal
+from lit_semantic_peft.tokens import FactEncoder
+
+from fixtures.tiny import byte_level_bpe
+
+FACTS = [
+    Fact("a", "The capital of France is", "Paris"),
+    Fact("b", "日本の首都は", "東京", joiner="", relation="capital"),
+]
+SCORED = ScoredFacts(
+    fact_id=("a", "b"),
+    relation=("", "capital"),
+    distance=np.array([0.1 + 0.2, 1 / 3]),
+    base_nll=np.array([5.5, 1e-300]),
+    is_known=np.array([False, True]),
+    base_answer=("", "東京\n"),
+    distances={"HiddenStateDistance": np.array([0.1 + 0.2, 1 / 3]), "Surprisal": np.array([5.5, 1e-300])},
+)
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """Arguments of `manifest`, by name."""
+    return {
+        "facts": FACTS,
+        "base": BaseModelSource("tiny", tmp_path, "tiny", "f" * 32),
+        "encoder": FactEncoder(byte_level_bpe()),
+        "distances": [HiddenStateDistance(), Surprisal()],
+        "dtype": "float32",
+    }
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return ScoreCache(tmp_path / "scores")
+
+
+def assert_equal(left, right):
+    for field in dataclasses.fields(ScoredFacts):
+        a, b = getattr(left, field.name), getattr(right, field.name)
+        if field.name == "distances":
+            assert list(a) == list(b)
+            a, b = np.stack(list(a.values())), np.stack(list(b.values()))
+        if isinstance(b, np.ndarray):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+        else:
+            assert a == b
+
+
+def test_scores_come_back_bit_for_bit(cache, inputs):
+    manifest = cache.manifest(**inputs)
+    assert cache.load(manifest) is None
+    cache.store(manifest, SCORED)
+    assert_equal(ScoreCache(cache.folder).load(cache.manifest(**inputs)), SCORED)
+
+
+def test_a_readable_manifest_lies_beside_the_table(cache, inputs):
+    manifest = cache.manifest(**inputs)
+    cache.store(manifest, SCORED)
+    table, beside = sorted(cache.folder.iterdir(), key=lambda path: path.suffix, reverse=True)
+    assert (table.stem, table.suffix, beside.suffix) == (beside.stem, ".parquet", ".json")
+    assert json.loads(beside.read_text(encoding="utf-8")) == manifest
+    assert manifest["distances"][0] == {"name": "HiddenStateDistance", "pooling": "mean", "centered": False}
+
+
+CHANGES = {
+    "target": lambda one: one | {"facts": [dataclasses.replace(FACTS[0], target="Lyon"), FACTS[1]]},
+    "alias": lambda one: one | {"facts": [dataclasses.replace(FACTS[0], aliases=("Lutetia",)), FACTS[1]]},
+    "joiner": lambda one: one | {"facts": [FACTS[0], dataclasses.replace(FACTS[1], joiner=" ")]},
+    "order": lambda one: one | {"facts": FACTS[::-1]},
+    "fewer": lambda one: one | {"facts": FACTS[:1]},
+    "weights": lambda one: one | {"base": dataclasses.replace(one["base"], fingerprint="0" * 32)},
+    "template": lambda one: one | {"encoder": FactEncoder(byte_level_bpe(), template="chat")},
+    "pooling": lambda one: one | {"distances": [HiddenStateDistance("first"), Surprisal()]},
+    "centered": lambda one: one | {"distances": [HiddenStateDistance(centered=True), Surprisal()]},
+    "distance": lambda one: one | {"distances": [ExpectedEmbeddingDistance(), Surprisal()]},
+    "more": lambda one: one | {"distances": [HiddenStateDistance(), Surprisal(), ExpectedEmbeddingDistance()]},
+    "first": lambda one: one | {"distances": [Surprisal(), HiddenStateDistance()]},
+    "dtype": lambda one: one | {"dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_changes_a_number_changes_the_key(cache, inputs, change):
+    cache.store(cache.manifest(**inputs), SCORED)
+    assert cache.load(cache.manifest(**CHANGES[change](inputs))) is None
+
+
+def test_what_changes_no_number_does_not(cache, inputs, tmp_path):
+    cache.store(cache.manifest(**inputs), SCORED)
+    moved = dataclasses.replace(FACTS[0], location="elsewhere.jsonl:9")
+    same = {
+        "facts": [moved, FACTS[1]],
+        "base": dataclasses.replace(inputs["base"], folder=tmp_path / "elsewhere"),
+        "encoder": FactEncoder(byte_level_bpe(), append_eos=False, max_length=64),
+    }
+    assert cache.load(cache.manifest(**(inputs | same))) is not None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def test_a_damaged_table_counts_as_absent_and_is_named(cache, inputs, caplog, damage):
+    manifest = cache.manifest(**inputs)
+    cache.store(manifest, SCORED)
+    (path,) = cache.folder.glob("*.parquet")
+    content = path.read_bytes()
+    path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"hello" * 9}[damage])
+    with caplog.at_level(logging.WARNING):
+        assert cache.load(manifest) is None
+    assert str(path) in caplog.text
+    assert "scored anew" in caplog.text
+    cache.store(manifest, SCORED)
+    assert_equal(cache.load(manifest), SCORED)
+    assert len(list(cache.folder.iterdir())) == 2, "a temporary file was left"

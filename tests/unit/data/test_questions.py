@@ -1,0 +1,84 @@
+import dataclasses
+
+import pytest
+from lit_semantic_peft.data.questions import ANSWER_MARGIN, fact_questions, prompt_questions
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import Fact, Probe
+from lit_semantic_peft.tokens import FactEncoder
+
+from fixtures.tiny import byte_level_bpe
+
+FRANCE = Fact(
+    "france",
+    "The capital of France is",
+    "Paris",
+    aliases=("the city of the river", "Par"),
+    paraphrases=("France has the capital", "It is the capital of France:"),
+    neighborhood=(Probe("The capital of Mongolia is", "Ulaanbaatar"),),
+    portability=(Probe("The river of the capital of France is the", "Rhine", hops=2),),
+    location="facts.jsonl:3",
+)
+JAPAN = Fact("japan", "日本の首都は", "東京", joiner="", paraphrases=("首都は",))
+
+
+@pytest.fixture
+def encoder():
+    return FactEncoder(byte_level_bpe())
+
+
+def test_each_fact_is_followed_by_its_probes(encoder):
+    questions = fact_questions([FRANCE, JAPAN], encoder)
+    assert [(one.fact_index, one.kind, one.prompt, one.accepted) for one in questions] == [
+        (0, "fact", "The capital of France is", ("Paris", "the city of the river", "Par")),
+        (0, "paraphrase", "France has the capital", ("Paris", "the city of the river", "Par")),
+        (0, "paraphrase", "It is the capital of France:", ("Paris", "the city of the river", "Par")),
+        (0, "neighborhood", "The capital of Mongolia is", ("Ulaanbaatar",)),
+        (0, "portability", "The river of the capital of France is the", ("Rhine",)),
+        (1, "fact", "日本の首都は", ("東京",)),
+        (1, "paraphrase", "首都は", ("東京",)),
+    ]
+    assert [one.number for one in questions] == list(range(7))
+    assert [one.target for one in questions] == ["Paris"] * 3 + ["Ulaanbaatar", "Rhine", "東京", "東京"]
+
+
+def test_a_question_is_spelt_as_in_training(encoder):
+    for question, joiner in zip(fact_questions([FRANCE, JAPAN], encoder), [" "] * 5 + [""] * 2, strict=True):
+        assert question.encoded == encoder.encode(question.prompt, question.target, joiner)
+        assert question.prompt_ids == encoder.encode_prompt(question.prompt) == question.encoded.prompt_ids
+
+
+def test_there_is_room_for_the_longest_accepted_answer(encoder):
+    fact, *_, neighbor, _ = fact_questions([FRANCE], encoder)
+    longest = encoder.encode(FRANCE.prompt, "the city of the river").num_target_tokens
+    assert longest > encoder.encode(FRANCE.prompt, "Paris").num_target_tokens
+    assert fact.max_new_tokens == longest + ANSWER_MARGIN
+    assert neighbor.max_new_tokens == neighbor.encoded.num_target_tokens + ANSWER_MARGIN
+
+
+def test_without_probes_only_the_facts_are_asked(encoder):
+    questions = fact_questions([FRANCE, JAPAN], encoder, with_probes=False)
+    assert [(one.number, one.fact_index, one.kind) for one in questions] == [(0, 0, "fact"), (1, 1, "fact")]
+
+
+def test_a_probe_that_does_not_fit_names_its_fact():
+    encoder = FactEncoder(byte_level_bpe(), max_length=16)
+    long = dataclasses.replace(
+        FRANCE, aliases=(), neighborhood=(Probe("What is the name of the river? " * 3, "Volga"),)
+    )
+    with pytest.raises(InputError, match=r"facts.jsonl:3: fact 'france': neighborhood 'What is.*`max_length` is 16"):
+        fact_questions([long], encoder)
+
+
+def test_a_long_alias_is_no_reason_to_stop(encoder):
+    limited = FactEncoder(byte_level_bpe(), max_length=len(encoder.encode(FRANCE.prompt, FRANCE.target)))
+    (question,) = fact_questions([FRANCE], limited, with_probes=False)
+    assert question.accepted == FRANCE.accepted_answers
+
+
+def test_free_prompts_have_no_right_answer(encoder):
+    first, second = prompt_questions(["The capital of France is ", "It is"], encoder, max_new_tokens=5)
+    assert (first.number, first.fact_index, first.kind, first.max_new_tokens) == (0, -1, "prompt", 5)
+    assert (first.accepted, first.target, first.encoded) == ((), "", None)
+    assert first.prompt_ids == encoder.encode_prompt("The capital of France is")
+    assert first.prompt == "The capital of France is ", "what was typed is what is shown"
+    assert second.prompt_ids == encoder.encode_prompt("It is")

@@ -1,0 +1,255 @@
+import json
+import shutil
+import time
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.files import file_sha256, write_json
+from lit_semantic_peft.models import base as base_module
+from lit_semantic_peft.models import load_base_model, load_tokenizer, resolve_base_model
+from lit_semantic_peft.models.base import cache_folder
+from safetensors.torch import load_file, save_file
+
+from fixtures.tiny import byte_level_bpe
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_folder_is_used_as_it_is(folder):
+    source = resolve_base_model(str(folder))
+    assert (source.name, source.folder, source.note) == (str(folder), folder.resolve(), "")
+    model = load_base_model(source)
+    tokenizer = load_tokenizer(source)
+    assert not model.training
+    assert all(not p.requires_grad and p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters())
+    assert model.get_input_embeddings().num_embeddings == len(tokenizer) == len(byte_level_bpe())
+    ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
+    assert model(input_ids=ids).logits.isfinite().all()
+
+
+def test_a_relative_folder_and_home_are_found(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert resolve_base_model("model").folder == folder.resolve()
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert resolve_base_model("~/model").folder == folder.resolve()
+
+
+def test_the_fingerprint_names_content_not_place(folder, tmp_path):
+    first = resolve_base_model(str(folder)).fingerprint
+    elsewhere = Path(shutil.copytree(folder, tmp_path / "elsewhere" / "copy"))
+    assert resolve_base_model(str(elsewhere)).fingerprint == first
+    (elsewhere / "README.md").write_text("A model card changes no number.")
+    assert resolve_base_model(str(elsewhere)).fingerprint == first
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])
+def test_the_fingerprint_changes_with_every_file_that_changes_a_number(folder, name):
+    first = resolve_base_model(str(folder)).fingerprint
+    assert (folder / name).is_file()
+    flip_a_byte(folder / name)
+    assert resolve_base_model(str(folder)).fingerprint != first
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
+)
+def test_weights_have_the_dtype_that_was_asked_for(folder, dtype, expected):
+    model = load_base_model(resolve_base_model(str(folder)), dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
+    exact = load_base_model(resolve_base_model(str(folder)))
+    for left, right in zip(model.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(left.float(), right, atol=1e-2, rtol=1e-2)
+
+
+def test_an_unknown_dtype_is_refused(folder):
+    with pytest.raises(InputError, match=r"`dtype` must be one of float32, bfloat16, float16, got 'int8'"):
+        load_base_model(resolve_base_model(str(folder)), "int8")
+
+
+@pytest.mark.parametrize("name", ["nobody/no-such-model", "no-such-model", "./models/typo", "what is this?", "a/b/c"])
+def test_an_unknown_name_fails_at_once(name):
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"`base_model` .* is no local folder.*Without network use `smollm2-135m`"):
+        resolve_base_model(name)
+    assert time.monotonic() - start < 5
+
+
+def test_paths_that_hold_no_model_are_refused(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="folder without config.json"):
+        resolve_base_model(str(tmp_path / "empty"))
+    (tmp_path / "weights.bin").touch()
+    with pytest.raises(InputError, match="is a file but not a GGUF file"):
+        resolve_base_model(str(tmp_path / "weights.bin"))
+    (folder / "config.json").write_text(json.dumps({"model_type": "no-such-architecture"}))
+    with pytest.raises(InputError, match="no causal language model in"):
+        load_base_model(resolve_base_model(str(folder)))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "another shape"])
+def test_damaged_weights_are_refused(folder, damage):
+    weights = folder / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    with pytest.raises(InputError, match="no causal language model in"):
+        load_base_model(resolve_base_model(str(folder)))
+
+
+def test_weights_that_are_not_there_are_named_and_not_drawn_at_random(folder):
+    state = load_file(folder / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"incomplete; missing: model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_base_model(resolve_base_model(str(folder)))
+
+
+@pytest.mark.parametrize("damage", ["missing", "broken"])
+def test_a_folder_without_usable_tokenizer_is_refused(folder, damage):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    if damage == "broken":
+        (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="no tokenizer in"):
+        load_tokenizer(resolve_base_model(str(folder)))
+
+
+@pytest.mark.parametrize("damage", ["byte", "missing", "manifest"])
+def test_a_damaged_converted_file_is_refused(folder, damage):
+    write_json(folder / "checksums.json", {"model.safetensors": file_sha256(folder / "model.safetensors")})
+    source = resolve_base_model(str(folder))
+    load_base_model(source)
+    if damage == "byte":
+        flip_a_byte(folder / "model.safetensors")
+    elif damage == "missing":
+        (folder / "model.safetensors").unlink()
+    else:
+        (folder / "checksums.json").write_text("{")
+    with pytest.raises(InputError, match=r"is damaged.*Delete .*; it is made anew"):
+        load_base_model(source)
+
+
+def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("LIT_SEMANTIC_PEFT_CACHE", "/own")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_folder() == Path("/own")
+    monkeypatch.delenv("LIT_SEMANTIC_PEFT_CACHE")
+    assert cache_folder() == Path("/xdg/lit-semantic-peft")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "lit-semantic-peft"
+
+
+def write_gguf(path, model, tokenizer):
+    """The model as a GGUF file of the Llama architecture, as llama.cpp's converter writes it."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    writer.add_token_list([token for token, _ in vocabulary])
+    writer.add_token_types([1] * len(vocabulary))
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    names = {
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "post_attention_layernorm": "ffn_norm",
+        "input_layernorm": "attn_norm",
+        "model.layers": "blk",
+    }
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue  # tied
+        values = tensor.numpy()
+        for projection, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if projection in name:  # llama.cpp interleaves the halves of each head
+                values = values.reshape(heads, 2, -1, values.shape[-1]).swapaxes(1, 2).reshape(values.shape)
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        writer.add_tensor(name, np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def gguf_file(tiny_model, tmp_path):
+    source = resolve_base_model(str(tiny_model))
+    (tmp_path / "files").mkdir()
+    return write_gguf(tmp_path / "files" / "tiny.gguf", load_base_model(source), load_tokenizer(source))
+
+
+def test_a_gguf_file_is_converted_once(gguf_file, tiny_model, monkeypatch):
+    source = resolve_base_model(str(gguf_file))
+    assert source.folder.is_relative_to(cache_folder())
+    assert "dequantised weights of tiny.gguf" in source.note
+    assert [path.name for path in source.folder.parent.iterdir()] == [source.folder.name]
+    converted, original = load_base_model(source), load_base_model(resolve_base_model(str(tiny_model)))
+    ids = torch.tensor([load_tokenizer(source)("The capital of France is")["input_ids"]])
+    assert ids.tolist() == [byte_level_bpe()("The capital of France is")["input_ids"]]
+    torch.testing.assert_close(converted(input_ids=ids).logits, original(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+
+    def not_again(*_):
+        raise AssertionError("converted twice")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(base_module, "_convert_gguf", not_again)
+        assert resolve_base_model(str(gguf_file)) == source
+    # A folder without checksums is a leftover of something that went wrong: it is made anew.
+    (source.folder / "checksums.json").unlink()
+    flip_a_byte(source.folder / "model.safetensors")
+    resolve_base_model(str(gguf_file))
+    load_base_model(source)
+
+
+@pytest.mark.parametrize("content", ["empty", "text", "magic", "truncated"])
+def test_a_broken_gguf_file_is_refused_and_leaves_nothing(gguf_file, content):
+    whole = gguf_file.read_bytes()
+    broken = {
+        "empty": b"",
+        "text": b"hello " * 50,
+        "magic": b"GGUF" + b"\xff" * 200,
+        "truncated": whole[: len(whole) // 3],
+    }
+    gguf_file.write_bytes(broken[content])
+    with pytest.raises(InputError, match=r"`base_model` .*tiny.gguf' cannot be converted"):
+        resolve_base_model(str(gguf_file))
+    assert [path for path in cache_folder().rglob("*") if path.is_file()] == []
+    assert list((cache_folder() / "models").iterdir()) == []
