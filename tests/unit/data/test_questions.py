@@ -65,7 +65,7 @@ def test_a_probe_that_does_not_fit_names_its_fact():
     long = dataclasses.replace(
         FRANCE, aliases=(), neighborhood=(Probe("What is the name of the river? " * 3, "Volga"),)
     )
-    with pytest.raises(InputError, match=r"facts.jsonl:3: fact 'france': neighborhood 'What is.*`max_length` is 16"):
+    with pytest.raises(InputError, match=r"facts\.jsonl:3: fact 'france': neighborhood 'What is.*`max_length` is 16"):
         fact_questions([long], encoder)
 
 

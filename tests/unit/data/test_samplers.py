@@ -37,9 +37,10 @@ def plans(num_facts, cut, epoch=0, **settings):
 def steps_over_ranks(ranks):
     """The facts of each optimizer step, all ranks together, as the trainer cuts them; fillers left out."""
     accumulate = ranks[0].accumulate_grad_batches
-    steps = []
-    for micro_batches in zip(*ranks, strict=True):  # strict: every rank yields equally many
-        steps.append([row for one in micro_batches for row in one.rows[: len(one.rows) - one.num_fillers]])
+    steps = [
+        [row for one in micro_batches for row in one.rows[: len(one.rows) - one.num_fillers]]
+        for micro_batches in zip(*ranks, strict=True)  # strict: every rank yields equally many
+    ]
     return [sorted(itertools.chain(*steps[at : at + accumulate])) for at in range(0, len(steps), accumulate)]
 
 
@@ -104,10 +105,8 @@ def test_an_epoch_does_not_depend_on_the_one_before():
 
 def padding(plan, rows, lengths):
     length_of = dict(zip(rows, lengths, strict=True))
-    return sum(
-        max(length_of[row] for row in one.rows) * len(one.rows) - sum(length_of[row] for row in one.rows)
-        for one in plan
-    )
+    batches = [[length_of[row] for row in one.rows] for one in plan]
+    return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
 
 
 def test_bucketing_saves_padding_and_loses_no_fact():
@@ -135,11 +134,11 @@ def test_lightning_and_the_loader_take_the_plan_as_it_is():
     class Echo:
         def __getitem__(self, micro_batch):
             assert isinstance(micro_batch, MicroBatch)
-            return micro_batch.rows
+            return micro_batch
 
     loader = DataLoader(Echo(), sampler=plan, batch_size=None)
     assert len(loader) == len(plan) == 2
-    assert list(loader) == [one.rows for one in plan]
+    assert list(loader) == list(plan)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])

@@ -90,7 +90,7 @@ def test_an_unknown_name_fails_at_once(name):
 
 def test_paths_that_hold_no_model_are_refused(tmp_path, folder):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="folder without config.json"):
+    with pytest.raises(InputError, match=r"folder without config\.json"):
         resolve_base_model(str(tmp_path / "empty"))
     (tmp_path / "weights.bin").touch()
     with pytest.raises(InputError, match="is a file but not a GGUF file"):
