@@ -235,7 +235,7 @@ def _fact_columns(
     if monitor is not None and monitor.latest is not None:
         columns |= monitor.latest.columns(columns["fact_id"])
     if module.comparisons:
-        columns |= _answer_columns(module.comparisons, len(prepared.facts), module.data.distances[0].name)
+        columns |= _answer_columns(module, len(prepared.facts))
     return columns
 
 
@@ -253,16 +253,16 @@ def _dynamics_columns(module: SemanticPeftModule) -> dict[str, list[Any]]:
     }
 
 
-def _answer_columns(comparisons: list[Comparison], size: int, distance_name: str) -> dict[str, list[Any]]:
+def _answer_columns(module: SemanticPeftModule, size: int) -> dict[str, list[Any]]:
+    distance_name = module.data.distances[0].name
     columns: dict[str, list[Any]] = defaultdict(lambda: [None] * size)
     neighbours: dict[int, list[bool]] = defaultdict(list)
-    for row in comparisons:
+    for row in module.comparisons:
         index, before, after = row.question.fact_index, row.before, row.after
         if row.question.kind == "neighborhood":
             neighbours[index].append(row.is_unchanged)
         if row.question.kind != "fact":
             continue
-        distance_before, distance_after = before.distances[distance_name], after.distances[distance_name]
         measured = {
             "nll_before": before.nll,
             "nll_after": after.nll,
@@ -273,8 +273,8 @@ def _answer_columns(comparisons: list[Comparison], size: int, distance_name: str
             "generated_after": after.is_correct,
             "answer_before": before.text,
             "answer_after": after.text,
-            "distance_after": distance_after,
-            "pushed_away": distance_after > distance_before,
+            "distance_after": after.distances[distance_name],
+            "pushed_away": bool(module.is_pushed_away[index]),
         }
         for name, value in measured.items():
             columns[name][index] = value

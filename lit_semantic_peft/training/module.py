@@ -15,7 +15,7 @@ from transformers import get_scheduler
 
 from lit_semantic_peft.data import KnowledgeDataModule, Question
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.metrics import LearningDynamics, PerFactMean, is_exact_match, starts_with_answer
+from lit_semantic_peft.metrics import LearningDynamics, PerFactMean, PushedAway, is_exact_match, starts_with_answer
 from lit_semantic_peft.models import (
     DEFAULT_BASE_MODEL,
     BaseDtype,
@@ -95,6 +95,7 @@ class SemanticPeftModule(LightningModule):
     - `val/recall_dropped`, `val/nll_dropped`: the same for the facts that are not trained, where there are any.
     - `test/recall`, `test/recall_generated`, each also with `_dropped`: share of facts that are recalled
       teacher-forced, and whose free answer is exactly right, [0, 1].
+    - `test/pushed_away`: share of kept facts that are farther after training than before, [0, 1].
     - `test/locality`: share of the neighbours whose free answer is the base model's, [0, 1].
 
     Args:
@@ -151,6 +152,7 @@ class SemanticPeftModule(LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.strict_loading = False  # the base's weights are not in a checkpoint; the adapter's are checked below
         self.comparisons: list[Comparison] = []
+        self.is_pushed_away = torch.zeros(0, dtype=torch.bool)
         self._source: BaseModelSource | None = None
         self._model: PeftModel | None = None
         self._step_totals: Tensor | None = None
@@ -394,6 +396,16 @@ class SemanticPeftModule(LightningModule):
             if rows:
                 self.log(f"test/recall{suffix}", _share([row.after.is_recalled for row in rows]), batch_size=1)
                 self.log(f"test/recall_generated{suffix}", _share([row.after.is_correct for row in rows]), batch_size=1)
+        # The comparisons are those of all ranks already, so there is nothing left to reduce.
+        pushed_away = PushedAway(len(is_kept), sync_on_compute=False)
+        name = self.data.distances[0].name
+        pushed_away.update(
+            torch.tensor([row.before.distances[name] for row in facts]),
+            torch.tensor([row.after.distances[name] for row in facts]),
+            torch.tensor([row.question.fact_index for row in facts]),
+        )
+        self.is_pushed_away = pushed_away.compute()["is_pushed_away"]
+        self.log("test/pushed_away", self.is_pushed_away[torch.as_tensor(is_kept)].float().mean(), batch_size=1)
         neighbours = [row for row in self.comparisons if row.question.kind == "neighborhood"]
         if neighbours:
             self.log("test/locality", _share([row.is_unchanged for row in neighbours]), batch_size=1)
