@@ -319,6 +319,8 @@ class KnowledgeDataModule(LightningDataModule):
             logger.warning(warning)
         facts = fact_set.facts
         encoded = self.encoder.encode_facts(facts)
+        if self.with_probes:
+            fact_questions(facts, self.encoder)  # a probe that cannot be spelt is an error before training, not after
         scored = self._scores(source, facts)
         inject = np.flatnonzero([fact.split == "inject" for fact in facts])
         logger.info("Facts read: %d, of which %d to inject", len(facts), len(inject))
