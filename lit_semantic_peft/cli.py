@@ -4,6 +4,7 @@ import difflib
 import logging
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -184,6 +185,8 @@ class SemanticPeftCLI(LightningCLI):
     def _remove_useless_run_folder(self) -> None:
         made_here = self.subcommand == "fit" and not self._run_folder_existed
         if made_here and _is_first_process() and not any(self.run_folder.checkpoints.glob("*.ckpt")):
+            if "wandb" in sys.modules:  # an open W&B run would make the folder again when the process ends
+                sys.modules["wandb"].finish(exit_code=2)
             shutil.rmtree(self.run_folder.path, ignore_errors=True)
 
 

@@ -215,3 +215,17 @@ def test_without_its_logger_wandb_is_not_imported(command, settings):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_refused_run_leaves_no_folder_that_blocks_the_next(settings, tmp_path):
+    """In a process of its own: W&B writes once more when the process ends."""
+    arguments = [one for one in settings if not one.startswith("--data.facts=")]
+    folder = tmp_path / "runs" / "refused"
+    done = subprocess.run(
+        [sys.executable, "-m", "lit_semantic_peft", "fit", *arguments, *WANDB, "--data.facts=missing.jsonl",
+         f"--trainer.default_root_dir={folder}"],
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert not folder.exists()
