@@ -265,7 +265,7 @@ def _gram(features: list[Tensor], num_facts: int) -> Tensor:
     while features:
         feature = features.pop()
         matrix += (feature @ feature.T).cpu()
-    matrix = matrix.float()
+    matrix = ((matrix + matrix.T) / 2).float()  # not every BLAS gives A Aᵀ the same bits on both sides
     # Inf·0 and Inf−Inf would leave a mixture of NaN, Inf and numbers; a gradient that is not finite has no product.
     is_undefined = ~torch.isfinite(matrix.diagonal())
     matrix[is_undefined, :] = torch.nan
