@@ -269,14 +269,15 @@ class KnowledgeDataModule(LightningDataModule):
             return self._question_loader(prompt_questions(self.prompts, self.encoder, self.max_new_tokens))
         return self._question_loader(fact_questions(self.prepared.facts, self.encoder, with_probes=False))
 
-    def training_batches(self, rows: Sequence[int], batch_size: int) -> list[Batch]:
+    def training_batches(self, rows: Sequence[int], batch_size: int, *, with_end: bool = True) -> list[Batch]:
         """The training form of some facts, in the given order, for measurements beside the training.
 
         Args:
             rows: Fact indices.
             batch_size: Facts per batch.
+            with_end: Whether the end token is a target too.
         """
-        dataset = _FactBatches(self.prepared, self.encoder.pad_id, with_end=True)
+        dataset = _FactBatches(self.prepared, self.encoder.pad_id, with_end=with_end)
         return [
             dataset[MicroBatch(tuple(rows[start : start + batch_size]))] for start in range(0, len(rows), batch_size)
         ]

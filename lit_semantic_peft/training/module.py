@@ -1,5 +1,6 @@
 """The LightningModule: a PEFT model under a distance-weighted loss that is exact however a step is cut up."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import get_scheduler
 
-from lit_semantic_peft.data import KnowledgeDataModule, Question
+from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts, Question
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.metrics import LearningDynamics, PerFactMean, PushedAway, is_exact_match, starts_with_answer
 from lit_semantic_peft.models import (
@@ -33,6 +34,8 @@ from lit_semantic_peft.models import (
 from lit_semantic_peft.models.adapters import orthogonality_penalty
 from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.tokens import Batch, collate
+from lit_semantic_peft.training.flat_gradient import unflattened
+from lit_semantic_peft.training.retain import RetainPenalty
 
 Normalization = Literal["step_weights", "step_count"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -90,6 +93,8 @@ class SemanticPeftModule(LightningModule):
     - `train/loss`: that loss, nats per token, each optimizer step.
     - `train/loss_epoch`: its mean over the epoch's optimizer steps.
     - `train/grad_norm`: Euclidean norm of the adapter's gradient before clipping, each optimizer step.
+    - `train/retain_kl`: mean divergence from the base model on the optimizer step's retained facts, nats per token,
+      [0, ∞), each optimizer step where `retain_weight` > 0.
     - `val/recall`: share of kept facts that are recalled teacher-forced, [0, 1], each validation.
     - `val/nll`: mean negative log-likelihood of the kept facts, nats per token, each validation.
     - `val/recall_dropped`, `val/nll_dropped`: the same for the facts that are not trained, where there are any.
@@ -106,6 +111,10 @@ class SemanticPeftModule(LightningModule):
         schedule: Learning rate after warm-up: `constant`, `linear` or `cosine` down to 0 at the last step.
         warmup_ratio: Share of all optimizer steps over which the learning rate rises from 0, in [0, 1).
         normalization: S of the objective.
+        retain_weight: λ ≥ 0; adds λ times the mean KL divergence from the base model at the target positions of
+            facts of the split `retain` to the loss, see `RetainPenalty`. 0 costs nothing.
+        retain_batch_size: `retain` facts per optimizer step, over all processes.
+        retain_known: Whether facts that are not trained because the base model says them already are retained too.
         dtype: Type of the base weights in memory; the adapter is float32 in any case.
         gradient_checkpointing: Whether activations are recomputed in the backward pass to save memory.
         revision: Branch, tag or commit of a Hub model.
@@ -125,6 +134,9 @@ class SemanticPeftModule(LightningModule):
         schedule: Schedule = "cosine",
         warmup_ratio: float = 0.1,
         normalization: Normalization = "step_weights",
+        retain_weight: float = 0.0,
+        retain_batch_size: int = 16,
+        retain_known: bool = False,
         dtype: BaseDtype = "float32",
         gradient_checkpointing: bool = False,
         revision: str | None = None,
@@ -133,6 +145,10 @@ class SemanticPeftModule(LightningModule):
         super().__init__()
         if not 0 <= warmup_ratio < 1:
             raise InputError(f"`warmup_ratio` must be in [0, 1), got {warmup_ratio}")
+        if not (math.isfinite(retain_weight) and retain_weight >= 0):
+            raise InputError(f"`retain_weight` must be a finite number of at least 0, got {retain_weight}")
+        if retain_batch_size < 1:
+            raise InputError(f"`retain_batch_size` must be at least 1, got {retain_batch_size}")
         for name, value, allowed in (
             ("normalization", normalization, get_args(Normalization)),
             ("schedule", schedule, get_args(Schedule)),
@@ -149,6 +165,9 @@ class SemanticPeftModule(LightningModule):
         self.schedule: Schedule = schedule
         self.warmup_ratio = warmup_ratio
         self.normalization: Normalization = normalization
+        self.retain_weight = retain_weight
+        self.retain_batch_size = retain_batch_size
+        self.retain_known = retain_known
         self.gradient_checkpointing = gradient_checkpointing
         self.strict_loading = False  # the base's weights are not in a checkpoint; the adapter's are checked below
         self.comparisons: list[Comparison] = []
@@ -156,6 +175,7 @@ class SemanticPeftModule(LightningModule):
         self._source: BaseModelSource | None = None
         self._model: PeftModel | None = None
         self._step_totals: Tensor | None = None
+        self._retain: RetainPenalty | None = None
 
     # ------------------------------------------------------------------ model
 
@@ -219,6 +239,10 @@ class SemanticPeftModule(LightningModule):
                 "`strategy: deepspeed` accumulates gradients by itself, which breaks the exact normalisation over an "
                 "optimizer step. Use `ddp`."
             )
+        if stage == "fit" and self.retain_weight:
+            self._refuse_loss_scaling("retain_weight")
+            retained = _retained(data.prepared, self.retain_known)
+            self._retain = RetainPenalty(self.retain_weight, self.retain_batch_size, retained, data.seed)
         num_facts = len(data.prepared.facts)
         if stage != "test" and not hasattr(self, "val_nll"):
             self.val_nll = PerFactMean(num_facts)
@@ -279,6 +303,7 @@ class SemanticPeftModule(LightningModule):
         gradients = [parameter.grad for parameter in self._trained_parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, factor)
         self._add_orthogonality_gradient()
+        self._add_retain_gradient()
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=1)
         self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=1)
@@ -330,6 +355,29 @@ class SemanticPeftModule(LightningModule):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None and parameter.grad is not None:
                 parameter.grad += gradient
+
+    def _add_retain_gradient(self) -> None:
+        # Once per optimizer step, whatever its micro-batches are: beside the facts, like the regulariser above.
+        if self._retain is None:
+            return
+        data, parameters = self.data, self._trained_parameters()
+        rows = self._retain.rows(self.global_step)[self.global_rank :: self.trainer.world_size]
+        batches = data.training_batches(rows, data.micro_batch_size, with_end=False)
+        precision = self.trainer.precision_plugin.train_step_context
+        mean, gradient = self._retain.gradient(self.model, parameters, batches, precision)
+        total = self.trainer.strategy.reduce(torch.cat([mean[None], gradient]), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        for parameter, part in zip(parameters, unflattened(total[1:], parameters), strict=True):
+            if parameter.grad is not None:
+                parameter.grad += part
+        self.log("train/retain_kl", total[0], on_step=True, batch_size=1)
+
+    def _refuse_loss_scaling(self, argument: str) -> None:
+        if self.trainer.precision == "16-mixed":
+            raise InputError(
+                f"`{argument}` computes gradients beside the scaled loss of `precision: 16-mixed`, where they would "
+                "underflow. Use `bf16-mixed` or `32-true`."
+            )
 
     # ------------------------------------------------------------- evaluation
 
@@ -506,6 +554,15 @@ class SemanticPeftModule(LightningModule):
             )
         self.dynamics.load_state_dict(about["dynamics"])
         torch.set_rng_state(about["rng"])
+
+
+def _retained(prepared: PreparedFacts, with_known: bool) -> list[int]:
+    is_known = prepared.scored.is_known & ~prepared.is_kept
+    return [
+        row
+        for row, fact in enumerate(prepared.facts)
+        if fact.split == "retain" or (with_known and fact.split == "inject" and is_known[row])
+    ]
 
 
 def _share(values: list[bool]) -> float:

@@ -1,0 +1,45 @@
+"""The gradient of all trained parameters as one vector, which ranks can add up in one go."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def flattened(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Gradients one behind the other, zeros where a parameter has none.
+
+    Args:
+        gradients: One per parameter.
+        parameters: What they belong to, P numbers in all.
+
+    Returns:
+        float32 `(P,)`, detached.
+
+    Example:
+        >>> parameters = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1, 1))]
+        >>> flattened([None, torch.full((1, 1), 3.0)], parameters).tolist()
+        [0.0, 0.0, 3.0]
+    """
+    return torch.cat(
+        [
+            torch.zeros(parameter.numel(), device=parameter.device)
+            if gradient is None
+            else gradient.detach().flatten().float()
+            for gradient, parameter in zip(gradients, parameters, strict=True)
+        ]
+    )
+
+
+def unflattened(vector: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """The inverse of `flattened`.
+
+    Args:
+        vector: `(P,)`.
+        parameters: What it belongs to.
+
+    Returns:
+        One tensor per parameter, of its shape and type.
+    """
+    parts = torch.split(vector, [parameter.numel() for parameter in parameters])
+    return [part.view_as(parameter).to(parameter.dtype) for part, parameter in zip(parts, parameters, strict=True)]
