@@ -34,7 +34,7 @@ from lit_semantic_peft.models import (
 from lit_semantic_peft.models.adapters import orthogonality_penalty
 from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.tokens import Batch, collate
-from lit_semantic_peft.training.flat_gradient import unflattened
+from lit_semantic_peft.training.own_gradient import refuse_loss_scaling, sum_over_ranks, unflattened
 from lit_semantic_peft.training.retain import RetainPenalty
 
 Normalization = Literal["step_weights", "step_count"]
@@ -240,7 +240,7 @@ class SemanticPeftModule(LightningModule):
                 "optimizer step. Use `ddp`."
             )
         if stage == "fit" and self.retain_weight:
-            self._refuse_loss_scaling("retain_weight")
+            refuse_loss_scaling(self.trainer, "retain_weight")
             retained = _retained(data.prepared, self.retain_known)
             self._retain = RetainPenalty(self.retain_weight, self.retain_batch_size, retained, data.seed)
         num_facts = len(data.prepared.facts)
@@ -365,19 +365,11 @@ class SemanticPeftModule(LightningModule):
         batches = data.training_batches(rows, data.micro_batch_size, with_end=False)
         precision = self.trainer.precision_plugin.train_step_context
         mean, gradient = self._retain.gradient(self.model, parameters, batches, precision)
-        total = self.trainer.strategy.reduce(torch.cat([mean[None], gradient]), reduce_op="sum")
-        assert isinstance(total, Tensor)
+        total = sum_over_ranks(self.trainer, torch.cat([mean[None], gradient]))
         for parameter, part in zip(parameters, unflattened(total[1:], parameters), strict=True):
             if parameter.grad is not None:
                 parameter.grad += part
         self.log("train/retain_kl", total[0], on_step=True, batch_size=1)
-
-    def _refuse_loss_scaling(self, argument: str) -> None:
-        if self.trainer.precision == "16-mixed":
-            raise InputError(
-                f"`{argument}` computes gradients beside the scaled loss of `precision: 16-mixed`, where they would "
-                "underflow. Use `bf16-mixed` or `32-true`."
-            )
 
     # ------------------------------------------------------------- evaluation
 

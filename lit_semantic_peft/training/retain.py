@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
@@ -14,7 +13,8 @@ from lit_semantic_peft.interference.undisturbed import undisturbed
 from lit_semantic_peft.models import target_logits
 from lit_semantic_peft.models.objective import predicting_mask
 from lit_semantic_peft.tokens import Batch
-from lit_semantic_peft.training.flat_gradient import flattened
+from lit_semantic_peft.training.own_gradient import flattened
+from lit_semantic_peft.training.rotation import rotating_choice
 
 
 def retain_kl(model: PeftModel, batch: Batch) -> Tensor:
@@ -77,14 +77,12 @@ class RetainPenalty:
         self.seed = seed
 
     def rows(self, step: int) -> list[int]:
-        """Fact indices of an optimizer step. Within a round of ⌊n / `batch_size`⌋ steps no fact comes twice.
+        """Fact indices of an optimizer step, see `rotating_choice`.
 
         Args:
             step: Number of the optimizer step, from 0.
         """
-        number, place = divmod(step, len(self.retained) // self.batch_size)
-        order: list[int] = np.random.default_rng((self.seed, number)).permutation(self.retained).tolist()
-        return order[place * self.batch_size : (place + 1) * self.batch_size]
+        return rotating_choice(self.retained, self.batch_size, step, self.seed)
 
     def gradient(
         self,

@@ -1,9 +1,12 @@
-"""The gradient of all trained parameters as one vector, which ranks can add up in one go."""
+"""Gradients that a method computes beside the loss: one vector each, which ranks can add up in one go."""
 
 from collections.abc import Sequence
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
+
+from lit_semantic_peft.errors import InputError
 
 
 def flattened(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -43,3 +46,32 @@ def unflattened(vector: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tens
     """
     parts = torch.split(vector, [parameter.numel() for parameter in parameters])
     return [part.view_as(parameter).to(parameter.dtype) for part, parameter in zip(parts, parameters, strict=True)]
+
+
+def refuse_loss_scaling(trainer: Trainer, name: str) -> None:
+    """Refuses float16 for a method that computes gradients of its own.
+
+    Args:
+        trainer: The trainer.
+        name: Of the argument or class.
+
+    Raises:
+        InputError: Saying what to use instead.
+    """
+    if trainer.precision == "16-mixed":
+        raise InputError(
+            f"`{name}` computes gradients beside the scaled loss of `precision: 16-mixed`, where they would "
+            "underflow. Use `bf16-mixed` or `32-true`."
+        )
+
+
+def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
+    """The sum of a tensor over the ranks. A collective.
+
+    Args:
+        trainer: The trainer.
+        value: This rank's, of the same shape on all.
+    """
+    total = trainer.strategy.reduce(value, reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return total
