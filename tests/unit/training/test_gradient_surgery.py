@@ -1,17 +1,14 @@
 """What surgery makes of conflicting gradients, in vectors and in a run, against the plain step."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import fact_nll
-from lit_semantic_peft.semantics import Remoteness
 from lit_semantic_peft.training import GradientSurgery, gradient_surgery
 from lit_semantic_peft.training.gradient_surgery import surgery_coefficients
 
-from fixtures.training import assert_same_adapter, fit, is_same_adapter
+from fixtures.training import CONTRADICTING, WEIGHTED, assert_same_adapter, fit, is_same_adapter, losses
 
 
 def pcgrad(gradients: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -66,26 +63,6 @@ def test_unit_norm():
     np.testing.assert_allclose(both @ gradients, pcgrad(equal, np.random.default_rng(0)))
 
 
-@pytest.fixture
-def contradiction(tmp_path):
-    """Three facts of one relation say of one prompt what a fourth, of another relation, denies."""
-    prompt = "The capital of Mongolia is"
-    rows = [{"id": f"many-{n}", "relation": "many", "prompt": prompt, "target": "Paris"} for n in range(3)]
-    rows.append({"id": "one", "relation": "one", "prompt": prompt, "target": "Lund"})
-    path = tmp_path / "contradiction.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-CONTRADICTING = {"contradictions": "keep", "micro_batch_size": 4, "with_probes": False}
-
-
-def losses(module) -> list[float]:
-    (batch,) = module.data.training_batches(range(4), 4)
-    with torch.no_grad():
-        return fact_nll(module.model.eval(), batch).tolist()
-
-
 def gradient_of(module, rows) -> torch.Tensor:
     (batch,) = module.data.training_batches(rows, len(rows))
     parameters = [parameter for parameter in module.model.parameters() if parameter.requires_grad]
@@ -133,20 +110,12 @@ def test_the_minority_is_learned_better_than_in_the_plain_run(tiny_model, contra
     assert logged.of("train/group_conflicts")[-1] == 1
 
 
-@pytest.fixture
-def weighted(monkeypatch):
-    """Facts that weigh very differently, so that a wrong normalisation shows."""
-    return {"weighting": Remoteness(gamma=8.0)}
-
-
 @pytest.mark.parametrize(("micro_batch_size", "accumulate"), [(8, 1), (2, 4)])
-def test_without_conflict_it_is_the_plain_run(
-    tiny_model, facts_file, weighted, micro_batch_size, accumulate, monkeypatch
-):
+def test_without_conflict_it_is_the_plain_run(tiny_model, facts_file, micro_batch_size, accumulate, monkeypatch):
     """12 facts in steps of 8, so that there is a partial step too; coefficients 1 stand for no conflict."""
     monkeypatch.setattr(gradient_surgery, "surgery_coefficients", lambda dot, *_, **__: np.ones(len(dot)))
     settings = {
-        "data": {"micro_batch_size": micro_batch_size, **weighted},
+        "data": {"micro_batch_size": micro_batch_size, **WEIGHTED},
         "trainer": {"accumulate_grad_batches": accumulate},
     }
     plain, logged_plain = fit(tiny_model, facts_file, **settings)
@@ -156,12 +125,12 @@ def test_without_conflict_it_is_the_plain_run(
 
 
 @pytest.mark.parametrize("groups", ["relation", "conflict", "fact"])
-def test_it_does_not_depend_on_how_a_step_is_cut_up(tiny_model, facts_file, weighted, groups):
+def test_it_does_not_depend_on_how_a_step_is_cut_up(tiny_model, facts_file, groups):
     def run(micro_batch_size, accumulate, callbacks):
         return fit(
             tiny_model,
             facts_file,
-            data={"micro_batch_size": micro_batch_size, **weighted},
+            data={"micro_batch_size": micro_batch_size, **WEIGHTED},
             trainer={"accumulate_grad_batches": accumulate, "max_epochs": 4},
             callbacks=callbacks,
         )[0]
