@@ -4,7 +4,7 @@ An epoch is first divided into optimizer steps and only then into micro-batches 
 processes with 4 × 1 see the same facts in the same step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,10 @@ class StepPlan(DistributedSampler[MicroBatch]):
 
     Facts are shuffled; windows of `bucket_steps` steps are sorted by length and cut into steps; steps are shuffled;
     within a step facts are sorted by length and dealt out to micro-batches and ranks.
+
+    Attributes:
+        arrange: Where set, decides in place of the lengths which facts share a step: takes the shuffled rows and the
+            facts per step, gives steps of that size; only the last may be smaller. Must be the same on all ranks.
 
     Args:
         rows: Fact indices to train on.
@@ -64,6 +68,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
         self.rank = rank
         self.seed = seed
         self.bucket_steps = bucket_steps
+        self.arrange: Callable[[list[int], int], list[list[int]]] | None = None
         self.epoch = 0
 
     @property
@@ -80,6 +85,11 @@ class StepPlan(DistributedSampler[MicroBatch]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         size = self.facts_per_step
         shuffled = [self.rows[i] for i in torch.randperm(len(self.rows), generator=generator).tolist()]
+        if self.arrange is not None:
+            arranged = [sorted(step, key=self._length) for step in self.arrange(shuffled, size)]
+            num_whole = len(shuffled) // size
+            order = torch.randperm(num_whole, generator=generator).tolist()
+            return [arranged[i] for i in order] + arranged[num_whole:]
         # The partial step is drawn first: sorting must not make it the step of the longest facts.
         whole = len(shuffled) // size * size
         partial = [sorted(shuffled[whole:], key=self._length)] if shuffled[whole:] else []
