@@ -1,5 +1,6 @@
 """The LightningModule: a PEFT model under a distance-weighted loss that is exact however a step is cut up."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.tokens import Batch, collate
 from lit_semantic_peft.training.own_gradient import refuse_loss_scaling, sum_over_ranks, unflattened
 from lit_semantic_peft.training.retain import RetainPenalty
+
+logger = logging.getLogger(__name__)
 
 Normalization = Literal["step_weights", "step_count"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -242,7 +245,10 @@ class SemanticPeftModule(LightningModule):
         if stage == "fit" and self.retain_weight:
             refuse_loss_scaling(self.trainer, "retain_weight")
             retained = _retained(data.prepared, self.retain_known)
-            self._retain = RetainPenalty(self.retain_weight, self.retain_batch_size, retained, data.seed)
+            if retained or not self.retain_known:
+                self._retain = RetainPenalty(self.retain_weight, self.retain_batch_size, retained, data.seed)
+            else:
+                logger.warning("`retain_weight` does nothing: no fact was dropped as known, none has split `retain`")
         num_facts = len(data.prepared.facts)
         if stage != "test" and not hasattr(self, "val_nll"):
             self.val_nll = PerFactMean(num_facts)

@@ -154,6 +154,12 @@ def test_facts_that_the_base_model_knows_can_be_retained(tiny_model, facts_file,
     assert logged.of("train/retain_kl")[-1] > 0
 
 
+def test_no_known_fact_is_a_warning(tiny_model, facts_file, caplog):
+    _, logged = fit(tiny_model, facts_file, model={"retain_weight": 1.0, "retain_known": True})
+    assert "`retain_weight` does nothing" in caplog.text
+    assert "train/retain_kl" not in logged.logged[-1]
+
+
 def test_loss_scaling_is_refused(tiny_model, facts, monkeypatch):
     from lightning.pytorch import Trainer
 
