@@ -11,10 +11,38 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.models.llama_like import llama_backbone
 from lit_semantic_peft.tokens import Batch
 
-_OPTION = "reuse_frozen_layers"
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
+"""Architectures (`config.model_type`) whose backbone is an embedding, layers of one kind, and a norm."""
+
+
+def frozen_layers_obstacle(model: PeftModel) -> str:
+    """Why `FrozenLayers` cannot work on a model: a clause for a message, or "" if it can.
+
+    Args:
+        model: A `peft` model around a causal language model.
+    """
+    base = model.get_base_model()
+    config = base.config
+    if model.active_peft_config.is_prompt_learning:
+        return f"an adapter of type {model.active_peft_config.peft_type.value} changes what the lowest layer sees"
+    if config.model_type not in LLAMA_LIKE:
+        return f"the model is of type {config.model_type!r}, not one of {', '.join(LLAMA_LIKE)}"
+    kinds = set(getattr(config, "layer_types", None) or [])
+    if len(kinds) > 1:
+        return f"its layers are of different types ({', '.join(sorted(kinds))})"
+    if config.attention_dropout:
+        return (
+            f"`attention_dropout` of the base model is {config.attention_dropout}, so its layers differ in every step"
+        )
+    if _num_frozen(base.model) == 0:
+        half, num_layers = len(base.model.layers) // 2, len(base.model.layers)
+        return (
+            "layer 0 or the embedding is trained. Let the adapter begin higher, for example with "
+            f"`layers_to_transform: [{half}, ..., {num_layers - 1}]` in LoraConfig"
+        )
+    return ""
 
 
 class FrozenLayers:
@@ -24,23 +52,22 @@ class FrozenLayers:
     its own. Values stay on the CPU, in memory up to a limit, else in a memory-mapped temporary file.
 
     Args:
-        model: A Llama-like model (`LLAMA_LIKE`) whose adapter leaves the lowest layers alone, for example LoRA with
+        model: A model with an adapter that leaves the lowest layers alone, for example LoRA with
             `layers_to_transform`.
         num_tokens: Tokens of all facts that will be seen, each fact counted once.
         memory_mb: Largest size in memory, in MB (10⁶ bytes); beyond it the values are on disk.
         folder: Where the temporary file is made; the system's temporary folder where None.
 
     Raises:
-        InputError: If the model is of another kind, or no layer is below everything that is trained.
+        InputError: If the model does not allow it (`frozen_layers_obstacle`).
     """
 
     def __init__(self, model: PeftModel, num_tokens: int, memory_mb: int = 2048, folder: Path | None = None) -> None:
-        self._backbone = llama_backbone(model, _OPTION)
-        if getattr(self._backbone.config, "attention_dropout", 0):
-            raise InputError(
-                f"`{_OPTION}`: the base model has `attention_dropout` {self._backbone.config.attention_dropout}, so "
-                "its layers give something else in every step. Set it to 0 in the base model's configuration."
-            )
+        obstacle = frozen_layers_obstacle(model)
+        if obstacle:
+            raise InputError(f"`reuse_frozen_layers` cannot be used: {obstacle}.")
+        base = model.get_base_model()
+        self._backbone: Any = base.model
         self.num_layers = _num_frozen(self._backbone)
         layers = list(self._backbone.layers)
         self._lower = nn.ModuleList(layers[: self.num_layers])
@@ -52,6 +79,12 @@ class FrozenLayers:
         self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
         self._span: dict[int, tuple[int, int]] = {}
         self._end = 0
+
+    @property
+    def fits_in_memory(self) -> bool:
+        """Whether the values of all facts are smaller than the limit."""
+        embedding = self._backbone.embed_tokens.weight
+        return bool(self._num_tokens * embedding.shape[1] * embedding.element_size() <= self._memory_bytes)
 
     @property
     def is_on_disk(self) -> bool:
@@ -114,13 +147,12 @@ class FrozenLayers:
 
     def _allocate(self, like: Tensor) -> Tensor:
         shape = (self._num_tokens, like.shape[1])
-        num_bytes = shape[0] * shape[1] * like.element_size()
-        if num_bytes <= self._memory_bytes:
+        if self.fits_in_memory:
             return torch.empty(shape, dtype=like.dtype)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.NamedTemporaryFile(prefix="frozen-layers-", dir=self._folder)  # noqa: SIM115
-        self._file.truncate(num_bytes)
+        self._file.truncate(shape[0] * shape[1] * like.element_size())
         return torch.from_file(self._file.name, shared=True, size=shape[0] * shape[1], dtype=like.dtype).view(shape)
 
     @contextmanager
@@ -135,16 +167,7 @@ class FrozenLayers:
 
 def _num_frozen(backbone: Any) -> int:
     """How many of the lowest layers are below everything that is trained."""
+    if any(parameter.requires_grad for parameter in backbone.embed_tokens.parameters()):
+        return 0
     trained = [any(parameter.requires_grad for parameter in layer.parameters()) for layer in backbone.layers]
-    num_frozen = trained.index(True) if any(trained) else 0
-    if num_frozen == 0 or any(parameter.requires_grad for parameter in backbone.embed_tokens.parameters()):
-        raise InputError(
-            f"`{_OPTION}` needs layers below everything that is trained, but the adapter trains layer 0 or the "
-            f"embedding. Let it begin higher, for example `layers_to_transform: {_upper_half(len(trained))}` in "
-            f"LoraConfig, or leave `{_OPTION}` out."
-        )
-    return num_frozen
-
-
-def _upper_half(num_layers: int) -> str:
-    return f"[{num_layers // 2}, ..., {num_layers - 1}]"
+    return trained.index(True) if any(trained) else 0

@@ -14,7 +14,6 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from lit_semantic_peft.models.frozen_layers import FrozenLayers
-from lit_semantic_peft.models.prefix_tree import PrefixTree, prefix_tree
 from lit_semantic_peft.tokens import IGNORE_INDEX, Batch
 
 
@@ -34,7 +33,6 @@ def target_logits(
     model: nn.Module,
     batch: Batch,
     *,
-    tree: PrefixTree | None = None,
     frozen: FrozenLayers | None = None,
     **forward_arguments: Any,
 ) -> tuple[Tensor, Tensor, Any]:
@@ -43,7 +41,6 @@ def target_logits(
     Args:
         model: A causal language model of transformers, or a `peft` model around one. `labels` are never passed.
         batch: The facts.
-        tree: The batch as a tree, to run shared prefixes once; row by row where None.
         frozen: Gives the input of the lowest layer that is trained, so that only the layers from there on run.
         forward_arguments: Further arguments of the model's forward (for example `output_hidden_states`).
 
@@ -53,17 +50,9 @@ def target_logits(
     kept = predicting_mask(batch.labels)
     targets = batch.labels[:, 1:][kept]
     inputs = {"input_ids": batch.input_ids[:, :-1], "attention_mask": batch.attention_mask[:, :-1]}
-    if tree is not None:
-        kept = tree.predicts
-        inputs = {
-            "input_ids": tree.input_ids,
-            "attention_mask": tree.attention_mask(model),
-            "position_ids": tree.position_ids,
-        }
     if frozen is not None:
-        hidden = frozen.hidden(batch)
         del inputs["input_ids"]
-        inputs["inputs_embeds"] = hidden[:, :-1] if tree is None else tree.gather(hidden)
+        inputs["inputs_embeds"] = frozen.hidden(batch)[:, :-1]
     virtual = num_virtual_tokens(model)
     kept = F.pad(kept, (virtual, 0)) if virtual else kept
     if _takes_logits_to_keep(model):
@@ -71,47 +60,40 @@ def target_logits(
     with frozen.upper_layers_only() if frozen is not None else nullcontext():
         output = model(**inputs, use_cache=False, **forward_arguments)
     logits = output.logits if output.logits.dim() == 2 else output.logits[kept]
-    return (logits if tree is None else logits[tree.predictor]), targets, output
+    return logits, targets, output
 
 
-def token_nll(
-    model: nn.Module, batch: Batch, *, share_prefixes: bool = False, frozen: FrozenLayers | None = None
-) -> Tensor:
+def token_nll(model: nn.Module, batch: Batch, *, frozen: FrozenLayers | None = None) -> Tensor:
     """Negative log-likelihood of each target token.
 
     Args:
         model: A causal language model.
         batch: The facts.
-        share_prefixes: Whether what facts have in common at their beginning is run once, for Llama-like models.
         frozen: As in `target_logits`.
 
     Returns:
         float32 `(B, T)` in nats per token, 0 where there is no target.
     """
-    tree = prefix_tree(batch) if share_prefixes else None
-    logits, targets, _ = target_logits(model, batch, tree=tree, frozen=frozen)
+    logits, targets, _ = target_logits(model, batch, frozen=frozen)
     losses = F.cross_entropy(logits.float(), targets, reduction="none")
     # Graph-connected also when no row has a target, so that backward finds every adapter on every rank.
     empty = torch.zeros(batch.labels.shape, device=losses.device) + logits.sum() * 0.0
     return empty.masked_scatter(batch.labels != IGNORE_INDEX, losses)
 
 
-def fact_nll(
-    model: nn.Module, batch: Batch, *, share_prefixes: bool = False, frozen: FrozenLayers | None = None
-) -> Tensor:
+def fact_nll(model: nn.Module, batch: Batch, *, frozen: FrozenLayers | None = None) -> Tensor:
     """Mean negative log-likelihood of each fact's target tokens: ℓ_i of the objective.
 
     Args:
         model: A causal language model.
         batch: The facts.
-        share_prefixes: As in `token_nll`.
         frozen: As in `target_logits`.
 
     Returns:
         float32 `(B,)` in nats per token; 0 for a row without target.
     """
     count = (batch.labels != IGNORE_INDEX).sum(dim=1)
-    return token_nll(model, batch, share_prefixes=share_prefixes, frozen=frozen).sum(dim=1) / count.clamp(min=1)
+    return token_nll(model, batch, frozen=frozen).sum(dim=1) / count.clamp(min=1)
 
 
 def weight_normalizer(loss_weight: Tensor, normalization: str) -> Tensor:

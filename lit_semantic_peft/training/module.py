@@ -1,5 +1,6 @@
 """The LightningModule: a PEFT model under a distance-weighted loss that is exact however a step is cut up."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -20,9 +21,11 @@ from lit_semantic_peft.models import (
     DEFAULT_BASE_MODEL,
     BaseDtype,
     BaseModelSource,
+    FrozenLayers,
     adapter_state_dict,
     attach_adapter,
     fact_nll,
+    frozen_layers_obstacle,
     greedy_answers,
     load_adapter,
     load_adapter_state_dict,
@@ -34,9 +37,12 @@ from lit_semantic_peft.models.adapters import orthogonality_penalty
 from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.tokens import Batch, collate
 
+logger = logging.getLogger(__name__)
+
 Normalization = Literal["step_weights", "step_count"]
 Schedule = Literal["constant", "linear", "cosine"]
 
+_SHARDING_STRATEGIES = {"FSDPStrategy", "ModelParallelStrategy"}
 _CHECKPOINT_KEY = "lit_semantic_peft"
 
 
@@ -108,6 +114,10 @@ class SemanticPeftModule(LightningModule):
         normalization: S of the objective.
         dtype: Type of the base weights in memory; the adapter is float32 in any case.
         gradient_checkpointing: Whether activations are recomputed in the backward pass to save memory.
+        reuse_frozen_layers: Whether what the layers below the lowest adapter make of a fact is computed once and kept,
+            which is exact. None: where the model allows it and it fits into `frozen_layers_memory_mb`. True: always; an
+            error where the model does not allow it, on disk where it does not fit.
+        frozen_layers_memory_mb: How much of it each process keeps in memory at most, in MB (10⁶ bytes).
         revision: Branch, tag or commit of a Hub model.
         trust_remote_code: Whether code that comes with the model may run.
 
@@ -127,12 +137,16 @@ class SemanticPeftModule(LightningModule):
         normalization: Normalization = "step_weights",
         dtype: BaseDtype = "float32",
         gradient_checkpointing: bool = False,
+        reuse_frozen_layers: bool | None = None,
+        frozen_layers_memory_mb: int = 2048,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_ratio < 1:
             raise InputError(f"`warmup_ratio` must be in [0, 1), got {warmup_ratio}")
+        if frozen_layers_memory_mb < 0:
+            raise InputError(f"`frozen_layers_memory_mb` must be at least 0, got {frozen_layers_memory_mb}")
         for name, value, allowed in (
             ("normalization", normalization, get_args(Normalization)),
             ("schedule", schedule, get_args(Schedule)),
@@ -150,11 +164,14 @@ class SemanticPeftModule(LightningModule):
         self.warmup_ratio = warmup_ratio
         self.normalization: Normalization = normalization
         self.gradient_checkpointing = gradient_checkpointing
+        self.reuse_frozen_layers = reuse_frozen_layers
+        self.frozen_layers_memory_mb = frozen_layers_memory_mb
         self.strict_loading = False  # the base's weights are not in a checkpoint; the adapter's are checked below
         self.comparisons: list[Comparison] = []
         self.is_pushed_away = torch.zeros(0, dtype=torch.bool)
         self._source: BaseModelSource | None = None
         self._model: PeftModel | None = None
+        self._frozen: FrozenLayers | None = None
         self._step_totals: Tensor | None = None
 
     # ------------------------------------------------------------------ model
@@ -227,6 +244,14 @@ class SemanticPeftModule(LightningModule):
 
     # --------------------------------------------------------------- training
 
+    def on_fit_start(self) -> None:
+        """Decides whether the frozen layers' outputs are kept."""
+        self._frozen = self._frozen_layers()
+
+    def on_fit_end(self) -> None:
+        """Lets go of the frozen layers' outputs."""
+        self._frozen = None
+
     def on_train_epoch_start(self) -> None:
         """An interrupted step of the epoch before must not leak into this one."""
         self._step_totals = None
@@ -241,7 +266,7 @@ class SemanticPeftModule(LightningModule):
         Returns:
             Scalar, connected to every adapter parameter also when nothing in the batch counts.
         """
-        weighted_sum = (batch.loss_weight * fact_nll(self.model, batch)).sum()
+        weighted_sum = (batch.loss_weight * fact_nll(self.model, batch, frozen=self._frozen)).sum()
         normalizer = weight_normalizer(batch.loss_weight, self.normalization)
         totals = torch.stack([weighted_sum.detach(), normalizer])
         self._step_totals = totals if self._step_totals is None else self._step_totals + totals
@@ -316,6 +341,22 @@ class SemanticPeftModule(LightningModule):
             num_training_steps=int(num_steps),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _frozen_layers(self) -> FrozenLayers | None:
+        if self.reuse_frozen_layers is False:
+            return None
+        is_sharded = type(self.trainer.strategy).__name__ in _SHARDING_STRATEGIES
+        if self.reuse_frozen_layers is None and (is_sharded or frozen_layers_obstacle(self.model)):
+            return None
+        if is_sharded:  # ranks would wait for each other's shards while they need them for different facts
+            raise InputError("`reuse_frozen_layers` cannot be used: the strategy shards the layers over the ranks.")
+        prepared = self.data.prepared
+        num_tokens = sum(len(prepared.encoded[row]) for row in prepared.kept_index)
+        frozen = FrozenLayers(self.model, num_tokens, self.frozen_layers_memory_mb)
+        if self.reuse_frozen_layers is None and not frozen.fits_in_memory:
+            return None
+        logger.info("The %d lowest layers run once for each fact, not in every epoch", frozen.num_layers)
+        return frozen
 
     def _trained_parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]

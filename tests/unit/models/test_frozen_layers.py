@@ -1,14 +1,14 @@
-"""Shared prefixes and reused frozen layers against the plain forward pass."""
+"""Reused frozen layers against the plain forward pass."""
 
 import dataclasses
 
 import pytest
 import torch
-from architectures import gpt2, llama, rows, trained
+from architectures import gpt2, llama, trained
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.models import FrozenLayers, fact_nll, prefix_tree
+from lit_semantic_peft.models import FrozenLayers, fact_nll
 from lit_semantic_peft.tokens import EncodedFact, collate
-from peft import IA3Config, LoraConfig, PromptTuningConfig
+from peft import LoraConfig, PromptTuningConfig
 from transformers import (
     MistralConfig,
     MistralForCausalLM,
@@ -103,51 +103,8 @@ def batch():
     return collate(FACTS, range(len(FACTS)), 0)
 
 
-@pytest.mark.parametrize("max_nodes", [512, 9])
-def test_shared_prefixes_give_the_losses_and_gradients_of_the_rows(base, batch, max_nodes, monkeypatch):
-    monkeypatch.setattr("lit_semantic_peft.models.objective.prefix_tree", lambda one: prefix_tree(one, max_nodes))
-    model = trained(base, LoraConfig(r=3, target_modules="all-linear"))
-    plain = loss_and_gradients(model, batch)
-    assert_same(plain, loss_and_gradients(model, batch, share_prefixes=True))
-    assert_same(plain, loss_and_gradients(model, padded_on_the_left(batch), share_prefixes=True))
-
-
-def test_eager_attention_and_other_adapters_share_as_well(batch):
-    base = llama()
-    base.set_attn_implementation("eager")
-    model = trained(base, IA3Config(target_modules=["k_proj", "v_proj"], feedforward_modules=[]))
-    assert_same(loss_and_gradients(model, batch), loss_and_gradients(model, batch, share_prefixes=True))
-
-
-def test_a_tree_has_every_prefix_once(batch):
-    tree = prefix_tree(batch)
-    tokens = [(*fact.prompt_ids, *fact.target_ids, *fact.end_ids) for fact in FACTS]
-    prefixes = {row[:length] for row in tokens for length in range(1, len(row))}
-    assert tree.input_ids.shape == (1, len(prefixes))
-    reached = {tuple(tree.input_ids[0, line].tolist()) for line in tree.attends[0]}
-    assert reached == prefixes
-    assert torch.equal(tree.position_ids[0], tree.attends[0].sum(dim=1) - 1)
-    assert torch.equal(tree.gather(batch.input_ids[..., None])[..., 0], tree.input_ids)
-
-
-def test_random_rows_share_hardly_anything_and_still_agree():
-    batch = collate(rows(8, seed=3), range(8), 0)
-    model = trained(llama(), LoraConfig(r=3, target_modules="all-linear"))
-    assert_same(loss_and_gradients(model, batch), loss_and_gradients(model, batch, share_prefixes=True))
-
-
-def test_rows_without_a_target_are_connected(batch):
-    empty = dataclasses.replace(batch, labels=torch.full_like(batch.labels, -100))
-    model = trained(llama(), LoraConfig(r=3, target_modules="all-linear"))
-    loss = fact_nll(model, empty, share_prefixes=True)
-    loss.sum().backward()
-    assert loss.tolist() == [0.0] * len(FACTS)
-    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
-
-
-@pytest.mark.parametrize("share_prefixes", [False, True])
 @pytest.mark.parametrize("memory_mb", [64, 0])
-def test_reused_layers_give_the_losses_and_gradients_of_all_layers(base, batch, share_prefixes, memory_mb, tmp_path):
+def test_reused_layers_give_the_losses_and_gradients_of_all_layers(base, batch, memory_mb, tmp_path):
     model = upper_lora(base)
     frozen = FrozenLayers(model, num_tokens=sum(map(len, FACTS)), memory_mb=memory_mb, folder=tmp_path)
     assert frozen.num_layers == base.config.num_hidden_layers // 2
@@ -156,7 +113,7 @@ def test_reused_layers_give_the_losses_and_gradients_of_all_layers(base, batch, 
     part = collate(FACTS[3:6], range(3, 6), 0)
     fact_nll(model, part, frozen=frozen)  # some facts are kept already, in a batch of another width
     for one in (batch, batch, padded_on_the_left(batch)):
-        assert_same(plain, loss_and_gradients(model, one, frozen=frozen, share_prefixes=share_prefixes))
+        assert_same(plain, loss_and_gradients(model, one, frozen=frozen))
     assert frozen.is_on_disk == (memory_mb == 0)
     assert list(model.state_dict()) == names
 
@@ -182,16 +139,15 @@ def test_another_fact_under_the_same_number_is_refused(batch):
 @pytest.mark.parametrize(
     ("make", "config", "message"),
     [
-        (llama, LoraConfig(r=2, target_modules="all-linear"), r"trains layer 0.*layers_to_transform: \[1, \.\.\., 1\]"),
+        (
+            llama,
+            LoraConfig(r=2, target_modules="all-linear"),
+            r"layer 0 .* trained.*_transform: \[1, \.\.\., 1\]",
+        ),
         (gpt2, LoraConfig(r=2, target_modules=["c_attn"], layers_to_transform=[1]), "the model is of type 'gpt2'"),
-        (llama, PromptTuningConfig(num_virtual_tokens=2), "the adapter is of type PROMPT_TUNING"),
+        (llama, PromptTuningConfig(num_virtual_tokens=2), "an adapter of type PROMPT_TUNING"),
     ],
 )
 def test_what_cannot_be_reused_is_refused(make, config, message):
     with pytest.raises(InputError, match=message):
         FrozenLayers(trained(make(), config), num_tokens=10)
-
-
-def test_sharing_refuses_other_models(batch):
-    with pytest.raises(InputError, match=r"`share_prefixes` works on llama, mistral.*'gpt2'"):
-        fact_nll(gpt2(), batch, share_prefixes=True)
