@@ -17,7 +17,6 @@ import dataclasses
 import logging
 import multiprocessing
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -31,7 +30,7 @@ from typing import Any
 
 import torch
 from datasets import disable_progress_bars
-from measured import keep
+from measured import keep, peak_memory_gb
 from rich.console import Console
 from rich.table import Table
 
@@ -119,14 +118,7 @@ class Watch:
         if torch.cuda.is_available():
             self.peak_memory_gb = torch.cuda.max_memory_allocated() / 1e9
         else:
-            self.peak_memory_gb = _peak_resident_gb()
-
-
-def _peak_resident_gb() -> float:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024 / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+            self.peak_memory_gb = peak_memory_gb()
 
 
 def serve(connection: Connection, contender: Contender, settings: Settings) -> None:
