@@ -117,7 +117,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         for name, run in runs.items():
             seconds[name].append(_seconds(run))
     return {
-        "settings": options,
+        "settings": options | {"facts": Path(options["facts"]).name},
         "facts_per_s": {name: [len(encoded) / one for one in values] for name, values in seconds.items()},
         "ratios": {
             f"ours / {other}": _spread([b / a for a, b in zip(seconds["ours"], seconds[other], strict=True)])

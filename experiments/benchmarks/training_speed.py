@@ -337,14 +337,14 @@ class Process:
         self._process.join()
 
 
-def measure(settings: Settings, repetitions: int) -> dict[str, Any]:
-    """Runs all contenders in turn, several times.
+def measure(settings: Settings, repetitions: int, only: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs all contenders, or only those named, in turn, several times.
 
     Raises:
         SystemExit: If the losses of the first step do not agree.
     """
     console = Console(stderr=True)
-    chosen = contenders(settings.precision)
+    chosen = {name: one for name, one in contenders(settings.precision).items() if only is None or name in only}
     if not find_spec("trl"):
         console.print("TRL is not installed and is left out: pip install 'lit-semantic-peft\\[benchmarks]'")
     num_facts = len(_token_mean_facts(settings).prepared.kept_index)  # scores are in the cache from here on
@@ -380,7 +380,7 @@ def measure(settings: Settings, repetitions: int) -> dict[str, Any]:
         for name in chosen
     }
     return {
-        "settings": dataclasses.asdict(settings),
+        "settings": dataclasses.asdict(settings) | {"facts": Path(settings.facts).name},
         "num_facts": num_facts,
         "contenders": rows,
         "ratios": ratios(rows),
@@ -395,7 +395,7 @@ def ratios(rows: dict[str, Any]) -> dict[str, dict[str, float]]:
     pairs += [(fast, "HF Trainer, tuned"), (fast, "TRL, tuned"), ("ours, upper half, reuse", "ours, upper half")]
     found: dict[str, dict[str, float]] = {}
     for mine, other in pairs:
-        if other not in rows:
+        if mine not in rows or other not in rows:
             continue
         quotients = [a / b for a, b in zip(rows[mine]["facts_per_s"], rows[other]["facts_per_s"], strict=True)]
         found[f"{mine} / {other}"] = {
@@ -451,11 +451,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--reuse_epochs", type=int, default=8, help="epochs of the two that adapt the upper half")
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--only", nargs="+", help="names of contenders, for example: --only ours 'HF Trainer'")
     parser.add_argument("--output", type=Path, help="folder of the result; experiments/results where left out")
     options = vars(parser.parse_args(arguments))
-    output, repetitions = options.pop("output"), options.pop("repetitions")
+    output, repetitions, only = (options.pop(name) for name in ("output", "repetitions", "only"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    result = measure(Settings(**options), repetitions)
+    result = measure(Settings(**options), repetitions, only)
     show(result)
     print(keep(f"training_speed_{options['precision']}", result, output))
 
