@@ -14,6 +14,7 @@ left out.
 
 import argparse
 import dataclasses
+import gc
 import logging
 import multiprocessing
 import os
@@ -137,6 +138,7 @@ def serve(connection: Connection, contender: Contender, settings: Settings) -> N
     while (order := connection.recv()) is not None:
         torch.manual_seed(0)
         connection.send(train(contender, settings, data, **order))
+        gc.collect()  # trainers are cycles that would keep their model into the next training
 
 
 def _token_mean_facts(settings: Settings) -> Any:
@@ -225,6 +227,7 @@ def train_ours(
         limit_val_batches=0,
         callbacks=[Record()],
     ).fit(module, datamodule=data)
+    data.trainer = None
     return Training(watch.seconds, statistics.fmean(losses), watch.peak_memory_gb)
 
 
