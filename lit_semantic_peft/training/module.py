@@ -22,9 +22,11 @@ from lit_semantic_peft.models import (
     DEFAULT_BASE_MODEL,
     BaseDtype,
     BaseModelSource,
+    FrozenLayers,
     adapter_state_dict,
     attach_adapter,
     fact_nll,
+    frozen_layers_obstacle,
     greedy_answers,
     load_adapter,
     load_adapter_state_dict,
@@ -43,6 +45,7 @@ logger = logging.getLogger(__name__)
 Normalization = Literal["step_weights", "step_count"]
 Schedule = Literal["constant", "linear", "cosine"]
 
+_SHARDING_STRATEGIES = {"FSDPStrategy", "ModelParallelStrategy"}
 _CHECKPOINT_KEY = "lit_semantic_peft"
 
 
@@ -120,6 +123,10 @@ class SemanticPeftModule(LightningModule):
         retain_known: Whether facts that are not trained because the base model says them already are retained too.
         dtype: Type of the base weights in memory; the adapter is float32 in any case.
         gradient_checkpointing: Whether activations are recomputed in the backward pass to save memory.
+        reuse_frozen_layers: Whether what the layers below the lowest adapter make of a fact is computed once and kept,
+            which is exact. None: where the model allows it and it fits into `frozen_layers_memory_mb`. True: always; an
+            error where the model does not allow it, on disk where it does not fit.
+        frozen_layers_memory_mb: How much of it each process keeps in memory at most, in MB (10⁶ bytes).
         revision: Branch, tag or commit of a Hub model.
         trust_remote_code: Whether code that comes with the model may run.
 
@@ -142,6 +149,8 @@ class SemanticPeftModule(LightningModule):
         retain_known: bool = False,
         dtype: BaseDtype = "float32",
         gradient_checkpointing: bool = False,
+        reuse_frozen_layers: bool | None = None,
+        frozen_layers_memory_mb: int = 2048,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -152,6 +161,8 @@ class SemanticPeftModule(LightningModule):
             raise InputError(f"`retain_weight` must be a finite number of at least 0, got {retain_weight}")
         if retain_batch_size < 1:
             raise InputError(f"`retain_batch_size` must be at least 1, got {retain_batch_size}")
+        if frozen_layers_memory_mb < 0:
+            raise InputError(f"`frozen_layers_memory_mb` must be at least 0, got {frozen_layers_memory_mb}")
         for name, value, allowed in (
             ("normalization", normalization, get_args(Normalization)),
             ("schedule", schedule, get_args(Schedule)),
@@ -172,11 +183,14 @@ class SemanticPeftModule(LightningModule):
         self.retain_batch_size = retain_batch_size
         self.retain_known = retain_known
         self.gradient_checkpointing = gradient_checkpointing
+        self.reuse_frozen_layers = reuse_frozen_layers
+        self.frozen_layers_memory_mb = frozen_layers_memory_mb
         self.strict_loading = False  # the base's weights are not in a checkpoint; the adapter's are checked below
         self.comparisons: list[Comparison] = []
         self.is_pushed_away = torch.zeros(0, dtype=torch.bool)
         self._source: BaseModelSource | None = None
         self._model: PeftModel | None = None
+        self._frozen: FrozenLayers | None = None
         self._step_totals: Tensor | None = None
         self._retain: RetainPenalty | None = None
 
@@ -257,6 +271,14 @@ class SemanticPeftModule(LightningModule):
 
     # --------------------------------------------------------------- training
 
+    def on_fit_start(self) -> None:
+        """Decides whether the frozen layers' outputs are kept."""
+        self._frozen = self._frozen_layers()
+
+    def on_fit_end(self) -> None:
+        """Lets go of the frozen layers' outputs."""
+        self._frozen = None
+
     def on_train_epoch_start(self) -> None:
         """An interrupted step of the epoch before must not leak into this one."""
         self._step_totals = None
@@ -271,7 +293,7 @@ class SemanticPeftModule(LightningModule):
         Returns:
             Scalar, connected to every adapter parameter also when nothing in the batch counts.
         """
-        weighted_sum = (batch.loss_weight * fact_nll(self.model, batch)).sum()
+        weighted_sum = (batch.loss_weight * fact_nll(self.model, batch, frozen=self._frozen)).sum()
         normalizer = weight_normalizer(batch.loss_weight, self.normalization)
         totals = torch.stack([weighted_sum.detach(), normalizer])
         self._step_totals = totals if self._step_totals is None else self._step_totals + totals
@@ -347,6 +369,22 @@ class SemanticPeftModule(LightningModule):
             num_training_steps=int(num_steps),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _frozen_layers(self) -> FrozenLayers | None:
+        if self.reuse_frozen_layers is False:
+            return None
+        is_sharded = type(self.trainer.strategy).__name__ in _SHARDING_STRATEGIES
+        if self.reuse_frozen_layers is None and (is_sharded or frozen_layers_obstacle(self.model)):
+            return None
+        if is_sharded:  # ranks would wait for each other's shards while they need them for different facts
+            raise InputError("`reuse_frozen_layers` cannot be used: the strategy shards the layers over the ranks.")
+        prepared = self.data.prepared
+        num_tokens = sum(len(prepared.encoded[row]) for row in prepared.kept_index)
+        frozen = FrozenLayers(self.model, num_tokens, self.frozen_layers_memory_mb)
+        if self.reuse_frozen_layers is None and not frozen.fits_in_memory:
+            return None
+        logger.info("The %d lowest layers run once for each fact, not in every epoch", frozen.num_layers)
+        return frozen
 
     def _trained_parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
