@@ -13,11 +13,13 @@ from lit_semantic_peft.facts.contract import SPLIT_SYNONYMS
 from lit_semantic_peft.facts.formats import FORMATS
 from lit_semantic_peft.facts.readers import FORMAT_NAMES, read_facts
 from lit_semantic_peft.facts.schema import SPLITS, Conversion, Fact, FactSet, Omission, Probe, Split, facts_key
+from lit_semantic_peft.facts.writers import OUTPUT_SUFFIXES, convert, write_facts
 
 __all__ = [
     "BUILTIN",
     "FORMATS",
     "FORMAT_NAMES",
+    "OUTPUT_SUFFIXES",
     "SPLITS",
     "SPLIT_SYNONYMS",
     "SUFFIXES",
@@ -30,9 +32,11 @@ __all__ = [
     "Probe",
     "Split",
     "builtin_facts",
+    "convert",
     "facts_key",
     "find_contradictions",
     "find_near_duplicates",
     "normalize_text",
     "read_facts",
+    "write_facts",
 ]

@@ -70,7 +70,7 @@ def read_facts(
         contradictions: What the same prompt with two targets means: `error` (in a published format the second is
             left out), or `keep` both with a warning.
         format: A name of `FORMAT_NAMES`; None recognises the format by its fields.
-        show_progress: Whether a bar counts the records of files that take longer than a second.
+        show_progress: Whether a terminal shows a bar where reading takes longer than a second.
 
     Returns:
         The facts, with warnings about what was repaired or ignored.
@@ -100,7 +100,9 @@ def read_facts(
     check = _header_problem if format is None else lambda header, separator: None
     tables = [table for one in sources for table in open_source(reading, one, dataset_split, check)]
     chosen, rows, templates = _one_format(reading, tables, format)
-    rows = tqdm(rows, desc="Reading", unit=" records", unit_scale=True, delay=1, disable=not show_progress)
+    rows = tqdm(
+        rows, desc="Reading", unit=" records", unit_scale=True, delay=1, disable=None if show_progress else True
+    )
     if isinstance(chosen, Format):
         facts, conversion = _published_facts(reading, rows, chosen, templates, contradictions)
     else:

@@ -163,6 +163,12 @@ class Conversion:
     num_merged: int = 0
     omissions: tuple[Omission, ...] = ()
 
+    def __str__(self) -> str:
+        """One line for a log: `CounterFact, 3 records; left out: record (1: the answer is empty)`."""
+        merged = f", {self.num_merged} facts repeat an earlier one" if self.num_merged else ""
+        left_out = ", ".join(f"{one.part} ({one.count}: {one.reason})" for one in self.omissions)
+        return f"{self.format}, {self.num_records} records{merged}" + (f"; left out: {left_out}" if left_out else "")
+
 
 @dataclass(frozen=True, slots=True)
 class FactSet:
