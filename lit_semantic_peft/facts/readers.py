@@ -100,14 +100,13 @@ def read_facts(
     check = _header_problem if format is None else lambda header, separator: None
     tables = [table for one in sources for table in open_source(reading, one, dataset_split, check)]
     chosen, rows, templates = _one_format(reading, tables, format)
-    rows = tqdm(
-        rows, desc="Reading", unit=" records", unit_scale=True, delay=1, disable=None if show_progress else True
-    )
-    if isinstance(chosen, Format):
-        facts, conversion = _published_facts(reading, rows, chosen, templates, contradictions)
-    else:
-        facts, conversion = contract_facts(reading, rows), None
+    counted = tqdm(rows, "Reading", unit=" records", unit_scale=True, delay=1, disable=None if show_progress else True)
+    conversion = None
+    if chosen is None:
+        facts = contract_facts(reading, counted)
         _check_contradictions(reading, facts, contradictions)
+    else:
+        facts, conversion = _published_facts(reading, counted, chosen, templates, contradictions)
     if reading.problems:
         raise InputError(reading.problem_report())
     if not facts:

@@ -1,9 +1,8 @@
 """Writes facts in the contract, and converts published formats into it."""
 
 import gzip
-import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lit_semantic_peft.errors import InputError
@@ -69,16 +68,14 @@ def write_facts(facts: Sequence[Fact], path: Path) -> None:
         elif path.suffix == ".gz":
             # Without name and time, the same facts give the same bytes.
             with open(temporary, "wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
-                _write_lines(facts, io.TextIOWrapper(packed, encoding="utf-8"))
+                packed.writelines(_lines(facts))
         else:
-            with open(temporary, "w", encoding="utf-8") as file:
-                _write_lines(facts, file)
+            with open(temporary, "wb") as file:
+                file.writelines(_lines(facts))
 
 
-def _write_lines(facts: Sequence[Fact], file: io.TextIOBase) -> None:
-    for fact in facts:
-        file.write(json.dumps(fact.to_json(), ensure_ascii=False) + "\n")
-    file.flush()
+def _lines(facts: Sequence[Fact]) -> Iterator[bytes]:
+    return (json.dumps(fact.to_json(), ensure_ascii=False).encode() + b"\n" for fact in facts)
 
 
 def _write_parquet(facts: Sequence[Fact], path: Path) -> None:

@@ -77,7 +77,7 @@ def _content(message: Record) -> str | None:
     value = message.fields.get("content")
     if isinstance(value, list):
         parts = message.records("content")
-        return "".join(part.text("text") for part in parts) if all(part.has("text") for part in parts) else None
+        return "".join(_raw(part, "text") for part in parts) if all(part.has("text") for part in parts) else None
     return _raw(message, "content")
 
 

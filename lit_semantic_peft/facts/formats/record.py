@@ -10,6 +10,9 @@ from lit_semantic_peft.facts.checks import normalize_text
 from lit_semantic_peft.facts.reading import described, shown, unspellable
 from lit_semantic_peft.facts.schema import Fact, Probe, content_id
 
+_JSON_LIKE = re.compile(r"""\s*(?:\[\s*["\[{\]\d]|\{\s*["}])""")
+"""How a list or an object begins; a template that begins with `[X]` is text."""
+
 
 class FieldError(Exception):
     """A field of a record that does not hold what its format says.
@@ -111,7 +114,7 @@ class Record:
 
     def _parsed(self, name: str, expected: str) -> Any:
         value = self.fields[name]
-        if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        if isinstance(value, str) and _JSON_LIKE.match(value):
             try:
                 return json.loads(value)
             except (json.JSONDecodeError, RecursionError):

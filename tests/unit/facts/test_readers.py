@@ -420,7 +420,7 @@ def test_a_json_array_and_json_lines_may_be_called_json(tmp_path):
     ("text", "message"),
     [
         ('[{"prompt": "It is", "target": "one"},\n {"prompt": "It was" "target"}]',
-         ", record 2: expected a JSON object, got broken JSON: Expecting ',' delimiter at character 21 in line 2"),
+         ", record 2: expected a JSON object, got broken JSON: Expecting ',' delimiter at character 22 in line 2"),
         ('[{"prompt": "It is", "target": "one"}', ", record 1: expected a JSON object, got broken JSON: "
          "Expecting ',' or ']' at character 38 in line 1"),
         ('[{"prompt": "It is", "target": "one"},', ", record 2: expected a JSON object, got broken JSON: "
