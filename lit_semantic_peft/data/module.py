@@ -316,6 +316,8 @@ class KnowledgeDataModule(LightningDataModule):
             dataset_split=self.dataset_split,
             contradictions=self.contradictions,
         )
+        if fact_set.conversion:
+            logger.info("%s is in a published format: %s", self.facts, fact_set.conversion)
         for warning in fact_set.warnings:
             logger.warning(warning)
         facts = fact_set.facts
