@@ -6,7 +6,8 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from lit_semantic_peft.callbacks import (
     AnswerWriter,
     FactReport,
     InterferenceMonitor,
+    NonBlockingWandbLogger,
 )
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
@@ -126,7 +128,7 @@ class SemanticPeftCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.run_folder = RunFolder(config.trainer.default_root_dir)
         self._run_folder_existed = self.run_folder.path.exists()
-        _keep_wandb_in(config.trainer, self.run_folder)
+        _configure_wandb(config.trainer, self.run_folder)
         ckpt_path = config.get("ckpt_path")
         if ckpt_path == "last":
             config.ckpt_path = ckpt_path = str(self.run_folder.checkpoints / "last.ckpt")
@@ -170,7 +172,8 @@ class SemanticPeftCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            super()._run_subcommand(subcommand)
+            with _ended_wandb_runs(self.trainer):  # before the folder in which W&B writes may have to go
+                super()._run_subcommand(subcommand)
         except InputError:
             self._remove_useless_run_folder()
             raise
@@ -230,13 +233,28 @@ def _own_words(error: BaseException) -> InputError:
     return cause or InputError(str(error))
 
 
-def _keep_wandb_in(trainer_config: Any, run_folder: RunFolder) -> None:
-    """Lets W&B write into the run folder instead of the working folder, where the user named no other."""
+def _configure_wandb(trainer_config: Any, run_folder: RunFolder) -> None:
+    """Puts the logger that training never waits for in place of Lightning's, and its files into the run folder."""
     configured = trainer_config.get("logger")
     for one in configured if isinstance(configured, list) else [configured]:
         class_path = one.get("class_path", "") if hasattr(one, "get") else ""
-        if class_path.endswith("WandbLogger") and one.init_args.get("save_dir") in (None, "."):
-            one.init_args.save_dir = str(run_folder.path)
+        if class_path.endswith("WandbLogger"):
+            one.class_path = f"{NonBlockingWandbLogger.__module__}.{NonBlockingWandbLogger.__qualname__}"
+            if one.init_args.get("save_dir") in (None, "."):  # where the user named no other
+                one.init_args.save_dir = str(run_folder.path)
+
+
+@contextmanager
+def _ended_wandb_runs(trainer: Trainer) -> Iterator[None]:
+    """Ends the W&B runs opened inside, as failed ones after an error, so that the next command has its own."""
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        for one in trainer.loggers:
+            if isinstance(one, NonBlockingWandbLogger):
+                one.close(exit_code)
 
 
 def _is_first_process() -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import resource
 import shlex
 import sys
@@ -19,8 +20,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 
 from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
-from lit_semantic_peft.callbacks.wandb_tables import log_run_to_wandb
+from lit_semantic_peft.callbacks.wandb_tables import log_fact_table, log_run_files, log_run_to_wandb
 from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import write_json, write_text
 from lit_semantic_peft.reports import (
     EpochRecord,
@@ -28,6 +30,7 @@ from lit_semantic_peft.reports import (
     Seconds,
     Summary,
     build_report,
+    fact_table,
     summarize,
     terminal_summary,
     write_fact_table,
@@ -48,15 +51,36 @@ class FactReport(Callback):
 
     Args:
         show_summary: Whether the terminal shows the summary at the end.
-        log_fact_text: Whether W&B gets the facts' texts and answers; the run folder has them in any case.
-        wandb_rows: Most rows of the W&B table.
+        log_fact_text: Whether W&B gets the facts' texts and answers; the run folder has them in any case. Without,
+            no file that holds them goes into the artifact either.
+        wandb_rows: Most rows of a W&B table of facts.
+        wandb_table_every_n_epochs: Epochs between two W&B tables of facts during training, besides the one at the
+            end; 0 for only that.
+        wandb_artifact: Whether W&B gets the run's files (adapter, tables, plots, report) at the end.
     """
 
-    def __init__(self, show_summary: bool = True, log_fact_text: bool = True, wandb_rows: int = 2000) -> None:
+    def __init__(
+        self,
+        show_summary: bool = True,
+        log_fact_text: bool = True,
+        wandb_rows: int = 2000,
+        wandb_table_every_n_epochs: int = 0,
+        wandb_artifact: bool = True,
+    ) -> None:
+        # W&B cuts a table at 200,000 rows without a word to the script.
+        for name, value, least, most in (
+            ("wandb_rows", wandb_rows, 1, 200_000),
+            ("wandb_table_every_n_epochs", wandb_table_every_n_epochs, 0, math.inf),
+        ):
+            if not least <= value <= most:
+                raise InputError(f"`{name}` must be in [{least}, {most}], got {value}")
         self.show_summary = show_summary
         self.log_fact_text = log_fact_text
         self.wandb_rows = wandb_rows
+        self.wandb_table_every_n_epochs = wandb_table_every_n_epochs
+        self.wandb_artifact = wandb_artifact
         self.epochs: list[EpochRecord] = []
+        self._epoch_columns: dict[str, list[Any]] = {}
         self._clock = _Clock()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -98,6 +122,17 @@ class FactReport(Callback):
             },
         )
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps each fact's likelihood for a W&B table of this epoch, before the module resets it.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The `SemanticPeftModule`.
+        """
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._is_table_due(trainer):
+            assert isinstance(pl_module, SemanticPeftModule)
+            self._epoch_columns = {"nll_after": pl_module.val_nll.compute().tolist()}
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the epoch's numbers.
 
@@ -115,6 +150,13 @@ class FactReport(Callback):
                 recall=logged.get("val/recall"),
             )
         )
+        if self._is_table_due(trainer):
+            assert isinstance(pl_module, SemanticPeftModule)
+            # metrics: all ranks take part
+            columns = _fact_columns(pl_module.data.prepared, pl_module, _monitor(trainer)) | self._epoch_columns
+            if trainer.is_global_zero:
+                self._log_fact_table(trainer, fact_table(columns))
+        self._epoch_columns = {}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what is known without asking questions.
@@ -137,7 +179,10 @@ class FactReport(Callback):
         summary = self._write(trainer, pl_module)
         if summary is not None:
             folder = RunFolder(trainer.default_root_dir)
-            log_run_to_wandb(trainer.loggers, folder, summary, self.wandb_rows, self.log_fact_text)
+            self._log_fact_table(trainer, folder.read_facts())
+            log_run_to_wandb(trainer.loggers, folder, summary, trainer.global_step)
+            if self.wandb_artifact:
+                log_run_files(trainer.loggers, folder, with_text=self.log_fact_text)
             if self.show_summary:
                 Console().print(terminal_summary(summary, folder.report))
 
@@ -154,6 +199,19 @@ class FactReport(Callback):
         self.epochs = [EpochRecord(**epoch) for epoch in state_dict["epochs"]]
         for part, seconds in state_dict["seconds"].items():
             self._clock.seconds[part] += seconds
+
+    def _is_table_due(self, trainer: Trainer) -> bool:
+        every = self.wandb_table_every_n_epochs
+        return bool(every) and (trainer.current_epoch + 1) % every == 0
+
+    def _log_fact_table(self, trainer: Trainer, table: pa.Table) -> None:
+        log_fact_table(
+            trainer.loggers,
+            table,
+            self.wandb_rows,
+            with_text=self.log_fact_text,
+            global_step=trainer.global_step,
+        )
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> Summary | None:
         assert isinstance(pl_module, SemanticPeftModule)
