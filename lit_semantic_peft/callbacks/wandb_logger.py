@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lit_semantic_peft.errors import InputError
@@ -115,6 +115,7 @@ class NonBlockingWandbLogger(WandbLogger):
         """
         run, self._experiment = self._experiment, None
         if run is not None and self._is_opened_here:
+            self._failures_in_a_row = 0  # the end is tried in any case
             self.submit("the end of the run", lambda: run.finish(exit_code=exit_code))
             self._drain(_FINISH_SECONDS + _WAIT_SECONDS)
         if self._calls is not None and not self._calls.full():
@@ -130,9 +131,8 @@ class NonBlockingWandbLogger(WandbLogger):
             self._offline, self._wandb_init["mode"] = False, "offline"
         if "WANDB_FINISH_TIMEOUT" not in os.environ:
             self._wandb_init.setdefault("settings", {"finish_timeout": _FINISH_SECONDS})
-        open_run = WandbLogger.experiment.fget
         try:
-            open_run(self)
+            _ = super().experiment  # opens it
         except Exception as error:  # no connection, no key, no free disk: each has its own type
             if self._wandb_init.get("mode") == "offline":
                 raise InputError(f"W&B cannot write a run: {error}") from error
