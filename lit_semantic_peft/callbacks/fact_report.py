@@ -49,6 +49,10 @@ class FactReport(Callback):
     After `fit` the table holds distances, fates, weights and the course of learning; after `test` also answers,
     likelihoods and recall before and after. The command line runs both.
 
+    Logged metrics, once when training starts:
+
+    - `data/facts_kept`, `data/facts_dropped`: facts that are trained, and facts that a filter dropped.
+
     Args:
         show_summary: Whether the terminal shows the summary at the end.
         log_fact_text: Whether W&B gets the facts' texts and answers; the run folder has them in any case. Without,
@@ -110,6 +114,10 @@ class FactReport(Callback):
             for fact, reason in zip(prepared.facts, prepared.reason, strict=True)
             if reason is not None and fact.split == "inject"
         ]
+        num_kept = len(prepared.kept_index)
+        counts = {"data/facts_kept": float(num_kept), "data/facts_dropped": float(len(dropped))}
+        for one in trainer.loggers:
+            one.log_metrics(counts, step=trainer.global_step)
         write_text(folder.dropped, "".join(f"{line}\n" for line in dropped))
         write_json(
             folder.manifest,
@@ -118,7 +126,7 @@ class FactReport(Callback):
                 "base_model": pl_module.source.public_name,
                 "base_fingerprint": pl_module.source.fingerprint,
                 "num_facts": len(prepared.facts),
-                "num_kept": len(prepared.kept_index),
+                "num_kept": num_kept,
             },
         )
 
@@ -245,7 +253,7 @@ class FactReport(Callback):
         return {
             "name": folder.path.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": shlex.join([_program(), *sys.argv[1:]]),
             "base_model": module.source.public_name,
             "base_model_note": module.source.note or None,
             "peft_type": str(peft_config.peft_type.value),
@@ -364,6 +372,11 @@ def _previous(folder: RunFolder, fact_ids: list[str]) -> dict[str, list[Any]] | 
     if table.column("fact_id").to_pylist() != fact_ids:
         return None
     return {name: table.column(name).to_pylist() for name in table.column_names}
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "lit-semantic-peft" if name == "__main__.py" else name
 
 
 def _peak_memory_gb() -> float:

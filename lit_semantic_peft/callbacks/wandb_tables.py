@@ -58,8 +58,6 @@ def log_run_to_wandb(loggers: Sequence[Logger], folder: RunFolder, summary: Summ
         global_step: Optimizer steps taken before.
     """
     headline = {
-        "facts/kept": summary.num_kept,
-        "facts/dropped": summary.num_dropped,
         "facts/recall_generated": summary.recall.kept.generated.after,
         "facts/recall_teacher_forced": summary.recall.kept.teacher_forced.after,
         "facts/locality": summary.locality,

@@ -72,7 +72,7 @@ def before_after_svg(rows: Sequence[tuple[str, BeforeAfter, str]], title: str) -
     """
     if all(share.before is None and share.after is None for _, share, _ in rows):
         return None
-    left, right, step = 175, 34, 38
+    left, right, step = 208, 34, 38
     height = step * len(rows) + 34
 
     def x(share: float) -> float:

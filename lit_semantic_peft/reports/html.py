@@ -394,7 +394,9 @@ def _rounded(value: float | None) -> float | int | None:
 
 
 def _signed(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:+.2f}".replace("-", "−")
+    if value is None:
+        return "not measured"
+    return (f"{value:+.0f}" if abs(value) >= 100 else f"{value:+.2f}").replace("-", "−")
 
 
 def _unbroken(text: str) -> str:

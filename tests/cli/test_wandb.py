@@ -179,6 +179,7 @@ def test_metrics_table_plots_and_configuration_are_logged(settings):
         names = set(csv.DictReader(file).fieldnames or ())
     assert run.metrics() - {"trainer/global_step"} == names - {"step"}  # and with that none for a single fact
     assert {"train/loss", "val/recall", "val/nll", "interference/conflict_rate", "test/recall_generated"} <= names
+    assert {"data/facts_kept", "data/facts_dropped"} <= names
     assert len(run.course("train/loss")) == 6
     for name in names - {"step"}:
         steps, values = zip(*run.course(name), strict=True)
@@ -201,7 +202,7 @@ def test_metrics_table_plots_and_configuration_are_logged(settings):
     assert plots.keys() >= {"distance_histogram", "interference", "learning", "recall"}
     for name, path in plots.items():
         assert run.logged(f"plots/{name}").read_bytes() == path.read_bytes()
-    headline = {"kept", "recall_generated", "recall_teacher_forced", "locality", "pushed_away"}
+    headline = {"recall_generated", "recall_teacher_forced", "locality", "pushed_away"}
     assert headline <= {name.removeprefix("facts/") for name in run.summary}
 
     files = run.run_files()
@@ -344,6 +345,22 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
     caplog.set_level("INFO", "lit_semantic_peft")
     yield messages
     messages += [record.getMessage() for record in caplog.records]
+
+
+def test_the_dashboard_recipe_names_what_is_logged(settings):
+    """Every key in the recipe's tables is logged by a run, and every logged key is there."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "wandb_dashboard.md").read_text(encoding="utf-8")
+    in_rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    documented = {key for cell in in_rows for key in re.findall(r"`([^`]+)`", cell)}
+    dropping = [
+        '--data.filters=[{"class_path": "lit_semantic_peft.semantics.RandomFilter", "init_args": {"keep": 0.5}}]',
+        "--interference.num_facts=4",
+    ]
+    assert fit_with_wandb([*settings, *dropping], "runs/all") == 0
+    run = OfflineRun("runs/all")
+    media = {name.removesuffix("/path") for row in run.history for name in row if name.endswith("/path")}
+    headline = {name for name in run.summary if name.startswith("facts/") and not name.startswith("facts/table")}
+    assert documented == run.metrics() - {"trainer/global_step"} | media | headline
 
 
 @pytest.mark.parametrize("command", ["score", "fit"])
