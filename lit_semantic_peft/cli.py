@@ -4,7 +4,6 @@ import difflib
 import logging
 import re
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lit_semantic_peft.callbacks import (
@@ -128,7 +127,7 @@ class SemanticPeftCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.run_folder = RunFolder(config.trainer.default_root_dir)
         self._run_folder_existed = self.run_folder.path.exists()
-        _configure_wandb(config.trainer, self.run_folder)
+        _keep_wandb_in(config.trainer, self.run_folder)
         ckpt_path = config.get("ckpt_path")
         if ckpt_path == "last":
             config.ckpt_path = ckpt_path = str(self.run_folder.checkpoints / "last.ckpt")
@@ -168,11 +167,17 @@ class SemanticPeftCLI(LightningCLI):
         folder = config["default_root_dir"]
         if config.get("logger") in (None, True):
             config["logger"] = CSVLogger(save_dir=folder, name="logs", version="")
-        return super()._instantiate_trainer(config, callbacks)
+        trainer = super()._instantiate_trainer(config, callbacks)
+        for one in trainer.loggers:
+            if isinstance(one, WandbLogger):
+                NonBlockingWandbLogger.take_over(one)
+            if isinstance(one, NonBlockingWandbLogger):
+                one.records_terminal = self.config[self.subcommand].report.log_fact_text
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            with _ended_wandb_runs(self.trainer):  # before the folder in which W&B writes may have to go
+            with _ended_wandb_runs(self.trainer):  # an open one would make its folder again
                 super()._run_subcommand(subcommand)
         except InputError:
             self._remove_useless_run_folder()
@@ -188,8 +193,6 @@ class SemanticPeftCLI(LightningCLI):
     def _remove_useless_run_folder(self) -> None:
         made_here = self.subcommand == "fit" and not self._run_folder_existed
         if made_here and _is_first_process() and not any(self.run_folder.checkpoints.glob("*.ckpt")):
-            if "wandb" in sys.modules:  # an open W&B run would make the folder again when the process ends
-                sys.modules["wandb"].finish(exit_code=2)
             shutil.rmtree(self.run_folder.path, ignore_errors=True)
 
 
@@ -233,15 +236,13 @@ def _own_words(error: BaseException) -> InputError:
     return cause or InputError(str(error))
 
 
-def _configure_wandb(trainer_config: Any, run_folder: RunFolder) -> None:
-    """Puts the logger that training never waits for in place of Lightning's, and its files into the run folder."""
+def _keep_wandb_in(trainer_config: Any, run_folder: RunFolder) -> None:
+    """Lets W&B write into the run folder instead of the working folder, where the user named no other."""
     configured = trainer_config.get("logger")
     for one in configured if isinstance(configured, list) else [configured]:
         class_path = one.get("class_path", "") if hasattr(one, "get") else ""
-        if class_path.endswith("WandbLogger"):
-            one.class_path = f"{NonBlockingWandbLogger.__module__}.{NonBlockingWandbLogger.__qualname__}"
-            if one.init_args.get("save_dir") in (None, "."):  # where the user named no other
-                one.init_args.save_dir = str(run_folder.path)
+        if class_path.endswith("WandbLogger") and one.init_args.get("save_dir") in (None, "."):
+            one.init_args.save_dir = str(run_folder.path)
 
 
 @contextmanager

@@ -228,6 +228,7 @@ def test_without_fact_text_none_leaves_the_run_folder(settings, facts_file):
     assert len(table["data"]) == 12
     files = run.run_files()
     assert files.keys() >= {"adapter/adapter_model.safetensors", "facts.parquet", "plots/recall.png"}
+    assert not list(run.folder.rglob("output.log"))
     assert not files.keys() & {"report.html", "probes.parquet", "dropped.jsonl"}
     assert pq.read_table(files["facts.parquet"], partitioning=None).column_names == expected
     prompts = [json.loads(line)["prompt"].encode() for line in facts_file.read_text(encoding="utf-8").splitlines()]
@@ -235,7 +236,9 @@ def test_without_fact_text_none_leaves_the_run_folder(settings, facts_file):
     assert sent
     for path in [*sent, *files.values()]:
         assert not any(prompt in path.read_bytes() for prompt in prompts), path
-    assert any(prompts[0] in path.read_bytes() for path in Path("runs/private").glob("*"))  # so it would be found
+    assert any(
+        prompts[0] in path.read_bytes() for path in Path("runs/private").glob("*.parquet")
+    )  # so it would be found
 
 
 def test_a_table_of_at_most_so_many_rows_per_evaluation_and_no_files(settings):
@@ -320,7 +323,7 @@ def test_failing_calls_stop_nothing_and_are_named(settings, monkeypatch, caplog)
             patch.setattr(wandb.Run, name, fail)
         assert fit_with_wandb(settings, "runs/broken") == 0
     assert_complete("runs/broken")
-    assert any("did not take" in text and "interference/conflict_rate" in text for text in messages), messages
+    assert any(re.search(r"did not take .+ at step \d", text) for text in messages), messages
     assert any(re.search(r"missed \d\d+ calls", text) for text in messages), messages
     assert OfflineRun("runs/broken").exit_code == 0
 
