@@ -4,16 +4,16 @@ import difflib
 import logging
 import re
 import shutil
-import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lit_semantic_peft.callbacks import (
@@ -22,6 +22,7 @@ from lit_semantic_peft.callbacks import (
     AnswerWriter,
     FactReport,
     InterferenceMonitor,
+    NonBlockingWandbLogger,
 )
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
@@ -166,11 +167,18 @@ class SemanticPeftCLI(LightningCLI):
         folder = config["default_root_dir"]
         if config.get("logger") in (None, True):
             config["logger"] = CSVLogger(save_dir=folder, name="logs", version="")
-        return super()._instantiate_trainer(config, callbacks)
+        trainer = super()._instantiate_trainer(config, callbacks)
+        for one in trainer.loggers:
+            if isinstance(one, WandbLogger):
+                NonBlockingWandbLogger.take_over(one)
+            if isinstance(one, NonBlockingWandbLogger):
+                one.records_terminal = self.config[self.subcommand].report.log_fact_text
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            super()._run_subcommand(subcommand)
+            with _ended_wandb_runs(self.trainer):  # an open one would make its folder again
+                super()._run_subcommand(subcommand)
         except InputError:
             self._remove_useless_run_folder()
             raise
@@ -185,8 +193,6 @@ class SemanticPeftCLI(LightningCLI):
     def _remove_useless_run_folder(self) -> None:
         made_here = self.subcommand == "fit" and not self._run_folder_existed
         if made_here and _is_first_process() and not any(self.run_folder.checkpoints.glob("*.ckpt")):
-            if "wandb" in sys.modules:  # an open W&B run would make the folder again when the process ends
-                sys.modules["wandb"].finish(exit_code=2)
             shutil.rmtree(self.run_folder.path, ignore_errors=True)
 
 
@@ -237,6 +243,19 @@ def _keep_wandb_in(trainer_config: Any, run_folder: RunFolder) -> None:
         class_path = one.get("class_path", "") if hasattr(one, "get") else ""
         if class_path.endswith("WandbLogger") and one.init_args.get("save_dir") in (None, "."):
             one.init_args.save_dir = str(run_folder.path)
+
+
+@contextmanager
+def _ended_wandb_runs(trainer: Trainer) -> Iterator[None]:
+    """Ends the W&B runs opened inside, as failed ones after an error, so that the next command has its own."""
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        for one in trainer.loggers:
+            if isinstance(one, NonBlockingWandbLogger):
+                one.close(exit_code)
 
 
 def _is_first_process() -> bool:
