@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import get_scheduler
 
-from lit_semantic_peft.data import KnowledgeDataModule, Question
+from lit_semantic_peft.data import KnowledgeDataModule, Question, from_all_ranks
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.metrics import LearningDynamics, PerFactMean, PushedAway, is_exact_match, starts_with_answer
 from lit_semantic_peft.models import (
@@ -380,12 +380,7 @@ class SemanticPeftModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Collects the comparisons of all ranks, each question once, in order, and logs the shares."""
-        if self.trainer.world_size > 1:
-            gathered: list[list[Comparison]] = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(gathered, self.comparisons)
-        else:
-            gathered = [self.comparisons]
-        by_number = {row.question.number: row for rows in gathered for row in rows}
+        by_number = {row.question.number: row for rows in from_all_ranks(self.comparisons) for row in rows}
         self.comparisons = [by_number[number] for number in sorted(by_number)]
         is_kept = self.data.prepared.is_kept
         facts = [row for row in self.comparisons if row.question.kind == "fact"]
