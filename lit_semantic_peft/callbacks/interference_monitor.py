@@ -91,8 +91,24 @@ class InterferenceMonitor(Callback):
         """
         if self.latest is None or self.records[-1].global_step != trainer.global_step:
             self._measure(trainer, pl_module, epoch=trainer.current_epoch)
-        if self.latest is not None and trainer.is_global_zero:
-            result = self.latest.compute()
+        self._keep(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures where training had ended before this run was resumed: a checkpoint has the numbers, not the matrix.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The `SemanticPeftModule`.
+        """
+        if self.latest is None:
+            self._measure(trainer, pl_module, epoch=trainer.current_epoch)
+            self._keep(trainer)
+
+    def _keep(self, trainer: Trainer) -> None:
+        if self.latest is None:
+            return
+        result = self.latest.compute()  # on every rank: it may be a collective
+        if trainer.is_global_zero:
             write_interference(
                 RunFolder(trainer.default_root_dir).interference,
                 result["gradient_dot"].numpy(),
@@ -132,6 +148,7 @@ class InterferenceMonitor(Callback):
         metric.update(matrix)
         self.latest = metric
         scalars = metric.summary()
+        self.records = [record for record in self.records if record.global_step != trainer.global_step]
         self.records.append(
             InterferenceRecord(
                 epoch=epoch,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm.auto import tqdm
 
 from lit_semantic_peft.data.cache import ScoreCache
@@ -197,6 +197,7 @@ class KnowledgeDataModule(LightningDataModule):
         self.trust_remote_code = trust_remote_code
         self._prepared: PreparedFacts | None = None
         self._encoder: FactEncoder | None = None
+        self._position = (0, 0)
 
     @property
     def prepared(self) -> PreparedFacts:
@@ -252,7 +253,8 @@ class KnowledgeDataModule(LightningDataModule):
             seed=self.seed,
             bucket_steps=self.bucket_steps,
         )
-        return DataLoader(_FactBatches(prepared, self.encoder.pad_id, with_end=True), sampler=plan, batch_size=None)
+        plan.resume(*self._position)
+        return _loader(_FactBatches(prepared, self.encoder.pad_id, with_end=True), plan)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Facts to measure after each epoch: all of them, or `max_val_facts` chosen by `seed`."""
@@ -262,7 +264,7 @@ class KnowledgeDataModule(LightningDataModule):
             rows = sorted(generator.choice(len(rows), self.max_val_facts, replace=False).tolist())
         lengths = [len(self.prepared.encoded[row]) for row in rows]
         dataset = _FactBatches(self.prepared, self.encoder.pad_id, with_end=False)
-        return DataLoader(dataset, sampler=self._shard(rows, lengths), batch_size=None)
+        return _loader(dataset, self._shard(rows, lengths))
 
     def test_dataloader(self) -> DataLoader[list[Question]]:
         """Questions of all facts, kept and dropped, and of their probes."""
@@ -286,6 +288,22 @@ class KnowledgeDataModule(LightningDataModule):
             dataset[MicroBatch(tuple(rows[start : start + batch_size]))] for start in range(0, len(rows), batch_size)
         ]
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands: the epoch, and how many micro-batches of it each rank has done."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        epoch = self.trainer.current_epoch
+        is_between_epochs = epoch > loop.epoch_progress.current.completed
+        return {"epoch": epoch, "num_done": 0 if is_between_epochs else loop.epoch_loop.batch_progress.current.ready}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from there.
+
+        Args:
+            state_dict: From `state_dict`.
+        """
+        self._position = (state_dict["epoch"], state_dict["num_done"])
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves tensors; questions are text and stay.
 
@@ -306,8 +324,7 @@ class KnowledgeDataModule(LightningDataModule):
 
     def _question_loader(self, questions: list[Question]) -> DataLoader[list[Question]]:
         lengths = [len(question.prompt_ids) + question.max_new_tokens for question in questions]
-        sampler = self._shard(range(len(questions)), lengths)
-        return DataLoader(_QuestionBatches(questions), sampler=sampler, batch_size=None)
+        return _loader(_QuestionBatches(questions), self._shard(range(len(questions)), lengths))
 
     def _shard(self, rows: Sequence[int], lengths: Sequence[int]) -> RankShard:
         return RankShard(rows, lengths, batch_size=self.eval_batch_size, world_size=self._world_size, rank=self._rank)
@@ -333,9 +350,7 @@ class KnowledgeDataModule(LightningDataModule):
             fact_questions(facts, self.encoder)  # a probe that cannot be spelt is an error before training, not after
         return facts, encoded
 
-    def _select(
-        self, facts: Sequence[Fact], encoded: Sequence[EncodedFact], scored: ScoredFacts
-    ) -> PreparedFacts:
+    def _select(self, facts: Sequence[Fact], encoded: Sequence[EncodedFact], scored: ScoredFacts) -> PreparedFacts:
         inject = np.flatnonzero([fact.split == "inject" for fact in facts])
         logger.info("Facts read: %d, of which %d to inject", len(facts), len(inject))
         if not len(inject):
@@ -442,6 +457,12 @@ class _QuestionBatches(Dataset[list[Question]]):
 
     def __getitem__(self, micro_batch: MicroBatch) -> list[Question]:
         return [self._questions[row] for row in micro_batch.rows]
+
+
+def _loader(dataset: Dataset[Any], sampler: DistributedSampler[MicroBatch]) -> DataLoader[Any]:
+    # Without a generator of its own a loader draws a seed, which it does not use, from the one that dropout draws from:
+    # a resumed run, which makes its loaders anew, would not be the same run.
+    return DataLoader(dataset, sampler=sampler, batch_size=None, generator=torch.Generator())
 
 
 def _distances(first: Distance, more: Sequence[Distance]) -> list[Distance]:

@@ -38,9 +38,7 @@ def reference(tiny_model, tmp_path_factory):
 
 @pytest.mark.parametrize(("micro_batch_size", "accumulate"), [(4, 2), (2, 4), (1, 8)])
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_micro_batch_and_accumulation(
-    reference, tiny_model, facts_file, micro_batch_size, accumulate, normalization
-):
+def test_micro_batch_and_accumulation(reference, tiny_model, facts_file, micro_batch_size, accumulate, normalization):
     whole = reference(facts_file, normalization)
     assert len(whole.losses) == 4
     cut = train(
