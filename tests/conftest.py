@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,9 @@ def clean_slate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     monkeypatch.setenv("LIT_SEMANTIC_PEFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     yield
+    if "wandb" in sys.modules:  # neither its run nor its service, which keeps the working folder of its first run
+        sys.modules["wandb"].finish()
+        sys.modules["wandb"].teardown()
     assert not (torch.distributed.is_available() and torch.distributed.is_initialized()), "process group left behind"
     assert torch.is_grad_enabled(), "gradients left disabled"
     assert not torch.are_deterministic_algorithms_enabled(), "deterministic mode left on"

@@ -32,19 +32,19 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
         The PEFT model.
 
     Raises:
-        InputError: If `target_modules` matches nothing; the message lists what would match.
+        InputError: If `target_modules`, or one name in it, matches nothing; the message lists what would match.
     """
     if peft_config.task_type is None:
         peft_config.task_type = "CAUSAL_LM"
+    unmatched = _unmatched_names(base, peft_config)
+    if unmatched:  # PEFT goes on as long as one name matches, and adapts less than was asked for
+        raise _matches_nothing(base, unmatched)
     try:
         model = get_peft_model(base, peft_config)
     except ValueError as error:
         if "target" not in str(error).lower() or "modules" not in str(error).lower():
             raise InputError(f"`peft_config`: {str(error).strip()}") from error
-        raise InputError(
-            f"`target_modules` {_shown(getattr(peft_config, 'target_modules', None))} matches no module of the base "
-            f"model. What would match: {', '.join(linear_module_names(base))}, or `all-linear` for all of them."
-        ) from error
+        raise _matches_nothing(base, getattr(peft_config, "target_modules", None)) from error
     return model
 
 
@@ -204,5 +204,17 @@ def _model_card(base: BaseModelSource, peft_type: str, about: str) -> str:
     return "\n".join([*lines, *(["", about] if about else []), *(["", base.note] if base.note else [])]) + "\n"
 
 
-def _shown(value: object) -> str:
-    return repr(sorted(value)) if isinstance(value, set) else repr(value)
+def _unmatched_names(base: PreTrainedModel, peft_config: PeftConfig) -> list[str]:
+    """The names in a list of `target_modules` that no module has; a regular expression is PEFT's to judge."""
+    targets = getattr(peft_config, "target_modules", None)
+    if not isinstance(targets, list | set | tuple):
+        return []
+    modules = [f".{name}" for name, _ in base.named_modules()]
+    return sorted(name for name in targets if not any(module.endswith(f".{name}") for module in modules))
+
+
+def _matches_nothing(base: PreTrainedModel, target_modules: object) -> InputError:
+    return InputError(
+        f"`target_modules` {target_modules!r} matches no module of the base model. "
+        f"What would match: {', '.join(linear_module_names(base))}, or `all-linear` for all of them."
+    )
