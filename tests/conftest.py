@@ -23,8 +23,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
-@pytest.fixture
-def facts_file(tmp_path: Path) -> Path:
+def write_facts(path: Path) -> Path:
     """Twelve facts about towns that do not exist, of different lengths, with probes."""
     names = ["Aro", "Belvan", "Cimt", "Dorraset", "Eln", "Fistrow", "Gant", "Hulmer", "Ivask", "Jorn", "Kelp", "Lumbar"]
     rows = [
@@ -40,9 +39,14 @@ def facts_file(tmp_path: Path) -> Path:
         }
         for number, name in enumerate(names)
     ]
-    path = tmp_path / "facts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def facts_file(tmp_path: Path) -> Path:
+    """The facts of `write_facts` in a file of this test."""
+    return write_facts(tmp_path / "facts.jsonl")
 
 
 @pytest.fixture(autouse=True)

@@ -201,6 +201,16 @@ class InterferenceMonitor(Callback):
         elif self.alone_facts:
             self._compare_alone(trainer, pl_module)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures where training had ended before this run was resumed: a checkpoint has the numbers, not the matrix.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The `SemanticPeftModule`.
+        """
+        if self.latest is None:
+            self.on_train_end(trainer, pl_module)
+
     def state_dict(self) -> dict[str, Any]:
         """The measurements so far, the size of the sample, and the start of facts alone, for the checkpoint."""
         return {

@@ -6,6 +6,7 @@ processes with 4 × 1 see the same facts in the same step.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch.utils.data import DistributedSampler
@@ -70,6 +71,16 @@ class StepPlan(DistributedSampler[MicroBatch]):
         self.bucket_steps = bucket_steps
         self.arrange: Callable[[list[int], int], list[list[int]]] | None = None
         self.epoch = 0
+        self._resumed = (-1, 0)
+
+    def resume(self, epoch: int, num_done: int) -> None:
+        """Leaves out what an interrupted epoch has done already.
+
+        Args:
+            epoch: The epoch that goes on; all others are whole.
+            num_done: Micro-batches of it that each rank has done, whole optimizer steps.
+        """
+        self._resumed = (epoch, num_done)
 
     @property
     def facts_per_step(self) -> int:
@@ -102,6 +113,11 @@ class StepPlan(DistributedSampler[MicroBatch]):
         return [steps[i] for i in order] + partial
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        # A generator: Lightning asks for the iterator first and sets the epoch then.
+        epoch, num_done = self._resumed
+        yield from islice(self._micro_batches(), num_done if epoch == self.epoch else 0, None)
+
+    def _micro_batches(self) -> Iterator[MicroBatch]:
         for step in self.steps(self.epoch):
             stride = self.micro_batch_size * self.world_size
             for start in range(0, len(step), stride):

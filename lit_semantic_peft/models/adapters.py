@@ -1,9 +1,6 @@
 """The adapter: attached by any PEFT configuration, kept without its base, exported as PEFT reads it."""
 
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.files import write_json, write_text
+from lit_semantic_peft.files import atomic_folder, write_json, write_text
 from lit_semantic_peft.models.base import BaseModelSource
 
 BASE_FILE = "lit_semantic_peft.json"
@@ -140,7 +137,7 @@ def export_adapter(model: PeftModel, folder: str | Path, base: BaseModelSource, 
         about: Markdown paragraph for the model card.
     """
     folder = Path(folder)
-    with _folder_in_one_piece(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         peft_config = model.peft_config[model.active_adapter]
         previous = peft_config.base_model_name_or_path
         peft_config.base_model_name_or_path = base.public_name
@@ -168,7 +165,7 @@ def export_merged(model: PeftModel, tokenizer: Any, folder: str | Path) -> None:
         kind = model.peft_config[model.active_adapter].peft_type.value
         raise InputError(f"An adapter of type {kind} cannot be merged into the base weights; export it without --merge")
     merged = model.merge_and_unload(safe_merge=True)
-    with _folder_in_one_piece(Path(folder)) as temporary:
+    with atomic_folder(folder) as temporary:
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 
@@ -190,20 +187,6 @@ def orthogonality_penalty(model: PeftModel) -> Tensor | None:
             gram = parameter @ parameter.T if "lora_A" in name else parameter.T @ parameter
             terms.append(torch.linalg.matrix_norm(gram - torch.eye(gram.shape[0], device=gram.device)))
     return float(config.orth_reg_weight) * torch.stack(terms).mean()
-
-
-@contextmanager
-def _folder_in_one_piece(folder: Path) -> Iterator[Path]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _model_card(base: BaseModelSource, peft_type: str, about: str) -> str:

@@ -17,7 +17,7 @@ from lit_semantic_peft.semantics.filters import (
     Selection,
     apply_filters,
 )
-from lit_semantic_peft.semantics.scoring import SCORING_VERSION, score_facts, score_targets
+from lit_semantic_peft.semantics.scoring import SCORING_VERSION, score_facts, score_targets, scoring_parts
 from lit_semantic_peft.semantics.table import ScoredFacts
 from lit_semantic_peft.semantics.weightings import Band, Proximity, Remoteness, Uniform, Weighting, loss_weights
 
@@ -45,4 +45,5 @@ __all__ = [
     "loss_weights",
     "score_facts",
     "score_targets",
+    "scoring_parts",
 ]

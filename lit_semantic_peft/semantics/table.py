@@ -1,6 +1,6 @@
 """The table that scoring fills and that filters and weightings read: one row per fact."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,4 +49,23 @@ class ScoredFacts:
             is_known=self.is_known[rows],
             base_answer=tuple(self.base_answer[row] for row in rows) if self.base_answer else (),
             distances={name: column[rows] for name, column in self.distances.items()},
+        )
+
+    @staticmethod
+    def concatenate(tables: Sequence["ScoredFacts"]) -> "ScoredFacts":
+        """The rows of several tables with the same columns, one after the other.
+
+        Args:
+            tables: At least one.
+        """
+        return ScoredFacts(
+            fact_id=tuple(one for table in tables for one in table.fact_id),
+            relation=tuple(one for table in tables for one in table.relation),
+            distance=np.concatenate([table.distance for table in tables]),
+            base_nll=np.concatenate([table.base_nll for table in tables]),
+            is_known=np.concatenate([table.is_known for table in tables]),
+            base_answer=tuple(one for table in tables for one in table.base_answer),
+            distances={
+                name: np.concatenate([table.distances[name] for table in tables]) for name in tables[0].distances
+            },
         )

@@ -9,14 +9,18 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
 from torch.optim import Optimizer
+from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
-from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts, Question
+from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts, Question, from_all_ranks
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import facts_key
+from lit_semantic_peft.files import content_key
 from lit_semantic_peft.metrics import LearningDynamics, PerFactMean, PushedAway, is_exact_match, starts_with_answer
 from lit_semantic_peft.models import (
     DEFAULT_BASE_MODEL,
@@ -45,8 +49,9 @@ logger = logging.getLogger(__name__)
 Normalization = Literal["step_weights", "step_count"]
 Schedule = Literal["constant", "linear", "cosine"]
 
-_SHARDING_STRATEGIES = {"FSDPStrategy", "ModelParallelStrategy"}
 _CHECKPOINT_KEY = "lit_semantic_peft"
+# Entries of a PEFT configuration that say where it came from, or that training itself writes.
+_NOT_OF_THE_TRAINING = {"base_model_name_or_path", "inference_mode", "peft_version", "rank_pattern", "revision"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +198,7 @@ class SemanticPeftModule(LightningModule):
         self._frozen: FrozenLayers | None = None
         self._step_totals: Tensor | None = None
         self._retain: RetainPenalty | None = None
+        self._rng_state: dict[str, Tensor] | None = None
 
     # ------------------------------------------------------------------ model
 
@@ -251,6 +257,10 @@ class SemanticPeftModule(LightningModule):
                 f"`base_model` is {self.base_model!r} in the module and {data.base_model!r} in the data module; "
                 "facts would be measured against another model than the one that is trained."
             )
+        if self.trainer.accumulate_grad_batches < 1:
+            raise InputError(
+                f"`accumulate_grad_batches` must be at least 1, got {self.trainer.accumulate_grad_batches}"
+            )
         if "DeepSpeed" in type(self.trainer.strategy).__name__:
             raise InputError(
                 "`strategy: deepspeed` accumulates gradients by itself, which breaks the exact normalisation over an "
@@ -268,6 +278,8 @@ class SemanticPeftModule(LightningModule):
             self.val_nll = PerFactMean(num_facts)
             self.val_recall = PerFactMean(num_facts)
             self.dynamics = LearningDynamics(num_facts)
+            self.epoch_loss = MeanMetric()
+            self.epoch_loss.persistent(True)
 
     # --------------------------------------------------------------- training
 
@@ -279,9 +291,18 @@ class SemanticPeftModule(LightningModule):
         """Lets go of the frozen layers' outputs."""
         self._frozen = None
 
+    def on_train_start(self) -> None:
+        """Continues the random numbers of the run that is resumed."""
+        if self._rng_state is not None:
+            torch.set_rng_state(self._rng_state["cpu"])
+            if "cuda" in self._rng_state:
+                torch.cuda.set_rng_state(self._rng_state["cuda"], self.device)
+            self._rng_state = None
+
     def on_train_epoch_start(self) -> None:
-        """An interrupted step of the epoch before must not leak into this one."""
+        """Nothing of the epoch before must leak into this one, neither an interrupted step nor its losses."""
         self._step_totals = None
+        self.epoch_loss.reset()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Σ w_i ℓ_i of one micro-batch, not yet normalised: S is known only when the optimizer step is complete.
@@ -334,7 +355,8 @@ class SemanticPeftModule(LightningModule):
         self._add_retain_gradient()
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=1)
-        self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=1)
+        self.epoch_loss.update(loss)
+        self.log("train/loss_epoch", self.epoch_loss, on_step=False, on_epoch=True, batch_size=1)
         self.log("train/grad_norm", norm, on_step=True, batch_size=1)
 
     def optimizer_step(
@@ -373,7 +395,7 @@ class SemanticPeftModule(LightningModule):
     def _frozen_layers(self) -> FrozenLayers | None:
         if self.reuse_frozen_layers is False:
             return None
-        is_sharded = type(self.trainer.strategy).__name__ in _SHARDING_STRATEGIES
+        is_sharded = isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
         if self.reuse_frozen_layers is None and (is_sharded or frozen_layers_obstacle(self.model)):
             return None
         if is_sharded:  # ranks would wait for each other's shards while they need them for different facts
@@ -464,12 +486,7 @@ class SemanticPeftModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Collects the comparisons of all ranks, each question once, in order, and logs the shares."""
-        if self.trainer.world_size > 1:
-            gathered: list[list[Comparison]] = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(gathered, self.comparisons)
-        else:
-            gathered = [self.comparisons]
-        by_number = {row.question.number: row for rows in gathered for row in rows}
+        by_number = {row.question.number: row for rows in from_all_ranks(self.comparisons) for row in rows}
         self.comparisons = [by_number[number] for number in sorted(by_number)]
         is_kept = self.data.prepared.is_kept
         facts = [row for row in self.comparisons if row.question.kind == "fact"]
@@ -558,38 +575,95 @@ class SemanticPeftModule(LightningModule):
         return torch.nn.modules.module._IncompatibleKeys([], [])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the adapter belongs to, the learning dynamics, and the state of the random generator."""
+        """Adds what the adapter belongs to, the state of the metrics, and each rank's random generators."""
+        rng_state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng_state["cuda"] = torch.cuda.get_rng_state(self.device)
         checkpoint[_CHECKPOINT_KEY] = {
             "base_model": self.source.public_name,
             "base_fingerprint": self.source.fingerprint,
-            "facts_key": self.data.prepared.key,
+            "settings": self._settings(),
+            "loss_weight": torch.tensor(self.data.prepared.loss_weight),
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "dynamics": self.dynamics.state_dict(),
-            "rng": torch.get_rng_state(),
+            "epoch_loss": self.epoch_loss.state_dict(),
+            "rng": from_all_ranks(rng_state),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another base model, or to continue training on other facts.
+        """Refuses a checkpoint of another base model, and to continue a training that would not be the same.
 
         Raises:
-            InputError: Saying what differs.
+            InputError: Naming each setting that differs, with both values.
         """
         about = checkpoint.get(_CHECKPOINT_KEY)
         if about is None:
             raise InputError("The checkpoint was not written by lit-semantic-peft, so it cannot be loaded here.")
         if about["base_fingerprint"] != self.source.fingerprint:
             raise InputError(
-                f"The checkpoint belongs to base model {about['base_model']!r}; this is {self.source.public_name!r}, "
-                "or the same model with other weights."
+                f"`base_model`: the checkpoint belongs to {about['base_model']!r}; this is "
+                f"{self.source.public_name!r}, or the same model with other weights."
             )
         if self.trainer.state.fn != "fit":
             return
-        if about["facts_key"] != self.data.prepared.key:
+        problems = self._differences(about, is_within_epoch=checkpoint["KnowledgeDataModule"]["num_done"] > 0)
+        if problems:
             raise InputError(
-                "The checkpoint was trained on other facts, or on the same ones with another filter or weighting. "
+                f"The checkpoint was trained with other settings:\n  {problems}\n"
                 "Resume with the configuration in the run's config.yaml, or start a new run."
             )
         self.dynamics.load_state_dict(about["dynamics"])
-        torch.set_rng_state(about["rng"])
+        self.epoch_loss.load_state_dict(about["epoch_loss"])
+        self._rng_state = about["rng"][self.trainer.global_rank % len(about["rng"])]
+
+    def _settings(self) -> dict[str, str]:
+        """What makes a training this one, as text, by the name under which a user sets it."""
+        data, prepared = self.data, self.data.prepared
+        kept = prepared.kept_index
+        peft_config = self.model.peft_config[self.model.active_adapter].to_dict()
+        return {
+            "facts": f"{len(prepared.facts)} facts (content {facts_key(prepared.facts)[:12]})",
+            "filters": f"{len(kept)} facts kept (content {content_key(kept)[:12]})",
+            "template": data.template,
+            "append_eos": str(data.append_eos),
+            "dtype": self.dtype_of_base,
+            "normalization": self.normalization,
+            "retain_weight": str(self.retain_weight),
+            "seed": str(data.seed),
+            "bucket_steps": str(data.bucket_steps),
+            "facts per optimizer step (micro_batch_size × accumulate_grad_batches × processes)": str(
+                data.micro_batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+            ),
+            **{
+                f"peft_config.{name}": str(sorted(value) if isinstance(value, set) else value)
+                for name, value in sorted(peft_config.items())
+                if name not in _NOT_OF_THE_TRAINING
+            },
+        }
+
+    def _differences(self, about: dict[str, Any], is_within_epoch: bool) -> str:
+        there, here = about["settings"], self._settings()
+        problems = [
+            f"`{name}`: {there.get(name, 'not set')} in the checkpoint, {here.get(name, 'not set')} here"
+            for name in {**there, **here}
+            if there.get(name) != here.get(name)
+        ]
+        if not problems:
+            # Scored anew on another machine the weights may differ in the last digits.
+            weights = torch.tensor(self.data.prepared.loss_weight)
+            if not torch.allclose(about["loss_weight"], weights, rtol=1e-4, atol=1e-6):
+                row = int((about["loss_weight"] - weights).abs().argmax())
+                problems.append(
+                    f"`weighting`: fact {self.data.prepared.facts[row].id!r} weighs "
+                    f"{about['loss_weight'][row]:.4g} in the checkpoint, {weights[row]:.4g} here"
+                )
+            accumulate = about["accumulate_grad_batches"]
+            if is_within_epoch and accumulate != self.trainer.accumulate_grad_batches:
+                problems.append(
+                    f"`accumulate_grad_batches`: {accumulate} in the checkpoint, "
+                    f"{self.trainer.accumulate_grad_batches} here; within an epoch it cannot change"
+                )
+        return "\n  ".join(problems)
 
 
 def _retained(prepared: PreparedFacts, with_known: bool) -> list[int]:
