@@ -293,9 +293,9 @@ class KnowledgeDataModule(LightningDataModule):
         """Where training stands: the epoch, and how many micro-batches of it each rank has done."""
         assert self.trainer is not None
         loop = self.trainer.fit_loop
-        epoch = self.trainer.current_epoch
-        is_between_epochs = epoch > loop.epoch_progress.current.completed
-        return {"epoch": epoch, "num_done": 0 if is_between_epochs else loop.epoch_loop.batch_progress.current.ready}
+        epoch, progress = self.trainer.current_epoch, loop.epoch_progress.current
+        is_within_epoch = epoch == progress.completed < progress.ready
+        return {"epoch": epoch, "num_done": loop.epoch_loop.batch_progress.current.ready if is_within_epoch else 0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from there.

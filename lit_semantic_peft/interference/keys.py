@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference.per_fact_gradients import usable
 from lit_semantic_peft.interference.undisturbed import undisturbed
-from lit_semantic_peft.models.objective import num_virtual_tokens, predicting_mask, target_logits
+from lit_semantic_peft.models.objective import num_virtual_tokens, predicting_mask
 from lit_semantic_peft.tokens import Batch
 
 
@@ -64,7 +64,8 @@ def _inputs(model: nn.Module, batches: Sequence[Batch], layer: str) -> Iterator[
     for batch in batches:
         with undisturbed(model), torch.no_grad(), _captured(module) as seen:
             batch = usable(batch, model)
-            target_logits(model, batch)
+            # All tokens, also the last ones, from which no target is predicted.
+            model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
         yield batch, seen[0][:, num_virtual_tokens(model) :]
 
 

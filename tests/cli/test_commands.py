@@ -23,6 +23,7 @@ SMALL = [
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
     "--interference.num_facts=6",
+    "--interference.final_facts=6",
 ]
 
 
@@ -53,7 +54,8 @@ def test_fit_leaves_a_whole_run_folder(settings, capsys):
     folder = RunFolder("runs/one")
     assert files(folder.path) == {
         "adapter", "adapter_best", "checkpoints", "config.yaml", "dropped.jsonl", "facts.parquet",
-        "interference.safetensors", "logs", "manifest.json", "plots", "probes.parquet", "report.html", "summary.json",
+        "interference.safetensors", "interference_by_group.json", "logs", "manifest.json", "plots", "probes.parquet",
+        "report.html", "summary.json",
     }  # fmt: skip
     rows = folder.read_facts().to_pylist()
     assert len(rows) == 12

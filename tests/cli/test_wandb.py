@@ -45,6 +45,7 @@ def settings(tiny_model, facts_file) -> list[str]:
         "--trainer.devices=1",
         "--trainer.enable_progress_bar=false",
         "--interference.num_facts=6",
+        "--interference.final_facts=6",
     ]
 
 
