@@ -91,6 +91,7 @@ class Study:
                 optimizer.zero_grad()
                 fact_nll(self.model, batch).mean().backward()
                 optimizer.step()
+        optimizer.zero_grad()  # or the next gradient would be added to the last one
 
     def matrix(self) -> torch.Tensor:
         """The gradient matrix of all facts."""
