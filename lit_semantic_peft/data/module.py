@@ -1,9 +1,9 @@
 """The LightningDataModule: from a file of facts to filtered, weighted batches."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from lit_semantic_peft.data.cache import ScoreCache
+from lit_semantic_peft.data.features import FeatureStore
 from lit_semantic_peft.data.questions import Question, fact_questions, prompt_questions
 from lit_semantic_peft.data.samplers import MicroBatch, RankShard, StepPlan
 from lit_semantic_peft.errors import InputError
@@ -27,22 +28,27 @@ from lit_semantic_peft.models.base import (
     resolve_base_model,
 )
 from lit_semantic_peft.semantics import (
+    Bench,
     Distance,
     ExpectedEmbeddingDistance,
     FactFilter,
     NoFilter,
     ScoredFacts,
     Selection,
+    Strata,
     Surprisal,
     Uniform,
     Weighting,
     apply_filters,
     loss_weights,
     score_facts,
+    with_strata,
 )
 from lit_semantic_peft.tokens import Batch, EncodedFact, FactEncoder, Template, collate
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ class PreparedFacts:
             "drop_reason": list(self.reason),
             "num_target_tokens": [one.num_target_tokens for one in self.encoded],
             "distance": self.scored.distance.tolist(),
+            "stratum": list(self.scored.stratum) or [None] * len(self.facts),
             "nll_before": self.scored.base_nll.tolist(),
             "loss_weight": self.loss_weight.tolist(),
             **{f"distance_{name}": values.tolist() for name, values in self.scored.distances.items()},
@@ -109,6 +116,9 @@ class KnowledgeDataModule(LightningDataModule):
         distance: What filters and weightings go by; `ExpectedEmbeddingDistance` where None.
         more_distances: Further distances to measure and report. `Surprisal` is always measured.
         filters: Applied in order, each to what the one before left; nothing is dropped where None.
+        strata: How the strata of the facts are found, a column of the fact table; None to find them (with the settings
+            of `Strata()`) only if a filter or `mix_strata` needs them.
+        mix_strata: Whether every optimizer step gets each stratum's share of facts, instead of facts of like length.
         weighting: From distance to loss weight; `Uniform` where None.
         template: `none`, or `chat` for the tokenizer's chat template.
         append_eos: Whether an answer is taught to end.
@@ -141,6 +151,8 @@ class KnowledgeDataModule(LightningDataModule):
         distance: Distance | None = None,
         more_distances: list[Distance] | None = None,
         filters: list[FactFilter] | None = None,
+        strata: Strata | None = None,
+        mix_strata: bool = False,
         weighting: Weighting | None = None,
         template: Template = "none",
         append_eos: bool = True,
@@ -175,6 +187,9 @@ class KnowledgeDataModule(LightningDataModule):
         self.dataset_split = dataset_split
         self.distances = _distances(distance or ExpectedEmbeddingDistance(), more_distances or [])
         self.filters: list[FactFilter] = filters or [NoFilter()]
+        needs_strata = mix_strata or any(one.needs_strata for one in self.filters)
+        self.strata = strata or (Strata() if needs_strata else None)
+        self.mix_strata = mix_strata
         self.weighting = weighting or Uniform()
         self.template: Template = template
         self.append_eos = append_eos
@@ -246,6 +261,7 @@ class KnowledgeDataModule(LightningDataModule):
             rank=self._rank,
             seed=self.seed,
             bucket_steps=self.bucket_steps,
+            mix=[prepared.scored.stratum[row] for row in rows] if self.mix_strata else None,
         )
         return DataLoader(_FactBatches(prepared, self.encoder.pad_id, with_end=True), sampler=plan, batch_size=None)
 
@@ -321,12 +337,19 @@ class KnowledgeDataModule(LightningDataModule):
         encoded = self.encoder.encode_facts(facts)
         if self.with_probes:
             fact_questions(facts, self.encoder)  # a probe that cannot be spelt is an error before training, not after
-        scored = self._scores(source, facts)
+        bench = Bench(
+            lambda: load_base_model(source, self.dtype, self.trust_remote_code).to(self.device),
+            self.encoder,
+            self.eval_batch_size,
+        )
+        measure = FeatureStore(self.cache.folder, source, self.dtype, bench, facts)
+        scored = self._on_first_rank(lambda: self._scores(source, facts, bench, measure))
         inject = np.flatnonzero([fact.split == "inject" for fact in facts])
         logger.info("Facts read: %d, of which %d to inject", len(facts), len(inject))
         if not len(inject):
             raise InputError(f"`facts` {self.facts!r} holds no fact with split `inject`, so there is nothing to train.")
-        selection = apply_filters(self.filters, scored.take(inject))
+        to_inject = replace(scored.take(inject), measure=measure)
+        selection = self._on_first_rank(lambda: apply_filters(self.filters, to_inject))
         is_kept, reason = _spread(selection, inject, facts)
         loss_weight = np.zeros(len(facts))
         loss_weight[is_kept] = loss_weights(
@@ -339,12 +362,12 @@ class KnowledgeDataModule(LightningDataModule):
         )  # fmt: skip
         return PreparedFacts(tuple(facts), tuple(encoded), scored, is_kept, reason, loss_weight, key)
 
-    def _scores(self, source: BaseModelSource, facts: Sequence[Fact]) -> ScoredFacts:
-        """Scores from the cache, or computed by rank 0; a failure there ends all ranks with its message."""
-        outcome: ScoredFacts | InputError | None = None
+    def _on_first_rank(self, compute: Callable[[], T]) -> T:
+        """What rank 0 computes, on all ranks; a failure there ends all ranks with its message."""
+        outcome: T | InputError | None = None
         if self._rank == 0:
             try:
-                outcome = self._scores_on_this_rank(source, facts)
+                outcome = compute()
             except InputError as error:
                 outcome = error
         if self._world_size > 1 and self.trainer is not None:
@@ -354,19 +377,22 @@ class KnowledgeDataModule(LightningDataModule):
         assert outcome is not None
         return outcome
 
-    def _scores_on_this_rank(self, source: BaseModelSource, facts: Sequence[Fact]) -> ScoredFacts:
+    def _scores(
+        self, source: BaseModelSource, facts: Sequence[Fact], bench: Bench, measure: FeatureStore
+    ) -> ScoredFacts:
+        """Scores from the cache, or computed; with strata if they are asked for."""
         manifest = self.cache.manifest(facts, source, self.encoder, self.distances, self.dtype)
         scored = self.cache.load(manifest)
         if scored is not None:
             logger.info("Scores of %d facts come from the cache; no model was touched", len(facts))
-            return scored
-        model = load_base_model(source, self.dtype, self.trust_remote_code).to(self.device)
-        with tqdm(total=len(facts), desc="Scoring facts", unit="fact") as bar:
-            scored = score_facts(
-                model, self.encoder, facts, self.distances, batch_size=self.eval_batch_size, on_batch=bar.update
-            )
-        self.cache.store(manifest, scored)
-        return scored
+        else:
+            with tqdm(total=len(facts), desc="Scoring facts", unit="fact") as bar:
+                scored = score_facts(
+                    bench.model, self.encoder, facts, self.distances,
+                    batch_size=self.eval_batch_size, on_batch=bar.update,
+                )  # fmt: skip
+            self.cache.store(manifest, scored)
+        return with_strata(scored, measure(self.strata, scored.fact_id)) if self.strata else scored
 
     @property
     def device(self) -> torch.device:

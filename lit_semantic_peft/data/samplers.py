@@ -4,6 +4,7 @@ An epoch is first divided into optimizer steps and only then into micro-batches 
 processes with 4 × 1 see the same facts in the same step.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,8 @@ class StepPlan(DistributedSampler[MicroBatch]):
         seed: Of the shuffle; the epoch is added to it.
         bucket_steps: Optimizer steps whose facts are sorted by length together; 1 leaves the composition of steps to
             chance alone.
+        mix: A label for each fact, such as its stratum, for steps that each hold every label's share of the facts, to
+            within one; lengths then do not matter. None for steps by length.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
         rank: int = 0,
         seed: int = 0,
         bucket_steps: int = 8,
+        mix: Sequence[str] | None = None,
     ) -> None:
         self.rows = list(rows)
         self.length_of = dict(zip(rows, lengths, strict=True))
@@ -64,6 +68,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
         self.rank = rank
         self.seed = seed
         self.bucket_steps = bucket_steps
+        self.label_of = None if mix is None else dict(zip(rows, mix, strict=True))
         self.epoch = 0
 
     @property
@@ -80,6 +85,10 @@ class StepPlan(DistributedSampler[MicroBatch]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         size = self.facts_per_step
         shuffled = [self.rows[i] for i in torch.randperm(len(self.rows), generator=generator).tolist()]
+        if self.label_of is not None:
+            mixed = _mixed([self.label_of[row] for row in shuffled])
+            order = [shuffled[at] for at in mixed]
+            return [sorted(order[at : at + size], key=self._length) for at in range(0, len(order), size)]
         # The partial step is drawn first: sorting must not make it the step of the longest facts.
         whole = len(shuffled) // size * size
         partial = [sorted(shuffled[whole:], key=self._length)] if shuffled[whole:] else []
@@ -108,6 +117,20 @@ class StepPlan(DistributedSampler[MicroBatch]):
 
     def _length(self, row: int) -> tuple[int, int]:
         return self.length_of[row], row
+
+
+def _mixed(labels: Sequence[str]) -> list[int]:
+    """Positions in an order in which every stretch holds about each label's share of the whole.
+
+    The j-th of m positions of a label goes to (j + 1/2)/m of the way.
+    """
+    size = Counter(labels)
+    seen: Counter[str] = Counter()
+    place: list[tuple[float, int]] = []
+    for position, label in enumerate(labels):
+        place.append(((seen[label] + 0.5) / size[label], position))
+        seen[label] += 1
+    return [position for _, position in sorted(place)]
 
 
 class RankShard(DistributedSampler[MicroBatch]):

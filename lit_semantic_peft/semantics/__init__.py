@@ -1,5 +1,6 @@
 """How far a fact is from the model, and what follows: distances, scoring, filters, weightings."""
 
+from lit_semantic_peft.semantics.dispersion import DispersionFilter
 from lit_semantic_peft.semantics.distances import (
     Distance,
     ExpectedEmbeddingDistance,
@@ -7,42 +8,64 @@ from lit_semantic_peft.semantics.distances import (
     ResponseDistance,
     Surprisal,
 )
+from lit_semantic_peft.semantics.encoders import SentenceEncoder, TextEmbedding
+from lit_semantic_peft.semantics.features import Bench, Feature, TargetEmbedding
 from lit_semantic_peft.semantics.filters import (
     BandFilter,
     FactFilter,
     KnownFilter,
     MeanVarianceFilter,
     NoFilter,
+    PerRelation,
     RandomFilter,
     Selection,
     apply_filters,
 )
+from lit_semantic_peft.semantics.gradients import WarmGradients
+from lit_semantic_peft.semantics.interference_filter import InterferenceFilter
+from lit_semantic_peft.semantics.redundancy import RedundancyFilter
 from lit_semantic_peft.semantics.scoring import SCORING_VERSION, score_facts, score_targets
+from lit_semantic_peft.semantics.strata import STRATA, Strata, StrataFilter, strata_of, with_strata
 from lit_semantic_peft.semantics.table import ScoredFacts
 from lit_semantic_peft.semantics.weightings import Band, Proximity, Remoteness, Uniform, Weighting, loss_weights
 
 __all__ = [
     "SCORING_VERSION",
+    "STRATA",
     "Band",
     "BandFilter",
+    "Bench",
+    "DispersionFilter",
     "Distance",
     "ExpectedEmbeddingDistance",
     "FactFilter",
+    "Feature",
     "HiddenStateDistance",
+    "InterferenceFilter",
     "KnownFilter",
     "MeanVarianceFilter",
     "NoFilter",
+    "PerRelation",
     "Proximity",
     "RandomFilter",
+    "RedundancyFilter",
     "Remoteness",
     "ResponseDistance",
     "ScoredFacts",
     "Selection",
+    "SentenceEncoder",
+    "Strata",
+    "StrataFilter",
     "Surprisal",
+    "TargetEmbedding",
+    "TextEmbedding",
     "Uniform",
+    "WarmGradients",
     "Weighting",
     "apply_filters",
     "loss_weights",
     "score_facts",
     "score_targets",
+    "strata_of",
+    "with_strata",
 ]
