@@ -22,6 +22,7 @@ from lit_semantic_peft.callbacks import (
     AnswerWriter,
     FactReport,
     InterferenceMonitor,
+    LossWeightDistribution,
 )
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
@@ -54,7 +55,7 @@ def run(arguments: Sequence[str]) -> None:
         trainer_class=KnowledgeTrainer,
         save_config_callback=RunConfig,
         seed_everything_default=0,
-        trainer_defaults={"callbacks": [AnswerWriter()]},
+        trainer_defaults={"callbacks": [AnswerWriter(), LossWeightDistribution()]},
         parser_class=SuggestingParser,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,

@@ -33,6 +33,7 @@ from lit_semantic_peft.semantics import (
     ExpectedEmbeddingDistance,
     FactFilter,
     NoFilter,
+    Online,
     ScoredFacts,
     Selection,
     Strata,
@@ -40,8 +41,8 @@ from lit_semantic_peft.semantics import (
     Uniform,
     Weighting,
     apply_filters,
-    loss_weights,
     score_facts,
+    weights_of,
     with_strata,
 )
 from lit_semantic_peft.tokens import Batch, EncodedFact, FactEncoder, Template, collate
@@ -62,6 +63,7 @@ class PreparedFacts:
         is_kept: Whether a fact is trained, bool `(n,)`.
         reason: Why a fact is not trained: a filter's reason, or `retain` or `probe` for its split; None if it is.
         loss_weight: Factor of each fact's loss, float64 `(n,)`: mean 1 over the kept facts, 0 for the others.
+        final_loss_weight: The same at the end of training, where the weighting moves; else equal.
         key: Content key of the facts and of everything that decided their fate.
     """
 
@@ -71,6 +73,7 @@ class PreparedFacts:
     is_kept: np.ndarray
     reason: tuple[str | None, ...]
     loss_weight: np.ndarray
+    final_loss_weight: np.ndarray
     key: str
 
     @property
@@ -261,6 +264,7 @@ class KnowledgeDataModule(LightningDataModule):
             rank=self._rank,
             seed=self.seed,
             bucket_steps=self.bucket_steps,
+            max_epochs=self.trainer.max_epochs if self.trainer else None,
             mix=[prepared.scored.stratum[row] for row in rows] if self.mix_strata else None,
         )
         return DataLoader(_FactBatches(prepared, self.encoder.pad_id, with_end=True), sampler=plan, batch_size=None)
@@ -351,16 +355,25 @@ class KnowledgeDataModule(LightningDataModule):
         to_inject = replace(scored.take(inject), measure=measure)
         selection = self._on_first_rank(lambda: apply_filters(self.filters, to_inject))
         is_kept, reason = _spread(selection, inject, facts)
-        loss_weight = np.zeros(len(facts))
-        loss_weight[is_kept] = loss_weights(
-            self.weighting, scored.distance[is_kept], is_rank_based=self.distances[0].is_rank_based
-        )
+        loss_weight, final_loss_weight = self._weigh(scored, is_kept)
         logger.info("Facts kept: %d, dropped: %d", int(is_kept.sum()), len(inject) - int(is_kept.sum()))
         key = content_key(
             facts_key(facts), source.fingerprint, self.template, self.append_eos, np.flatnonzero(is_kept).tolist(),
-            loss_weight.tolist(),
+            loss_weight.tolist(), final_loss_weight.tolist(),
         )  # fmt: skip
-        return PreparedFacts(tuple(facts), tuple(encoded), scored, is_kept, reason, loss_weight, key)
+        return PreparedFacts(tuple(facts), tuple(encoded), scored, is_kept, reason, loss_weight, final_loss_weight, key)
+
+    def _weigh(self, scored: ScoredFacts, is_trained: np.ndarray) -> list[np.ndarray]:
+        """Loss weights at the start and at the end of training, 0 for what is not trained."""
+        trained = scored.take(np.flatnonzero(is_trained))
+        if isinstance(self.weighting, Online):
+            self.weighting.prepare(self.distances[0], trained.distance)
+        weights = []
+        for weighting in self.weighting.ends:
+            weight = np.zeros(len(scored))
+            weight[is_trained] = weights_of(weighting, trained, is_rank_based=self.distances[0].is_rank_based)
+            weights.append(weight)
+        return weights
 
     def _on_first_rank(self, compute: Callable[[], T]) -> T:
         """What rank 0 computes, on all ranks; a failure there ends all ranks with its message."""
@@ -412,7 +425,9 @@ class _FactBatches(Dataset[Batch]):
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         rows = micro_batch.rows
-        weights = [float(self._prepared.loss_weight[row]) for row in rows]
+        first, last = self._prepared.loss_weight, self._prepared.final_loss_weight
+        done = micro_batch.progress
+        weights = [float((1 - done) * first[row] + done * last[row]) for row in rows]
         if micro_batch.num_fillers:
             weights[-micro_batch.num_fillers :] = [0.0] * micro_batch.num_fillers
         encoded = [self._prepared.encoded[row] for row in rows]

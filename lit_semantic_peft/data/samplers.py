@@ -20,10 +20,12 @@ class MicroBatch:
         rows: Fact indices.
         num_fillers: How many of the last rows only fill up, so that every rank runs equally often. Their loss weight
             is 0.
+        progress: Share of training that is done before the optimizer step, [0, 1].
     """
 
     rows: tuple[int, ...]
     num_fillers: int = 0
+    progress: float = 0.0
 
 
 # The base class is how Lightning knows that ranks are already taken care of; nothing of it but `set_epoch` is used.
@@ -43,6 +45,8 @@ class StepPlan(DistributedSampler[MicroBatch]):
         seed: Of the shuffle; the epoch is added to it.
         bucket_steps: Optimizer steps whose facts are sorted by length together; 1 leaves the composition of steps to
             chance alone.
+        max_epochs: Epochs of the whole training, to say how much of it is done; None or less than 1 for unknown, and
+            then nothing ever is.
         mix: A label for each fact, such as its stratum, for steps that each hold every label's share of the facts, to
             within one; lengths then do not matter. None for steps by length.
     """
@@ -58,6 +62,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
         rank: int = 0,
         seed: int = 0,
         bucket_steps: int = 8,
+        max_epochs: int | None = None,
         mix: Sequence[str] | None = None,
     ) -> None:
         self.rows = list(rows)
@@ -68,6 +73,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
         self.rank = rank
         self.seed = seed
         self.bucket_steps = bucket_steps
+        self.max_epochs = max_epochs
         self.label_of = None if mix is None else dict(zip(rows, mix, strict=True))
         self.epoch = 0
 
@@ -101,19 +107,29 @@ class StepPlan(DistributedSampler[MicroBatch]):
         return [steps[i] for i in order] + partial
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        for step in self.steps(self.epoch):
-            stride = self.micro_batch_size * self.world_size
+        steps = self.steps(self.epoch)
+        stride = self.micro_batch_size * self.world_size
+        for number, step in enumerate(steps):
+            progress = self._progress(number, len(steps))
             for start in range(0, len(step), stride):
                 # Interleaved, so that ranks get equally long rows and equally many of them.
                 mine = step[start : start + stride][self.rank :: self.world_size]
                 # A rank without a fact still takes part in the step's collectives.
-                yield MicroBatch(tuple(mine)) if mine else MicroBatch((step[0],), num_fillers=1)
+                rows, num_fillers = (tuple(mine), 0) if mine else ((step[0],), 1)
+                yield MicroBatch(rows, num_fillers, progress)
 
     def __len__(self) -> int:
         """Micro-batches of an epoch on each rank."""
         whole, rest = divmod(len(self.rows), self.facts_per_step)
         stride = self.micro_batch_size * self.world_size
         return whole * self.accumulate_grad_batches + -(-rest // stride)
+
+    def _progress(self, number: int, num_steps: int) -> float:
+        """From 0 at the first step of the first epoch to 1 at the last step of the last."""
+        if not self.max_epochs or self.max_epochs < 1:
+            return 0.0
+        last = self.max_epochs * num_steps - 1
+        return min(1.0, (self.epoch * num_steps + number) / last) if last else 0.0
 
     def _length(self, row: int) -> tuple[int, int]:
         return self.length_of[row], row

@@ -1,5 +1,6 @@
 """How far a fact is from the model, and what follows: distances, scoring, filters, weightings."""
 
+from lit_semantic_peft.semantics.confidence import FLOW, Focal, MediumConfidence
 from lit_semantic_peft.semantics.dispersion import DispersionFilter
 from lit_semantic_peft.semantics.distances import (
     Distance,
@@ -23,13 +24,24 @@ from lit_semantic_peft.semantics.filters import (
 )
 from lit_semantic_peft.semantics.gradients import WarmGradients
 from lit_semantic_peft.semantics.interference_filter import InterferenceFilter
+from lit_semantic_peft.semantics.online import Online
 from lit_semantic_peft.semantics.redundancy import RedundancyFilter
 from lit_semantic_peft.semantics.scoring import SCORING_VERSION, score_facts, score_targets
+from lit_semantic_peft.semantics.shaping import Scheduled, Tempered
 from lit_semantic_peft.semantics.strata import STRATA, Strata, StrataFilter, strata_of, with_strata
 from lit_semantic_peft.semantics.table import ScoredFacts
-from lit_semantic_peft.semantics.weightings import Band, Proximity, Remoteness, Uniform, Weighting, loss_weights
+from lit_semantic_peft.semantics.weightings import (
+    Band,
+    Proximity,
+    Remoteness,
+    Uniform,
+    Weighting,
+    loss_weights,
+    weights_of,
+)
 
 __all__ = [
+    "FLOW",
     "SCORING_VERSION",
     "STRATA",
     "Band",
@@ -40,17 +52,21 @@ __all__ = [
     "ExpectedEmbeddingDistance",
     "FactFilter",
     "Feature",
+    "Focal",
     "HiddenStateDistance",
     "InterferenceFilter",
     "KnownFilter",
     "MeanVarianceFilter",
+    "MediumConfidence",
     "NoFilter",
+    "Online",
     "PerRelation",
     "Proximity",
     "RandomFilter",
     "RedundancyFilter",
     "Remoteness",
     "ResponseDistance",
+    "Scheduled",
     "ScoredFacts",
     "Selection",
     "SentenceEncoder",
@@ -58,6 +74,7 @@ __all__ = [
     "StrataFilter",
     "Surprisal",
     "TargetEmbedding",
+    "Tempered",
     "TextEmbedding",
     "Uniform",
     "WarmGradients",
@@ -67,5 +84,6 @@ __all__ = [
     "score_facts",
     "score_targets",
     "strata_of",
+    "weights_of",
     "with_strata",
 ]

@@ -31,6 +31,7 @@ from lit_semantic_peft.models import (
     weight_normalizer,
 )
 from lit_semantic_peft.models.adapters import orthogonality_penalty
+from lit_semantic_peft.semantics.online import Online, nll_and_online_weight
 from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.tokens import Batch, collate
 
@@ -155,6 +156,7 @@ class SemanticPeftModule(LightningModule):
         self.is_pushed_away = torch.zeros(0, dtype=torch.bool)
         self._source: BaseModelSource | None = None
         self._model: PeftModel | None = None
+        self.batch_loss_weight: Tensor | None = None  # of the latest micro-batch, `(B,)`, for callbacks
         self._step_totals: Tensor | None = None
 
     # ------------------------------------------------------------------ model
@@ -241,11 +243,22 @@ class SemanticPeftModule(LightningModule):
         Returns:
             Scalar, connected to every adapter parameter also when nothing in the batch counts.
         """
-        weighted_sum = (batch.loss_weight * fact_nll(self.model, batch)).sum()
-        normalizer = weight_normalizer(batch.loss_weight, self.normalization)
+        nll, loss_weight = self._nll_and_weight(batch)
+        self.batch_loss_weight = loss_weight.detach()
+        weighted_sum = (loss_weight * nll).sum()
+        normalizer = weight_normalizer(loss_weight, self.normalization)
         totals = torch.stack([weighted_sum.detach(), normalizer])
         self._step_totals = totals if self._step_totals is None else self._step_totals + totals
         return weighted_sum
+
+    def _nll_and_weight(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        data = self.data
+        if not isinstance(data.weighting, Online):
+            return fact_nll(self.model, batch), batch.loss_weight
+        nll, factor = nll_and_online_weight(
+            self.model, batch, data.weighting, data.distances[0], has_end=data.append_eos
+        )
+        return nll, batch.loss_weight * factor
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turns the accumulated gradient into that of Σ w_i ℓ_i / S, before it is clipped.

@@ -14,7 +14,7 @@ def test_gap_to_brute_force_over_a_thousand_small_cases():
     rng = np.random.default_rng(0)
     gaps = []
     for case in range(1000):
-        n, size = int(rng.integers(4, 11)), 0
+        n = int(rng.integers(4, 10))
         size = int(rng.integers(2, n))
         weight = float(rng.choice([0.1, 0.5, 1.0, 3.0, 10.0]))
         distance = rng.uniform(0, 2, n) if case % 2 else rng.integers(0, 3, n) / 2
