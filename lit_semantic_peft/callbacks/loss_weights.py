@@ -17,8 +17,8 @@ _MAX_QUANTILE_INPUT = 1_000_000  # torch.quantile takes no more than 16 million
 class LossWeightDistribution(Callback):
     """Logs, after each epoch, how the loss weights of the trained facts were distributed in it.
 
-    The weights are those of the steps: static, moving, or online. W&B and TensorBoard also get a histogram. Costs an
-    addition per micro-batch.
+    The weights are those of the steps, static, moving, or online; facts of weight 0 are left out. W&B and TensorBoard
+    also get a histogram. Costs an addition per micro-batch.
 
     Logged metrics, each epoch:
 
@@ -48,17 +48,14 @@ class LossWeightDistribution(Callback):
 
         Args:
             trainer: The trainer.
-            pl_module: The module, which keeps them.
+            pl_module: The module.
             outputs: Not used.
             batch: The facts.
             batch_idx: Number of the micro-batch.
         """
-        assert isinstance(pl_module, SemanticPeftModule)
         assert self._weights is not None
-        if pl_module.batch_loss_weight is not None:
-            is_filler = batch.loss_weight == 0  # as is a fact of weight 0, which says nothing about the others
-            rows = ~is_filler
-            self._weights.update(pl_module.batch_loss_weight[rows], batch.fact_index[rows])
+        counted = batch.loss_weight > 0  # fillers have weight 0
+        self._weights.update(batch.loss_weight[counted], batch.fact_index[counted])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the distribution.

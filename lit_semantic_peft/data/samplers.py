@@ -5,8 +5,9 @@ processes with 4 × 1 see the same facts in the same step.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch.utils.data import DistributedSampler
@@ -34,6 +35,10 @@ class StepPlan(DistributedSampler[MicroBatch]):
 
     Facts are shuffled; windows of `bucket_steps` steps are sorted by length and cut into steps; steps are shuffled;
     within a step facts are sorted by length and dealt out to micro-batches and ranks.
+
+    Attributes:
+        arrange: Where set, decides in place of the lengths which facts share a step: takes the shuffled rows and the
+            facts per step, gives steps of that size; only the last may be smaller. Must be the same on all ranks.
 
     Args:
         rows: Fact indices to train on.
@@ -75,7 +80,18 @@ class StepPlan(DistributedSampler[MicroBatch]):
         self.bucket_steps = bucket_steps
         self.max_epochs = max_epochs
         self.label_of = None if mix is None else dict(zip(rows, mix, strict=True))
+        self.arrange: Callable[[list[int], int], list[list[int]]] | None = None
         self.epoch = 0
+        self._resumed = (-1, 0)
+
+    def resume(self, epoch: int, num_done: int) -> None:
+        """Leaves out what an interrupted epoch has done already.
+
+        Args:
+            epoch: The epoch that goes on; all others are whole.
+            num_done: Micro-batches of it that each rank has done, whole optimizer steps.
+        """
+        self._resumed = (epoch, num_done)
 
     @property
     def facts_per_step(self) -> int:
@@ -91,6 +107,11 @@ class StepPlan(DistributedSampler[MicroBatch]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         size = self.facts_per_step
         shuffled = [self.rows[i] for i in torch.randperm(len(self.rows), generator=generator).tolist()]
+        if self.arrange is not None:
+            arranged = [sorted(step, key=self._length) for step in self.arrange(shuffled, size)]
+            num_whole = len(shuffled) // size
+            order = torch.randperm(num_whole, generator=generator).tolist()
+            return [arranged[i] for i in order] + arranged[num_whole:]
         if self.label_of is not None:
             mixed = _mixed([self.label_of[row] for row in shuffled])
             order = [shuffled[at] for at in mixed]
@@ -107,6 +128,11 @@ class StepPlan(DistributedSampler[MicroBatch]):
         return [steps[i] for i in order] + partial
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        # A generator: Lightning asks for the iterator first and sets the epoch then.
+        epoch, num_done = self._resumed
+        yield from islice(self._micro_batches(), num_done if epoch == self.epoch else 0, None)
+
+    def _micro_batches(self) -> Iterator[MicroBatch]:
         steps = self.steps(self.epoch)
         stride = self.micro_batch_size * self.world_size
         for number, step in enumerate(steps):

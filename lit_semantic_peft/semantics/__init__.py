@@ -26,7 +26,7 @@ from lit_semantic_peft.semantics.gradients import WarmGradients
 from lit_semantic_peft.semantics.interference_filter import InterferenceFilter
 from lit_semantic_peft.semantics.online import Online
 from lit_semantic_peft.semantics.redundancy import RedundancyFilter
-from lit_semantic_peft.semantics.scoring import SCORING_VERSION, score_facts, score_targets
+from lit_semantic_peft.semantics.scoring import SCORING_VERSION, score_facts, score_targets, scoring_parts
 from lit_semantic_peft.semantics.shaping import Scheduled, Tempered
 from lit_semantic_peft.semantics.strata import STRATA, Strata, StrataFilter, strata_of, with_strata
 from lit_semantic_peft.semantics.table import ScoredFacts
@@ -83,6 +83,7 @@ __all__ = [
     "loss_weights",
     "score_facts",
     "score_targets",
+    "scoring_parts",
     "strata_of",
     "weights_of",
     "with_strata",

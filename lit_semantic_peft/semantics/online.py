@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models.frozen_layers import FrozenLayers
 from lit_semantic_peft.models.objective import fact_nll_of, predicting_mask, target_logits
 from lit_semantic_peft.semantics.distances import Distance, TargetPass
 from lit_semantic_peft.semantics.scoring import InputOf
@@ -90,7 +91,13 @@ class Online(Weighting):
 
 
 def nll_and_online_weight(
-    model: nn.Module, batch: Batch, weighting: Online, distance: Distance, *, has_end: bool
+    model: nn.Module,
+    batch: Batch,
+    weighting: Online,
+    distance: Distance,
+    *,
+    has_end: bool,
+    frozen: FrozenLayers | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`fact_nll` and the online weights of a micro-batch, from one forward pass.
 
@@ -100,6 +107,7 @@ def nll_and_online_weight(
         weighting: What the distance is turned into.
         distance: What is measured.
         has_end: Whether each row's last target is the end token, which belongs to the loss but to no distance.
+        frozen: As in `target_logits`.
 
     Returns:
         float32 `(B,)` with a graph, and float32 `(B,)` without.
@@ -107,7 +115,7 @@ def nll_and_online_weight(
     base = model.get_base_model()
     projection = base.get_output_embeddings()
     with InputOf(projection) as captured:
-        logits, targets, _ = target_logits(model, batch)
+        logits, targets, _ = target_logits(model, batch, frozen=frozen)
     nll = fact_nll_of(logits, targets, batch.labels)
     with torch.no_grad():
         row = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]

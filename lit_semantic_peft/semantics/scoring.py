@@ -22,6 +22,9 @@ from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, EncodedFact, FactEncod
 SCORING_VERSION = 1
 """Part of every cache key; raised whenever a change of this package changes a number that scoring gives."""
 
+BATCHES_PER_PART = 4
+"""How many batches a rank scores before it writes them down: what a killed job loses at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class TargetScores:
@@ -148,6 +151,22 @@ def score_facts(
         base_answer=texts,
         distances=columns,
     )
+
+
+def scoring_parts(encoded: Sequence[EncodedFact], batch_size: int) -> list[list[int]]:
+    """Divides facts into parts that are scored one by one.
+
+    The parts depend on the facts alone, not on the number of ranks or on what was scored before, so that a fact always
+    meets the same neighbours in its batch and gets the same numbers to the last bit.
+
+    Args:
+        encoded: The facts.
+        batch_size: Facts that run together.
+
+    Returns:
+        Row numbers of each part, longest facts first.
+    """
+    return _by_length(encoded, batch_size * BATCHES_PER_PART)
 
 
 def _longest_answer(encoder: FactEncoder, fact: Fact, encoded: EncodedFact) -> int:

@@ -1,6 +1,6 @@
 """The table that scoring fills and that filters and weightings read: one row per fact."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -75,4 +75,23 @@ class ScoredFacts:
             distances={name: column[rows] for name, column in self.distances.items()},
             stratum=tuple(self.stratum[row] for row in rows) if self.stratum else (),
             measure=self.measure,
+        )
+
+    @staticmethod
+    def concatenate(tables: Sequence["ScoredFacts"]) -> "ScoredFacts":
+        """The rows of several tables with the same columns, one after the other.
+
+        Args:
+            tables: At least one.
+        """
+        return ScoredFacts(
+            fact_id=tuple(one for table in tables for one in table.fact_id),
+            relation=tuple(one for table in tables for one in table.relation),
+            distance=np.concatenate([table.distance for table in tables]),
+            base_nll=np.concatenate([table.base_nll for table in tables]),
+            is_known=np.concatenate([table.is_known for table in tables]),
+            base_answer=tuple(one for table in tables for one in table.base_answer),
+            distances={
+                name: np.concatenate([table.distances[name] for table in tables]) for name in tables[0].distances
+            },
         )
