@@ -1,5 +1,7 @@
 """Weights from what the model says now, out of the training step's own logits."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -112,7 +114,7 @@ def nll_and_online_weight(
     Returns:
         float32 `(B,)` with a graph, and float32 `(B,)` without.
     """
-    base = model.get_base_model()
+    base: Any = model.get_base_model()  # type: ignore[operator]
     projection = base.get_output_embeddings()
     with InputOf(projection) as captured:
         logits, targets, _ = target_logits(model, batch, frozen=frozen)

@@ -89,7 +89,7 @@ class RedundancyFilter(FactFilter):
                 _may_reach(bound[rows], bound[earlier], self.prompt_similarity),
                 _may_reach(bound[rows], bound[rows], self.prompt_similarity),
             ]
-            for row in rows:
+            for row in rows.tolist():
                 at = row - start
                 others = [*earlier[candidates[0].get(at, [])], *(start + other for other in candidates[1][at])]
                 others = [other for other in others if other < row and (other < start or reasons[other] is None)]
