@@ -23,6 +23,7 @@ from lit_semantic_peft.callbacks import (
     AnswerWriter,
     FactReport,
     InterferenceMonitor,
+    LossWeightDistribution,
     NonBlockingWandbLogger,
 )
 from lit_semantic_peft.data import KnowledgeDataModule
@@ -56,7 +57,7 @@ def run(arguments: Sequence[str]) -> None:
         trainer_class=KnowledgeTrainer,
         save_config_callback=RunConfig,
         seed_everything_default=0,
-        trainer_defaults={"callbacks": [AnswerWriter()]},
+        trainer_defaults={"callbacks": [AnswerWriter(), LossWeightDistribution()]},
         parser_class=SuggestingParser,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,

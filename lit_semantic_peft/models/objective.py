@@ -75,10 +75,7 @@ def token_nll(model: nn.Module, batch: Batch, *, frozen: FrozenLayers | None = N
         float32 `(B, T)` in nats per token, 0 where there is no target.
     """
     logits, targets, _ = target_logits(model, batch, frozen=frozen)
-    losses = F.cross_entropy(logits.float(), targets, reduction="none")
-    # Graph-connected also when no row has a target, so that backward finds every adapter on every rank.
-    empty = torch.zeros(batch.labels.shape, device=losses.device) + logits.sum() * 0.0
-    return empty.masked_scatter(batch.labels != IGNORE_INDEX, losses)
+    return _token_nll_of(logits, targets, batch.labels)
 
 
 def fact_nll(model: nn.Module, batch: Batch, *, frozen: FrozenLayers | None = None) -> Tensor:
@@ -92,8 +89,30 @@ def fact_nll(model: nn.Module, batch: Batch, *, frozen: FrozenLayers | None = No
     Returns:
         float32 `(B,)` in nats per token; 0 for a row without target.
     """
-    count = (batch.labels != IGNORE_INDEX).sum(dim=1)
-    return token_nll(model, batch, frozen=frozen).sum(dim=1) / count.clamp(min=1)
+    logits, targets, _ = target_logits(model, batch, frozen=frozen)
+    return fact_nll_of(logits, targets, batch.labels)
+
+
+def fact_nll_of(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    """`fact_nll` from logits that are there already.
+
+    Args:
+        logits: float `(N, V)` at the predicting positions.
+        targets: int64 `(N,)`.
+        labels: int64 `(B, T)`.
+
+    Returns:
+        float32 `(B,)` in nats per token; 0 for a row without target.
+    """
+    count = (labels != IGNORE_INDEX).sum(dim=1)
+    return _token_nll_of(logits, targets, labels).sum(dim=1) / count.clamp(min=1)
+
+
+def _token_nll_of(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+    # Graph-connected also when no row has a target, so that backward finds every adapter on every rank.
+    empty = torch.zeros(labels.shape, device=losses.device) + logits.sum() * 0.0
+    return empty.masked_scatter(labels != IGNORE_INDEX, losses)
 
 
 def weight_normalizer(loss_weight: Tensor, normalization: str) -> Tensor:

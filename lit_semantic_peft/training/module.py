@@ -39,6 +39,7 @@ from lit_semantic_peft.models import (
     weight_normalizer,
 )
 from lit_semantic_peft.models.adapters import orthogonality_penalty
+from lit_semantic_peft.semantics.online import Online, nll_and_online_weight
 from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.tokens import Batch, collate
 from lit_semantic_peft.training.own_gradient import refuse_loss_scaling, sum_over_ranks, unflattened
@@ -314,11 +315,22 @@ class SemanticPeftModule(LightningModule):
         Returns:
             Scalar, connected to every adapter parameter also when nothing in the batch counts.
         """
-        weighted_sum = (batch.loss_weight * fact_nll(self.model, batch, frozen=self._frozen)).sum()
+        weighted_sum = (batch.loss_weight * self._nll(batch)).sum()
         normalizer = weight_normalizer(batch.loss_weight, self.normalization)
         totals = torch.stack([weighted_sum.detach(), normalizer])
         self._step_totals = totals if self._step_totals is None else self._step_totals + totals
         return weighted_sum
+
+    def _nll(self, batch: Batch) -> Tensor:
+        weighting = self.data.weighting
+        if not isinstance(weighting, Online):
+            return fact_nll(self.model, batch, frozen=self._frozen)
+        nll, factor = nll_and_online_weight(
+            self.model, batch, weighting, self.data.distances[0], has_end=self.data.append_eos, frozen=self._frozen
+        )
+        # In place: callbacks that read the step's weights afterwards must see those of the loss.
+        batch.loss_weight.mul_(factor.to(batch.loss_weight))
+        return nll
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turns the accumulated gradient into that of Σ w_i ℓ_i / S, before it is clipped.
