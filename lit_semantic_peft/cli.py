@@ -4,7 +4,6 @@ import difflib
 import logging
 import re
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -168,11 +167,15 @@ class SemanticPeftCLI(LightningCLI):
         folder = config["default_root_dir"]
         if config.get("logger") in (None, True):
             config["logger"] = CSVLogger(save_dir=folder, name="logs", version="")
-        return super()._instantiate_trainer(config, callbacks)
+        trainer = super()._instantiate_trainer(config, callbacks)
+        for one in trainer.loggers:
+            if isinstance(one, NonBlockingWandbLogger):
+                one.records_terminal = self.config[self.subcommand].report.log_fact_text
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            with _ended_wandb_runs(self.trainer):  # before the folder in which W&B writes may have to go
+            with _ended_wandb_runs(self.trainer):  # an open one would make its folder again
                 super()._run_subcommand(subcommand)
         except InputError:
             self._remove_useless_run_folder()
@@ -188,8 +191,6 @@ class SemanticPeftCLI(LightningCLI):
     def _remove_useless_run_folder(self) -> None:
         made_here = self.subcommand == "fit" and not self._run_folder_existed
         if made_here and _is_first_process() and not any(self.run_folder.checkpoints.glob("*.ckpt")):
-            if "wandb" in sys.modules:  # an open W&B run would make the folder again when the process ends
-                sys.modules["wandb"].finish(exit_code=2)
             shutil.rmtree(self.run_folder.path, ignore_errors=True)
 
 

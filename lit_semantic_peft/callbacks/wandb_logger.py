@@ -33,8 +33,11 @@ class NonBlockingWandbLogger(WandbLogger):
       fails is lost, and after five in a row nothing more is tried. The first loss is told with the names of what was
       lost, the number of all losses at the end of each stage.
     - Where W&B refuses the connection or there is no key, the run is written to a file for `wandb sync`.
+    - `records_terminal = False` keeps what the terminal shows off W&B.
     - `close` ends the run if this logger opened it, so that the next one in the same process is a run of its own.
     """
+
+    records_terminal = True
 
     # Defaults of the class, so that the arguments stay those of the class above.
     _calls: "queue.Queue[_Call | None] | None" = None
@@ -129,8 +132,11 @@ class NonBlockingWandbLogger(WandbLogger):
         if self._offline:
             # Not the way of the class above, which would set it for every later run of the process.
             self._offline, self._wandb_init["mode"] = False, "offline"
-        if "WANDB_FINISH_TIMEOUT" not in os.environ:
-            self._wandb_init.setdefault("settings", {"finish_timeout": _FINISH_SECONDS})
+        if isinstance(given := self._wandb_init.get("settings") or {}, dict):
+            own: dict[str, Any] = {} if self.records_terminal else {"console": "off"}
+            if "WANDB_FINISH_TIMEOUT" not in os.environ:
+                own["finish_timeout"] = _FINISH_SECONDS
+            self._wandb_init["settings"] = own | given
         try:
             _ = super().experiment  # opens it
         except Exception as error:  # no connection, no key, no free disk: each has its own type

@@ -228,6 +228,7 @@ def test_without_fact_text_none_leaves_the_run_folder(settings, facts_file):
     assert len(table["data"]) == 12
     files = run.run_files()
     assert files.keys() >= {"adapter/adapter_model.safetensors", "facts.parquet", "plots/recall.png"}
+    assert not list(run.folder.rglob("output.log"))
     assert not files.keys() & {"report.html", "probes.parquet", "dropped.jsonl"}
     assert pq.read_table(files["facts.parquet"], partitioning=None).column_names == expected
     prompts = [json.loads(line)["prompt"].encode() for line in facts_file.read_text(encoding="utf-8").splitlines()]
