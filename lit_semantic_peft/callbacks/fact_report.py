@@ -166,8 +166,8 @@ class FactReport(Callback):
                 self._log_fact_table(trainer, fact_table(columns))
         self._epoch_columns = {}
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes what is known without asking questions.
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes what is known without asking questions, also of a resumed run that had nothing left to train.
 
         Args:
             trainer: The trainer.

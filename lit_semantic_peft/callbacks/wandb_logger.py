@@ -21,13 +21,14 @@ _GIVE_UP_AFTER = 5  # failures in a row
 _WAIT_SECONDS = 30.0  # at the end of training, for the calls that are still in the queue
 _FINISH_SECONDS = 600.0  # at the end of the command, for uploads; wandb itself waits for ever
 
+_END = "the end of the run"  # is tried in any case
 _Call = tuple[str, Callable[[], Any]]
 
 
 class NonBlockingWandbLogger(WandbLogger):
     """Lightning's `WandbLogger`, with the same arguments, whose troubles stay its own.
 
-    The command line puts it in place of a configured `WandbLogger`.
+    The command line puts it in place of a configured `WandbLogger`, by `take_over`.
 
     - Calls go through a bounded queue to a thread. A full queue loses the call, not training's time; a call that
       fails is lost, and after five in a row nothing more is tried. The first loss is told with the names of what was
@@ -46,6 +47,19 @@ class NonBlockingWandbLogger(WandbLogger):
     _num_lost_told = 0
     _is_opened_here = False
     _is_patient = True
+
+    @staticmethod
+    def take_over(configured: WandbLogger) -> None:
+        """Makes a logger that has not opened its run yet one of this class.
+
+        A configuration goes on naming Lightning's class: jsonargparse finds the arguments that it hands on to
+        `wandb.init` only in the class that does so itself.
+
+        Args:
+            configured: The logger.
+        """
+        if type(configured) is WandbLogger and configured._experiment is None:
+            configured.__class__ = NonBlockingWandbLogger
 
     @property
     @rank_zero_experiment
@@ -116,14 +130,14 @@ class NonBlockingWandbLogger(WandbLogger):
         Args:
             exit_code: 0 where the command ended well.
         """
-        run, self._experiment = self._experiment, None
+        run = self._experiment
         if run is not None and self._is_opened_here:
-            self._failures_in_a_row = 0  # the end is tried in any case
-            self.submit("the end of the run", lambda: run.finish(exit_code=exit_code))
+            self.submit(_END, lambda: run.finish(exit_code=exit_code))
             self._drain(_FINISH_SECONDS + _WAIT_SECONDS)
-        if self._calls is not None and not self._calls.full():
-            self._calls.put_nowait(None)  # the thread ends
-            self._calls = None
+        # Only now: a queued call that found no run would open another one.
+        calls, self._calls, self._experiment = self._calls, None, None
+        if calls is not None and not calls.full():
+            calls.put_nowait(None)  # the thread ends
 
     def _open(self) -> None:
         import wandb
@@ -154,7 +168,8 @@ class NonBlockingWandbLogger(WandbLogger):
         while (item := calls.get()) is not None:
             what, call = item
             try:
-                if self._failures_in_a_row < _GIVE_UP_AFTER:
+                is_given_up = self._failures_in_a_row >= _GIVE_UP_AFTER and what != _END
+                if self._calls is calls and not is_given_up:  # another queue or none: closed
                     call()
                     self._failures_in_a_row = 0
                 else:

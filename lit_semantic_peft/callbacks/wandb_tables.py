@@ -15,7 +15,14 @@ from lit_semantic_peft.reports import RunFolder, Summary
 TABLE_KEY = "facts/table"
 
 _TEXT_COLUMNS = {"subject", "prompt", "target", "target_true", "answer_before", "answer_after"}
-_FILES = ("config.yaml", "manifest.json", "summary.json", "interference.safetensors")
+_FILES = (
+    "config.yaml",
+    "manifest.json",
+    "summary.json",
+    "interference.safetensors",
+    "interference_by_group.json",
+    "alone_versus_together.json",
+)
 _FILES_WITH_TEXT = ("report.html", "probes.parquet", "dropped.jsonl")
 _FOLDERS = ("adapter", "adapter_best", "plots")
 

@@ -3,6 +3,7 @@
 from lit_semantic_peft.data.cache import ScoreCache
 from lit_semantic_peft.data.module import KnowledgeDataModule, PreparedFacts
 from lit_semantic_peft.data.questions import Question, fact_questions, prompt_questions
+from lit_semantic_peft.data.ranks import agreed, from_all_ranks
 from lit_semantic_peft.data.samplers import MicroBatch, RankShard, StepPlan
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "RankShard",
     "ScoreCache",
     "StepPlan",
+    "agreed",
     "fact_questions",
+    "from_all_ranks",
     "prompt_questions",
 ]

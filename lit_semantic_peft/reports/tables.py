@@ -53,6 +53,9 @@ FACT_COLUMNS: tuple[Column, ...] = (
     Column("drop_reason", _TEXT, "Why a filter dropped the fact, one word; null for a kept fact."),
     Column("num_target_tokens", _INT, "Tokens of the target, without the end token."),
     Column("distance", _FLOAT, "The configured distance under the base model; larger is farther."),
+    Column(
+        "stratum", _TEXT, "How well the base model knows it (SliCK): HighlyKnown, MaybeKnown, WeaklyKnown or Unknown."
+    ),
     Column("distance_after", _FLOAT, "The same distance after training."),
     Column("pushed_away", _FLAG, "Whether training made the distance larger."),
     Column("nll_before", _FLOAT, "Mean negative log-likelihood of the target, base model, nats per token."),
