@@ -17,8 +17,8 @@ _MAX_QUANTILE_INPUT = 1_000_000  # torch.quantile takes no more than 16 million
 class LossWeightDistribution(Callback):
     """Logs, after each epoch, how the loss weights of the trained facts were distributed in it.
 
-    The weights are those of the steps, static, moving, or online; facts of weight 0 are left out. W&B and TensorBoard
-    also get a histogram. Costs an addition per micro-batch.
+    The weights are those of the steps, static, moving, or online; facts of weight 0 are left out. Costs an addition
+    per micro-batch.
 
     Logged metrics, each epoch:
 
@@ -72,8 +72,6 @@ class LossWeightDistribution(Callback):
         pl_module.log_dict(
             {f"weights/{name}": value for name, value in weight_distribution(weight).items()}, batch_size=1
         )
-        for logger in trainer.loggers:
-            _log_histogram(logger, weight.cpu(), trainer.global_step)
 
 
 def weight_distribution(weight: Tensor) -> dict[str, float]:
@@ -97,13 +95,3 @@ def weight_distribution(weight: Tensor) -> dict[str, float]:
     square = float((weight**2).sum())
     share = float(weight.sum()) ** 2 / (len(weight) * square) if square else 1.0
     return dict(zip(_QUANTILES, quantiles.tolist(), strict=True)) | {"effective_share": share}
-
-
-def _log_histogram(logger: Any, weight: Tensor, step: int) -> None:
-    kind = type(logger).__name__
-    if kind == "WandbLogger":
-        import wandb
-
-        logger.experiment.log({"plots/loss_weight": wandb.Histogram(weight.tolist())})
-    elif kind == "TensorBoardLogger":
-        logger.experiment.add_histogram("weights/distribution", weight, step)

@@ -25,8 +25,7 @@ class Online(Weighting):
     `normalization: step_weights` and lets steps of light facts move less under `step_count`. A distance that only has
     ranks (`Surprisal`) is ranked among the base model's values for the kept facts, so that a fact's weight does not
     depend on what else is in the step. Range: that of the inner raw weight. Cost: no pass; the distance of the step's
-    target tokens (measured by `experiments/benchmarks/online_weighting.py`). Source: ours; focal loss is
-    `Online(Focal())`.
+    target tokens. Source: ours; focal loss is `Online(Focal())`.
 
     Args:
         weighting: The function of the distance.

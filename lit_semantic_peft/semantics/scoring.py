@@ -83,7 +83,7 @@ def score_targets(
     return TargetScores(
         distances={distance.name: distance.measure(outputs) for distance in distances},
         nll=zeros.index_add(0, row, nll) / count.clamp(min=1),
-        is_recalled=zeros.index_add(0, row, misses) == 0,
+        is_recalled=(zeros.index_add(0, row, misses) == 0) & (count > 0),
     )
 
 

@@ -221,6 +221,8 @@ class ConflictAwareBatching(Callback):
         assert trainer.train_dataloader is not None
         plan = trainer.train_dataloader.sampler
         assert isinstance(plan, StepPlan)
+        if plan.label_of is not None:
+            raise InputError("`mix_strata` and ConflictAwareBatching both decide which facts share a step: use one.")
         plan.arrange = partial(arranged, sample=self.sample, severity=self.severity.numpy(), mode=self.mode)
         return plan
 
