@@ -101,6 +101,10 @@ class OfflineRun:
     """History rows, summary, configuration and files of the one W&B run in a run folder."""
 
     def __init__(self, folder: str) -> None:
+        import wandb
+
+        if wandb.run is None:
+            wandb.teardown()  # ends the service, which may still be writing the last records of an ended run
         (self.folder,) = Path(folder, "wandb").glob("offline-run-*")
         (path,) = self.folder.glob("*.wandb")
         self.history: list[dict[str, Any]] = []
