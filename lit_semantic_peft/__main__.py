@@ -165,7 +165,7 @@ def _show_conversion(conversion: "Conversion") -> None:
     if conversion.omissions:
         print("Left out:")
     for one in conversion.omissions:
-        print(f"  {one.part} in {one.count} records (first: {one.first}): {one.reason}")
+        print(f"  {one.part} (records: {one.count}, first: {one.first}): {one.reason}")
 
 
 if __name__ == "__main__":
