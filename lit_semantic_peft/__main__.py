@@ -160,16 +160,12 @@ def _convert(arguments: Sequence[str]) -> None:
 
 
 def _show_conversion(conversion: "Conversion") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     merged = f"; {conversion.num_merged} facts repeat an earlier one" if conversion.num_merged else ""
     print(f"Read as {conversion.format}: {conversion.num_records} records{merged}")
     if conversion.omissions:
-        table = Table("left out", "in records", "because", "first in")
-        for one in conversion.omissions:
-            table.add_row(one.part, str(one.count), one.reason, one.first)
-        Console().print(table)
+        print("Left out:")
+    for one in conversion.omissions:
+        print(f"  {one.part} (records: {one.count}, first: {one.first}): {one.reason}")
 
 
 if __name__ == "__main__":

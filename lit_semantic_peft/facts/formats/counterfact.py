@@ -10,6 +10,7 @@ from lit_semantic_peft.facts.formats.record import (
     build_fact,
     fields,
     is_question,
+    other_answers,
 )
 from lit_semantic_peft.facts.schema import Probe
 
@@ -38,6 +39,9 @@ def _flat(record: Record) -> Iterator[Outcome]:
     prompt = record.text("prompt")
     case = record.optional_text("case_id")
     neighbour = record.optional_text("locality_prompt")
+    before, neighbour_answers = record.answers("ground_truth"), record.answers("locality_ground_truth")
+    yield from other_answers("target_true", [before])
+    yield from other_answers("neighborhood", [neighbour_answers])
     yield from build_fact(
         COUNTERFACT_FLAT.title,
         as_prompt(prompt),
@@ -45,11 +49,9 @@ def _flat(record: Record) -> Iterator[Outcome]:
         fact_id=f"counterfact-{case}" if case else "",
         subject=record.optional_text("subject"),
         relation=record.optional_text("relation_id"),
-        target_true=next(iter(record.answers("ground_truth")), ""),
+        target_true=next(iter(before), ""),
         paraphrases=[as_prompt(text) for text in record.texts("rephrase_prompt")],
-        neighborhood=[Probe(as_prompt(neighbour), answer) for answer in record.answers("locality_ground_truth")[:1]]
-        if neighbour
-        else [],
+        neighborhood=[Probe(as_prompt(neighbour), answer) for answer in neighbour_answers[:1]] if neighbour else [],
         question=prompt if is_question(prompt) else "",
     )
 

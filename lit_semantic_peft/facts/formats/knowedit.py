@@ -11,6 +11,7 @@ from lit_semantic_peft.facts.formats.record import (
     build_fact,
     fields,
     is_question,
+    other_answers,
     template_of,
 )
 from lit_semantic_peft.facts.schema import Probe
@@ -25,24 +26,29 @@ def _read(record: Record) -> Iterator[Outcome]:
     The same fact about another name of its subject is a paraphrase; everything below `locality` is a neighbour.
     """
     prompt = record.text("text" if record.has("text") else "prompt")
-    target = next(iter(record.answers("labels" if record.has("labels") else "target_new")), "")
+    target = _first(record.answers("labels" if record.has("labels") else "target_new"))
     subject = record.optional_text("concept" if record.has("concept") else "subject")
     paraphrases = record.texts("rephrase") + record.texts("rephrase_prompt")
     portability: list[Probe] = []
-    for kind, probe in _probes(record, "portability"):
-        if kind == _SAME_FACT and normalize_text(probe.target) == normalize_text(target):
-            paraphrases.append(probe.prompt)
+    consequences, neighbours = list(_tests(record, "portability")), list(_tests(record, "locality"))
+    for kind, question, answers in consequences:
+        if kind == _SAME_FACT and normalize_text(_first(answers)) == normalize_text(target):
+            paraphrases.append(question)
         else:
-            portability.append(Probe(probe.prompt, probe.target, hops=2 if kind == _TWO_HOPS else 1))
+            portability.append(Probe(question, _first(answers), hops=2 if kind == _TWO_HOPS else 1))
+    before = record.answers("ground_truth")
+    yield from other_answers("target_true", [before])
+    yield from other_answers("portability", [answers for _, _, answers in consequences])
+    yield from other_answers("neighborhood", [answers for _, _, answers in neighbours])
     yield from build_fact(
         KNOWEDIT.title,
         as_prompt(prompt),
         target,
         subject=subject,
         relation=template_of(prompt, subject) if len(prompt) < _LONGEST_TEMPLATE else "",
-        target_true=next(iter(record.answers("ground_truth")), ""),
+        target_true=_first(before),
         paraphrases=[as_prompt(text) for text in paraphrases],
-        neighborhood=[probe for _, probe in _probes(record, "locality")],
+        neighborhood=[Probe(question, _first(answers)) for _, question, answers in neighbours],
         portability=portability,
         question=prompt if is_question(prompt) else "",
     )
@@ -52,14 +58,18 @@ _LONGEST_TEMPLATE = 200
 """A longer prompt is a passage, not a template that others share."""
 
 
-def _probes(record: Record, name: str) -> Iterator[tuple[str, Probe]]:
+def _first(answers: list[str]) -> str:
+    return answers[0] if answers else ""
+
+
+def _tests(record: Record, name: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Kind, prompt and accepted answers of the tests in a field."""
     if not record.has(name):
         return
     groups = record.record(name)
     for kind in groups.fields:
         for item in groups.records(kind):
-            answers = item.answers("ground_truth")
-            yield kind, Probe(as_prompt(item.text("prompt")), answers[0] if answers else "")
+            yield kind, as_prompt(item.text("prompt")), item.answers("ground_truth")
 
 
 KNOWEDIT = Format(

@@ -226,6 +226,20 @@ def build_fact(
     )
 
 
+def other_answers(name: str, answers: Iterable[Sequence[str]]) -> Iterator[Dropped]:
+    """Says where questions have more accepted answers than the first, for which alone the contract has a place.
+
+    Args:
+        name: The field of the contract that the questions go to.
+        answers: The accepted answers of each question.
+
+    Yields:
+        At most one omission.
+    """
+    if any(len(accepted) > 1 for accepted in answers):
+        yield Dropped("all but the first accepted answer: there is room for one", name)
+
+
 def as_prompt(text: str) -> str:
     """The prompt that asks for an answer: a question is put between `Question:` and `Answer:`, a cloze stays.
 

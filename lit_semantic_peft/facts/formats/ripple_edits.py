@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 
 from lit_semantic_peft.facts.checks import normalize_text
-from lit_semantic_peft.facts.formats.record import Dropped, Format, Outcome, Record, build_fact, fields
+from lit_semantic_peft.facts.formats.record import Dropped, Format, Outcome, Record, build_fact, fields, other_answers
 from lit_semantic_peft.facts.schema import Probe
 
 _NEIGHBOURS = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")  # the authors' page spells one so
 _CONSEQUENCES = ("Logical_Generalization", "Compositionality_I", "Compositionality_II")
 _SAME_FACT = "Subject_Aliasing"
+_GROUPS = (*_NEIGHBOURS, *_CONSEQUENCES, _SAME_FACT)
 _LAST_WORDS = ("is", "are", "follows", "by")
 """The words with which the authors' templates end: the answer comes next."""
 
@@ -30,6 +31,12 @@ def _read(record: Record) -> Iterator[Outcome]:
         return
     target = sentence[len(prompt) :].strip()
     aliases = [answer for _, answers in same for answer in answers if _is_among(target, answers)]
+    neighbours = [one for kind in _NEIGHBOURS for one in _queries(record, kind)]
+    consequences = [(kind, *one) for kind in _CONSEQUENCES for one in _queries(record, kind)]
+    yield from other_answers("neighborhood", [answers for _, answers in neighbours])
+    yield from other_answers("portability", [answers for _, _, answers in consequences])
+    if any(test.has("condition_queries") for kind in _GROUPS for test in record.records(kind)):
+        yield Dropped("what the model must know already for a test to count has no field", "condition_queries")
     yield from build_fact(
         RIPPLE_EDITS.title,
         prompt,
@@ -38,11 +45,10 @@ def _read(record: Record) -> Iterator[Outcome]:
         aliases=aliases,
         target_true=original[len(prompt) :].strip() if original.startswith(prompt) else "",
         paraphrases=[query for query, answers in same if _is_among(target, answers)],
-        neighborhood=[_probe(query, answers) for kind in _NEIGHBOURS for query, answers in _queries(record, kind)],
+        neighborhood=[_probe(query, answers) for query, answers in neighbours],
         portability=[
             _probe(query, answers, 2 if kind.startswith("Compositionality") else 1)
-            for kind in _CONSEQUENCES
-            for query, answers in _queries(record, kind)
+            for kind, query, answers in consequences
         ],
     )
 
@@ -88,6 +94,6 @@ def _prompt_of(sentence: str, answers: list[str], original: str) -> str:
 RIPPLE_EDITS = Format(
     "ripple-edits",
     "RippleEdits",
-    tuple(fields("edit", name) for name in ("example_type", *_NEIGHBOURS, *_CONSEQUENCES, _SAME_FACT)),
+    tuple(fields("edit", name) for name in ("example_type", *_GROUPS)),
     _read,
 )

@@ -8,6 +8,7 @@ from lit_semantic_peft.facts.formats.record import (
     Record,
     build_fact,
     fields,
+    other_answers,
     question_prompt,
     template_of,
 )
@@ -24,15 +25,18 @@ def _read(record: Record) -> Iterator[Outcome]:
     if record.has("portability"):
         hop = record.record("portability")
         portability.append(Probe(question_prompt(hop.text("New Question")), hop.text("New Answer"), hops=2))
+    before, neighbour_answers = record.answers("answers"), record.answers("loc_ans")
+    yield from other_answers("target_true", [before])
+    yield from other_answers("neighborhood", [neighbour_answers])
     yield from build_fact(
         ZSRE.title,
         question_prompt(question),
         record.text("alt"),
         subject=subject,
         relation=template_of(question, subject),
-        target_true=next(iter(record.answers("answers")), ""),
+        target_true=next(iter(before), ""),
         paraphrases=[question_prompt(text) for text in record.texts("rephrase")],
-        neighborhood=[Probe(question_prompt(neighbour), answer) for answer in record.answers("loc_ans")[:1]]
+        neighborhood=[Probe(question_prompt(neighbour), answer) for answer in neighbour_answers[:1]]
         if neighbour
         else [],
         portability=portability,
@@ -40,4 +44,4 @@ def _read(record: Record) -> Iterator[Outcome]:
     )
 
 
-ZSRE = Format("zsre", "zsRE (MEND)", (fields("src", "alt"),), _read)
+ZSRE = Format("zsre", "zsRE (MEND)", (fields("src", "alt"),), _read, left_out={"pred": "what another model answered"})

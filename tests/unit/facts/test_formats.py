@@ -108,7 +108,7 @@ def ripple_test(prompt, *answers, kind="regular"):
             }
         ],
         "test_condition": "OR",
-        "condition_queries": [],
+        "condition_queries": [{"prompt": "The father of Leo is", "answers": [{"value": "Per", "aliases": []}]}],
     }
 
 
@@ -245,7 +245,7 @@ EXPECTED = {
             question="What university did Watts Hill attend?",
             source="zsRE (MEND)",
         ),
-        set(),
+        {"pred"},
     ),
     "mquake": (
         MQUAKE,
@@ -284,7 +284,7 @@ EXPECTED = {
             ),
             source="KnowEdit",
         ),
-        set(),
+        {"target_true", "portability"},
     ),
     "ripple-edits": (
         RIPPLE_EDITS,
@@ -305,7 +305,7 @@ EXPECTED = {
             ),
             source="RippleEdits",
         ),
-        set(),
+        {"neighborhood", "portability", "condition_queries"},
     ),
     "hallueditbench": (
         HALLUEDITBENCH,
@@ -550,12 +550,13 @@ def test_a_format_can_be_forced(tmp_path):
 
 
 def test_a_record_without_an_answer_is_left_out_with_its_place(tmp_path):
-    source = array(tmp_path / "set.json", ZSRE, {**ZSRE, "alt": " "}, {**ZSRE, "alt": ""})
+    answered = without(ZSRE, ["pred"])
+    source = array(tmp_path / "set.json", answered, {**answered, "alt": " "}, {**answered, "alt": ""})
     read = read_facts(source)
     assert len(read) == 1
     assert read.conversion.omissions == (Omission("record", "the answer is empty", 2, f"{source}:record 2"),)
     assert str(read.conversion) == "zsRE (MEND), 3 records; left out: record (2: the answer is empty)"
-    only = array(tmp_path / "only.json", {**ZSRE, "alt": ""})
+    only = array(tmp_path / "only.json", {**answered, "alt": ""})
     assert error(only) == (
         f"{only}: expected at least one fact, got 1 records of zsRE (MEND) that give none: the answer is empty (1)"
     )
@@ -580,7 +581,7 @@ def test_probes_without_an_answer_are_left_out(tmp_path):
     record["locality"]["Relation_Specificity"].append({"prompt": KNOWEDIT["prompt"], "ground_truth": ["Norway"]})
     read = read_facts(array(tmp_path / "set.json", record))
     assert [probe.target for probe in read.facts[0].neighborhood] == ["Ida Mann"]
-    assert {(one.part, one.reason) for one in read.conversion.omissions} == {
+    assert {(one.part, one.reason) for one in read.conversion.omissions if one.part == "neighborhood"} == {
         ("neighborhood", "a probe without a question or an answer"),
         ("neighborhood", "a neighbour that asks the taught prompt itself"),
     }
