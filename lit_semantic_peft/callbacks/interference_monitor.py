@@ -369,7 +369,9 @@ def _is_last_step(trainer: Trainer) -> bool:
 def _groups(module: SemanticPeftModule) -> dict[str, list[Any]]:
     """Relation, decile of distance, and stratum where it was measured, of every fact."""
     columns = module.data.prepared.columns()
-    groups: dict[str, list[Any]] = {name: columns[name] for name in ("relation", "stratum") if name in columns}
+    groups: dict[str, list[Any]] = {"relation": columns["relation"]}
+    if module.data.prepared.scored.stratum:
+        groups["stratum"] = columns["stratum"]
     deciles = distance_decile(torch.tensor(columns["distance"], dtype=torch.float64)).tolist()
     return {**groups, "distance_decile": [decile or None for decile in deciles]}
 

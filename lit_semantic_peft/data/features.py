@@ -16,7 +16,7 @@ from lit_semantic_peft.semantics.table import FloatArray
 logger = logging.getLogger(__name__)
 
 
-class FeatureStore:
+class FeatureCache:
     """Gives the rows of a feature for some facts, from its folder or from the base model.
 
     Args:

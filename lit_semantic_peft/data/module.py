@@ -1,9 +1,9 @@
 """The LightningDataModule: from a file of facts to filtered, weighted batches."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm.auto import tqdm
 
 from lit_semantic_peft.data.cache import ScoreCache
-from lit_semantic_peft.data.features import FeatureStore
+from lit_semantic_peft.data.features import FeatureCache
 from lit_semantic_peft.data.questions import Question, fact_questions, prompt_questions
-from lit_semantic_peft.data.ranks import agreed, from_all_ranks
+from lit_semantic_peft.data.ranks import agreed, from_all_ranks, from_first_rank
 from lit_semantic_peft.data.samplers import MicroBatch, RankShard, StepPlan
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact, facts_key, read_facts
@@ -49,8 +49,6 @@ from lit_semantic_peft.semantics import (
 from lit_semantic_peft.tokens import Batch, EncodedFact, FactEncoder, Template, collate
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -253,11 +251,16 @@ class KnowledgeDataModule(LightningDataModule):
             self._encoder = agreed(self._load_encoder)
         if self._prepared is None and not (stage == "predict" and self.prompts):
             facts, encoded = agreed(self._read)
-            scored = self._scores(facts, encoded)
-            measure = self._feature_store(facts)
+            bench = Bench(
+                lambda: load_base_model(self._source, self.dtype, self.trust_remote_code).to(self.device),
+                self.encoder,
+                self.eval_batch_size,
+            )
+            scored = self._scores(facts, encoded, bench)
+            measure = FeatureCache(self.cache.folder, self._source, self.dtype, bench, facts)
             if self.strata:
                 strata = self.strata
-                scored = self._on_first_rank(lambda: with_strata(scored, measure(strata, scored.fact_id)))
+                scored = from_first_rank(lambda: with_strata(scored, measure(strata, scored.fact_id)))
             self._prepared = self._select(facts, encoded, scored, measure)
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -377,23 +380,15 @@ class KnowledgeDataModule(LightningDataModule):
             fact_questions(facts, self.encoder)  # a probe that cannot be spelt is an error before training, not after
         return facts, encoded
 
-    def _feature_store(self, facts: Sequence[Fact]) -> FeatureStore:
-        bench = Bench(
-            lambda: load_base_model(self._source, self.dtype, self.trust_remote_code).to(self.device),
-            self.encoder,
-            self.eval_batch_size,
-        )
-        return FeatureStore(self.cache.folder, self._source, self.dtype, bench, facts)
-
     def _select(
-        self, facts: Sequence[Fact], encoded: Sequence[EncodedFact], scored: ScoredFacts, measure: FeatureStore
+        self, facts: Sequence[Fact], encoded: Sequence[EncodedFact], scored: ScoredFacts, measure: FeatureCache
     ) -> PreparedFacts:
         inject = np.flatnonzero([fact.split == "inject" for fact in facts])
         logger.info("Facts read: %d, of which %d to inject", len(facts), len(inject))
         if not len(inject):
             raise InputError(f"`facts` {self.facts!r} holds no fact with split `inject`, so there is nothing to train.")
         to_inject = replace(scored.take(inject), measure=measure)
-        selection = self._on_first_rank(lambda: apply_filters(self.filters, to_inject))
+        selection = from_first_rank(lambda: apply_filters(self.filters, to_inject))
         is_kept, reason = _spread(selection, inject, facts)
         loss_weight, final_loss_weight = self._weigh(scored, is_kept)
         logger.info("Facts kept: %d, dropped: %d", int(is_kept.sum()), len(inject) - int(is_kept.sum()))
@@ -415,20 +410,12 @@ class KnowledgeDataModule(LightningDataModule):
             weights.append(weight)
         return weights
 
-    def _on_first_rank(self, compute: Callable[[], T]) -> T:
-        """What rank 0 computes, on all ranks; a failure there ends all ranks with its message."""
-        outcome = from_all_ranks(agreed(lambda: compute() if self._rank == 0 else None))[0]
-        assert outcome is not None
-        return outcome
-
-    def _scores(self, facts: Sequence[Fact], encoded: Sequence[EncodedFact]) -> ScoredFacts:
+    def _scores(self, facts: Sequence[Fact], encoded: Sequence[EncodedFact], bench: Bench) -> ScoredFacts:
         """Scores from the cache of the first rank; what it lacks is computed, a share of the parts on each rank."""
         manifest = self.cache.manifest(facts, self._source, self.encoder, self.distances, self.dtype)
         parts = scoring_parts(encoded, self.eval_batch_size)
 
-        def cached() -> ScoredFacts | dict[int, ScoredFacts] | None:
-            if self._rank != 0:
-                return None
+        def cached() -> ScoredFacts | dict[int, ScoredFacts]:
             whole = self.cache.load(manifest)
             if whole is not None:
                 return whole
@@ -438,37 +425,33 @@ class KnowledgeDataModule(LightningDataModule):
             }
             return {number: part for number, part in found.items() if part is not None}
 
-        known = from_all_ranks(agreed(cached))[0]
+        known = from_first_rank(cached)
         if isinstance(known, ScoredFacts):
             logger.info("Scores of %d facts come from the cache; no model was touched", len(facts))
             return known
-        assert known is not None
         if known:
             logger.info("Scores of %d facts are there from an earlier job", sum(map(len, known.values())))
         missing = [number for number in range(len(parts)) if number not in known]
         mine = missing[self._rank :: self._world_size]
-        computed = agreed(lambda: self._score_parts(facts, {number: parts[number] for number in mine}, manifest))
+        computed = agreed(lambda: self._score_parts(facts, {number: parts[number] for number in mine}, manifest, bench))
         for others in from_all_ranks(computed):
             known |= others
         table = ScoredFacts.concatenate([known[number] for number in range(len(parts))])
         row_of = {fact_id: row for row, fact_id in enumerate(table.fact_id)}
         scored = table.take(np.array([row_of[fact.id] for fact in facts]))
-        agreed(lambda: self.cache.store(manifest, scored) if self._rank == 0 else None)
+        from_first_rank(lambda: self.cache.store(manifest, scored))
         return scored
 
     def _score_parts(
-        self, facts: Sequence[Fact], parts: dict[int, list[int]], manifest: dict[str, Any]
+        self, facts: Sequence[Fact], parts: dict[int, list[int]], manifest: dict[str, Any], bench: Bench
     ) -> dict[int, ScoredFacts]:
-        if not parts:
-            return {}
-        model = load_base_model(self._source, self.dtype, self.trust_remote_code).to(self.device)
         scored: dict[int, ScoredFacts] = {}
         total = sum(map(len, parts.values()))
         with tqdm(total=total, desc="Scoring facts", unit="fact", disable=self._rank != 0) as bar:
             for number, rows in parts.items():
                 scored[number] = score_facts(
-                    model,
-                    self.encoder,
+                    bench.model,
+                    bench.encoder,
                     [facts[row] for row in rows],
                     self.distances,
                     batch_size=self.eval_batch_size,

@@ -23,6 +23,18 @@ def from_all_ranks(value: T) -> list[T]:
     return gathered
 
 
+def from_first_rank(work: Callable[[], T]) -> T:
+    """What `work` gives on the first rank, on all of them; it does not run on the others. Fails as `agreed` does.
+
+    Args:
+        work: Holds no collective; what it gives can be pickled.
+    """
+    is_first = not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+    first: Any = from_all_ranks(agreed(lambda: work() if is_first else None))[0]
+    outcome: T = first
+    return outcome
+
+
 def agreed(work: Callable[[], T]) -> T:
     """What `work` gives on this rank. If it fails on any rank, all of them raise, so that none waits for the other.
 

@@ -1,24 +1,23 @@
 """Gradients of facts after a short warm-up, as a feature that filters may ask for."""
 
 import logging
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from peft import LoraConfig
-from torch import Tensor
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
-from lit_semantic_peft.interference import gradient_matrix, one_backward_per_fact, warm_up
+from lit_semantic_peft.interference import gradient_matrix, gradient_sketch, warm_up
 from lit_semantic_peft.models import attach_adapter
 from lit_semantic_peft.semantics.features import Bench, Feature
 from lit_semantic_peft.semantics.table import FloatArray
 from lit_semantic_peft.tokens import Batch, collate
 
 logger = logging.getLogger(__name__)
-
-_SKETCHED_TOGETHER = 16  # facts whose whole gradients are in memory at a time
 
 
 class WarmGradients(Feature):
@@ -30,23 +29,23 @@ class WarmGradients(Feature):
     facts and the base model.
 
     Up to `max_exact` facts K is exact and the rows are a square root of it, `(n, n)`. For more facts the rows are
-    seeded count sketches of the gradients, `(n, sketch_size)`: each parameter is added, with a random sign, to a random
-    column (Charikar et al. 2002), so that inner products are right on average, with a standard error of at most
-    √(2/sketch_size) · ‖g_i‖‖g_j‖. Cost: `warmup_steps` training steps, and a forward and a backward of every fact
-    (each on its own for the sketch, which takes some three times as long).
+    seeded projections of the gradients, `(n, sketch_size)`, whose inner products are right on average, see
+    `gradient_sketch`. Cost: `warmup_steps` training steps, and a forward and a backward of every fact.
 
     Args:
         warmup_steps: Optimizer steps before K is taken.
         learning_rate: Of the warm-up; AdamW, constant.
         rank: Rank of the throw-away LoRA adapter.
         max_exact: Up to so many facts K is exact. Its memory is 4 · n · P bytes, P the adapter's parameters.
-        sketch_size: Columns of the sketch.
+        sketch_size: Columns of the projection.
         batch_size: Facts per step of the warm-up.
-        seed: Of the adapter, of the order of the facts, of the sketch.
+        seed: Of the adapter, of the order of the facts, of the projection.
 
     Raises:
         InputError: If a setting is out of its range; from `measure`, if a gradient is not finite.
     """
+
+    version = 2
 
     def __init__(
         self,
@@ -99,10 +98,11 @@ class WarmGradients(Feature):
                 if len(facts) <= self.max_exact:
                     rows = square_root(gradient_matrix(model, in_order).double().numpy())
                 else:
-                    small = batches(range(len(facts)), _SKETCHED_TOGETHER)
-                    sketch = CountSketch(self.sketch_size, self.seed)
-                    sketches = [sketch.of(one_backward_per_fact(model, [batch])) for batch in small]
-                    rows = torch.cat(sketches).double().cpu().numpy()
+                    with tempfile.TemporaryDirectory() as folder:
+                        sketch = gradient_sketch(
+                            model, in_order, Path(folder, "sketch.npy"), self.sketch_size, self.seed
+                        )
+                        rows = np.array(sketch.features, dtype=np.float64)
             finally:
                 model.unload()
                 bench.model.eval().requires_grad_(False)
@@ -113,43 +113,6 @@ class WarmGradients(Feature):
                 f"The gradients of {len(bad)} facts are not finite after the warm-up: {shown}. Lower its rate."
             )
         return rows
-
-
-class CountSketch:
-    """A seeded linear map to few columns that keeps inner products on average.
-
-    Args:
-        size: Columns.
-        seed: Another seed, another map.
-
-    Example:
-        >>> rows = torch.eye(3)
-        >>> CountSketch(size=4096, seed=0).of(rows).abs().sum(dim=1).tolist()
-        [1.0, 1.0, 1.0]
-    """
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size = size
-        self.seed = seed
-        self._columns: Tensor | None = None
-        self._signs: Tensor | None = None
-
-    def of(self, rows: Tensor) -> Tensor:
-        """The sketches of some rows.
-
-        Args:
-            rows: `(n, P)`; P is the same in every call.
-
-        Returns:
-            float32 `(n, size)`, on the device of the rows.
-        """
-        if self._columns is None or self._signs is None:
-            generator = torch.Generator().manual_seed(self.seed)
-            columns = torch.randint(self.size, (rows.shape[1],), generator=generator)
-            signs = torch.randint(2, (rows.shape[1],), generator=generator).float() * 2 - 1
-            self._columns, self._signs = columns.to(rows.device), signs.to(rows.device)
-        sketch = torch.zeros(len(rows), self.size, device=rows.device)
-        return sketch.index_add_(1, self._columns, rows.float() * self._signs)
 
 
 def square_root(gradient_dot: FloatArray) -> FloatArray:

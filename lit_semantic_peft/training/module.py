@@ -595,7 +595,7 @@ class SemanticPeftModule(LightningModule):
             "base_model": self.source.public_name,
             "base_fingerprint": self.source.fingerprint,
             "settings": self._settings(),
-            "loss_weight": torch.tensor(self.data.prepared.loss_weight),
+            "loss_weight": self._loss_weights(),
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "dynamics": self.dynamics.state_dict(),
             "epoch_loss": self.epoch_loss.state_dict(),
@@ -653,6 +653,11 @@ class SemanticPeftModule(LightningModule):
             },
         }
 
+    def _loss_weights(self) -> Tensor:
+        """The weights at the start and at the end of training, `(2, n)`."""
+        prepared = self.data.prepared
+        return torch.stack([torch.tensor(prepared.loss_weight), torch.tensor(prepared.final_loss_weight)])
+
     def _differences(self, about: dict[str, Any], is_within_epoch: bool) -> str:
         there, here = about["settings"], self._settings()
         problems = [
@@ -662,12 +667,12 @@ class SemanticPeftModule(LightningModule):
         ]
         if not problems:
             # Scored anew on another machine the weights may differ in the last digits.
-            weights = torch.tensor(self.data.prepared.loss_weight)
+            weights = self._loss_weights()
             if not torch.allclose(about["loss_weight"], weights, rtol=1e-4, atol=1e-6):
-                row = int((about["loss_weight"] - weights).abs().argmax())
+                end, row = divmod(int((about["loss_weight"] - weights).abs().argmax()), weights.shape[1])
                 problems.append(
                     f"`weighting`: fact {self.data.prepared.facts[row].id!r} weighs "
-                    f"{about['loss_weight'][row]:.4g} in the checkpoint, {weights[row]:.4g} here"
+                    f"{about['loss_weight'][end, row]:.4g} in the checkpoint, {weights[end, row]:.4g} here"
                 )
             accumulate = about["accumulate_grad_batches"]
             if is_within_epoch and accumulate != self.trainer.accumulate_grad_batches:

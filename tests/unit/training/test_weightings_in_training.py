@@ -70,3 +70,11 @@ def test_the_distribution_of_the_weights_is_logged(tiny_model, facts_file):
 def test_steps_cannot_be_arranged_by_conflict_and_by_stratum(tiny_model, facts_file):
     with pytest.raises(InputError, match="`mix_strata`"):
         fit(tiny_model, facts_file, data={"mix_strata": True}, callbacks=[ConflictAwareBatching()])
+
+
+def test_a_schedule_with_another_end_cannot_be_resumed(tiny_model, facts_file, tmp_path):
+    module, _ = fit(tiny_model, facts_file, data={"weighting": Scheduled(Proximity(), FAR)}, trainer={"max_epochs": 1})
+    module.trainer.save_checkpoint(tmp_path / "half.ckpt")
+    other = {"weighting": Scheduled(Proximity(), Proximity())}
+    with pytest.raises(InputError, match="`weighting`: fact 'town-"):
+        fit(tiny_model, facts_file, data=other, ckpt_path=str(tmp_path / "half.ckpt"))
