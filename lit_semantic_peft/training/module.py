@@ -296,6 +296,9 @@ class SemanticPeftModule(LightningModule):
                 f"`train/loss` is {loss} at optimizer step {self.global_step + 1}; training cannot go on. Lower the "
                 "learning rate, clip gradients (`trainer.gradient_clip_val: 1.0`), or use `dtype: float32`."
             )
+        average = getattr(self.trainer.strategy, "average_gradients", None)
+        if average is not None:  # `ShardedBaseStrategy`; others did it in the backward pass
+            average(self._trained_parameters())
         factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / normalizer
         gradients = [parameter.grad for parameter in self._trained_parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, factor)
