@@ -4,9 +4,9 @@ import difflib
 import logging
 import re
 import shutil
-import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lit_semantic_peft.callbacks import (
@@ -23,6 +23,8 @@ from lit_semantic_peft.callbacks import (
     AnswerWriter,
     FactReport,
     InterferenceMonitor,
+    LossWeightDistribution,
+    NonBlockingWandbLogger,
 )
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
@@ -55,7 +57,7 @@ def run(arguments: Sequence[str]) -> None:
         trainer_class=KnowledgeTrainer,
         save_config_callback=RunConfig,
         seed_everything_default=0,
-        trainer_defaults={"callbacks": [AnswerWriter()]},
+        trainer_defaults={"callbacks": [AnswerWriter(), LossWeightDistribution()]},
         parser_class=SuggestingParser,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
@@ -185,11 +187,18 @@ class SemanticPeftCLI(LightningCLI):
             # A resumed run keeps what was logged before it beside its own: Lightning's logger starts its file anew.
             version = _next_version(self.run_folder.path / "logs")
             config["logger"] = CSVLogger(save_dir=folder, name="logs", version=version)
-        return super()._instantiate_trainer(config, callbacks)
+        trainer = super()._instantiate_trainer(config, callbacks)
+        for one in trainer.loggers:
+            if isinstance(one, WandbLogger):
+                NonBlockingWandbLogger.take_over(one)
+            if isinstance(one, NonBlockingWandbLogger):
+                one.records_terminal = self.config[self.subcommand].report.log_fact_text
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            super()._run_subcommand(subcommand)
+            with _ended_wandb_runs(self.trainer):  # an open one would make its folder again
+                super()._run_subcommand(subcommand)
         except InputError:
             self._remove_useless_run_folder()
             raise
@@ -210,8 +219,6 @@ class SemanticPeftCLI(LightningCLI):
     def _remove_useless_run_folder(self) -> None:
         made_here = self.subcommand == "fit" and not self._run_folder_existed
         if made_here and _is_first_process() and not self.run_folder.has_checkpoint():
-            if "wandb" in sys.modules:  # an open W&B run would make the folder again when the process ends
-                sys.modules["wandb"].finish(exit_code=2)
             shutil.rmtree(self.run_folder.path, ignore_errors=True)
 
 
@@ -271,6 +278,19 @@ def _keep_wandb_in(trainer_config: Any, run_folder: RunFolder) -> None:
             one.init_args.save_dir = str(run_folder.path)
 
 
+@contextmanager
+def _ended_wandb_runs(trainer: Trainer) -> Iterator[None]:
+    """Ends the W&B runs opened inside, as failed ones after an error, so that the next command has its own."""
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        for one in trainer.loggers:
+            if isinstance(one, NonBlockingWandbLogger):
+                one.close(exit_code)
+
+
 def _is_first_process() -> bool:
     return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
@@ -284,6 +304,8 @@ def _configure_logging() -> None:
     package.setLevel(logging.INFO if _is_first_process() else logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # That a process has died, and that the others are ended for it, is told as a remark.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for noise in (
         ".*loftq_config.*",  # jsonargparse passes peft's defaults explicitly
         ".*does not have many workers.*",  # batches are a lookup and a pad; workers would cost more

@@ -1,9 +1,9 @@
 """The LightningDataModule: from a file of facts to filtered, weighted batches."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm.auto import tqdm
 
 from lit_semantic_peft.data.cache import ScoreCache
+from lit_semantic_peft.data.features import FeatureStore
 from lit_semantic_peft.data.questions import Question, fact_questions, prompt_questions
 from lit_semantic_peft.data.ranks import agreed, from_all_ranks
 from lit_semantic_peft.data.samplers import MicroBatch, RankShard, StepPlan
@@ -27,23 +28,29 @@ from lit_semantic_peft.models.base import (
     resolve_base_model,
 )
 from lit_semantic_peft.semantics import (
+    Bench,
     Distance,
     ExpectedEmbeddingDistance,
     FactFilter,
     NoFilter,
+    Online,
     ScoredFacts,
     Selection,
+    Strata,
     Surprisal,
     Uniform,
     Weighting,
     apply_filters,
-    loss_weights,
     score_facts,
     scoring_parts,
+    weights_of,
+    with_strata,
 )
 from lit_semantic_peft.tokens import Batch, EncodedFact, FactEncoder, Template, collate
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class PreparedFacts:
         is_kept: Whether a fact is trained, bool `(n,)`.
         reason: Why a fact is not trained: a filter's reason, or `retain` or `probe` for its split; None if it is.
         loss_weight: Factor of each fact's loss, float64 `(n,)`: mean 1 over the kept facts, 0 for the others.
+        final_loss_weight: The same at the end of training, where the weighting moves; else equal.
         key: Content key of the facts and of everything that decided their fate.
     """
 
@@ -66,6 +74,7 @@ class PreparedFacts:
     is_kept: np.ndarray
     reason: tuple[str | None, ...]
     loss_weight: np.ndarray
+    final_loss_weight: np.ndarray
     key: str
 
     @property
@@ -89,6 +98,7 @@ class PreparedFacts:
             "drop_reason": list(self.reason),
             "num_target_tokens": [one.num_target_tokens for one in self.encoded],
             "distance": self.scored.distance.tolist(),
+            "stratum": list(self.scored.stratum) or [None] * len(self.facts),
             "nll_before": self.scored.base_nll.tolist(),
             "loss_weight": self.loss_weight.tolist(),
             **{f"distance_{name}": values.tolist() for name, values in self.scored.distances.items()},
@@ -112,6 +122,9 @@ class KnowledgeDataModule(LightningDataModule):
         distance: What filters and weightings go by; `ExpectedEmbeddingDistance` where None.
         more_distances: Further distances to measure and report. `Surprisal` is always measured.
         filters: Applied in order, each to what the one before left; nothing is dropped where None.
+        strata: How the strata of the facts are found, a column of the fact table; None to find them (with the settings
+            of `Strata()`) only if a filter or `mix_strata` needs them.
+        mix_strata: Whether every optimizer step gets each stratum's share of facts, instead of facts of like length.
         weighting: From distance to loss weight; `Uniform` where None.
         template: `none`, or `chat` for the tokenizer's chat template.
         append_eos: Whether an answer is taught to end.
@@ -144,6 +157,8 @@ class KnowledgeDataModule(LightningDataModule):
         distance: Distance | None = None,
         more_distances: list[Distance] | None = None,
         filters: list[FactFilter] | None = None,
+        strata: Strata | None = None,
+        mix_strata: bool = False,
         weighting: Weighting | None = None,
         template: Template = "none",
         append_eos: bool = True,
@@ -178,6 +193,9 @@ class KnowledgeDataModule(LightningDataModule):
         self.dataset_split = dataset_split
         self.distances = _distances(distance or ExpectedEmbeddingDistance(), more_distances or [])
         self.filters: list[FactFilter] = filters or [NoFilter()]
+        needs_strata = mix_strata or any(one.needs_strata for one in self.filters)
+        self.strata = strata or (Strata() if needs_strata else None)
+        self.mix_strata = mix_strata
         self.weighting = weighting or Uniform()
         self.template: Template = template
         self.append_eos = append_eos
@@ -236,7 +254,11 @@ class KnowledgeDataModule(LightningDataModule):
         if self._prepared is None and not (stage == "predict" and self.prompts):
             facts, encoded = agreed(self._read)
             scored = self._scores(facts, encoded)
-            self._prepared = agreed(lambda: self._select(facts, encoded, scored))
+            measure = self._feature_store(facts)
+            if self.strata:
+                strata = self.strata
+                scored = self._on_first_rank(lambda: with_strata(scored, measure(strata, scored.fact_id)))
+            self._prepared = self._select(facts, encoded, scored, measure)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches of kept facts; the order depends on `seed` and epoch only."""
@@ -252,6 +274,8 @@ class KnowledgeDataModule(LightningDataModule):
             rank=self._rank,
             seed=self.seed,
             bucket_steps=self.bucket_steps,
+            max_epochs=self.trainer.max_epochs if self.trainer else None,
+            mix=[prepared.scored.stratum[row] for row in rows] if self.mix_strata else None,
         )
         plan.resume(*self._position)
         return _loader(_FactBatches(prepared, self.encoder.pad_id, with_end=True), plan)
@@ -276,14 +300,15 @@ class KnowledgeDataModule(LightningDataModule):
             return self._question_loader(prompt_questions(self.prompts, self.encoder, self.max_new_tokens))
         return self._question_loader(fact_questions(self.prepared.facts, self.encoder, with_probes=False))
 
-    def training_batches(self, rows: Sequence[int], batch_size: int) -> list[Batch]:
+    def training_batches(self, rows: Sequence[int], batch_size: int, *, with_end: bool = True) -> list[Batch]:
         """The training form of some facts, in the given order, for measurements beside the training.
 
         Args:
             rows: Fact indices.
             batch_size: Facts per batch.
+            with_end: Whether the end token is a target too.
         """
-        dataset = _FactBatches(self.prepared, self.encoder.pad_id, with_end=True)
+        dataset = _FactBatches(self.prepared, self.encoder.pad_id, with_end=with_end)
         return [
             dataset[MicroBatch(tuple(rows[start : start + batch_size]))] for start in range(0, len(rows), batch_size)
         ]
@@ -292,9 +317,9 @@ class KnowledgeDataModule(LightningDataModule):
         """Where training stands: the epoch, and how many micro-batches of it each rank has done."""
         assert self.trainer is not None
         loop = self.trainer.fit_loop
-        epoch = self.trainer.current_epoch
-        is_between_epochs = epoch > loop.epoch_progress.current.completed
-        return {"epoch": epoch, "num_done": 0 if is_between_epochs else loop.epoch_loop.batch_progress.current.ready}
+        epoch, progress = self.trainer.current_epoch, loop.epoch_progress.current
+        is_within_epoch = epoch == progress.completed < progress.ready
+        return {"epoch": epoch, "num_done": loop.epoch_loop.batch_progress.current.ready if is_within_epoch else 0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from there.
@@ -342,6 +367,8 @@ class KnowledgeDataModule(LightningDataModule):
             dataset_split=self.dataset_split,
             contradictions=self.contradictions,
         )
+        if fact_set.conversion:
+            logger.info("%s is in a published format: %s", self.facts, fact_set.conversion)
         for warning in fact_set.warnings:
             logger.warning(warning)
         facts = fact_set.facts
@@ -350,23 +377,49 @@ class KnowledgeDataModule(LightningDataModule):
             fact_questions(facts, self.encoder)  # a probe that cannot be spelt is an error before training, not after
         return facts, encoded
 
-    def _select(self, facts: Sequence[Fact], encoded: Sequence[EncodedFact], scored: ScoredFacts) -> PreparedFacts:
+    def _feature_store(self, facts: Sequence[Fact]) -> FeatureStore:
+        bench = Bench(
+            lambda: load_base_model(self._source, self.dtype, self.trust_remote_code).to(self.device),
+            self.encoder,
+            self.eval_batch_size,
+        )
+        return FeatureStore(self.cache.folder, self._source, self.dtype, bench, facts)
+
+    def _select(
+        self, facts: Sequence[Fact], encoded: Sequence[EncodedFact], scored: ScoredFacts, measure: FeatureStore
+    ) -> PreparedFacts:
         inject = np.flatnonzero([fact.split == "inject" for fact in facts])
         logger.info("Facts read: %d, of which %d to inject", len(facts), len(inject))
         if not len(inject):
             raise InputError(f"`facts` {self.facts!r} holds no fact with split `inject`, so there is nothing to train.")
-        selection = apply_filters(self.filters, scored.take(inject))
+        to_inject = replace(scored.take(inject), measure=measure)
+        selection = self._on_first_rank(lambda: apply_filters(self.filters, to_inject))
         is_kept, reason = _spread(selection, inject, facts)
-        loss_weight = np.zeros(len(facts))
-        loss_weight[is_kept] = loss_weights(
-            self.weighting, scored.distance[is_kept], is_rank_based=self.distances[0].is_rank_based
-        )
+        loss_weight, final_loss_weight = self._weigh(scored, is_kept)
         logger.info("Facts kept: %d, dropped: %d", int(is_kept.sum()), len(inject) - int(is_kept.sum()))
         key = content_key(
             facts_key(facts), self._source.fingerprint, self.template, self.append_eos,
-            np.flatnonzero(is_kept).tolist(), loss_weight.tolist(),
+            np.flatnonzero(is_kept).tolist(), loss_weight.tolist(), final_loss_weight.tolist(),
         )  # fmt: skip
-        return PreparedFacts(tuple(facts), tuple(encoded), scored, is_kept, reason, loss_weight, key)
+        return PreparedFacts(tuple(facts), tuple(encoded), scored, is_kept, reason, loss_weight, final_loss_weight, key)
+
+    def _weigh(self, scored: ScoredFacts, is_trained: np.ndarray) -> list[np.ndarray]:
+        """Loss weights at the start and at the end of training, 0 for what is not trained."""
+        trained = scored.take(np.flatnonzero(is_trained))
+        if isinstance(self.weighting, Online):
+            self.weighting.prepare(self.distances[0], trained.distance)
+        weights = []
+        for weighting in self.weighting.ends:
+            weight = np.zeros(len(scored))
+            weight[is_trained] = weights_of(weighting, trained, is_rank_based=self.distances[0].is_rank_based)
+            weights.append(weight)
+        return weights
+
+    def _on_first_rank(self, compute: Callable[[], T]) -> T:
+        """What rank 0 computes, on all ranks; a failure there ends all ranks with its message."""
+        outcome = from_all_ranks(agreed(lambda: compute() if self._rank == 0 else None))[0]
+        assert outcome is not None
+        return outcome
 
     def _scores(self, facts: Sequence[Fact], encoded: Sequence[EncodedFact]) -> ScoredFacts:
         """Scores from the cache of the first rank; what it lacks is computed, a share of the parts on each rank."""
@@ -442,7 +495,9 @@ class _FactBatches(Dataset[Batch]):
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         rows = micro_batch.rows
-        weights = [float(self._prepared.loss_weight[row]) for row in rows]
+        first, last = self._prepared.loss_weight, self._prepared.final_loss_weight
+        done = micro_batch.progress
+        weights = [float((1 - done) * first[row] + done * last[row]) for row in rows]
         if micro_batch.num_fillers:
             weights[-micro_batch.num_fillers :] = [0.0] * micro_batch.num_fillers
         encoded = [self._prepared.encoded[row] for row in rows]

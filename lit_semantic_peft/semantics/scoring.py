@@ -61,7 +61,7 @@ def score_targets(
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     projection = base.get_output_embeddings()
-    with _InputOf(projection) as captured:
+    with InputOf(projection) as captured:
         logits, targets, _ = target_logits(model, batch)
     # Without `logits_to_keep` the projection saw every position.
     hidden = captured.value if captured.value.dim() == 2 else captured.value[predicting_mask(batch.labels)]
@@ -83,7 +83,7 @@ def score_targets(
     return TargetScores(
         distances={distance.name: distance.measure(outputs) for distance in distances},
         nll=zeros.index_add(0, row, nll) / count.clamp(min=1),
-        is_recalled=zeros.index_add(0, row, misses) == 0,
+        is_recalled=(zeros.index_add(0, row, misses) == 0) & (count > 0),
     )
 
 
@@ -181,7 +181,7 @@ def _by_length(encoded: Sequence[EncodedFact], batch_size: int) -> list[list[int
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-class _InputOf:
+class InputOf:
     """Keeps what a module receives: with `logits_to_keep` these are exactly the hidden states that predict targets."""
 
     value: Tensor
@@ -189,7 +189,7 @@ class _InputOf:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
 
-    def __enter__(self) -> "_InputOf":
+    def __enter__(self) -> "InputOf":
         self._handle = self._module.register_forward_pre_hook(self._keep)
         return self
 

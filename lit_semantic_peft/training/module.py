@@ -1,5 +1,7 @@
 """The LightningModule: a PEFT model under a distance-weighted loss that is exact however a step is cut up."""
 
+import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -7,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
@@ -14,7 +17,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
-from lit_semantic_peft.data import KnowledgeDataModule, Question, from_all_ranks
+from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts, Question, agreed, from_all_ranks
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import facts_key
 from lit_semantic_peft.files import content_key
@@ -23,9 +26,11 @@ from lit_semantic_peft.models import (
     DEFAULT_BASE_MODEL,
     BaseDtype,
     BaseModelSource,
+    FrozenLayers,
     adapter_state_dict,
     attach_adapter,
     fact_nll,
+    frozen_layers_obstacle,
     greedy_answers,
     load_adapter,
     load_adapter_state_dict,
@@ -34,8 +39,13 @@ from lit_semantic_peft.models import (
     weight_normalizer,
 )
 from lit_semantic_peft.models.adapters import orthogonality_penalty
+from lit_semantic_peft.semantics.online import Online, nll_and_online_weight
 from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.tokens import Batch, collate
+from lit_semantic_peft.training.own_gradient import refuse_loss_scaling, sum_over_ranks, unflattened
+from lit_semantic_peft.training.retain import RetainPenalty
+
+logger = logging.getLogger(__name__)
 
 Normalization = Literal["step_weights", "step_count"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -95,6 +105,8 @@ class SemanticPeftModule(LightningModule):
     - `train/loss`: that loss, nats per token, each optimizer step.
     - `train/loss_epoch`: its mean over the epoch's optimizer steps.
     - `train/grad_norm`: Euclidean norm of the adapter's gradient before clipping, each optimizer step.
+    - `train/retain_kl`: mean divergence from the base model on the optimizer step's retained facts, nats per token,
+      [0, ∞), each optimizer step where `retain_weight` > 0.
     - `val/recall`: share of kept facts that are recalled teacher-forced, [0, 1], each validation.
     - `val/nll`: mean negative log-likelihood of the kept facts, nats per token, each validation.
     - `val/recall_dropped`, `val/nll_dropped`: the same for the facts that are not trained, where there are any.
@@ -111,8 +123,16 @@ class SemanticPeftModule(LightningModule):
         schedule: Learning rate after warm-up: `constant`, `linear` or `cosine` down to 0 at the last step.
         warmup_ratio: Share of all optimizer steps over which the learning rate rises from 0, in [0, 1).
         normalization: S of the objective.
+        retain_weight: λ ≥ 0; adds λ times the mean KL divergence from the base model at the target positions of
+            facts of the split `retain` to the loss, see `RetainPenalty`. 0 costs nothing.
+        retain_batch_size: `retain` facts per optimizer step, over all processes.
+        retain_known: Whether facts that are not trained because the base model says them already are retained too.
         dtype: Type of the base weights in memory; the adapter is float32 in any case.
         gradient_checkpointing: Whether activations are recomputed in the backward pass to save memory.
+        reuse_frozen_layers: Whether what the layers below the lowest adapter make of a fact is computed once and kept,
+            which is exact. None: where the model allows it and it fits into `frozen_layers_memory_mb`. True: always; an
+            error where the model does not allow it, on disk where it does not fit.
+        frozen_layers_memory_mb: How much of it each process keeps in memory at most, in MB (10⁶ bytes).
         revision: Branch, tag or commit of a Hub model.
         trust_remote_code: Whether code that comes with the model may run.
 
@@ -130,14 +150,25 @@ class SemanticPeftModule(LightningModule):
         schedule: Schedule = "cosine",
         warmup_ratio: float = 0.1,
         normalization: Normalization = "step_weights",
+        retain_weight: float = 0.0,
+        retain_batch_size: int = 16,
+        retain_known: bool = False,
         dtype: BaseDtype = "float32",
         gradient_checkpointing: bool = False,
+        reuse_frozen_layers: bool | None = None,
+        frozen_layers_memory_mb: int = 2048,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_ratio < 1:
             raise InputError(f"`warmup_ratio` must be in [0, 1), got {warmup_ratio}")
+        if not (math.isfinite(retain_weight) and retain_weight >= 0):
+            raise InputError(f"`retain_weight` must be a finite number of at least 0, got {retain_weight}")
+        if retain_batch_size < 1:
+            raise InputError(f"`retain_batch_size` must be at least 1, got {retain_batch_size}")
+        if frozen_layers_memory_mb < 0:
+            raise InputError(f"`frozen_layers_memory_mb` must be at least 0, got {frozen_layers_memory_mb}")
         for name, value, allowed in (
             ("normalization", normalization, get_args(Normalization)),
             ("schedule", schedule, get_args(Schedule)),
@@ -154,13 +185,20 @@ class SemanticPeftModule(LightningModule):
         self.schedule: Schedule = schedule
         self.warmup_ratio = warmup_ratio
         self.normalization: Normalization = normalization
+        self.retain_weight = retain_weight
+        self.retain_batch_size = retain_batch_size
+        self.retain_known = retain_known
         self.gradient_checkpointing = gradient_checkpointing
+        self.reuse_frozen_layers = reuse_frozen_layers
+        self.frozen_layers_memory_mb = frozen_layers_memory_mb
         self.strict_loading = False  # the base's weights are not in a checkpoint; the adapter's are checked below
         self.comparisons: list[Comparison] = []
         self.is_pushed_away = torch.zeros(0, dtype=torch.bool)
         self._source: BaseModelSource | None = None
         self._model: PeftModel | None = None
+        self._frozen: FrozenLayers | None = None
         self._step_totals: Tensor | None = None
+        self._retain: RetainPenalty | None = None
         self._rng_state: dict[str, Tensor] | None = None
 
     # ------------------------------------------------------------------ model
@@ -199,12 +237,15 @@ class SemanticPeftModule(LightningModule):
         """Loads the base model and attaches the adapter, once."""
         if self._model is not None:
             return
-        base = load_base_model(self.source, self.dtype_of_base, self.trust_remote_code)
+        model = agreed(self._load)
         if self.gradient_checkpointing:
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            base.enable_input_require_grads()
-        model = load_adapter(base, self.adapter) if self.adapter else attach_adapter(base, self.peft_config)
+            # After the adapter: what PEFT adds to a model that checkpoints already cannot be sent to another process.
+            model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._model = model.train()  # Lightning keeps the modes that it finds; dropout belongs to training
+
+    def _load(self) -> PeftModel:
+        base = load_base_model(self.source, self.dtype_of_base, self.trust_remote_code)
+        return load_adapter(base, self.adapter) if self.adapter else attach_adapter(base, self.peft_config)
 
     def setup(self, stage: str) -> None:
         """Checks the trainer's settings and makes the metrics, which need the number of facts.
@@ -229,6 +270,20 @@ class SemanticPeftModule(LightningModule):
                 "`strategy: deepspeed` accumulates gradients by itself, which breaks the exact normalisation over an "
                 "optimizer step. Use `ddp`."
             )
+        if self._is_sharded and not hasattr(self.trainer.strategy, "average_gradients"):
+            raise InputError(
+                f"`strategy`: {type(self.trainer.strategy).__name__} would cut the adapter up too. Use "
+                "`lit_semantic_peft.training.ShardedBaseStrategy`, which shards the base model alone."
+            )
+        if self._is_sharded and self.retain_weight:
+            raise InputError("`retain_weight` cannot be used with a sharded base model. Use `strategy: ddp`.")
+        if stage == "fit" and self.retain_weight:
+            refuse_loss_scaling(self.trainer, "retain_weight")
+            retained = _retained(data.prepared, self.retain_known)
+            if retained or not self.retain_known:
+                self._retain = RetainPenalty(self.retain_weight, self.retain_batch_size, retained, data.seed)
+            else:
+                logger.warning("`retain_weight` does nothing: no fact was dropped as known, none has split `retain`")
         num_facts = len(data.prepared.facts)
         if stage != "test" and not hasattr(self, "val_nll"):
             self.val_nll = PerFactMean(num_facts)
@@ -238,6 +293,14 @@ class SemanticPeftModule(LightningModule):
             self.epoch_loss.persistent(True)
 
     # --------------------------------------------------------------- training
+
+    def on_fit_start(self) -> None:
+        """Decides whether the frozen layers' outputs are kept."""
+        self._frozen = self._frozen_layers()
+
+    def on_fit_end(self) -> None:
+        """Lets go of the frozen layers' outputs."""
+        self._frozen = None
 
     def on_train_start(self) -> None:
         """Continues the random numbers of the run that is resumed."""
@@ -262,11 +325,22 @@ class SemanticPeftModule(LightningModule):
         Returns:
             Scalar, connected to every adapter parameter also when nothing in the batch counts.
         """
-        weighted_sum = (batch.loss_weight * fact_nll(self.model, batch)).sum()
+        weighted_sum = (batch.loss_weight * self._nll(batch)).sum()
         normalizer = weight_normalizer(batch.loss_weight, self.normalization)
         totals = torch.stack([weighted_sum.detach(), normalizer])
         self._step_totals = totals if self._step_totals is None else self._step_totals + totals
         return weighted_sum
+
+    def _nll(self, batch: Batch) -> Tensor:
+        weighting = self.data.weighting
+        if not isinstance(weighting, Online):
+            return fact_nll(self.model, batch, frozen=self._frozen)
+        nll, factor = nll_and_online_weight(
+            self.model, batch, weighting, self.data.distances[0], has_end=self.data.append_eos, frozen=self._frozen
+        )
+        # In place: callbacks that read the step's weights afterwards must see those of the loss.
+        batch.loss_weight.mul_(factor.to(batch.loss_weight))
+        return nll
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turns the accumulated gradient into that of Σ w_i ℓ_i / S, before it is clipped.
@@ -303,6 +377,7 @@ class SemanticPeftModule(LightningModule):
         gradients = [parameter.grad for parameter in self._trained_parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, factor)
         self._add_orthogonality_gradient()
+        self._add_retain_gradient()
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=1)
         self.epoch_loss.update(loss)
@@ -342,6 +417,25 @@ class SemanticPeftModule(LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def _frozen_layers(self) -> FrozenLayers | None:
+        if self.reuse_frozen_layers is False:
+            return None
+        if self.reuse_frozen_layers is None and (self._is_sharded or frozen_layers_obstacle(self.model)):
+            return None
+        if self._is_sharded:  # ranks would wait for each other's shards while they need them for different facts
+            raise InputError("`reuse_frozen_layers` cannot be used: the strategy shards the layers over the ranks.")
+        prepared = self.data.prepared
+        num_tokens = sum(len(prepared.encoded[row]) for row in prepared.kept_index)
+        frozen = FrozenLayers(self.model, num_tokens, self.frozen_layers_memory_mb)
+        if self.reuse_frozen_layers is None and not frozen.fits_in_memory:
+            return None
+        logger.info("The %d lowest layers run once for each fact, not in every epoch", frozen.num_layers)
+        return frozen
+
+    @property
+    def _is_sharded(self) -> bool:
+        return isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+
     def _trained_parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
@@ -355,6 +449,21 @@ class SemanticPeftModule(LightningModule):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None and parameter.grad is not None:
                 parameter.grad += gradient
+
+    def _add_retain_gradient(self) -> None:
+        # Once per optimizer step, whatever its micro-batches are: beside the facts, like the regulariser above.
+        if self._retain is None:
+            return
+        data, parameters = self.data, self._trained_parameters()
+        rows = self._retain.rows(self.global_step)[self.global_rank :: self.trainer.world_size]
+        batches = data.training_batches(rows, data.micro_batch_size, with_end=False)
+        precision = self.trainer.precision_plugin.train_step_context
+        mean, gradient = self._retain.gradient(self.model, parameters, batches, precision)
+        total = sum_over_ranks(self.trainer, torch.cat([mean[None], gradient]))
+        for parameter, part in zip(parameters, unflattened(total[1:], parameters), strict=True):
+            if parameter.grad is not None:
+                parameter.grad += part
+        self.log("train/retain_kl", total[0], on_step=True, batch_size=1)
 
     # ------------------------------------------------------------- evaluation
 
@@ -547,6 +656,7 @@ class SemanticPeftModule(LightningModule):
             "append_eos": str(data.append_eos),
             "dtype": self.dtype_of_base,
             "normalization": self.normalization,
+            "retain_weight": str(self.retain_weight),
             "seed": str(data.seed),
             "bucket_steps": str(data.bucket_steps),
             "facts per optimizer step (micro_batch_size × accumulate_grad_batches × processes)": str(
@@ -582,6 +692,15 @@ class SemanticPeftModule(LightningModule):
                     f"{self.trainer.accumulate_grad_batches} here; within an epoch it cannot change"
                 )
         return "\n  ".join(problems)
+
+
+def _retained(prepared: PreparedFacts, with_known: bool) -> list[int]:
+    is_known = prepared.scored.is_known & ~prepared.is_kept
+    return [
+        row
+        for row, fact in enumerate(prepared.facts)
+        if fact.split == "retain" or (with_known and fact.split == "inject" and is_known[row])
+    ]
 
 
 def _share(values: list[bool]) -> float:

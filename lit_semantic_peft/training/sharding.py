@@ -1,7 +1,7 @@
 """A base model too large for every process to hold: its frozen weights cut up, the small adapter whole on each."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +12,10 @@ from peft import PeftModel
 from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.training.conflict_aware_batching import ConflictAwareBatching
+from lit_semantic_peft.training.gradient_surgery import GradientSurgery
+from lit_semantic_peft.training.interference_weighting import InterferenceWeighting
 from lit_semantic_peft.training.module import SemanticPeftModule
 
 
@@ -22,8 +26,9 @@ class ShardedBaseStrategy(ModelParallelStrategy):
     gradient norm and the gradient per fact are what they are under `ddp`, and only the adapter's gradient is averaged,
     once in an optimizer step. Runs on GPUs (nccl) and CPUs (gloo).
 
-    Two moments need the whole base model in each process: scoring, which loads it once before training where the
-    scores are not in the cache, and a batch of evaluation, because free answers are of different lengths.
+    Some moments need the whole base model in each process: scoring, which loads it once before training where the
+    scores are not in the cache; a batch of evaluation, because free answers are of different lengths; and the
+    measurement of interference, whose facts the processes share.
 
     Args:
         process_group_backend: `nccl`, `gloo`, ...; by the kind of device where None.
@@ -49,9 +54,17 @@ class ShardedBaseStrategy(ModelParallelStrategy):
 
         Args:
             trainer: The trainer.
+
+        Raises:
+            InputError: If a callback needs the base model in a way that the processes do not share.
         """
         module = self.lightning_module
         assert isinstance(module, SemanticPeftModule)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ConflictAwareBatching | GradientSurgery | InterferenceWeighting):
+                raise InputError(
+                    f"`{type(callback).__name__}` cannot be used with a sharded base model. Use `strategy: ddp`."
+                )
         if not isinstance(module.model, FSDPModule):
             _shard_frozen(module.model, self.device_mesh["data_parallel"])
         super().setup(trainer)
@@ -71,31 +84,34 @@ class ShardedBaseStrategy(ModelParallelStrategy):
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """One batch of validation, with the base model gathered."""
-        with self._gathered():
+        with self.gathered():
             return super().validation_step(*args, **kwargs)
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
         """One batch of the final evaluation, with the base model gathered."""
-        with self._gathered():
+        with self.gathered():
             return super().test_step(*args, **kwargs)
 
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
         """One batch of answers, with the base model gathered."""
-        with self._gathered():
+        with self.gathered():
             return super().predict_step(*args, **kwargs)
 
     @contextmanager
-    def _gathered(self) -> Iterator[None]:
+    def gathered(self) -> Iterator[None]:
+        """Has the whole base model in each process, which may then run it as often as it likes. A collective."""
         assert self.lightning_module is not None
         shards = [module for module in self.lightning_module.modules() if isinstance(module, FSDPModule)]
         for shard in shards:
             shard.set_reshard_after_forward(False, recurse=False)
+            shard.set_reshard_after_backward(False, recurse=False)
             shard.unshard()
         try:
             yield
         finally:
             for shard in shards:
                 shard.set_reshard_after_forward(True, recurse=False)
+                shard.set_reshard_after_backward(True, recurse=False)
                 shard.reshard()
 
     # What is trained is whole in every process, so checkpoints are those of an ordinary strategy.
@@ -107,6 +123,16 @@ class ShardedBaseStrategy(ModelParallelStrategy):
     load_optimizer_state_dict = Strategy.load_optimizer_state_dict
     save_checkpoint = Strategy.save_checkpoint
     load_checkpoint = Strategy.load_checkpoint
+
+
+def whole_base(trainer: Trainer) -> AbstractContextManager[None]:
+    """Lets each process run the base model on facts of its own; a collective where the base model is sharded.
+
+    Args:
+        trainer: The trainer.
+    """
+    strategy = trainer.strategy
+    return strategy.gathered() if isinstance(strategy, ShardedBaseStrategy) else nullcontext()
 
 
 def _shard_frozen(model: PeftModel, mesh: Any) -> None:
