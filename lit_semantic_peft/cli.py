@@ -178,6 +178,10 @@ class SemanticPeftCLI(LightningCLI):
         """
         try:
             super().instantiate_classes()
+            environment = getattr(self.trainer.strategy, "cluster_environment", None)
+            if environment is not None:  # what torchrun or SLURM has started must be what the trainer expects
+                strategy: Any = self.trainer.strategy
+                environment.validate_settings(num_devices=strategy.num_processes, num_nodes=strategy.num_nodes)
         except (ValueError, MisconfigurationException) as error:
             raise _own_words(error) from error
 
