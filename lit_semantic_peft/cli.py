@@ -317,6 +317,7 @@ def _configure_logging() -> None:
         ".*LeafSpec.*",
         ".*sync_dist=True.*",  # what is logged was reduced over the ranks before
         ".*LightningCLI's args parameter.*",
+        ".*your dataloader is not resumable.*",  # the data module keeps its position, not the loader
         ".*exists and is not empty.*",  # the run folder; its state was checked above
     ):
         warnings.filterwarnings("ignore", message=noise)

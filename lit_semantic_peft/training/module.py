@@ -239,8 +239,10 @@ class SemanticPeftModule(LightningModule):
             return
         model = agreed(self._load)
         if self.gradient_checkpointing:
-            # After the adapter: what PEFT adds to a model that checkpoints already cannot be sent to another process.
-            model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            base = model.get_base_model()
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # A hook that only reentrant checkpoints need, and that cannot be sent to a spawned process.
+            base.disable_input_require_grads()
         self._model = model.train()  # Lightning keeps the modes that it finds; dropout belongs to training
 
     def _load(self) -> PeftModel:

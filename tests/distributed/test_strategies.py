@@ -108,12 +108,14 @@ def test_sharded_base_model_is_the_same_run_and_resumes(one_process, settings):
         assert np.linalg.norm(whole[key] - resumed[key]) <= 1e-6 * np.linalg.norm(whole[key])
 
 
+@pytest.mark.long
 def test_spawned_processes(one_process, settings):
     run = [*FIT, f"--config={EXPERIMENTS / 'fsdp.yaml'}", *settings, "--trainer.devices=2"]
     finish(start(*run, "--trainer.strategy=ddp_spawn", "--trainer.default_root_dir=runs/spawned"))
     assert_same(one_process, RunFolder("runs/spawned"))
 
 
+@pytest.mark.long
 def test_torchrun_on_two_machines(one_process, settings):
     launch = [
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"),
@@ -125,6 +127,7 @@ def test_torchrun_on_two_machines(one_process, settings):
     assert_same(one_process, RunFolder("runs/torchrun"))
 
 
+@pytest.mark.long
 def test_slurm_script(one_process, settings):
     Path("bin").mkdir()
     srun = Path("bin/srun")

@@ -1,7 +1,4 @@
-"""Runs that are killed at 20 random points and resumed. Takes minutes, so no suite collects it; launch:
-
-OMP_NUM_THREADS=1 pytest -q tests/distributed/kill_and_resume.py
-"""
+"""Runs that are killed at 20 random points and resumed."""
 
 import dataclasses
 import os
@@ -26,6 +23,8 @@ from lit_semantic_peft.files import LEFTOVER
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.training import SemanticPeftModule
 from safetensors.numpy import load_file
+
+pytestmark = [pytest.mark.distributed, pytest.mark.long]
 
 PHASES: dict[str, tuple[object, str]] = {
     "scoring": (data_module, "score_facts"),
