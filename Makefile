@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test test-long lint clean
 
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -38,6 +38,9 @@ test: $(STAMP) lint  ## lint, types, all tests
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/cli
 	OMP_NUM_THREADS=1 $(PYTEST) tests/distributed
 	$(PYTEST) tests/integration
+
+test-long: $(STAMP)  ## runs that are killed and resumed, spawned, and started by torchrun and SLURM; 5 min
+	OMP_NUM_THREADS=1 $(PYTEST) -m long tests/distributed
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

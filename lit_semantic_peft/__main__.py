@@ -78,12 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hint = f"did you mean {near[0]!r}?" if near else "see lit-semantic-peft --help"
             raise InputError(f"there is no command {command!r}; {hint}")
     except InputError as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # every rank fails alike; one says so
+        if _rank() == 0:  # every rank fails alike; one says so
             print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _rank() -> int:
+    """This process's number in a job of torchrun, SLURM or Lightning; 0 where it is alone."""
+    return int(next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0"))
 
 
 def _export(arguments: Sequence[str]) -> None:

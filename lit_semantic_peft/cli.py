@@ -178,6 +178,10 @@ class SemanticPeftCLI(LightningCLI):
         """
         try:
             super().instantiate_classes()
+            environment = getattr(self.trainer.strategy, "cluster_environment", None)
+            if environment is not None:  # what torchrun or SLURM has started must be what the trainer expects
+                strategy: Any = self.trainer.strategy
+                environment.validate_settings(num_devices=strategy.num_processes, num_nodes=strategy.num_nodes)
         except (ValueError, MisconfigurationException) as error:
             raise _own_words(error) from error
 
@@ -304,6 +308,8 @@ def _configure_logging() -> None:
     package.setLevel(logging.INFO if _is_first_process() else logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # That a process has died, and that the others are ended for it, is told as a remark.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for noise in (
         ".*loftq_config.*",  # jsonargparse passes peft's defaults explicitly
         ".*does not have many workers.*",  # batches are a lookup and a pad; workers would cost more
@@ -311,6 +317,7 @@ def _configure_logging() -> None:
         ".*LeafSpec.*",
         ".*sync_dist=True.*",  # what is logged was reduced over the ranks before
         ".*LightningCLI's args parameter.*",
+        ".*your dataloader is not resumable.*",  # the data module keeps its position, not the loader
         ".*exists and is not empty.*",  # the run folder; its state was checked above
     ):
         warnings.filterwarnings("ignore", message=noise)

@@ -24,7 +24,7 @@ from lit_semantic_peft.interference import (
 )
 from lit_semantic_peft.metrics import AloneVersusTogether, GradientInterference, distance_decile
 from lit_semantic_peft.reports import InterferenceRecord, RunFolder, write_interference
-from lit_semantic_peft.training import SemanticPeftModule
+from lit_semantic_peft.training import SemanticPeftModule, whole_base
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +182,8 @@ class InterferenceMonitor(Callback):
         if self.num_facts == 0:
             return
         assert isinstance(pl_module, SemanticPeftModule)
-        self._measure(trainer, pl_module, self.final_facts, epoch=trainer.current_epoch)
+        with whole_base(trainer):
+            self._measure(trainer, pl_module, self.final_facts, epoch=trainer.current_epoch)
         assert self.latest is not None
         result = self.latest.compute()  # a collective, as `by_group` is: every process takes part
         by_group = {name: self.latest.by_group(group) for name, group in _groups(pl_module).items()}
@@ -199,7 +200,8 @@ class InterferenceMonitor(Callback):
         if self.alone_facts and self._start is None:
             logger.warning("`alone_facts`: the run was begun without it, so where it started is not known; left out.")
         elif self.alone_facts:
-            self._compare_alone(trainer, pl_module)
+            with whole_base(trainer):
+                self._compare_alone(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures where training had ended before this run was resumed: a checkpoint has the numbers, not the matrix.
@@ -231,9 +233,10 @@ class InterferenceMonitor(Callback):
         self._start, self._rates = state_dict["start"], [tuple(pair) for pair in state_dict["rates"]]
         self._measured_step = self.records[-1].global_step or 0 if self.records else -1
 
-    def _timed(self, work: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    def _timed(self, work: Callable[..., Any], trainer: Trainer, *arguments: Any) -> Any:
         begin = time.perf_counter()
-        result = work(*arguments, **keywords)
+        with whole_base(trainer):
+            result = work(trainer, *arguments)
         self.seconds_in_training += time.perf_counter() - begin
         return result
 

@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lit_semantic_peft.data import from_all_ranks
 from lit_semantic_peft.metrics import PerFactMean
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training import SemanticPeftModule
@@ -30,6 +31,21 @@ class LossWeightDistribution(Callback):
 
     def __init__(self) -> None:
         self._weights: PerFactMean | None = None
+        self._resumed: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Goes on within an epoch that was interrupted.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The `SemanticPeftModule`.
+        """
+        self._start_anew(pl_module)
+        assert self._weights is not None
+        if trainer.is_global_zero:  # the others' weights are in its sums
+            for name, value in self._resumed.items():
+                setattr(self._weights, name, value.to(pl_module.device))
+        self._resumed = {}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts anew.
@@ -38,6 +54,9 @@ class LossWeightDistribution(Callback):
             trainer: The trainer.
             pl_module: The `SemanticPeftModule`.
         """
+        self._start_anew(pl_module)
+
+    def _start_anew(self, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, SemanticPeftModule)
         self._weights = PerFactMean(len(pl_module.data.prepared.facts)).to(pl_module.device)
 
@@ -72,6 +91,21 @@ class LossWeightDistribution(Callback):
         pl_module.log_dict(
             {f"weights/{name}": value for name, value in weight_distribution(weight).items()}, batch_size=1
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What all ranks have added in this epoch, for the checkpoint. A collective."""
+        if self._weights is None:
+            return {}
+        ranks = from_all_ranks({name: getattr(self._weights, name).cpu() for name in self._weights.metric_state})
+        return {name: torch.stack([rank[name] for rank in ranks]).sum(dim=0) for name in ranks[0]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it from a checkpoint.
+
+        Args:
+            state_dict: From `state_dict`.
+        """
+        self._resumed = state_dict
 
 
 def weight_distribution(weight: Tensor) -> dict[str, float]:

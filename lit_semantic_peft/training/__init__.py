@@ -4,6 +4,7 @@ from lit_semantic_peft.training.conflict_aware_batching import ConflictAwareBatc
 from lit_semantic_peft.training.gradient_surgery import GradientSurgery
 from lit_semantic_peft.training.interference_weighting import InterferenceWeighting
 from lit_semantic_peft.training.module import Answer, Comparison, SemanticPeftModule
+from lit_semantic_peft.training.sharding import ShardedBaseStrategy, whole_base
 
 __all__ = [
     "Answer",
@@ -12,4 +13,6 @@ __all__ = [
     "GradientSurgery",
     "InterferenceWeighting",
     "SemanticPeftModule",
+    "ShardedBaseStrategy",
+    "whole_base",
 ]

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
-from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts, Question, from_all_ranks
+from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts, Question, agreed, from_all_ranks
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import facts_key
 from lit_semantic_peft.files import content_key
@@ -237,12 +237,17 @@ class SemanticPeftModule(LightningModule):
         """Loads the base model and attaches the adapter, once."""
         if self._model is not None:
             return
-        base = load_base_model(self.source, self.dtype_of_base, self.trust_remote_code)
+        model = agreed(self._load)
         if self.gradient_checkpointing:
+            base = model.get_base_model()
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            base.enable_input_require_grads()
-        model = load_adapter(base, self.adapter) if self.adapter else attach_adapter(base, self.peft_config)
+            # A hook that only reentrant checkpoints need, and that cannot be sent to a spawned process.
+            base.disable_input_require_grads()
         self._model = model.train()  # Lightning keeps the modes that it finds; dropout belongs to training
+
+    def _load(self) -> PeftModel:
+        base = load_base_model(self.source, self.dtype_of_base, self.trust_remote_code)
+        return load_adapter(base, self.adapter) if self.adapter else attach_adapter(base, self.peft_config)
 
     def setup(self, stage: str) -> None:
         """Checks the trainer's settings and makes the metrics, which need the number of facts.
@@ -267,6 +272,13 @@ class SemanticPeftModule(LightningModule):
                 "`strategy: deepspeed` accumulates gradients by itself, which breaks the exact normalisation over an "
                 "optimizer step. Use `ddp`."
             )
+        if self._is_sharded and not hasattr(self.trainer.strategy, "average_gradients"):
+            raise InputError(
+                f"`strategy`: {type(self.trainer.strategy).__name__} would cut the adapter up too. Use "
+                "`lit_semantic_peft.training.ShardedBaseStrategy`, which shards the base model alone."
+            )
+        if self._is_sharded and self.retain_weight:
+            raise InputError("`retain_weight` cannot be used with a sharded base model. Use `strategy: ddp`.")
         if stage == "fit" and self.retain_weight:
             refuse_loss_scaling(self.trainer, "retain_weight")
             retained = _retained(data.prepared, self.retain_known)
@@ -360,6 +372,9 @@ class SemanticPeftModule(LightningModule):
                 f"`train/loss` is {loss} at optimizer step {self.global_step + 1}; training cannot go on. Lower the "
                 "learning rate, clip gradients (`trainer.gradient_clip_val: 1.0`), or use `dtype: float32`."
             )
+        average = getattr(self.trainer.strategy, "average_gradients", None)
+        if average is not None:  # `ShardedBaseStrategy`; others did it in the backward pass
+            average(self._trained_parameters())
         factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / normalizer
         gradients = [parameter.grad for parameter in self._trained_parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, factor)
@@ -407,10 +422,9 @@ class SemanticPeftModule(LightningModule):
     def _frozen_layers(self) -> FrozenLayers | None:
         if self.reuse_frozen_layers is False:
             return None
-        is_sharded = isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
-        if self.reuse_frozen_layers is None and (is_sharded or frozen_layers_obstacle(self.model)):
+        if self.reuse_frozen_layers is None and (self._is_sharded or frozen_layers_obstacle(self.model)):
             return None
-        if is_sharded:  # ranks would wait for each other's shards while they need them for different facts
+        if self._is_sharded:  # ranks would wait for each other's shards while they need them for different facts
             raise InputError("`reuse_frozen_layers` cannot be used: the strategy shards the layers over the ranks.")
         prepared = self.data.prepared
         num_tokens = sum(len(prepared.encoded[row]) for row in prepared.kept_index)
@@ -419,6 +433,10 @@ class SemanticPeftModule(LightningModule):
             return None
         logger.info("The %d lowest layers run once for each fact, not in every epoch", frozen.num_layers)
         return frozen
+
+    @property
+    def _is_sharded(self) -> bool:
+        return isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
 
     def _trained_parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -226,3 +226,47 @@ def test_export_and_report_of_nothing(capsys):
     assert main(["report", "nowhere"]) == 2
     assert "expected a run folder" in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_a_checkpoint_folder_of_another_tool(refused):
+    folder = Path("checkpoint-500")
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text("{}", encoding="utf-8")
+    assert "`ckpt_path` 'checkpoint-500' is a folder, as other tools write" in refused("--ckpt_path=checkpoint-500")
+    assert [path.name for path in folder.iterdir()] == ["trainer_state.json"]
+
+
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_accumulation_below_one(refused, number):
+    assert "accumulate_grad_batches" in refused(f"--trainer.accumulate_grad_batches={number}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--trainer.devices=0"], "0"),
+        (["--trainer.accelerator=gpu", "--trainer.devices=64"], "gpu"),
+    ],
+)
+def test_a_number_of_processes_that_there_cannot_be(refused, arguments, said):
+    assert said.lower() in refused(*arguments).lower()
+
+
+def test_torchrun_with_another_number_of_processes(refused, monkeypatch):
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "1",
+        "GROUP_RANK": "0",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    message = refused("--trainer.devices=3", "--trainer.strategy=ddp")
+    assert "devices" in message
+    assert "2" in message
+
+
+@pytest.mark.parametrize("strategy", ["lightning.pytorch.strategies.ModelParallelStrategy", "deepspeed"])
+def test_strategies_that_would_change_the_run(refused, strategy):
+    assert "strategy" in refused(f"--trainer.strategy={strategy}", "--trainer.devices=1").lower()

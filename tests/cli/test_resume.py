@@ -1,0 +1,104 @@
+"""A run that was cut off anywhere and goes on is the run that was not, to the last bit; another one is refused."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lit_semantic_peft.__main__ import main
+from lit_semantic_peft.reports import RunFolder
+
+SETTINGS = [
+    "--trainer.max_epochs=2",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.accumulate_grad_batches=2",
+    "--data.micro_batch_size=2",
+    "--data.with_probes=false",
+    "--checkpoint.every_n_steps=1",
+    "--interference.num_facts=4",
+    "--data.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
+    # With dropout the run depends on the random numbers too.
+    "--model.peft_config={class_path: peft.LoraConfig, init_args: "
+    "{r: 4, lora_dropout: 0.2, target_modules: all-linear}}",
+]
+
+
+class CutOffAt(Callback):
+    """Ends the run before a micro-batch, counted from 0 over all epochs."""
+
+    def __init__(self, micro_batch: int) -> None:
+        self.left = micro_batch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.left == 0:
+            raise RuntimeError("cut off")
+        self.left -= 1
+
+
+@pytest.fixture
+def fit(tiny_model, facts_file, monkeypatch):
+    """Runs `fit` in the folder runs/NAME and returns its status."""
+    monkeypatch.setattr(sys, "argv", ["lit-semantic-peft"])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+
+    def run(name: str, *arguments: str) -> int:
+        base = [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", f"--data.cache_dir=cache/{name}"]
+        return main(["fit", *base, *SETTINGS, f"--trainer.default_root_dir=runs/{name}", *arguments])
+
+    return run
+
+
+def test_cut_off_anywhere(fit):
+    """6 micro-batches and 3 optimizer steps an epoch; cut off within a step, between two, and before any."""
+    assert fit("whole") == 0
+    whole = RunFolder("runs/whole")
+    for micro_batch in (0, 3, 4, 6, 9):
+        name = f"cut{micro_batch}"
+        cut = f"{{class_path: cli.test_resume.CutOffAt, init_args: {{micro_batch: {micro_batch}}}}}"
+        with pytest.raises(RuntimeError, match="cut off"):
+            fit(name, f"--trainer.callbacks=[{cut}]")
+        found = RunFolder(f"runs/{name}")
+        assert found.has_checkpoint() == (micro_batch >= 2)
+        assert fit(name, "--ckpt_path=last") == 0
+        left, right = (one.path / "adapter" / "adapter_model.safetensors" for one in (whole, found))
+        assert left.read_bytes() == right.read_bytes(), name
+        assert whole.read_facts().to_pylist() == found.read_facts().to_pylist(), name
+        assert whole.read_summary().epochs == found.read_summary().epochs, name
+
+
+def test_another_run_is_refused_with_what_differs(fit, tiny_model, capsys):
+    assert fit("run") == 0
+    before = {path: path.read_bytes() for path in Path("runs/run").rglob("*") if path.is_file()}
+    other = Path("other")
+    shutil.copytree(tiny_model, other)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(other / "model.safetensors")
+    save_file({name: value + 0.5 for name, value in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    for argument, said in (
+        (f"--model.base_model={other}", "`base_model`: the checkpoint belongs to"),
+        ("--data.num_facts=7", "`facts`: 12 facts"),
+        ("--model.peft_config.r=8", "`peft_config.r`: 4 in the checkpoint, 8 here"),
+        ("--data.weighting=lit_semantic_peft.semantics.Uniform", "`weighting`: fact"),
+        ("--data.micro_batch_size=3", "facts per optimizer step"),
+    ):
+        capsys.readouterr()
+        assert fit("run", "--ckpt_path=last", "--trainer.max_epochs=3", argument) == 2, argument
+        message = capsys.readouterr().err
+        assert said in message, message
+        assert "Traceback" not in message
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_truncated_checkpoint_is_refused_by_name(fit, capsys):
+    assert fit("run") == 0
+    last = Path("runs/run/checkpoints/last.ckpt")
+    torch.load(last, weights_only=True)
+    last.write_bytes(last.read_bytes()[:-1000])
+    capsys.readouterr()
+    assert fit("run", "--ckpt_path=last") == 2
+    assert f"`ckpt_path` '{last}' cannot be read" in capsys.readouterr().err
