@@ -1,30 +1,48 @@
 """What is measured per fact: sums and counts that add up over processes, and when an answer counts as right."""
 
+from lit_semantic_peft.metrics.fact_scores import Efficacy, FactScore, Generalization, Locality, Portability, Robustness
 from lit_semantic_peft.metrics.functional import (
     interference_summary,
     is_pushed_away,
+    kl_from_likeliest,
+    likeliest_tokens,
     mean_over_facts,
     per_fact_mean,
     share,
+    target_probability,
 )
 from lit_semantic_peft.metrics.gradient_interference import GradientInterference
+from lit_semantic_peft.metrics.intervals import Interval, bootstrap_interval
 from lit_semantic_peft.metrics.learning_dynamics import LearningDynamics
 from lit_semantic_peft.metrics.per_fact import MeanOverFacts, PerFactMean, PushedAway, RecallOverFacts
+from lit_semantic_peft.metrics.retention import Retention
 from lit_semantic_peft.metrics.text import is_exact_match, normalize_answer, starts_with_answer
 
 __all__ = [
+    "Efficacy",
+    "FactScore",
+    "Generalization",
     "GradientInterference",
+    "Interval",
     "LearningDynamics",
+    "Locality",
     "MeanOverFacts",
     "PerFactMean",
+    "Portability",
     "PushedAway",
     "RecallOverFacts",
+    "Retention",
+    "Robustness",
+    "bootstrap_interval",
     "interference_summary",
     "is_exact_match",
     "is_pushed_away",
+    "kl_from_likeliest",
+    "likeliest_tokens",
     "mean_over_facts",
     "normalize_answer",
     "per_fact_mean",
     "share",
     "starts_with_answer",
+    "target_probability",
 ]
