@@ -1,5 +1,6 @@
 """What is measured per fact: sums and counts that add up over processes, and when an answer counts as right."""
 
+from lit_semantic_peft.metrics.definitions import SCORES, ScoreDefinition
 from lit_semantic_peft.metrics.fact_scores import Efficacy, FactScore, Generalization, Locality, Portability, Robustness
 from lit_semantic_peft.metrics.functional import (
     interference_summary,
@@ -19,6 +20,7 @@ from lit_semantic_peft.metrics.retention import Retention
 from lit_semantic_peft.metrics.text import is_exact_match, normalize_answer, starts_with_answer
 
 __all__ = [
+    "SCORES",
     "Efficacy",
     "FactScore",
     "Generalization",
@@ -33,6 +35,7 @@ __all__ = [
     "RecallOverFacts",
     "Retention",
     "Robustness",
+    "ScoreDefinition",
     "bootstrap_interval",
     "interference_summary",
     "is_exact_match",

@@ -191,5 +191,6 @@ def kl_from_likeliest(token_ids: Tensor, reference_log_prob: Tensor, logits: Ten
 
 def _with_rest(log_prob: Tensor) -> Tensor:
     """Log-probabilities with that of all other outcomes as one more."""
-    rest = (1 - log_prob.exp().sum(dim=-1, keepdim=True)).clamp(min=1e-9)
+    # float32 log-probabilities leave no more than this of what is not there.
+    rest = (1 - log_prob.exp().sum(dim=-1, keepdim=True)).clamp(min=1e-7)
     return torch.cat([log_prob, rest.log()], dim=-1)

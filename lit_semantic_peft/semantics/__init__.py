@@ -6,6 +6,7 @@ from lit_semantic_peft.semantics.distances import (
     HiddenStateDistance,
     ResponseDistance,
     Surprisal,
+    TargetPass,
 )
 from lit_semantic_peft.semantics.filters import (
     BandFilter,
@@ -17,7 +18,7 @@ from lit_semantic_peft.semantics.filters import (
     Selection,
     apply_filters,
 )
-from lit_semantic_peft.semantics.scoring import SCORING_VERSION, score_facts, score_targets
+from lit_semantic_peft.semantics.scoring import SCORING_VERSION, score_facts, score_pass, score_targets, target_pass
 from lit_semantic_peft.semantics.table import ScoredFacts
 from lit_semantic_peft.semantics.weightings import Band, Proximity, Remoteness, Uniform, Weighting, loss_weights
 
@@ -39,10 +40,13 @@ __all__ = [
     "ScoredFacts",
     "Selection",
     "Surprisal",
+    "TargetPass",
     "Uniform",
     "Weighting",
     "apply_filters",
     "loss_weights",
     "score_facts",
+    "score_pass",
     "score_targets",
+    "target_pass",
 ]
