@@ -137,7 +137,7 @@ def _of_side(comparisons: Sequence[Comparison], side: Side, num_facts: int) -> d
     def lowest(rows: Sequence[Comparison]) -> Tensor:
         """Lowest likelihood loss of a fact's rows, `(n,)`; NaN for a fact without one."""
         least = torch.full((num_facts,), torch.inf, dtype=torch.float64)
-        least = least.index_reduce(0, _index(rows), nll(rows), "amin")
+        least = least.scatter_reduce(0, _index(rows), nll(rows), "amin")
         return torch.where(least.isinf(), torch.nan, least)
 
     def preferred(rows: Sequence[Comparison], rivals: Sequence[Comparison]) -> Tensor:
