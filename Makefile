@@ -36,7 +36,7 @@ PYTEST := $(BIN)/python -m pytest -q
 test: $(STAMP) lint  ## lint, types, all tests
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/unit tests/test_architecture.py lit_semantic_peft
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/cli
-	$(PYTEST) tests/distributed
+	OMP_NUM_THREADS=1 $(PYTEST) tests/distributed
 	$(PYTEST) tests/integration
 
 lint: $(STAMP)  ## ruff and mypy

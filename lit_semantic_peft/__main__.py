@@ -5,8 +5,12 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from lit_semantic_peft.errors import InputError
+
+if TYPE_CHECKING:
+    from lit_semantic_peft.facts import Conversion
 
 _LIGHTNING_COMMANDS = {
     "fit": "filter and weight the facts, train an adapter, evaluate it, write a report",
@@ -16,6 +20,7 @@ _LIGHTNING_COMMANDS = {
     "score": "without training: how far each fact is from the model, what a filter would keep, which facts conflict",
 }
 _OTHER_COMMANDS = {
+    "convert": "turn a published benchmark, or facts in any readable form, into a file of facts",
     "export": "write a run's adapter, or base model and adapter merged into one, to a folder",
     "report": "rebuild report.html and the plots of a run folder",
 }
@@ -66,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _export(arguments[1:])
         elif command == "report":
             _report(arguments[1:])
+        elif command == "convert":
+            _convert(arguments[1:])
         else:
             near = difflib.get_close_matches(command, [*_LIGHTNING_COMMANDS, *_OTHER_COMMANDS], n=1)
             hint = f"did you mean {near[0]!r}?" if near else "see lit-semantic-peft --help"
@@ -107,6 +114,58 @@ def _report(arguments: Sequence[str]) -> None:
     from lit_semantic_peft.reports import build_report
 
     print(f"Written: {build_report(options.run)}")
+
+
+def _convert(arguments: Sequence[str]) -> None:
+    from lit_semantic_peft.facts import FORMATS, OUTPUT_SUFFIXES, SUFFIXES, convert
+
+    titles = ", ".join(f"{known.title} ({known.name})" for known in FORMATS.values())
+    parser = argparse.ArgumentParser(
+        prog="lit-semantic-peft convert",
+        description="Reads facts in any known format and writes them as one file in the data contract; says what has "
+        "no place in it and was left out.",
+        epilog=f"Published formats, recognised by their fields: {titles}. `contract` is the form that is written.",
+    )
+    parser.add_argument(
+        "source",
+        nargs="+",
+        metavar="IN",
+        help=f"a file ({', '.join(SUFFIXES)}), a folder of such files or of `datasets`, a Hub name, a built-in set; "
+        "several are read as one",
+    )
+    parser.add_argument(
+        "output", metavar="OUT", help=f"the file to write ({', '.join(OUTPUT_SUFFIXES)}); must not exist"
+    )
+    parser.add_argument("--format", metavar="NAME", help="read IN as this format instead of recognising it")
+    parser.add_argument("--dataset_split", default="train", help="split of a `datasets` folder or a Hub set (train)")
+    parser.add_argument(
+        "--contradictions",
+        choices=("error", "keep"),
+        default="error",
+        help="the same prompt with two targets: refused (in a published format the second is left out), or kept",
+    )
+    options = parser.parse_args(arguments)
+    fact_set = convert(
+        options.source,
+        options.output,
+        format=options.format,
+        dataset_split=options.dataset_split,
+        contradictions=options.contradictions,
+    )
+    for warning in fact_set.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if fact_set.conversion:
+        _show_conversion(fact_set.conversion)
+    print(f"Written: {options.output} (facts: {len(fact_set)})")
+
+
+def _show_conversion(conversion: "Conversion") -> None:
+    merged = f"; {conversion.num_merged} facts repeat an earlier one" if conversion.num_merged else ""
+    print(f"Read as {conversion.format}: {conversion.num_records} records{merged}")
+    if conversion.omissions:
+        print("Left out:")
+    for one in conversion.omissions:
+        print(f"  {one.part} (records: {one.count}, first: {one.first}): {one.reason}")
 
 
 if __name__ == "__main__":

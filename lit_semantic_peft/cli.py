@@ -4,16 +4,17 @@ import difflib
 import logging
 import re
 import shutil
-import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lit_semantic_peft.callbacks import (
@@ -22,10 +23,12 @@ from lit_semantic_peft.callbacks import (
     AnswerWriter,
     FactReport,
     InterferenceMonitor,
+    LossWeightDistribution,
+    NonBlockingWandbLogger,
 )
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.files import atomic_path
+from lit_semantic_peft.files import atomic_path, remove_leftovers
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.trainer import KnowledgeTrainer
 from lit_semantic_peft.training import SemanticPeftModule
@@ -54,7 +57,7 @@ def run(arguments: Sequence[str]) -> None:
         trainer_class=KnowledgeTrainer,
         save_config_callback=RunConfig,
         seed_everything_default=0,
-        trainer_defaults={"callbacks": [AnswerWriter()]},
+        trainer_defaults={"callbacks": [AnswerWriter(), LossWeightDistribution()]},
         parser_class=SuggestingParser,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
@@ -127,29 +130,45 @@ class SemanticPeftCLI(LightningCLI):
         self.run_folder = RunFolder(config.trainer.default_root_dir)
         self._run_folder_existed = self.run_folder.path.exists()
         _keep_wandb_in(config.trainer, self.run_folder)
-        ckpt_path = config.get("ckpt_path")
-        if ckpt_path == "last":
-            config.ckpt_path = ckpt_path = str(self.run_folder.checkpoints / "last.ckpt")
-            if not Path(ckpt_path).is_file():
-                raise InputError(
-                    f"`ckpt_path` is `last`, but there is no {ckpt_path}. Leave it out to start from the beginning, or "
-                    "name the run folder by `--trainer.default_root_dir`."
-                )
-        elif ckpt_path is not None and not Path(ckpt_path).is_file():
-            raise InputError(f"`ckpt_path` {ckpt_path!r} is no checkpoint file.")
-        if ckpt_path is not None:
-            _check_readable(Path(ckpt_path))
-        # A child process of a distributed run meets the folder that rank 0 has just made.
-        if self.subcommand == "fit" and ckpt_path is None and _is_first_process() and self.run_folder.is_used():
+        ckpt_path = self._checkpoint(config)
+        # A child process of a distributed run meets the folder that the first one has just made.
+        is_new = self.subcommand == "fit" and config.get("ckpt_path") is None
+        if is_new and _is_first_process() and self.run_folder.is_used():
             raise InputError(
                 f"The run folder {self.run_folder.path} exists already. Go on with it by `--ckpt_path last`, choose "
                 "another by `--trainer.default_root_dir runs/NAME`, or delete it."
             )
+        config.ckpt_path = ckpt_path
         if self.subcommand in ("test", "predict") and ckpt_path is None and config.model.adapter is None:
             raise InputError(
                 f"`{self.subcommand}` needs a trained adapter: `--ckpt_path last` (or a file), or `--model.adapter` "
                 "with the folder of an exported one."
             )
+
+    def _checkpoint(self, config: Any) -> str | None:
+        """The checkpoint that `ckpt_path` means, which can be read; None to start from the beginning."""
+        if config.get("ckpt_path") is None:
+            return None
+        path = Path(config.ckpt_path)
+        if config.ckpt_path == "last":
+            path = self.run_folder.checkpoints / "last.ckpt"
+            if self.subcommand == "fit" and not path.is_file() and self.run_folder.is_before_first_checkpoint():
+                logger.info("No checkpoint in %s yet: training starts from the beginning", self.run_folder.path)
+                return None
+            if not path.is_file():
+                raise InputError(
+                    f"`ckpt_path` is `last`, but there is no {path}. Leave it out to start from the beginning, or "
+                    "name the run folder by `--trainer.default_root_dir`."
+                )
+        elif path.is_dir():
+            raise InputError(
+                f"`ckpt_path` {str(path)!r} is a folder, as other tools write checkpoints; expected a file such as "
+                f"{RunFolder('runs/NAME').checkpoints / 'last.ckpt'}."
+            )
+        elif not path.is_file():
+            raise InputError(f"`ckpt_path` {str(path)!r} is no checkpoint file.")
+        _check_readable(path)
+        return str(path)
 
     def instantiate_classes(self) -> None:
         """Instantiates module, data module and trainer; jsonargparse wraps what a class says of its own arguments.
@@ -159,21 +178,36 @@ class SemanticPeftCLI(LightningCLI):
         """
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, MisconfigurationException) as error:
             raise _own_words(error) from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         folder = config["default_root_dir"]
         if config.get("logger") in (None, True):
-            config["logger"] = CSVLogger(save_dir=folder, name="logs", version="")
-        return super()._instantiate_trainer(config, callbacks)
+            # A resumed run keeps what was logged before it beside its own: Lightning's logger starts its file anew.
+            version = _next_version(self.run_folder.path / "logs")
+            config["logger"] = CSVLogger(save_dir=folder, name="logs", version=version)
+        trainer = super()._instantiate_trainer(config, callbacks)
+        for one in trainer.loggers:
+            if isinstance(one, WandbLogger):
+                NonBlockingWandbLogger.take_over(one)
+            if isinstance(one, NonBlockingWandbLogger):
+                one.records_terminal = self.config[self.subcommand].report.log_fact_text
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            super()._run_subcommand(subcommand)
+            with _ended_wandb_runs(self.trainer):  # an open one would make its folder again
+                super()._run_subcommand(subcommand)
         except InputError:
             self._remove_useless_run_folder()
             raise
+
+    def before_fit(self) -> None:
+        """Makes the run folder, by which a run that is killed before its first checkpoint is known."""
+        if _is_first_process():
+            remove_leftovers(self.run_folder.path)
+            self.run_folder.checkpoints.mkdir(parents=True, exist_ok=True)
 
     def after_fit(self) -> None:
         """Asks the trained model every fact and its probes; the report callback writes the answers down."""
@@ -184,9 +218,7 @@ class SemanticPeftCLI(LightningCLI):
 
     def _remove_useless_run_folder(self) -> None:
         made_here = self.subcommand == "fit" and not self._run_folder_existed
-        if made_here and _is_first_process() and not any(self.run_folder.checkpoints.glob("*.ckpt")):
-            if "wandb" in sys.modules:  # an open W&B run would make the folder again when the process ends
-                sys.modules["wandb"].finish(exit_code=2)
+        if made_here and _is_first_process() and not self.run_folder.has_checkpoint():
             shutil.rmtree(self.run_folder.path, ignore_errors=True)
 
 
@@ -213,6 +245,13 @@ class RunConfig(SaveConfigCallback):
             self.parser.save(self.config, str(temporary), skip_none=False, overwrite=True, multifile=False)
 
 
+def _next_version(logs: Path) -> str:
+    """Nothing for the first log of a run, `resumed_1` for the next."""
+    if not (logs / "metrics.csv").is_file():
+        return ""
+    return f"resumed_{1 + sum(path.is_dir() for path in logs.glob('resumed_*'))}"
+
+
 def _check_readable(path: Path) -> None:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -237,6 +276,19 @@ def _keep_wandb_in(trainer_config: Any, run_folder: RunFolder) -> None:
         class_path = one.get("class_path", "") if hasattr(one, "get") else ""
         if class_path.endswith("WandbLogger") and one.init_args.get("save_dir") in (None, "."):
             one.init_args.save_dir = str(run_folder.path)
+
+
+@contextmanager
+def _ended_wandb_runs(trainer: Trainer) -> Iterator[None]:
+    """Ends the W&B runs opened inside, as failed ones after an error, so that the next command has its own."""
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        for one in trainer.loggers:
+            if isinstance(one, NonBlockingWandbLogger):
+                one.close(exit_code)
 
 
 def _is_first_process() -> bool:

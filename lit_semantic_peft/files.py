@@ -3,19 +3,23 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+LEFTOVER = ".writing-"
+"""How the name of a file or folder begins that is not whole yet, or that a killed process has left."""
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what was written there replaces `path` when the block ends well.
 
-    A killed process leaves at most a file whose name starts with a dot; readers never see half a file. The parent
-    folder is made when missing.
+    A killed process leaves at most a file whose name starts with `.writing-`; readers never see half a file. The
+    parent folder is made when missing.
 
     Args:
         path: The file to write.
@@ -25,7 +29,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".", suffix="".join(path.suffixes), dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=LEFTOVER, suffix="".join(path.suffixes), dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -36,6 +40,40 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """As `atomic_path` for a folder; one that is there is replaced as a whole.
+
+    Args:
+        folder: The folder to write.
+
+    Yields:
+        An empty folder beside it.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=LEFTOVER, dir=folder.parent))
+    previous = Path(tempfile.mkdtemp(prefix=LEFTOVER, dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if folder.exists():
+            folder.replace(previous)  # an empty folder gives way; renaming is all that a kill can come between
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(previous, ignore_errors=True)
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Removes what killed processes have left half written anywhere below a folder that nobody writes into now."""
+    for path in sorted(Path(folder).rglob(f"{LEFTOVER}*")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +23,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
-@pytest.fixture
-def facts_file(tmp_path: Path) -> Path:
+def write_facts(path: Path) -> Path:
     """Twelve facts about towns that do not exist, of different lengths, with probes."""
     names = ["Aro", "Belvan", "Cimt", "Dorraset", "Eln", "Fistrow", "Gant", "Hulmer", "Ivask", "Jorn", "Kelp", "Lumbar"]
     rows = [
@@ -39,9 +39,14 @@ def facts_file(tmp_path: Path) -> Path:
         }
         for number, name in enumerate(names)
     ]
-    path = tmp_path / "facts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def facts_file(tmp_path: Path) -> Path:
+    """The facts of `write_facts` in a file of this test."""
+    return write_facts(tmp_path / "facts.jsonl")
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +55,9 @@ def clean_slate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     monkeypatch.setenv("LIT_SEMANTIC_PEFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     yield
+    if "wandb" in sys.modules:  # neither its run nor its service, which keeps the working folder of its first run
+        sys.modules["wandb"].finish()
+        sys.modules["wandb"].teardown()
     assert not (torch.distributed.is_available() and torch.distributed.is_initialized()), "process group left behind"
     assert torch.is_grad_enabled(), "gradients left disabled"
     assert not torch.are_deterministic_algorithms_enabled(), "deterministic mode left on"

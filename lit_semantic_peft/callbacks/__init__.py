@@ -5,5 +5,15 @@ from lit_semantic_peft.callbacks.answer_writer import AnswerWriter
 from lit_semantic_peft.callbacks.checkpoint import AdapterCheckpoint
 from lit_semantic_peft.callbacks.fact_report import FactReport
 from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
+from lit_semantic_peft.callbacks.loss_weights import LossWeightDistribution
+from lit_semantic_peft.callbacks.wandb_logger import NonBlockingWandbLogger
 
-__all__ = ["AdapterCheckpoint", "AdapterExport", "AnswerWriter", "FactReport", "InterferenceMonitor"]
+__all__ = [
+    "AdapterCheckpoint",
+    "AdapterExport",
+    "AnswerWriter",
+    "FactReport",
+    "InterferenceMonitor",
+    "LossWeightDistribution",
+    "NonBlockingWandbLogger",
+]

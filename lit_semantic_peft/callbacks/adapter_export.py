@@ -46,8 +46,8 @@ class AdapterExport(Callback):
             about = f"Best epoch: {trainer.current_epoch} by {self.monitor} = {value:.6g}."
             self._export(trainer, pl_module, "adapter_best", about)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Exports the adapter as it is at the end of training.
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Exports the adapter as it is at the end, also of a resumed run that had nothing left to train.
 
         Args:
             trainer: The trainer.

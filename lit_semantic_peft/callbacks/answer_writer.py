@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from lit_semantic_peft.data import Question
+from lit_semantic_peft.data import Question, from_all_ranks
 from lit_semantic_peft.files import write_text
 
 _SHOWN = 20
@@ -52,10 +51,7 @@ class AnswerWriter(Callback):
             trainer: The trainer.
             pl_module: The module.
         """
-        gathered = [self._answers]
-        if trainer.world_size > 1:
-            gathered = [[] for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(gathered, self._answers)
+        gathered = from_all_ranks(self._answers)
         self._answers = []
         if not trainer.is_global_zero:
             return

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import resource
 import shlex
 import sys
@@ -19,8 +20,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 
 from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
-from lit_semantic_peft.callbacks.wandb_tables import log_run_to_wandb
+from lit_semantic_peft.callbacks.wandb_tables import log_fact_table, log_run_files, log_run_to_wandb
 from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import write_json, write_text
 from lit_semantic_peft.reports import (
     EpochRecord,
@@ -28,6 +30,7 @@ from lit_semantic_peft.reports import (
     Seconds,
     Summary,
     build_report,
+    fact_table,
     summarize,
     terminal_summary,
     write_fact_table,
@@ -46,17 +49,42 @@ class FactReport(Callback):
     After `fit` the table holds distances, fates, weights and the course of learning; after `test` also answers,
     likelihoods and recall before and after. The command line runs both.
 
+    Logged metrics, once when training starts:
+
+    - `data/facts_kept`, `data/facts_dropped`: facts that are trained, and facts that a filter dropped.
+
     Args:
         show_summary: Whether the terminal shows the summary at the end.
-        log_fact_text: Whether W&B gets the facts' texts and answers; the run folder has them in any case.
-        wandb_rows: Most rows of the W&B table.
+        log_fact_text: Whether W&B gets the facts' texts and answers; the run folder has them in any case. Without,
+            no file that holds them goes into the artifact either.
+        wandb_rows: Most rows of a W&B table of facts.
+        wandb_table_every_n_epochs: Epochs between two W&B tables of facts during training, besides the one at the
+            end; 0 for only that.
+        wandb_artifact: Whether W&B gets the run's files (adapter, tables, plots, report) at the end.
     """
 
-    def __init__(self, show_summary: bool = True, log_fact_text: bool = True, wandb_rows: int = 2000) -> None:
+    def __init__(
+        self,
+        show_summary: bool = True,
+        log_fact_text: bool = True,
+        wandb_rows: int = 2000,
+        wandb_table_every_n_epochs: int = 0,
+        wandb_artifact: bool = True,
+    ) -> None:
+        # W&B cuts a table at 200,000 rows without a word to the script.
+        for name, value, least, most in (
+            ("wandb_rows", wandb_rows, 1, 200_000),
+            ("wandb_table_every_n_epochs", wandb_table_every_n_epochs, 0, math.inf),
+        ):
+            if not least <= value <= most:
+                raise InputError(f"`{name}` must be in [{least}, {most}], got {value}")
         self.show_summary = show_summary
         self.log_fact_text = log_fact_text
         self.wandb_rows = wandb_rows
+        self.wandb_table_every_n_epochs = wandb_table_every_n_epochs
+        self.wandb_artifact = wandb_artifact
         self.epochs: list[EpochRecord] = []
+        self._epoch_columns: dict[str, list[Any]] = {}
         self._clock = _Clock()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -86,6 +114,10 @@ class FactReport(Callback):
             for fact, reason in zip(prepared.facts, prepared.reason, strict=True)
             if reason is not None and fact.split == "inject"
         ]
+        num_kept = len(prepared.kept_index)
+        counts = {"data/facts_kept": float(num_kept), "data/facts_dropped": float(len(dropped))}
+        for one in trainer.loggers:
+            one.log_metrics(counts, step=trainer.global_step)
         write_text(folder.dropped, "".join(f"{line}\n" for line in dropped))
         write_json(
             folder.manifest,
@@ -94,9 +126,20 @@ class FactReport(Callback):
                 "base_model": pl_module.source.public_name,
                 "base_fingerprint": pl_module.source.fingerprint,
                 "num_facts": len(prepared.facts),
-                "num_kept": len(prepared.kept_index),
+                "num_kept": num_kept,
             },
         )
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps each fact's likelihood for a W&B table of this epoch, before the module resets it.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The `SemanticPeftModule`.
+        """
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._is_table_due(trainer):
+            assert isinstance(pl_module, SemanticPeftModule)
+            self._epoch_columns = {"nll_after": pl_module.val_nll.compute().tolist()}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the epoch's numbers.
@@ -115,9 +158,16 @@ class FactReport(Callback):
                 recall=logged.get("val/recall"),
             )
         )
+        if self._is_table_due(trainer):
+            assert isinstance(pl_module, SemanticPeftModule)
+            # metrics: all ranks take part
+            columns = _fact_columns(pl_module.data.prepared, pl_module, _monitor(trainer)) | self._epoch_columns
+            if trainer.is_global_zero:
+                self._log_fact_table(trainer, fact_table(columns))
+        self._epoch_columns = {}
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes what is known without asking questions.
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes what is known without asking questions, also of a resumed run that had nothing left to train.
 
         Args:
             trainer: The trainer.
@@ -137,7 +187,10 @@ class FactReport(Callback):
         summary = self._write(trainer, pl_module)
         if summary is not None:
             folder = RunFolder(trainer.default_root_dir)
-            log_run_to_wandb(trainer.loggers, folder, summary, self.wandb_rows, self.log_fact_text)
+            self._log_fact_table(trainer, folder.read_facts())
+            log_run_to_wandb(trainer.loggers, folder, summary, trainer.global_step)
+            if self.wandb_artifact:
+                log_run_files(trainer.loggers, folder, with_text=self.log_fact_text)
             if self.show_summary:
                 Console().print(terminal_summary(summary, folder.report))
 
@@ -154,6 +207,19 @@ class FactReport(Callback):
         self.epochs = [EpochRecord(**epoch) for epoch in state_dict["epochs"]]
         for part, seconds in state_dict["seconds"].items():
             self._clock.seconds[part] += seconds
+
+    def _is_table_due(self, trainer: Trainer) -> bool:
+        every = self.wandb_table_every_n_epochs
+        return bool(every) and (trainer.current_epoch + 1) % every == 0
+
+    def _log_fact_table(self, trainer: Trainer, table: pa.Table) -> None:
+        log_fact_table(
+            trainer.loggers,
+            table,
+            self.wandb_rows,
+            with_text=self.log_fact_text,
+            global_step=trainer.global_step,
+        )
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> Summary | None:
         assert isinstance(pl_module, SemanticPeftModule)
@@ -187,7 +253,7 @@ class FactReport(Callback):
         return {
             "name": folder.path.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": shlex.join([_program(), *sys.argv[1:]]),
             "base_model": module.source.public_name,
             "base_model_note": module.source.note or None,
             "peft_type": str(peft_config.peft_type.value),
@@ -306,6 +372,11 @@ def _previous(folder: RunFolder, fact_ids: list[str]) -> dict[str, list[Any]] | 
     if table.column("fact_id").to_pylist() != fact_ids:
         return None
     return {name: table.column(name).to_pylist() for name in table.column_names}
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "lit-semantic-peft" if name == "__main__.py" else name
 
 
 def _peak_memory_gb() -> float:

@@ -1,25 +1,49 @@
 """Watches during training which facts work against each other."""
 
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.interference import gradient_matrix
-from lit_semantic_peft.metrics import GradientInterference
+from lit_semantic_peft.files import write_json
+from lit_semantic_peft.interference import (
+    fact_log_probability,
+    gradient_matrix,
+    gradient_matrix_rows,
+    time_forward_and_backward,
+    train_alone,
+)
+from lit_semantic_peft.metrics import AloneVersusTogether, GradientInterference, distance_decile
 from lit_semantic_peft.reports import InterferenceRecord, RunFolder, write_interference
 from lit_semantic_peft.training import SemanticPeftModule
 
+logger = logging.getLogger(__name__)
+
+_PILOT_FACTS = 8  # that training and a measurement are timed on
+_BYTES_IN_MEMORY = 1e9  # per-fact gradients beyond this are kept in the run folder while a matrix is made
+
 
 class InterferenceMonitor(Callback):
-    """Measures the gradient matrix over a sample of the kept facts: before training, every n epochs, and at the end.
+    """Measures the gradient matrix of the kept facts: of a sample in training, of all of them at its end.
 
-    Interference is hardly there at the start and grows, so its course is what to look at. Training is not touched:
-    mode, gradients and random generators are as they were, and a run with and without the monitor is the same run.
-    One measurement costs about a forward and a backward pass of the sampled facts.
+    Interference is hardly there at the start and grows, so its course is what to look at: a sample is measured before
+    training and every n epochs or steps. The matrix after training, which the fact table and the report take their
+    numbers from, counts as evaluation. Training is not touched: modes, gradients and random generators are as they
+    were, and a run with and without the monitor is the same run. Several processes share the rows of a matrix.
+
+    The sample is sized once, before training, so that its measurements take a share of the training time: process 0
+    times a few facts in training and in a measurement, and all processes take its number, also after a resume. A
+    machine's mood thus decides which facts the course of two runs is about, though not what is trained; `num_facts`
+    as a number fixes it.
 
     Logged metrics, each in the loggers under the optimizer step:
 
@@ -29,119 +53,329 @@ class InterferenceMonitor(Callback):
     - `interference/share_net_transfer_below_0`, `interference/share_net_transfer_below_minus_1`: shares of the facts
       that the others hurt on balance, and that the others undo, [0, 1].
     - `interference/harm_done_top_tenth`: share of all harm that the most harmful tenth of the facts does, [0, 1].
+    - `interference/alone_versus_together`: with `alone_facts`, after training: mean of log p(target) after training
+      minus that after as many steps on the fact alone, nats; below 0 the other facts cost.
 
     Args:
-        num_facts: Size of the sample; 0 turns the monitor off.
-        every_n_epochs: Epochs between two measurements; 0 for only before training and at its end.
-        seed: Of the sample.
+        num_facts: Size of the sample in training: a number, `all` kept facts, or `auto` for the time budget. 0 turns
+            the monitor off, also after training.
+        every_n_epochs: Epochs between two measurements; 0 for none at the ends of epochs.
+        every_n_steps: Optimizer steps between two measurements, beside those of `every_n_epochs`; 0 for none.
+        time_budget: With `auto`, the share of the training time that measurements may take, in (0, 1).
+        final_facts: Most facts in the matrix after training; of more kept facts a sample is taken.
+        alone_facts: Facts that are trained alone after training, from the same start, with the same optimizer, one
+            step for each epoch at the epoch's mean learning rate, without dropout and clipping; 0 for none.
+        seed: Of the samples. A smaller sample is part of a larger one.
         batch_size: Facts per forward pass of a measurement.
         threshold: τ ≥ 0; a pair is in conflict where its cosine is below −τ.
+
+    Raises:
+        InputError: If a setting is out of its range.
     """
 
     def __init__(
         self,
-        num_facts: int = 48,
+        num_facts: int | Literal["auto", "all"] = "auto",
         every_n_epochs: int = 2,
+        every_n_steps: int = 0,
+        time_budget: float = 0.1,
+        final_facts: int = 512,
+        alone_facts: int = 0,
         seed: int = 0,
         batch_size: int = 16,
         threshold: float = 0.05,
     ) -> None:
+        if isinstance(num_facts, str) and num_facts not in ("auto", "all"):
+            raise InputError(f"`num_facts` must be a number, `auto` or `all`, got {num_facts!r}")
         for name, value, least in (
-            ("num_facts", num_facts, 0),
+            ("num_facts", num_facts if isinstance(num_facts, int) else 0, 0),
             ("every_n_epochs", every_n_epochs, 0),
+            ("every_n_steps", every_n_steps, 0),
+            ("final_facts", final_facts, 1),
+            ("alone_facts", alone_facts, 0),
             ("batch_size", batch_size, 1),
             ("threshold", threshold, 0),
         ):
             if value < least:
                 raise InputError(f"`{name}` must be at least {least}, got {value}")
-        self.num_facts = num_facts
+        if not 0 < time_budget < 1:
+            raise InputError(f"`time_budget` must be in (0, 1), got {time_budget}")
+        self.num_facts: int | Literal["auto", "all"] = num_facts
         self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_steps
+        self.time_budget = time_budget
+        self.final_facts = final_facts
+        self.alone_facts = alone_facts
         self.seed = seed
         self.batch_size = batch_size
         self.threshold = threshold
         self.records: list[InterferenceRecord] = []
         self.latest: GradientInterference | None = None
+        self.seconds_in_training = 0.0
+        self.alone: AloneVersusTogether | None = None
+        self._sample_size: int | None = None  # decided once
+        self._start: list[Tensor] | None = None  # the adapter before training
+        self._rates: list[tuple[float, int]] = []  # sum and number of the learning rates of each epoch's steps
+        self._measured_step = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures before the first step of a new run.
+        """Sizes the sample and measures it before the first step of a new run.
 
         Args:
             trainer: The trainer.
             pl_module: The `SemanticPeftModule`.
         """
+        if self._sample_size is None:
+            self._sample_size = self._timed(self._decide_sample_size, trainer, pl_module)
         if trainer.global_step == 0:
-            self._measure(trainer, pl_module, epoch=0)
+            if self.alone_facts:
+                self._start = [value.detach().cpu().clone() for value in _trained(pl_module)]
+            self._measure_in_training(trainer, pl_module, epoch=0)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Notes the learning rate of the step, for the facts that are trained alone.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            optimizer: The optimizer.
+        """
+        while len(self._rates) <= trainer.current_epoch:
+            self._rates.append((0.0, 0))
+        total, count = self._rates[trainer.current_epoch]
+        self._rates[trainer.current_epoch] = (total + float(optimizer.param_groups[0]["lr"]), count + 1)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measures after every n-th optimizer step, once however many micro-batches a step has.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The `SemanticPeftModule`.
+            outputs: Of the training step.
+            batch: The micro-batch.
+            batch_idx: Its number in the epoch.
+        """
+        step = trainer.global_step
+        if self.every_n_steps and step and step % self.every_n_steps == 0 and not _is_last_step(trainer):
+            self._measure_in_training(trainer, pl_module, epoch=trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures after every n-th epoch.
+        """Measures after every n-th epoch; after the last one the whole matrix follows anyway.
 
         Args:
             trainer: The trainer.
             pl_module: The `SemanticPeftModule`.
         """
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._measure(trainer, pl_module, epoch=trainer.current_epoch + 1)
+        done = trainer.current_epoch + 1
+        if self.every_n_epochs and done % self.every_n_epochs == 0 and not _is_last_step(trainer):
+            self._measure_in_training(trainer, pl_module, epoch=done)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures at the end, unless the last epoch just was, and keeps the matrix in the run folder.
+        """Measures all facts, and keeps the matrix and its means by group in the run folder.
 
         Args:
             trainer: The trainer.
             pl_module: The `SemanticPeftModule`.
         """
-        if self.latest is None or self.records[-1].global_step != trainer.global_step:
-            self._measure(trainer, pl_module, epoch=trainer.current_epoch)
-        if self.latest is not None and trainer.is_global_zero:
-            result = self.latest.compute()
+        if self.num_facts == 0:
+            return
+        assert isinstance(pl_module, SemanticPeftModule)
+        self._measure(trainer, pl_module, self.final_facts, epoch=trainer.current_epoch)
+        assert self.latest is not None
+        result = self.latest.compute()  # a collective, as `by_group` is: every process takes part
+        by_group = {name: self.latest.by_group(group) for name, group in _groups(pl_module).items()}
+        if trainer.is_global_zero:
+            folder = RunFolder(trainer.default_root_dir)
             write_interference(
-                RunFolder(trainer.default_root_dir).interference,
-                result["gradient_dot"].numpy(),
-                result["fact_index"].numpy(),
+                folder.interference,
+                result["gradient_dot"].cpu().numpy(),
+                result["fact_index"].cpu().numpy(),
                 epoch=self.records[-1].epoch,
                 global_step=self.records[-1].global_step,
             )
+            write_json(folder.path / "interference_by_group.json", _without_nan(by_group))
+        if self.alone_facts and self._start is None:
+            logger.warning("`alone_facts`: the run was begun without it, so where it started is not known; left out.")
+        elif self.alone_facts:
+            self._compare_alone(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures where training had ended before this run was resumed: a checkpoint has the numbers, not the matrix.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The `SemanticPeftModule`.
+        """
+        if self.latest is None:
+            self.on_train_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """The measurements so far, for the checkpoint."""
-        return {"records": [asdict(record) for record in self.records]}
+        """The measurements so far, the size of the sample, and the start of facts alone, for the checkpoint."""
+        return {
+            "records": [asdict(record) for record in self.records],
+            "sample_size": self._sample_size,
+            "start": self._start,
+            "rates": self._rates,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the measurements from a checkpoint.
+        """Takes the measurements and the size of the sample from a checkpoint.
 
         Args:
             state_dict: From `state_dict`.
         """
         self.records = [InterferenceRecord(**record) for record in state_dict["records"]]
+        self._sample_size = state_dict["sample_size"]
+        self._start, self._rates = state_dict["start"], [tuple(pair) for pair in state_dict["rates"]]
+        self._measured_step = self.records[-1].global_step or 0 if self.records else -1
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
-        if not self.num_facts:
+    def _timed(self, work: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        begin = time.perf_counter()
+        result = work(*arguments, **keywords)
+        self.seconds_in_training += time.perf_counter() - begin
+        return result
+
+    def _decide_sample_size(self, trainer: Trainer, pl_module: LightningModule) -> int:
+        assert isinstance(pl_module, SemanticPeftModule)
+        num_kept = len(pl_module.data.prepared.kept_index)
+        if self.num_facts == "all":
+            return num_kept
+        if isinstance(self.num_facts, int):
+            return min(self.num_facts, num_kept)
+        size = self._size_for_budget(trainer, pl_module) if trainer.is_global_zero else 0
+        size = int(trainer.strategy.broadcast(size))
+        logger.info(
+            "Interference: %s of %d kept facts are measured in training (%.0f %% of its time), all after it",
+            size or "none",
+            num_kept,
+            100 * self.time_budget,
+        )
+        return size
+
+    def _size_for_budget(self, trainer: Trainer, module: SemanticPeftModule) -> int:
+        """Facts whose measurements take the budget: share × training time = pilot + measurements × facts × seconds."""
+        begin = time.perf_counter()
+        batches = self._batches(module, self._sample(module, _PILOT_FACTS))
+        num_pilot = sum(len(batch) for batch in batches)
+        time_forward_and_backward(module.model, self._batches(module, self._sample(module, 1)))  # warms up
+        trained = time_forward_and_backward(module.model, batches) / num_pilot
+        measuring = time.perf_counter()
+        gradient_matrix(module.model, batches)
+        measured = (time.perf_counter() - measuring) / num_pilot
+        pilot = time.perf_counter() - begin
+
+        num_kept = len(module.data.prepared.kept_index)
+        steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        steps = trainer.estimated_stepping_batches
+        if not math.isfinite(steps):  # the share holds over each stretch between two measurements
+            steps = self.every_n_steps or steps_per_epoch * max(self.every_n_epochs, 1)
+        epochs = steps / steps_per_epoch
+        measurements = 1.0
+        if self.every_n_epochs:
+            measurements += max(math.ceil(epochs / self.every_n_epochs) - 1, 0)
+        if self.every_n_steps:
+            measurements += steps // self.every_n_steps
+        # Every process trains and measures its share of the facts, so their number cancels out.
+        seconds = self.time_budget * epochs * num_kept * trained - pilot
+        size = int(seconds / (measurements * measured))
+        return min(size, num_kept) if size >= 2 else 0  # one fact has no other
+
+    def _measure_in_training(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+        if not self._sample_size or self._measured_step == trainer.global_step:
             return
         assert isinstance(pl_module, SemanticPeftModule)
-        prepared = pl_module.data.prepared
-        kept = prepared.kept_index
-        generator = np.random.default_rng(self.seed)
-        sample = sorted(generator.choice(kept, min(self.num_facts, len(kept)), replace=False).tolist())
-        # Every rank measures the whole sample: a sharded model needs all ranks in each forward pass, and none idles.
-        matrix = gradient_matrix(pl_module.model, pl_module.data.training_batches(sample, self.batch_size))
+        self._timed(self._measure, trainer, pl_module, self._sample_size, epoch)
+
+    def _measure(self, trainer: Trainer, module: SemanticPeftModule, size: int, epoch: int) -> None:
+        prepared = module.data.prepared
+        sample = self._sample(module, size)
         metric = GradientInterference(
             fact_index=sample,
             loss_weight=torch.tensor(prepared.loss_weight[sample]),
-            num_trained_facts=len(kept),
+            num_trained_facts=len(prepared.kept_index),
             threshold=self.threshold,
-        )
-        metric.update(matrix)
+        ).to(module.device)
+        num_parameters = sum(parameter.numel() for parameter in _trained(module))
+        share = -(-len(sample) // trainer.world_size)
+        folder = trainer.default_root_dir if 4 * share * num_parameters > _BYTES_IN_MEMORY else None
+        if trainer.world_size > 1:
+            # Row by row to the ranks; the matrix comes in the order of ranks and goes back to that of the sample.
+            order = [row for rank in range(trainer.world_size) for row in range(rank, len(sample), trainer.world_size)]
+            mine = self._batches(module, sample[trainer.global_rank :: trainer.world_size])
+            block, first = gradient_matrix_rows(module.model, mine, folder)
+            rows = torch.empty_like(block)
+            rows[:, order] = block
+            metric.update(rows, rows=torch.tensor(order[first : first + len(block)], dtype=torch.long))
+        else:
+            metric.update(gradient_matrix(module.model, self._batches(module, sample), folder))
         self.latest = metric
-        scalars = metric.summary()
-        self.records.append(
-            InterferenceRecord(
-                epoch=epoch,
-                global_step=trainer.global_step,
-                conflict_rate=scalars["conflict_rate"],
-                net_transfer_median=scalars["net_transfer_median"],
-                share_net_transfer_below_minus_1=scalars["share_net_transfer_below_minus_1"],
-                share_net_transfer_below_0=scalars["share_net_transfer_below_0"],
-            )
+        self._measured_step = trainer.global_step
+        self._keep(trainer, metric.summary(), epoch)
+
+    def _keep(self, trainer: Trainer, scalars: dict[str, float], epoch: int) -> None:
+        """A record and the loggers' scalars; what was measured at the same step before gives way."""
+        record = InterferenceRecord(
+            epoch=epoch,
+            global_step=trainer.global_step,
+            conflict_rate=scalars["conflict_rate"],
+            net_transfer_median=scalars["net_transfer_median"],
+            share_net_transfer_below_minus_1=scalars["share_net_transfer_below_minus_1"],
+            share_net_transfer_below_0=scalars["share_net_transfer_below_0"],
         )
-        for logger in trainer.loggers:
+        self.records = [one for one in self.records if one.global_step != trainer.global_step] + [record]
+        for one in trainer.loggers:
             logged = {f"interference/{name}": value for name, value in scalars.items() if name != "num_undefined_facts"}
-            logger.log_metrics(logged, step=trainer.global_step)
+            one.log_metrics(logged, step=trainer.global_step)
+
+    def _compare_alone(self, trainer: Trainer, module: SemanticPeftModule) -> None:
+        """Trains some facts alone, each process its share, and writes what the others cost them."""
+        prepared = module.data.prepared
+        rates = [total / count for total, count in self._rates if count]
+        metric = AloneVersusTogether(len(prepared.facts), trainer.global_step, len(rates)).to(module.device)
+        mine = self._sample(module, self.alone_facts)[trainer.global_rank :: trainer.world_size]
+        for batch in self._batches(module, mine):
+            together = fact_log_probability(module.model, batch)
+            alone = train_alone(module.model, batch, rates, module.optimizer_of, self._start)
+            metric.update(together, alone, batch.fact_index)
+        result = metric.compute()
+        self.alone = metric
+        for one in trainer.loggers:
+            one.log_metrics({"interference/alone_versus_together": float(result["mean"])}, step=trainer.global_step)
+        if trainer.is_global_zero:
+            differences = zip(prepared.facts, result.pop("difference").tolist(), strict=True)
+            by_fact = {fact.id: value for fact, value in differences if not math.isnan(value)}
+            summary = {name: value.item() for name, value in result.items()}
+            path = RunFolder(trainer.default_root_dir).path / "alone_versus_together.json"
+            write_json(path, _without_nan({**summary, "difference": by_fact}))
+
+    def _sample(self, module: SemanticPeftModule, size: int) -> list[int]:
+        kept = module.data.prepared.kept_index
+        return sorted(np.random.default_rng(self.seed).permutation(kept)[:size].tolist())
+
+    def _batches(self, module: SemanticPeftModule, sample: Sequence[int]) -> list[Any]:
+        return module.data.training_batches(sample, self.batch_size)
+
+
+def _trained(module: LightningModule) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _is_last_step(trainer: Trainer) -> bool:
+    return trainer.should_stop or trainer.global_step >= trainer.estimated_stepping_batches
+
+
+def _groups(module: SemanticPeftModule) -> dict[str, list[Any]]:
+    """Relation, decile of distance, and stratum where it was measured, of every fact."""
+    columns = module.data.prepared.columns()
+    groups: dict[str, list[Any]] = {name: columns[name] for name in ("relation", "stratum") if name in columns}
+    deciles = distance_decile(torch.tensor(columns["distance"], dtype=torch.float64)).tolist()
+    return {**groups, "distance_decile": [decile or None for decile in deciles]}
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN is no JSON: null instead."""
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -11,6 +11,7 @@ from lit_semantic_peft.data.questions import (
     fact_questions,
     prompt_questions,
 )
+from lit_semantic_peft.data.ranks import agreed, from_all_ranks
 from lit_semantic_peft.data.samplers import MicroBatch, RankShard, StepPlan
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "RankShard",
     "ScoreCache",
     "StepPlan",
+    "agreed",
     "dialogue_encoders",
     "doubted",
     "fact_questions",
+    "from_all_ranks",
     "prompt_questions",
 ]

@@ -1,19 +1,20 @@
 """The LightningDataModule: from a file of facts to filtered, weighted batches."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm.auto import tqdm
 
 from lit_semantic_peft.data.answers import AnswerCache, questions_key
 from lit_semantic_peft.data.cache import ScoreCache
+from lit_semantic_peft.data.features import FeatureStore
 from lit_semantic_peft.data.questions import (
     EvaluationPlan,
     Question,
@@ -22,6 +23,7 @@ from lit_semantic_peft.data.questions import (
     prompt_questions,
     retention_questions,
 )
+from lit_semantic_peft.data.ranks import agreed, from_all_ranks
 from lit_semantic_peft.data.samplers import MicroBatch, RankShard, StepPlan
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact, facts_key, read_facts
@@ -29,29 +31,35 @@ from lit_semantic_peft.files import content_key
 from lit_semantic_peft.models.base import (
     DEFAULT_BASE_MODEL,
     BaseDtype,
-    BaseModelSource,
     cache_folder,
     load_base_model,
     load_tokenizer,
     resolve_base_model,
 )
 from lit_semantic_peft.semantics import (
+    Bench,
     Distance,
     ExpectedEmbeddingDistance,
     FactFilter,
     NoFilter,
+    Online,
     ScoredFacts,
     Selection,
+    Strata,
     Surprisal,
     Uniform,
     Weighting,
     apply_filters,
-    loss_weights,
     score_facts,
+    scoring_parts,
+    weights_of,
+    with_strata,
 )
 from lit_semantic_peft.tokens import Batch, EncodedFact, FactEncoder, Template, collate
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _DEFAULT_PLAN = EvaluationPlan()
 _NUM_BUILTIN_KNOWN = 64  # a base model of 135M parameters knows about a sixth of them
@@ -68,6 +76,7 @@ class PreparedFacts:
         is_kept: Whether a fact is trained, bool `(n,)`.
         reason: Why a fact is not trained: a filter's reason, or `retain` or `probe` for its split; None if it is.
         loss_weight: Factor of each fact's loss, float64 `(n,)`: mean 1 over the kept facts, 0 for the others.
+        final_loss_weight: The same at the end of training, where the weighting moves; else equal.
         key: Content key of the facts and of everything that decided their fate.
     """
 
@@ -77,6 +86,7 @@ class PreparedFacts:
     is_kept: np.ndarray
     reason: tuple[str | None, ...]
     loss_weight: np.ndarray
+    final_loss_weight: np.ndarray
     key: str
 
     @property
@@ -100,6 +110,7 @@ class PreparedFacts:
             "drop_reason": list(self.reason),
             "num_target_tokens": [one.num_target_tokens for one in self.encoded],
             "distance": self.scored.distance.tolist(),
+            "stratum": list(self.scored.stratum) or [None] * len(self.facts),
             "nll_before": self.scored.base_nll.tolist(),
             "loss_weight": self.loss_weight.tolist(),
             **{f"distance_{name}": values.tolist() for name, values in self.scored.distances.items()},
@@ -109,8 +120,10 @@ class PreparedFacts:
 class KnowledgeDataModule(LightningDataModule):
     """Reads facts, measures how far each is from the base model, filters and weights them, and plans the batches.
 
-    Filtering happens in `setup`. Scores come from a cache keyed by everything they depend on; only what is missing is
-    computed, by rank 0 while the others wait. Dropped facts are not lost: they are evaluated and reported.
+    Filtering happens in `setup`. Scores come from a cache keyed by everything they depend on. What is missing is
+    computed in parts that the ranks share; each part is written down at once, so that a killed job goes on with the
+    parts that are there, and the numbers do not depend on how many ranks there were. Dropped facts are not lost: they
+    are evaluated and reported.
 
     Args:
         facts: A built-in set (`world`, `counterfactual`, `fictional`), a file (.jsonl, .csv, .parquet, each also
@@ -121,6 +134,9 @@ class KnowledgeDataModule(LightningDataModule):
         distance: What filters and weightings go by; `ExpectedEmbeddingDistance` where None.
         more_distances: Further distances to measure and report. `Surprisal` is always measured.
         filters: Applied in order, each to what the one before left; nothing is dropped where None.
+        strata: How the strata of the facts are found, a column of the fact table; None to find them (with the settings
+            of `Strata()`) only if a filter or `mix_strata` needs them.
+        mix_strata: Whether every optimizer step gets each stratum's share of facts, instead of facts of like length.
         weighting: From distance to loss weight; `Uniform` where None.
         template: `none`, or `chat` for the tokenizer's chat template.
         append_eos: Whether an answer is taught to end.
@@ -153,6 +169,8 @@ class KnowledgeDataModule(LightningDataModule):
         distance: Distance | None = None,
         more_distances: list[Distance] | None = None,
         filters: list[FactFilter] | None = None,
+        strata: Strata | None = None,
+        mix_strata: bool = False,
         weighting: Weighting | None = None,
         template: Template = "none",
         append_eos: bool = True,
@@ -187,6 +205,9 @@ class KnowledgeDataModule(LightningDataModule):
         self.dataset_split = dataset_split
         self.distances = _distances(distance or ExpectedEmbeddingDistance(), more_distances or [])
         self.filters: list[FactFilter] = filters or [NoFilter()]
+        needs_strata = mix_strata or any(one.needs_strata for one in self.filters)
+        self.strata = strata or (Strata() if needs_strata else None)
+        self.mix_strata = mix_strata
         self.weighting = weighting or Uniform()
         self.template: Template = template
         self.append_eos = append_eos
@@ -208,6 +229,7 @@ class KnowledgeDataModule(LightningDataModule):
         self._prepared: PreparedFacts | None = None
         self._encoder: FactEncoder | None = None
         self._questions: list[Question] | None = None
+        self._position = (0, 0)
 
     @property
     def prepared(self) -> PreparedFacts:
@@ -231,6 +253,10 @@ class KnowledgeDataModule(LightningDataModule):
             raise RuntimeError("KnowledgeDataModule.setup() has not run yet")
         return self._encoder
 
+    def prepare_data(self) -> None:
+        """Downloads or converts the base model, in one process of each machine before the others look for it."""
+        resolve_base_model(self.base_model, self.revision)
+
     def setup(self, stage: str | None = None) -> None:
         """Reads, spells, scores, filters and weights the facts. A second call does nothing.
 
@@ -238,13 +264,15 @@ class KnowledgeDataModule(LightningDataModule):
             stage: Lightning's stage. For `predict` with free prompts no fact is read.
         """
         if self._encoder is None:
-            source = resolve_base_model(self.base_model, self.revision)
-            self._encoder = FactEncoder(
-                load_tokenizer(source, self.trust_remote_code), self.template, self.append_eos, self.max_length
-            )
-            self._source = source
+            self._encoder = agreed(self._load_encoder)
         if self._prepared is None and not (stage == "predict" and self.prompts):
-            self._prepared = self._prepare(self._source)
+            facts, encoded = agreed(self._read)
+            scored = self._scores(facts, encoded)
+            measure = self._feature_store(facts)
+            if self.strata:
+                strata = self.strata
+                scored = self._on_first_rank(lambda: with_strata(scored, measure(strata, scored.fact_id)))
+            self._prepared = self._select(facts, encoded, scored, measure)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches of kept facts; the order depends on `seed` and epoch only."""
@@ -260,8 +288,11 @@ class KnowledgeDataModule(LightningDataModule):
             rank=self._rank,
             seed=self.seed,
             bucket_steps=self.bucket_steps,
+            max_epochs=self.trainer.max_epochs if self.trainer else None,
+            mix=[prepared.scored.stratum[row] for row in rows] if self.mix_strata else None,
         )
-        return DataLoader(_FactBatches(prepared, self.encoder.pad_id, with_end=True), sampler=plan, batch_size=None)
+        plan.resume(*self._position)
+        return _loader(_FactBatches(prepared, self.encoder.pad_id, with_end=True), plan)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Facts to measure after each epoch: all of them, or `max_val_facts` chosen by `seed`."""
@@ -271,7 +302,7 @@ class KnowledgeDataModule(LightningDataModule):
             rows = sorted(generator.choice(len(rows), self.max_val_facts, replace=False).tolist())
         lengths = [len(self.prepared.encoded[row]) for row in rows]
         dataset = _FactBatches(self.prepared, self.encoder.pad_id, with_end=False)
-        return DataLoader(dataset, sampler=self._shard(rows, lengths), batch_size=None)
+        return _loader(dataset, self._shard(rows, lengths))
 
     def test_dataloader(self) -> DataLoader[list[Question]]:
         """Everything that is asked at the end, of all facts, kept and dropped."""
@@ -319,6 +350,7 @@ class KnowledgeDataModule(LightningDataModule):
             "distances": [{"name": distance.name, **vars(distance)} for distance in self.distances],
             # Rounding depends on what runs together, and a difference of nothing must be exactly 0.
             "eval_batch_size": self.eval_batch_size,
+            "num_processes": self._world_size,
             "device": self.device.type,
             "evaluation_version": version,
         }
@@ -335,17 +367,34 @@ class KnowledgeDataModule(LightningDataModule):
         order = np.random.default_rng(self.seed).permutation(len(others))[:_NUM_BUILTIN_KNOWN]
         return [others[place] for place in order]
 
-    def training_batches(self, rows: Sequence[int], batch_size: int) -> list[Batch]:
+    def training_batches(self, rows: Sequence[int], batch_size: int, *, with_end: bool = True) -> list[Batch]:
         """The training form of some facts, in the given order, for measurements beside the training.
 
         Args:
             rows: Fact indices.
             batch_size: Facts per batch.
+            with_end: Whether the end token is a target too.
         """
-        dataset = _FactBatches(self.prepared, self.encoder.pad_id, with_end=True)
+        dataset = _FactBatches(self.prepared, self.encoder.pad_id, with_end=with_end)
         return [
             dataset[MicroBatch(tuple(rows[start : start + batch_size]))] for start in range(0, len(rows), batch_size)
         ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands: the epoch, and how many micro-batches of it each rank has done."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        epoch, progress = self.trainer.current_epoch, loop.epoch_progress.current
+        is_within_epoch = epoch == progress.completed < progress.ready
+        return {"epoch": epoch, "num_done": loop.epoch_loop.batch_progress.current.ready if is_within_epoch else 0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from there.
+
+        Args:
+            state_dict: From `state_dict`.
+        """
+        self._position = (state_dict["epoch"], state_dict["num_done"])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves tensors; questions are text and stay.
@@ -367,13 +416,17 @@ class KnowledgeDataModule(LightningDataModule):
 
     def _question_loader(self, questions: list[Question]) -> DataLoader[list[Question]]:
         lengths = [max(len(one.prompt_ids) + one.max_new_tokens, len(one.encoded or ())) for one in questions]
-        sampler = self._shard(range(len(questions)), lengths)
-        return DataLoader(_QuestionBatches(questions), sampler=sampler, batch_size=None)
+        return _loader(_QuestionBatches(questions), self._shard(range(len(questions)), lengths))
 
     def _shard(self, rows: Sequence[int], lengths: Sequence[int]) -> RankShard:
         return RankShard(rows, lengths, batch_size=self.eval_batch_size, world_size=self._world_size, rank=self._rank)
 
-    def _prepare(self, source: BaseModelSource) -> PreparedFacts:
+    def _load_encoder(self) -> FactEncoder:
+        self._source = resolve_base_model(self.base_model, self.revision)
+        tokenizer = load_tokenizer(self._source, self.trust_remote_code)
+        return FactEncoder(tokenizer, self.template, self.append_eos, self.max_length)
+
+    def _read(self) -> tuple[Sequence[Fact], list[EncodedFact]]:
         fact_set = read_facts(
             self.facts,
             num_facts=self.num_facts,
@@ -381,56 +434,113 @@ class KnowledgeDataModule(LightningDataModule):
             dataset_split=self.dataset_split,
             contradictions=self.contradictions,
         )
+        if fact_set.conversion:
+            logger.info("%s is in a published format: %s", self.facts, fact_set.conversion)
         for warning in fact_set.warnings:
             logger.warning(warning)
         facts = fact_set.facts
         encoded = self.encoder.encode_facts(facts)
         fact_questions(facts, self.encoder, self.evaluation)  # a probe that cannot be spelt is an error before training
-        scored = self._scores(source, facts)
+        return facts, encoded
+
+    def _feature_store(self, facts: Sequence[Fact]) -> FeatureStore:
+        bench = Bench(
+            lambda: load_base_model(self._source, self.dtype, self.trust_remote_code).to(self.device),
+            self.encoder,
+            self.eval_batch_size,
+        )
+        return FeatureStore(self.cache.folder, self._source, self.dtype, bench, facts)
+
+    def _select(
+        self, facts: Sequence[Fact], encoded: Sequence[EncodedFact], scored: ScoredFacts, measure: FeatureStore
+    ) -> PreparedFacts:
         inject = np.flatnonzero([fact.split == "inject" for fact in facts])
         logger.info("Facts read: %d, of which %d to inject", len(facts), len(inject))
         if not len(inject):
             raise InputError(f"`facts` {self.facts!r} holds no fact with split `inject`, so there is nothing to train.")
-        selection = apply_filters(self.filters, scored.take(inject))
+        to_inject = replace(scored.take(inject), measure=measure)
+        selection = self._on_first_rank(lambda: apply_filters(self.filters, to_inject))
         is_kept, reason = _spread(selection, inject, facts)
-        loss_weight = np.zeros(len(facts))
-        loss_weight[is_kept] = loss_weights(
-            self.weighting, scored.distance[is_kept], is_rank_based=self.distances[0].is_rank_based
-        )
+        loss_weight, final_loss_weight = self._weigh(scored, is_kept)
         logger.info("Facts kept: %d, dropped: %d", int(is_kept.sum()), len(inject) - int(is_kept.sum()))
         key = content_key(
-            facts_key(facts), source.fingerprint, self.template, self.append_eos, np.flatnonzero(is_kept).tolist(),
-            loss_weight.tolist(),
+            facts_key(facts), self._source.fingerprint, self.template, self.append_eos,
+            np.flatnonzero(is_kept).tolist(), loss_weight.tolist(), final_loss_weight.tolist(),
         )  # fmt: skip
-        return PreparedFacts(tuple(facts), tuple(encoded), scored, is_kept, reason, loss_weight, key)
+        return PreparedFacts(tuple(facts), tuple(encoded), scored, is_kept, reason, loss_weight, final_loss_weight, key)
 
-    def _scores(self, source: BaseModelSource, facts: Sequence[Fact]) -> ScoredFacts:
-        """Scores from the cache, or computed by rank 0; a failure there ends all ranks with its message."""
-        outcome: ScoredFacts | InputError | None = None
-        if self._rank == 0:
-            try:
-                outcome = self._scores_on_this_rank(source, facts)
-            except InputError as error:
-                outcome = error
-        if self._world_size > 1 and self.trainer is not None:
-            outcome = self.trainer.strategy.broadcast(outcome)
-        if isinstance(outcome, InputError):
-            raise outcome
+    def _weigh(self, scored: ScoredFacts, is_trained: np.ndarray) -> list[np.ndarray]:
+        """Loss weights at the start and at the end of training, 0 for what is not trained."""
+        trained = scored.take(np.flatnonzero(is_trained))
+        if isinstance(self.weighting, Online):
+            self.weighting.prepare(self.distances[0], trained.distance)
+        weights = []
+        for weighting in self.weighting.ends:
+            weight = np.zeros(len(scored))
+            weight[is_trained] = weights_of(weighting, trained, is_rank_based=self.distances[0].is_rank_based)
+            weights.append(weight)
+        return weights
+
+    def _on_first_rank(self, compute: Callable[[], T]) -> T:
+        """What rank 0 computes, on all ranks; a failure there ends all ranks with its message."""
+        outcome = from_all_ranks(agreed(lambda: compute() if self._rank == 0 else None))[0]
         assert outcome is not None
         return outcome
 
-    def _scores_on_this_rank(self, source: BaseModelSource, facts: Sequence[Fact]) -> ScoredFacts:
-        manifest = self.cache.manifest(facts, source, self.encoder, self.distances, self.dtype)
-        scored = self.cache.load(manifest)
-        if scored is not None:
+    def _scores(self, facts: Sequence[Fact], encoded: Sequence[EncodedFact]) -> ScoredFacts:
+        """Scores from the cache of the first rank; what it lacks is computed, a share of the parts on each rank."""
+        manifest = self.cache.manifest(facts, self._source, self.encoder, self.distances, self.dtype)
+        parts = scoring_parts(encoded, self.eval_batch_size)
+
+        def cached() -> ScoredFacts | dict[int, ScoredFacts] | None:
+            if self._rank != 0:
+                return None
+            whole = self.cache.load(manifest)
+            if whole is not None:
+                return whole
+            found = {
+                number: self.cache.load_part(manifest, number, [facts[row].id for row in rows])
+                for number, rows in enumerate(parts)
+            }
+            return {number: part for number, part in found.items() if part is not None}
+
+        known = from_all_ranks(agreed(cached))[0]
+        if isinstance(known, ScoredFacts):
             logger.info("Scores of %d facts come from the cache; no model was touched", len(facts))
-            return scored
-        model = load_base_model(source, self.dtype, self.trust_remote_code).to(self.device)
-        with tqdm(total=len(facts), desc="Scoring facts", unit="fact") as bar:
-            scored = score_facts(
-                model, self.encoder, facts, self.distances, batch_size=self.eval_batch_size, on_batch=bar.update
-            )
-        self.cache.store(manifest, scored)
+            return known
+        assert known is not None
+        if known:
+            logger.info("Scores of %d facts are there from an earlier job", sum(map(len, known.values())))
+        missing = [number for number in range(len(parts)) if number not in known]
+        mine = missing[self._rank :: self._world_size]
+        computed = agreed(lambda: self._score_parts(facts, {number: parts[number] for number in mine}, manifest))
+        for others in from_all_ranks(computed):
+            known |= others
+        table = ScoredFacts.concatenate([known[number] for number in range(len(parts))])
+        row_of = {fact_id: row for row, fact_id in enumerate(table.fact_id)}
+        scored = table.take(np.array([row_of[fact.id] for fact in facts]))
+        agreed(lambda: self.cache.store(manifest, scored) if self._rank == 0 else None)
+        return scored
+
+    def _score_parts(
+        self, facts: Sequence[Fact], parts: dict[int, list[int]], manifest: dict[str, Any]
+    ) -> dict[int, ScoredFacts]:
+        if not parts:
+            return {}
+        model = load_base_model(self._source, self.dtype, self.trust_remote_code).to(self.device)
+        scored: dict[int, ScoredFacts] = {}
+        total = sum(map(len, parts.values()))
+        with tqdm(total=total, desc="Scoring facts", unit="fact", disable=self._rank != 0) as bar:
+            for number, rows in parts.items():
+                scored[number] = score_facts(
+                    model,
+                    self.encoder,
+                    [facts[row] for row in rows],
+                    self.distances,
+                    batch_size=self.eval_batch_size,
+                    on_batch=bar.update,
+                )
+                self.cache.store_part(manifest, number, scored[number])
         return scored
 
     @property
@@ -451,7 +561,9 @@ class _FactBatches(Dataset[Batch]):
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         rows = micro_batch.rows
-        weights = [float(self._prepared.loss_weight[row]) for row in rows]
+        first, last = self._prepared.loss_weight, self._prepared.final_loss_weight
+        done = micro_batch.progress
+        weights = [float((1 - done) * first[row] + done * last[row]) for row in rows]
         if micro_batch.num_fillers:
             weights[-micro_batch.num_fillers :] = [0.0] * micro_batch.num_fillers
         encoded = [self._prepared.encoded[row] for row in rows]
@@ -466,6 +578,12 @@ class _QuestionBatches(Dataset[list[Question]]):
 
     def __getitem__(self, micro_batch: MicroBatch) -> list[Question]:
         return [self._questions[row] for row in micro_batch.rows]
+
+
+def _loader(dataset: Dataset[Any], sampler: DistributedSampler[MicroBatch]) -> DataLoader[Any]:
+    # Without a generator of its own a loader draws a seed, which it does not use, from the one that dropout draws from:
+    # a resumed run, which makes its loaders anew, would not be the same run.
+    return DataLoader(dataset, sampler=sampler, batch_size=None, generator=torch.Generator())
 
 
 def _distances(first: Distance, more: Sequence[Distance]) -> list[Distance]:

@@ -4,8 +4,10 @@ An epoch is first divided into optimizer steps and only then into micro-batches 
 processes with 4 × 1 see the same facts in the same step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch.utils.data import DistributedSampler
@@ -19,10 +21,12 @@ class MicroBatch:
         rows: Fact indices.
         num_fillers: How many of the last rows only fill up, so that every rank runs equally often. Their loss weight
             is 0.
+        progress: Share of training that is done before the optimizer step, [0, 1].
     """
 
     rows: tuple[int, ...]
     num_fillers: int = 0
+    progress: float = 0.0
 
 
 # The base class is how Lightning knows that ranks are already taken care of; nothing of it but `set_epoch` is used.
@@ -31,6 +35,10 @@ class StepPlan(DistributedSampler[MicroBatch]):
 
     Facts are shuffled; windows of `bucket_steps` steps are sorted by length and cut into steps; steps are shuffled;
     within a step facts are sorted by length and dealt out to micro-batches and ranks.
+
+    Attributes:
+        arrange: Where set, decides in place of the lengths which facts share a step: takes the shuffled rows and the
+            facts per step, gives steps of that size; only the last may be smaller. Must be the same on all ranks.
 
     Args:
         rows: Fact indices to train on.
@@ -42,6 +50,10 @@ class StepPlan(DistributedSampler[MicroBatch]):
         seed: Of the shuffle; the epoch is added to it.
         bucket_steps: Optimizer steps whose facts are sorted by length together; 1 leaves the composition of steps to
             chance alone.
+        max_epochs: Epochs of the whole training, to say how much of it is done; None or less than 1 for unknown, and
+            then nothing ever is.
+        mix: A label for each fact, such as its stratum, for steps that each hold every label's share of the facts, to
+            within one; lengths then do not matter. None for steps by length.
     """
 
     def __init__(
@@ -55,6 +67,8 @@ class StepPlan(DistributedSampler[MicroBatch]):
         rank: int = 0,
         seed: int = 0,
         bucket_steps: int = 8,
+        max_epochs: int | None = None,
+        mix: Sequence[str] | None = None,
     ) -> None:
         self.rows = list(rows)
         self.length_of = dict(zip(rows, lengths, strict=True))
@@ -64,7 +78,20 @@ class StepPlan(DistributedSampler[MicroBatch]):
         self.rank = rank
         self.seed = seed
         self.bucket_steps = bucket_steps
+        self.max_epochs = max_epochs
+        self.label_of = None if mix is None else dict(zip(rows, mix, strict=True))
+        self.arrange: Callable[[list[int], int], list[list[int]]] | None = None
         self.epoch = 0
+        self._resumed = (-1, 0)
+
+    def resume(self, epoch: int, num_done: int) -> None:
+        """Leaves out what an interrupted epoch has done already.
+
+        Args:
+            epoch: The epoch that goes on; all others are whole.
+            num_done: Micro-batches of it that each rank has done, whole optimizer steps.
+        """
+        self._resumed = (epoch, num_done)
 
     @property
     def facts_per_step(self) -> int:
@@ -80,6 +107,15 @@ class StepPlan(DistributedSampler[MicroBatch]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         size = self.facts_per_step
         shuffled = [self.rows[i] for i in torch.randperm(len(self.rows), generator=generator).tolist()]
+        if self.arrange is not None:
+            arranged = [sorted(step, key=self._length) for step in self.arrange(shuffled, size)]
+            num_whole = len(shuffled) // size
+            order = torch.randperm(num_whole, generator=generator).tolist()
+            return [arranged[i] for i in order] + arranged[num_whole:]
+        if self.label_of is not None:
+            mixed = _mixed([self.label_of[row] for row in shuffled])
+            order = [shuffled[at] for at in mixed]
+            return [sorted(order[at : at + size], key=self._length) for at in range(0, len(order), size)]
         # The partial step is drawn first: sorting must not make it the step of the longest facts.
         whole = len(shuffled) // size * size
         partial = [sorted(shuffled[whole:], key=self._length)] if shuffled[whole:] else []
@@ -92,13 +128,21 @@ class StepPlan(DistributedSampler[MicroBatch]):
         return [steps[i] for i in order] + partial
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        for step in self.steps(self.epoch):
-            stride = self.micro_batch_size * self.world_size
+        # A generator: Lightning asks for the iterator first and sets the epoch then.
+        epoch, num_done = self._resumed
+        yield from islice(self._micro_batches(), num_done if epoch == self.epoch else 0, None)
+
+    def _micro_batches(self) -> Iterator[MicroBatch]:
+        steps = self.steps(self.epoch)
+        stride = self.micro_batch_size * self.world_size
+        for number, step in enumerate(steps):
+            progress = self._progress(number, len(steps))
             for start in range(0, len(step), stride):
                 # Interleaved, so that ranks get equally long rows and equally many of them.
                 mine = step[start : start + stride][self.rank :: self.world_size]
                 # A rank without a fact still takes part in the step's collectives.
-                yield MicroBatch(tuple(mine)) if mine else MicroBatch((step[0],), num_fillers=1)
+                rows, num_fillers = (tuple(mine), 0) if mine else ((step[0],), 1)
+                yield MicroBatch(rows, num_fillers, progress)
 
     def __len__(self) -> int:
         """Micro-batches of an epoch on each rank."""
@@ -106,8 +150,29 @@ class StepPlan(DistributedSampler[MicroBatch]):
         stride = self.micro_batch_size * self.world_size
         return whole * self.accumulate_grad_batches + -(-rest // stride)
 
+    def _progress(self, number: int, num_steps: int) -> float:
+        """From 0 at the first step of the first epoch to 1 at the last step of the last."""
+        if not self.max_epochs or self.max_epochs < 1:
+            return 0.0
+        last = self.max_epochs * num_steps - 1
+        return min(1.0, (self.epoch * num_steps + number) / last) if last else 0.0
+
     def _length(self, row: int) -> tuple[int, int]:
         return self.length_of[row], row
+
+
+def _mixed(labels: Sequence[str]) -> list[int]:
+    """Positions in an order in which every stretch holds about each label's share of the whole.
+
+    The j-th of m positions of a label goes to (j + 1/2)/m of the way.
+    """
+    size = Counter(labels)
+    seen: Counter[str] = Counter()
+    place: list[tuple[float, int]] = []
+    for position, label in enumerate(labels):
+        place.append(((seen[label] + 0.5) / size[label], position))
+        seen[label] += 1
+    return [position for _, position in sorted(place)]
 
 
 class RankShard(DistributedSampler[MicroBatch]):

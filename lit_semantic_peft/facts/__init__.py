@@ -8,24 +8,35 @@ from lit_semantic_peft.facts.checks import (
     find_near_duplicates,
     normalize_text,
 )
-from lit_semantic_peft.facts.readers import SPLIT_SYNONYMS, SUFFIXES, read_facts
-from lit_semantic_peft.facts.schema import SPLITS, Fact, FactSet, Probe, Split, facts_key
+from lit_semantic_peft.facts.containers import SUFFIXES
+from lit_semantic_peft.facts.contract import SPLIT_SYNONYMS
+from lit_semantic_peft.facts.formats import FORMATS
+from lit_semantic_peft.facts.readers import FORMAT_NAMES, read_facts
+from lit_semantic_peft.facts.schema import SPLITS, Conversion, Fact, FactSet, Omission, Probe, Split, facts_key
+from lit_semantic_peft.facts.writers import OUTPUT_SUFFIXES, convert, write_facts
 
 __all__ = [
     "BUILTIN",
+    "FORMATS",
+    "FORMAT_NAMES",
+    "OUTPUT_SUFFIXES",
     "SPLITS",
     "SPLIT_SYNONYMS",
     "SUFFIXES",
     "Contradiction",
+    "Conversion",
     "Fact",
     "FactSet",
     "NearDuplicate",
+    "Omission",
     "Probe",
     "Split",
     "builtin_facts",
+    "convert",
     "facts_key",
     "find_contradictions",
     "find_near_duplicates",
     "normalize_text",
     "read_facts",
+    "write_facts",
 ]

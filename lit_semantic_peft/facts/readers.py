@@ -1,82 +1,84 @@
-"""Reads facts: built-in sets, JSONL, CSV, Parquet, saved `datasets` folders and the Hub, into one contract."""
+"""Reads facts: built-in sets, files, folders and the Hub, in the contract or in a published format."""
 
-import csv
-import difflib
-import gzip
-import io
-import json
-import math
-import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from typing import Literal, TypeVar
+
+from tqdm.auto import tqdm
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.builtin import BUILTIN, builtin_facts, choose
 from lit_semantic_peft.facts.checks import find_contradictions
-from lit_semantic_peft.facts.schema import SPLITS, Fact, FactSet, Probe, Split
-from lit_semantic_peft.files import content_key
+from lit_semantic_peft.facts.containers import Table, open_source, short_name
+from lit_semantic_peft.facts.contract import FIELDS, contract_facts, near_field
+from lit_semantic_peft.facts.formats import (
+    FORMATS,
+    Dropped,
+    FieldError,
+    Format,
+    Record,
+    are_templates,
+    recognise,
+    templates_of,
+)
+from lit_semantic_peft.facts.reading import Place, Reading, Row, listed, shown
+from lit_semantic_peft.facts.schema import Conversion, Fact, FactSet, Omission, content_id
 
-SUFFIXES: tuple[str, ...] = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
-"""Suffixes of the files that can be read."""
+CONTRACT = "contract"
+"""The name of the format that needs no conversion."""
 
-SPLIT_SYNONYMS: Mapping[str, Split] = {
-    "train": "inject",
-    "edit": "inject",
-    "test": "probe",
-    "val": "probe",
-    "validation": "probe",
-    "eval": "probe",
-}
-"""Names of splits in published sets, and what they mean here."""
+FORMAT_NAMES: tuple[str, ...] = (CONTRACT, *FORMATS)
+"""What `format` may be."""
 
-_TEXT_FIELDS = ("id", "subject", "relation", "prompt", "target", "joiner", "target_true", "question", "split", "source")
-_LIST_FIELDS = ("aliases", "paraphrases")
-_PROBE_FIELDS = ("neighborhood", "portability")
-_FIELDS = (*_TEXT_FIELDS, *_LIST_FIELDS, *_PROBE_FIELDS)
-_PROBES_EXPECTED = 'a list of {"prompt": ..., "target": ...}'
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_MAX_PROBLEMS = 20
-_MAX_SHOWN_CHARACTERS = 60
-_KEY_DIGITS = 16
+_NUM_ROWS_TO_RECOGNISE = 20
 
-Row = tuple[int, Mapping[str, Any]]
-"""A row's number, from 1, and its fields."""
+Contradictions = Literal["error", "keep"]
+_Item = TypeVar("_Item")
 
 
 def read_facts(
-    source: str,
+    source: str | Sequence[str],
     *,
     num_facts: int | None = None,
     seed: int = 0,
     dataset_split: str = "train",
-    contradictions: Literal["error", "keep"] = "error",
+    contradictions: Contradictions = "error",
+    format: str | None = None,
+    show_progress: bool = False,
 ) -> FactSet:
     """Reads a set of facts and checks every field of every fact.
 
-    Only `prompt` and `target` are required; null (an empty cell in CSV) means absent. A missing `id` becomes a hash
-    of prompt, target and joiner. White space at the end of a prompt and around a target is stripped. The values
-    `train` and `edit` of the field `split` mean `inject`; `test`, `val`, `validation` and `eval` mean `probe`.
-    In CSV a list is JSON in its cell, or, for a list of texts, `a|b|c`; an empty joiner is JSON as well: a cell that
-    holds two quotation marks. Fields that are not part of the contract are left out.
+    The contract: only `prompt` and `target` are required; null (an empty cell in CSV) means absent. A missing `id`
+    becomes a hash of prompt, target and joiner. White space at the end of a prompt and around a target is stripped.
+    The values `train` and `edit` of the field `split` mean `inject`; `test`, `val`, `validation` and `eval` mean
+    `probe`. In CSV a list is JSON in its cell, or, for a list of texts, `a|b|c`; an empty joiner is JSON as well: a
+    cell that holds two quotation marks. Fields that are not part of the contract are left out.
+
+    A published format (`FORMATS`) is recognised by its fields. A malformed record is an error; what has no place in
+    the contract, or no answer, is left out and counted in the set's `conversion`. Facts that repeat an earlier one
+    add their probes to it. One that gives an earlier prompt another target is left out.
 
     Args:
-        source: A built-in set (`world`, `counterfactual`, `fictional`), a file (`.jsonl`, `.jsonl.gz`, `.csv`,
-            `.csv.gz`, `.parquet`), a folder written by `datasets.save_to_disk`, or a Hub name `owner/name`.
+        source: A built-in set (`world`, `counterfactual`, `fictional`), a file (its suffix is one of `SUFFIXES`), a
+            folder written by `datasets.save_to_disk`, a folder of such files, a Hub name `owner/name`, or several.
         num_facts: For `fictional`, how many facts to generate (None: 500). For every other source the size of a
             random subset, kept in the order of the file (None: all).
         seed: Seed of the generator or of the subset.
         dataset_split: Which split of a `datasets` folder or a Hub set to read.
-        contradictions: What the same prompt with two targets means: `error`, or `keep` both with a warning.
+        contradictions: What the same prompt with two targets means: `error` (in a published format the second is
+            left out), or `keep` both with a warning.
+        format: A name of `FORMAT_NAMES`; None recognises the format by its fields.
+        show_progress: Whether a terminal shows a bar where reading takes longer than a second.
 
     Returns:
         The facts, with warnings about what was repaired or ignored.
 
     Raises:
-        InputError: If the source cannot be found or read, if any fact breaks the contract (all problems of the file
-            are named with line and field, the first 20 shown), or if more facts are asked for than there are.
+        InputError: If the source cannot be found or read, if its format is unknown, if any record breaks the contract
+            or its format (all problems are named with file, record and field, the first 20 shown), or if more facts
+            are asked for than there are.
 
     Example:
         >>> facts = read_facts("fictional", num_facts=3, seed=1)
@@ -87,485 +89,236 @@ def read_facts(
         raise InputError(f"`num_facts`: expected a whole number of at least 1, or null for all, got {num_facts!r}")
     if contradictions not in ("error", "keep"):
         raise InputError(f"`contradictions`: expected `error` or `keep`, got {contradictions!r}")
-    if source in BUILTIN:
-        return FactSet(tuple(builtin_facts(source, num_facts, seed)), name=source)
+    if format is not None and format not in FORMAT_NAMES:
+        raise InputError(f"`format`: expected one of {listed(FORMAT_NAMES)}, got {format!r}")
+    sources = [source] if isinstance(source, str) else list(source)
+    if len(sources) == 1 and sources[0] in BUILTIN:
+        return FactSet(tuple(builtin_facts(sources[0], num_facts, seed)), name=sources[0])
 
-    reading, rows = _open(source, dataset_split)
-    facts = _check_rows(reading, rows)
-    _check_contradictions(reading, facts, contradictions)
+    name = ", ".join(sources)
+    reading = Reading(name)
+    check = _header_problem if format is None else lambda header, separator: None
+    tables = [table for one in sources for table in open_source(reading, one, dataset_split, check)]
+    chosen, rows, templates = _one_format(reading, tables, format)
+    counted = tqdm(rows, "Reading", unit=" records", unit_scale=True, delay=1, disable=None if show_progress else True)
+    conversion = None
+    if chosen is None:
+        facts = contract_facts(reading, counted)
+        _check_contradictions(reading, facts, contradictions)
+    else:
+        facts, conversion = _published_facts(reading, counted, chosen, templates, contradictions)
     if reading.problems:
         raise InputError(reading.problem_report())
     if not facts:
-        raise InputError(f"{source}: expected at least one fact, got an empty file")
+        raise InputError(f"{name}: expected at least one fact, got {_nothing(conversion)}")
     kept = list(facts.values())
     if num_facts is not None:
-        kept = choose(kept, num_facts, seed, source)
-    return FactSet(tuple(kept), reading.warnings(), _short_name(source))
+        kept = choose(kept, num_facts, seed, name)
+    return FactSet(tuple(kept), reading.warnings(), ", ".join(map(short_name, sources)), conversion)
+
+
+def _nothing(conversion: Conversion | None) -> str:
+    if conversion is None or not conversion.num_records:
+        return "an empty file"
+    reasons = "; ".join(f"{one.reason} ({one.count})" for one in conversion.omissions if one.part == "record")
+    return f"{conversion.num_records} records of {conversion.format} that give none: {reasons}"
+
+
+# --- Which format ---------------------------------------------------------------------------------------------------
+
+
+def _header_problem(header: list[str], separator: str) -> str | None:
+    if _is_header(header):
+        return None
+    whole = separator.join(header)
+    hint = "Put a first line such as `prompt,target` above the facts."
+    for other, name in _SEPARATORS.items():
+        if other != separator and _is_header([cell.strip() for cell in whole.split(other)]):
+            hint = f"The cells are separated by {name}: save the file with {_SEPARATORS[separator]}."
+    return (
+        "expected a header that names at least `prompt` and `target`, or the fields of a published format "
+        f"({listed(FORMATS)}), got {shown(whole)}. {hint}"
+    )
+
+
+def _is_header(names: Collection[str]) -> bool:
+    return {"prompt", "target"} <= set(names) or recognise(names) is not None or are_templates(frozenset(names))
+
+
+_SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons"}
+
+
+def _one_format(
+    reading: Reading, tables: Iterable[Table], forced: str | None
+) -> tuple[Format | None, Iterator[Row], dict[str, list[str]]]:
+    """The format of all tables (None: the contract), their rows one after another, and the templates among them."""
+    templates: dict[str, list[str]] = {}
+    found: dict[str, tuple[Format | None, str]] = {}
+    streams: list[Iterator[Row]] = []
+    for table in tables:
+        first = list(islice(table.rows, _NUM_ROWS_TO_RECOGNISE))
+        if not first:
+            continue
+        names = dict.fromkeys(str(name) for row in first for name in row.fields)
+        rows = chain(first, table.rows)
+        if recognise(names) is None and are_templates(frozenset(names)) and forced in (None, "triples"):
+            _collect_templates(reading, rows, templates)
+            continue
+        name = forced or _format_name(reading, table.file, names)
+        found.setdefault(name, (FORMATS.get(name), table.file))
+        streams.append(rows)
+    if len(found) > 1:
+        both = ", ".join(f"{name} in {file}" for name, (_, file) in found.items())
+        raise InputError(f"{reading.source}: expected files of one format, got {both}. Name the files of one of them.")
+    chosen = next(iter(found.values()))[0] if found else None
+    return chosen, chain.from_iterable(streams), templates
+
+
+def _format_name(reading: Reading, file: str, names: Collection[str]) -> str:
+    known = recognise(names)
+    if {"prompt", "target"} <= set(names):
+        return CONTRACT
+    if known is not None:
+        return known.name
+    if all(name in FIELDS or near_field(name) for name in names):
+        return CONTRACT  # the checks will say which field is missing
+    if reading.problems:
+        raise InputError(reading.problem_report())
+    raise InputError(
+        f"{file}: expected facts with the fields `prompt` and `target`, or one of the published formats "
+        f"({listed(FORMATS)}), got records with the fields {listed(names)}. "
+        "Rename the fields, or name the format if it is one of these."
+    )
+
+
+def _collect_templates(reading: Reading, rows: Iterable[Row], templates: dict[str, list[str]]) -> None:
+    for row in rows:
+        try:
+            relation, template = templates_of(Record(row.fields, row.place.file))
+        except FieldError as error:
+            reading.field_problem(row.place, error.name, error.expected, error.got)
+        else:
+            templates.setdefault(relation, []).append(template)
+
+
+# --- Published formats ----------------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Reading:
-    """One pass over one source: what was wrong with it and what was repaired.
+class _Converted:
+    """The facts of a published format as they come together, and what was left out.
 
     Attributes:
-        source: As the user gave it.
-        unit: What a number counts: `line` in a text file, `row` elsewhere.
-        cells: Whether values are CSV cells, where a list is text that must be parsed.
-        problems: Row number and sentence.
-        notes: For each sentence about a repair, the numbers of the rows that it is true of.
+        facts: By what they teach: prompt, target and joiner.
+        places: The place of each fact's record, by the fact's id.
+        omissions: Number and first location of what was left out, by part and reason.
+        num_merged: Facts that were added to an earlier one.
     """
 
-    source: str
-    unit: Literal["line", "row"]
-    cells: bool = False
-    problems: list[tuple[int, str]] = field(default_factory=list)
-    notes: dict[str, list[int]] = field(default_factory=dict)
+    facts: dict[tuple[str, str, str], Fact] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    first: dict[tuple[str, str], str] = field(default_factory=dict)
+    num_merged: int = 0
 
-    def problem(self, number: int, sentence: str) -> None:
-        self.problems.append((number, sentence))
+    def leave_out(self, dropped: Dropped, location: str) -> None:
+        key = (dropped.part, dropped.reason)
+        self.counts[key] += 1
+        self.first.setdefault(key, location)
 
-    def field_problem(self, number: int, name: str, expected: str, got: str) -> None:
-        self.problem(number, f"field `{name}`: expected {expected}, got {got}")
+    def add(self, fact: Fact, place: Place) -> None:
+        key = (fact.prompt, fact.target, fact.joiner)
+        if key in self.facts:
+            self.facts[key] = _merged(self.facts[key], fact)
+            self.num_merged += 1
+            return
+        if fact.id in self.places:  # two files of a benchmark may number their records alike
+            fact = replace(fact, id=content_id(*key))
+        self.facts[key] = replace(fact, location=place.location)
+        self.places[fact.id] = place
 
-    def note(self, number: int, sentence: str) -> None:
-        self.notes.setdefault(sentence, []).append(number)
-
-    def location(self, number: int) -> str:
-        return f"{self.source}:{number}" if self.unit == "line" else f"{self.source}:row {number}"
-
-    def problem_report(self) -> str:
-        in_order = sorted(self.problems, key=lambda problem: problem[0])
-        lines = [f"{self.source}, {self.unit} {number}: {sentence}" for number, sentence in in_order[:_MAX_PROBLEMS]]
-        if len(in_order) > _MAX_PROBLEMS:
-            lines.append(f"... and {len(in_order) - _MAX_PROBLEMS} more")
-        return "\n".join(lines)
-
-    def warnings(self) -> tuple[str, ...]:
-        return tuple(
-            f"{self.source}: {sentence} ({self.unit} {numbers[0]}"
-            + (f" and {len(numbers) - 1} more)" if len(numbers) > 1 else ")")
-            for sentence, numbers in self.notes.items()
-        )
+    def omissions(self) -> tuple[Omission, ...]:
+        in_order = sorted(self.counts.items(), key=lambda item: (item[0][0] != "record", -item[1], item[0]))
+        return tuple(Omission(*key, count, self.first[key]) for key, count in in_order)
 
 
-# --- Where rows come from -------------------------------------------------------------------------------------------
-
-
-def _open(source: str, dataset_split: str) -> tuple[_Reading, Iterator[Row]]:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _Reading(source, "row"), _saved_dataset_rows(source, path, dataset_split)
-    if path.is_file():
-        if path.name.endswith((".jsonl", ".jsonl.gz")):
-            reading = _Reading(source, "line")
-            return reading, _jsonl_rows(reading, _read_bytes(source, path))
-        if path.name.endswith((".csv", ".csv.gz")):
-            reading = _Reading(source, "line", cells=True)
-            return reading, _csv_rows(reading, _read_bytes(source, path))
-        if path.name.endswith(".parquet"):
-            return _Reading(source, "row"), _parquet_rows(source, path)
-        hint = " Write one JSON object a line and name the file `.jsonl`." if path.suffix == ".json" else ""
-        raise InputError(f"{source}: expected a file that ends in {_listed(SUFFIXES)}, got {path.name!r}.{hint}")
-    if _HUB_NAME.fullmatch(source) and not source.endswith(SUFFIXES) and not path.parent.is_dir():
-        return _Reading(source, "row"), _hub_rows(source, dataset_split)
-    raise InputError(_missing(source, path))
-
-
-def _missing(source: str, path: Path) -> str:
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=3)
-    near_names = [str(path.parent / name) for name in near] + difflib.get_close_matches(source, BUILTIN, n=1)
-    meant = f" Did you mean {_listed(near_names)}?" if near_names else ""
-    if not path.parent.is_dir():
-        meant += f" The folder {str(path.parent)!r} does not exist either."
-    return (
-        f"`facts`: expected a file, a folder of `datasets`, a Hub name `owner/name` or a built-in set "
-        f"({_listed(BUILTIN)}), got {source!r}, which does not exist.{meant}"
+def _merged(first: Fact, second: Fact) -> Fact:
+    return replace(
+        first,
+        aliases=_united(first.aliases, second.aliases),
+        paraphrases=_united(first.paraphrases, second.paraphrases),
+        neighborhood=_united(first.neighborhood, second.neighborhood),
+        portability=_united(first.portability, second.portability),
     )
 
 
-def _read_bytes(source: str, path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{source}: cannot be read: {error.strerror or error}") from error
-    if path.suffix != ".gz":
-        return data
-    try:
-        return gzip.decompress(data)
-    except EOFError as error:
-        raise InputError(
-            f"{source}: expected a whole gzip file, got one that is cut short. Copy or download it again."
-        ) from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(
-            f"{source}: expected a gzip file, got something else or a broken one ({error}). "
-            "Compress it again, or drop `.gz` from its name if it is plain text."
-        ) from error
+def _united(first: tuple[_Item, ...], second: tuple[_Item, ...]) -> tuple[_Item, ...]:
+    return tuple(dict.fromkeys((*first, *second)))
 
 
-def _jsonl_rows(reading: _Reading, data: bytes) -> Iterator[Row]:
-    # Split at \n only: JSON text may hold other characters that Python calls line ends.
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
+def _published_facts(
+    reading: Reading,
+    rows: Iterable[Row],
+    chosen: Format,
+    templates: dict[str, list[str]],
+    contradictions: Contradictions,
+) -> tuple[dict[Place, Fact], Conversion]:
+    converted = _Converted()
+    num_records = 0
+    for row in rows:
+        num_records += 1
         try:
-            row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            reading.problem(number, _not_utf8(line, error))
+            outcomes = chosen.outcomes(Record(row.fields, row.place.file, templates))
+        except FieldError as error:
+            reading.field_problem(row.place, error.name, error.expected, error.got)
             continue
-        except json.JSONDecodeError as error:
-            reading.problem(number, f"expected a JSON object, got broken JSON: {error.msg} at character {error.colno}")
-            continue
-        except RecursionError:
-            reading.problem(number, "expected a JSON object, got JSON that is nested too deeply")
-            continue
-        if isinstance(row, dict):
-            yield number, row
-        else:
-            reading.problem(
-                number, f'expected a JSON object such as {{"prompt": ..., "target": ...}}, got {_shown(row)}'
-            )
+        seen: set[Dropped] = set()
+        for outcome in outcomes:
+            if isinstance(outcome, Fact):
+                converted.add(outcome, row.place)
+            elif outcome not in seen:  # one record counts once
+                converted.leave_out(outcome, row.place.location)
+                seen.add(outcome)
+    facts = {converted.places[fact.id]: fact for fact in _consistent(reading, converted, contradictions)}
+    return facts, Conversion(chosen.title, num_records, converted.num_merged, converted.omissions())
 
 
-def _csv_rows(reading: _Reading, data: bytes) -> Iterator[Row]:
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        number = data.count(b"\n", 0, error.start) + 1
-        start_of_line = data.rfind(b"\n", 0, error.start) + 1
-        reading.problem(number, _not_utf8(data[start_of_line:], error, start_of_line))
-        return
-    table = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] = []
-    next_number = 1
-    try:
-        for cells in table:
-            # A quoted cell may hold line ends: a row is named by the line on which it starts.
-            number, next_number = next_number, table.line_num + 1
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not header:
-                header = [cell.strip() for cell in cells]
-                if not _header_is_good(reading, number, header):
-                    return
-            elif len(cells) != len(header):
-                reading.problem(number, f"expected {len(header)} cells as in the header, got {len(cells)}")
-            else:
-                yield number, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        reading.problem(next_number, f"expected CSV, got a row that cannot be parsed: {error}")
+def _consistent(reading: Reading, converted: _Converted, contradictions: Contradictions) -> list[Fact]:
+    """The facts without those that contradict an earlier one, and without probes that need one of these."""
+    facts = list(converted.facts.values())
+    later = {found.second.id: found for found in find_contradictions(facts)}
+    if contradictions == "keep":
+        for fact_id in later:
+            reading.note(converted.places[fact_id], "the same prompt as an earlier fact with another target, kept")
+        later = {}
+    for fact_id in later:
+        reason = "another answer to the prompt of an earlier record"
+        converted.leave_out(Dropped(reason), converted.places[fact_id].location)
+    kept = [fact for fact in facts if fact.id not in later]
+    ids = {fact.id for fact in kept}
+    for index, fact in enumerate(kept):
+        answerable = tuple(probe for probe in fact.portability if ids.issuperset(probe.needs))
+        if len(answerable) < len(fact.portability):
+            converted.leave_out(Dropped("it needs a fact that was left out", "portability"), fact.location)
+            kept[index] = replace(fact, portability=answerable)
+    return kept
 
 
-def _header_is_good(reading: _Reading, number: int, header: list[str]) -> bool:
-    expected = "a header that names at least `prompt` and `target`"
-    repeated = sorted({name for name in header if name and header.count(name) > 1})
-    if repeated:
-        reading.problem(
-            number, f"expected a header that names each column once, got {_listed(repeated)} more than once"
-        )
-    elif "prompt" not in header or "target" not in header:
-        whole = ",".join(header)
-        hint = "Put a first line such as `prompt,target` above the facts."
-        for separator, name in ((";", "semicolons"), ("\t", "tabs")):
-            if {"prompt", "target"} <= {cell.strip() for cell in whole.split(separator)}:
-                hint = f"The cells are separated by {name}: save the file with commas."
-        reading.problem(number, f"expected {expected}, got {_shown(whole)}. {hint}")
-    else:
-        return True
-    return False
+# --- The contract ---------------------------------------------------------------------------------------------------
 
 
-def _parquet_rows(source: str, path: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{source}: expected a Parquet file, got one that cannot be read: {error}") from error
-    return _numbered(table.to_pylist())
-
-
-def _saved_dataset_rows(source: str, path: Path, dataset_split: str) -> Iterator[Row]:
-    if not (path / "dataset_dict.json").is_file() and not (path / "dataset_info.json").is_file():
-        raise InputError(
-            f"{source}: expected a folder written by `datasets.save_to_disk`, got one that holds neither "
-            f"dataset_info.json nor dataset_dict.json. Name a file in it that ends in {_listed(SUFFIXES)}."
-        )
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # whatever a damaged folder makes `datasets` raise
-        raise InputError(f"{source}: `datasets` cannot load this folder: {error}") from error
-    if isinstance(loaded, datasets.DatasetDict):
-        if dataset_split not in loaded:
-            raise InputError(
-                f"`dataset_split`: expected one of {_listed(loaded)}, which {source} has, got {dataset_split!r}"
-            )
-        loaded = loaded[dataset_split]
-    return _numbered(loaded)
-
-
-def _hub_rows(source: str, dataset_split: str) -> Iterator[Row]:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(source, split=dataset_split)
-    except Exception as error:  # network, name, rights, format: each raises its own class
-        raise InputError(
-            f"`facts`: {source!r} is neither a file here nor a built-in set ({_listed(BUILTIN)}), and loading it from "
-            f"the Hub failed: {type(error).__name__}: {_cut(str(error), 300)}. Check the name and `dataset_split` "
-            f"({dataset_split!r}). Without network: load it where there is one, write it with `save_to_disk`, and "
-            "give that folder."
-        ) from error
-    return _numbered(loaded)
-
-
-def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
-    return enumerate(rows, start=1)
-
-
-# --- What a row must be ---------------------------------------------------------------------------------------------
-
-
-def _check_rows(reading: _Reading, rows: Iterator[Row]) -> dict[int, Fact]:
-    """Turns rows into facts, keyed by row number; what cannot become one is a problem, what is repaired a note."""
-    facts: dict[int, Fact] = {}
-    first_with_id: dict[str, tuple[int, bool]] = {}
-    for number, raw in rows:
-        for name in raw:
-            near = [] if name in _FIELDS else difflib.get_close_matches(str(name).strip().lower(), _FIELDS, 1, 0.8)
-            if near:
-                reading.note(number, f"unknown field `{name}`, did you mean `{near[0]}`?")
-        row = {name: value for name, value in raw.items() if not _is_absent(name, value, reading.cells)}
-        fact = _RowChecker(reading, number, row).fact()
-        if fact is None:
-            continue
-        has_id = "id" in row
-        if fact.id not in first_with_id:
-            first_with_id[fact.id] = (number, has_id)
-            facts[number] = fact
-            continue
-        earlier_number, earlier_has_id = first_with_id[fact.id]
-        earlier = f"{reading.unit} {earlier_number}"
-        if has_id or earlier_has_id:
-            expected = "an id that no other fact has"
-            reading.field_problem(number, "id", expected, f"{_shown(fact.id)}, which {earlier} has as well")
-        elif fact == facts[earlier_number]:
-            reading.note(number, f"the same fact as in {earlier}, dropped")
-        else:
-            reading.problem(
-                number,
-                f"the same prompt and target as in {earlier}, but other fields differ. "
-                "Merge the two, or give each an `id`.",
-            )
-    return facts
-
-
-def _check_contradictions(reading: _Reading, facts: dict[int, Fact], contradictions: Literal["error", "keep"]) -> None:
-    number_of = {fact.id: number for number, fact in facts.items()}
+def _check_contradictions(reading: Reading, facts: dict[Place, Fact], contradictions: Contradictions) -> None:
+    place_of = {fact.id: place for place, fact in facts.items()}
     for found in find_contradictions(list(facts.values())):
         first, second = found.first, found.second
+        first_place, second_place = reading.short(place_of[first.id]), reading.short(place_of[second.id])
         if contradictions == "keep":
-            reading.note(number_of[second.id], "the same prompt as an earlier fact with another target, kept")
+            reading.note(place_of[second.id], "the same prompt as an earlier fact with another target, kept")
         else:
             reading.problem(
-                number_of[second.id],
-                f"field `target`: contradiction: after the same prompt {_shown(second.prompt)} "
-                f"fact {first.id!r} ({reading.unit} {number_of[first.id]}) says {_shown(first.target)}, "
-                f"fact {second.id!r} ({reading.unit} {number_of[second.id]}) says {_shown(second.target)}. "
+                place_of[second.id],
+                f"field `target`: contradiction: after the same prompt {shown(second.prompt)} "
+                f"fact {first.id!r} ({first_place}) says {shown(first.target)}, "
+                f"fact {second.id!r} ({second_place}) says {shown(second.target)}. "
                 "Remove one, or list one target among the other's `aliases`.",
             )
-
-
-@dataclass(frozen=True, slots=True)
-class _RowChecker:
-    """Checks the fields of one row; `row` holds only what is there (no nulls, no empty cells)."""
-
-    reading: _Reading
-    number: int
-    row: Mapping[str, Any]
-
-    def fact(self) -> Fact | None:
-        """The fact, or None where a problem was found in this row."""
-        problems_before = len(self.reading.problems)
-        prompt = self.text("prompt", required=True)
-        target = self.text("target", required=True)
-        if prompt != prompt.rstrip():
-            self.reading.note(self.number, "white space at the end of `prompt`, stripped")
-        if target != target.strip():
-            self.reading.note(self.number, "white space around `target`, stripped")
-        prompt, target = prompt.rstrip(), target.strip()
-        joiner = self.joiner()
-        fact = Fact(
-            id=self.id() or content_key(prompt, target, joiner)[:_KEY_DIGITS],
-            prompt=prompt,
-            target=target,
-            subject=self.text("subject"),
-            relation=self.text("relation"),
-            aliases=self.texts("aliases"),
-            joiner=joiner,
-            target_true=self.text("target_true").strip() or None,
-            paraphrases=self.texts("paraphrases"),
-            neighborhood=self.probes("neighborhood"),
-            portability=self.probes("portability"),
-            question=self.text("question") or None,
-            split=self.split(),
-            source=self.text("source"),
-            location=self.reading.location(self.number),
-        )
-        return fact if len(self.reading.problems) == problems_before else None
-
-    def problem(self, name: str, expected: str, got: str) -> None:
-        self.reading.field_problem(self.number, name, expected, got)
-
-    def text(self, name: str, required: bool = False) -> str:
-        if name not in self.row:
-            if required:
-                fields = f"; this {self.reading.unit} has {_listed(map(str, self.row))}" if self.row else ""
-                self.problem(name, "text", f"nothing{fields}")
-            return ""
-        value = self.row[name]
-        if not self.is_text(name, "text", value):
-            return ""
-        if required and not value.strip():
-            self.problem(name, "text that is not empty", _shown(value))
-        return str(value)
-
-    def is_text(self, name: str, expected: str, value: Any) -> TypeGuard[str]:
-        if not isinstance(value, str):
-            self.problem(name, expected, _described(value))
-            return False
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which no file can hold
-            self.problem(name, "text", f"{_shown(value)}, which holds half a character (a lone surrogate)")
-            return False
-        return True
-
-    def id(self) -> str:
-        value = self.row.get("id")
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)  # published sets number their rows; the number is as stable as a name
-        return self.text("id").strip()
-
-    def joiner(self) -> str:
-        if "joiner" not in self.row:
-            return " "
-        joiner = self.text("joiner")
-        return "" if self.reading.cells and joiner == '""' else joiner
-
-    def split(self) -> Split:
-        name = self.text("split").strip()
-        if not name:
-            return "inject"
-        if name in SPLIT_SYNONYMS:
-            return SPLIT_SYNONYMS[name]
-        for split in SPLITS:
-            if name == split:
-                return split
-        synonyms = ", ".join(f"`{synonym}` for `{split}`" for synonym, split in SPLIT_SYNONYMS.items())
-        self.problem("split", f"one of {_listed(SPLITS)} ({synonyms})", _shown(name))
-        return "inject"
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        if name not in self.row:
-            return ()
-        value = self.row[name]
-        if self.reading.cells and not value.lstrip().startswith("["):
-            return tuple(part.strip() for part in value.split("|") if part.strip())
-        items = self.items(name, "a list of texts", value)
-        if not all(self.is_text(f"{name}[{index}]", "text", item) for index, item in enumerate(items)):
-            return ()
-        for index, item in enumerate(items):
-            if not item.strip():
-                self.problem(f"{name}[{index}]", "text that is not empty", _shown(item))
-        return tuple(item.strip() for item in items)
-
-    def probes(self, name: str) -> tuple[Probe, ...]:
-        probes = []
-        for index, item in enumerate(self.items(name, _PROBES_EXPECTED, self.row.get(name, []))):
-            place = f"{name}[{index}]"
-            if not isinstance(item, Mapping):
-                self.problem(place, 'an object {"prompt": ..., "target": ...}', _described(item))
-                continue
-            parts: dict[str, str] = {}
-            for part in ("prompt", "target"):
-                value: Any = item.get(part)
-                if self.is_text(f"{place}.{part}", "text", value):
-                    parts[part] = value.strip() if part == "target" else value.rstrip()
-                    if not parts[part]:
-                        self.problem(f"{place}.{part}", "text that is not empty", _shown(value))
-            hops = item.get("hops")
-            if hops is not None and (isinstance(hops, bool) or not isinstance(hops, int) or hops < 1):
-                self.problem(f"{place}.hops", "a whole number of at least 1", _described(hops))
-            elif len(parts) == 2:
-                probes.append(Probe(parts["prompt"], parts["target"], hops or 1))
-        return tuple(probes)
-
-    def items(self, name: str, expected: str, value: Any) -> list[Any]:
-        if self.reading.cells and isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except (json.JSONDecodeError, RecursionError):
-                self.problem(name, f"{expected} as JSON", _shown(value))
-                return []
-        if isinstance(value, list | tuple):
-            return list(value)
-        self.problem(name, expected, _described(value))
-        return []
-
-
-def _is_absent(name: str, value: Any, cells: bool) -> bool:
-    if cells:
-        # A joiner of blanks is a joiner; a required cell that is empty gets the message about empty text.
-        return not (value if name == "joiner" else value.strip()) and name not in ("prompt", "target")
-    return value is None or (isinstance(value, float) and math.isnan(value))  # pandas writes NaN for a gap
-
-
-# --- How things are called in messages ------------------------------------------------------------------------------
-
-
-def _described(value: Any) -> str:
-    match value:
-        case None:
-            return "nothing"
-        case bool():
-            return str(value).lower()
-        case str():
-            return f"the text {_shown(value)}"
-        case int() | float():
-            return f"the number {value}"
-        case list() | tuple():
-            return f"a list of {len(value)}"
-        case Mapping():
-            return "an object"
-        case _:
-            return f"a value of type {type(value).__name__}"
-
-
-def _shown(value: Any) -> str:
-    return _cut(repr(value), _MAX_SHOWN_CHARACTERS)
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 3] + "..."
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names) or "nothing"
-
-
-def _not_utf8(line: bytes, error: UnicodeDecodeError, start_of_line: int = 0) -> str:
-    position = error.start - start_of_line
-    return f"expected UTF-8, got the byte 0x{line[position]:02x} at position {position + 1}. Save the file as UTF-8."
-
-
-def _short_name(source: str) -> str:
-    name = Path(source).name
-    return next(
-        (name.removesuffix(suffix) for suffix in sorted(SUFFIXES, key=len)[::-1] if name.endswith(suffix)), name
-    )

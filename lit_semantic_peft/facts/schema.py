@@ -11,6 +11,8 @@ Split = Literal["inject", "retain", "probe"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+_ID_DIGITS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -20,11 +22,14 @@ class Probe:
         prompt: Ends where the target begins, without trailing space.
         target: The expected answer.
         hops: Number of facts that must be combined to answer; 1 for a direct question.
+        needs: Ids of the other facts of the set that the answer follows from as well: it can only be expected where
+            those were learned too.
     """
 
     prompt: str
     target: str
     hops: int = 1
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,10 @@ class Fact:
             "target_true": self.target_true,
             "paraphrases": list(self.paraphrases),
             "neighborhood": [{"prompt": p.prompt, "target": p.target} for p in self.neighborhood],
-            "portability": [{"prompt": p.prompt, "target": p.target, "hops": p.hops} for p in self.portability],
+            "portability": [
+                {"prompt": p.prompt, "target": p.target, "hops": p.hops} | ({"needs": list(p.needs)} if p.needs else {})
+                for p in self.portability
+            ],
             "question": self.question,
             "split": self.split,
             "source": self.source,
@@ -116,8 +124,50 @@ class Fact:
         for name in ("aliases", "paraphrases"):
             fields[name] = tuple(row.get(name, ()))
         for name in ("neighborhood", "portability"):
-            fields[name] = tuple(Probe(**probe) for probe in row.get(name, ()))
+            fields[name] = tuple(
+                Probe(**{**probe, "needs": tuple(probe.get("needs", ()))}) for probe in row.get(name, ())
+            )
         return cls(**fields, location=location)
+
+
+@dataclass(frozen=True, slots=True)
+class Omission:
+    """What a reader of a published format left out, and why.
+
+    Attributes:
+        part: `record` for whole records, else the name of the field that was left out.
+        reason: Why.
+        count: In how many records.
+        first: Location of the first of them.
+    """
+
+    part: str
+    reason: str
+    count: int
+    first: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """How a published format was read.
+
+    Attributes:
+        format: Its title, such as `CounterFact`.
+        num_records: Records that were read.
+        num_merged: Facts that repeat an earlier one: their probes were added to it.
+        omissions: What was left out; empty when nothing was.
+    """
+
+    format: str
+    num_records: int
+    num_merged: int = 0
+    omissions: tuple[Omission, ...] = ()
+
+    def __str__(self) -> str:
+        """One line for a log: `CounterFact, 3 records; left out: record (1: the answer is empty)`."""
+        merged = f", {self.num_merged} facts repeat an earlier one" if self.num_merged else ""
+        left_out = ", ".join(f"{one.part} ({one.count}: {one.reason})" for one in self.omissions)
+        return f"{self.format}, {self.num_records} records{merged}" + (f"; left out: {left_out}" if left_out else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +178,21 @@ class FactSet:
         facts: The facts, in the order of the file; every id occurs once.
         warnings: Sentences about what was repaired or ignored; empty when nothing was.
         name: Short name of the set: the built-in's, the file's without its suffix, or the Hub's.
+        conversion: How a published format was read; None where the facts were in the contract already.
     """
 
     facts: tuple[Fact, ...]
     warnings: tuple[str, ...] = ()
     name: str = ""
+    conversion: Conversion | None = None
 
     def __len__(self) -> int:
         return len(self.facts)
+
+
+def content_id(prompt: str, target: str, joiner: str = " ") -> str:
+    """The id of a fact that has none of its own: 16 hexadecimal digits that name what is taught."""
+    return content_key(prompt, target, joiner)[:_ID_DIGITS]
 
 
 def facts_key(facts: Sequence[Fact]) -> str:

@@ -59,6 +59,24 @@ def final_state(history: Tensor) -> Tensor:
     return history[-1].clone() if len(history) else torch.zeros_like(history.any(dim=0))
 
 
+def stability(history: Tensor) -> Tensor:
+    """Share of the epochs from the one in which each fact was first recalled on at whose end it was recalled.
+
+    Args:
+        history: Whether each fact was recalled at the end of each epoch, bool `(epochs, n)`.
+
+    Returns:
+        float32 `(n,)`, in (0, 1], 1 for a fact that was never forgotten; NaN for a fact that never was recalled.
+
+    Example:
+        >>> stability(torch.tensor([[False, True], [True, False], [True, False], [True, True]])).tolist()
+        [1.0, 0.5]
+    """
+    _require_history(history)
+    since = torch.where(first_learned(history) >= 0, len(history) - first_learned(history), 0)
+    return torch.where(since > 0, history.sum(dim=0) / since.clamp(min=1), torch.nan)
+
+
 def _require_history(history: Tensor) -> None:
     if history.dim() != 2 or history.dtype != torch.bool:
         raise ValueError(f"`history` must be bool (epochs, n), got {history.dtype} {tuple(history.shape)}")

@@ -93,6 +93,29 @@ def net_transfer(gradient_dot: Tensor, loss_weight: Tensor, num_trained_facts: i
     return (num_trained_facts - 1) * _ratio(mean, pull.diagonal())
 
 
+def predicted_change(gradient_dot: Tensor, loss_weight: Tensor, learning_rate: float, num_trained_facts: int) -> Tensor:
+    """What one small step of gradient descent on Σ_j w_j ℓ_j / n does to each fact's loss, to first order.
+
+    Δℓ_i ≈ −(η/n) Σ_j w_j K_ij, j over all facts of the matrix, i itself among them.
+
+    Args:
+        gradient_dot: K, float `(k, k)`.
+        loss_weight: w, float `(k,)`, ≥ 0.
+        learning_rate: η.
+        num_trained_facts: n ≥ 1.
+
+    Returns:
+        float `(k,)`, nats per token, below 0 where the loss falls; NaN where the fact's own gradient is not finite.
+
+    Example:
+        >>> predicted_change(torch.tensor([[1.0, -2.0], [-2.0, 8.0]]), torch.ones(2), 0.1, 2).tolist()
+        [0.05000000074505806, -0.30000001192092896]
+    """
+    pull = _pull(gradient_dot, loss_weight)
+    total = torch.where(torch.isfinite(pull), pull, 0.0).sum(dim=1)
+    return torch.where(torch.isfinite(pull.diagonal()), -learning_rate / num_trained_facts * total, torch.nan)
+
+
 def harm_done(gradient_dot: Tensor, loss_weight: Tensor) -> Tensor:
     """How much each fact raises the losses of the others: harm_done_j = Σ_{i≠j} max(0, −w_j K_ij).
 

@@ -1,26 +1,28 @@
 """Gradients of single facts, and the matrix of their inner products.
 
-Two exact paths lead to the same matrix:
+Two exact paths lead to the same gradients:
 
-- *Hooks.* Where everything that trains is the weight or bias of an `nn.Linear` (LoRA, rsLoRA, LoRA+), one forward and
-  one backward of a micro-batch suffice: the loss of a fact depends on its own row only, so the gradient of the summed
-  losses with respect to a layer's output holds, row by row, the gradient of each fact, and the gradient of the weight
-  is the product of that row with the row's input, summed over tokens.
-- *One backward per fact.* For every other kind of adapter (DoRA, AdaLoRA, (IA)³, prompt tuning, ...).
+- *Hooks.* Where a rule is known for every trainable parameter (`layer_rules`: LoRA, rsLoRA, DoRA, AdaLoRA, (IA)³ and
+  plain linear layers), one forward and one backward of a micro-batch suffice.
+- *One backward per fact.* For every other kind of adapter (prompt tuning, trained embeddings, LoHa, ...).
 
-Which one applies is decided by construction, by how the layers are called in the forward, and by a check that the
-gradients of the facts add up to the gradient that autograd computes for the whole micro-batch.
+Which one applies is decided by the layers, and by a check in each micro-batch that the gradients of the facts add up to
+the gradient that autograd computes for all of them together: a parameter that also works where no rule looks is found
+out, and the measurement starts again on the other path.
 """
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from lit_semantic_peft.interference.feature_store import FeatureStore, InMemory, OnDisk
+from lit_semantic_peft.interference.layer_rules import LayerRule, at_least_float32, layer_rules
 from lit_semantic_peft.interference.undisturbed import undisturbed
 from lit_semantic_peft.models.objective import fact_nll
 from lit_semantic_peft.tokens import Batch
@@ -28,11 +30,14 @@ from lit_semantic_peft.tokens import Batch
 logger = logging.getLogger(__name__)
 
 # Gradients of the facts must add up to the micro-batch's gradient within this share of their norm. Far above the
-# rounding of bfloat16 (0.4 %) and TF32, far below what a layer that is used twice or by its weight alone leaves out.
+# rounding of bfloat16 (0.4 %) and TF32, far below what a layer that is used by its weight alone leaves out.
 _SUM_TOLERANCE = 0.02
 
+# Rows of the Gram matrix at a time: only the lower triangle of blocks is computed.
+_GRAM_ROWS = 64
 
-def gradient_matrix(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
+
+def gradient_matrix(model: nn.Module, batches: Sequence[Batch], features_folder: str | Path | None = None) -> Tensor:
     """Inner products of the facts' gradients: K_ij = ⟨g_i, g_j⟩, g_i = ∂ℓ_i/∂θ.
 
     ℓ_i is `fact_nll`, the mean negative log-likelihood of the fact's target tokens, without loss weight; θ are the
@@ -41,12 +46,14 @@ def gradient_matrix(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     it was: modes, random number generators, parameters, `.grad`, `requires_grad`, hooks.
 
     Cost: about one forward and backward of the facts on the hook path, k backward passes of single facts otherwise.
-    Peak memory on either path: 4·k·P bytes for k facts and P trainable parameters (64 facts × 2.4 million: 0.6 GB),
-    plus the activations of one micro-batch (hooks) or of one fact.
+    Memory: 4·k·P bytes for k facts and P trainable parameters (256 facts × 2.4 million: 2.5 GB), freed parameter by
+    parameter while the matrix is summed up; with `features_folder` those bytes are on disk instead. The activations
+    of one micro-batch come on top. For more facts than either holds: `gradient_sketch`.
 
     Args:
         model: A causal language model of transformers or a `peft` model around one; not wrapped in DDP.
         batches: The facts in micro-batches, padded on the right; moved to the model's device.
+        features_folder: Where a temporary file takes the gradients; in memory where None.
 
     Returns:
         float32 `(k, k)` on the CPU, symmetric, in the order of the batches' rows. Inner products are summed in at
@@ -56,19 +63,49 @@ def gradient_matrix(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     Raises:
         ValueError: If no parameter requires a gradient.
     """
-    with undisturbed(model):
-        parameters = _trainable(model)
-        batches = [_usable(batch, model) for batch in batches]
-        layers = _linear_layers(model, parameters)
-        if isinstance(layers, str):
-            logger.info("Gradients of single facts by one backward per fact: %s", layers)
-        else:
-            try:
-                return _gram(_features_by_hooks(model, layers, batches), sum(len(batch) for batch in batches))
-            except _NotOneCallPerForward as reason:
-                logger.info("Gradients of single facts by one backward per fact: %s", reason)
-        features = _features_one_by_one(model, parameters, batches)
-        return _gram(features, sum(len(batch) for batch in batches))
+    with _features(model, batches, features_folder) as (features, num_facts):
+        matrix = torch.zeros(num_facts, num_facts, dtype=torch.float64)
+        for feature in features:
+            for start in range(0, num_facts, _GRAM_ROWS):
+                stop = min(start + _GRAM_ROWS, num_facts)
+                matrix[start:stop, :stop] += (feature[start:stop] @ feature[:stop].T).cpu()
+    symmetric = (matrix.tril() + matrix.tril(-1).T).float()
+    return _undefined_as_nan(symmetric, symmetric.diagonal().clone())
+
+
+def gradient_matrix_rows(
+    model: nn.Module, batches: Sequence[Batch], features_folder: str | Path | None = None
+) -> tuple[Tensor, int]:
+    """This process's rows of the gradient matrix, where each process has some of the facts. A collective.
+
+    Each process computes the gradients of its own facts; parameter by parameter they are gathered, and each process
+    multiplies its own by all. The rows of all processes together are `gradient_matrix` of all facts, ordered by rank.
+
+    Args:
+        model: As in `gradient_matrix`, the same on each process.
+        batches: The facts of this process; there may be none.
+        features_folder: As in `gradient_matrix`.
+
+    Returns:
+        float32 `(m, k)` on the CPU, m facts of this process by k facts of all, and the number of its first row.
+
+    Raises:
+        RuntimeError: If torch.distributed is not initialised.
+        ValueError: If no parameter requires a gradient.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError("`gradient_matrix_rows` needs an initialised process group; in one process: gradient_matrix")
+    device = next(model.parameters()).device  # the one that the process group works on
+    with _features(model, batches, features_folder) as (features, num_facts):
+        counts: list[int] = [0] * dist.get_world_size()
+        dist.all_gather_object(counts, num_facts)
+        total = torch.zeros(num_facts, sum(counts), dtype=torch.float64)
+        for feature in features:
+            total += (feature @ _of_all_ranks(feature.to(device), counts).T.to(feature.device)).cpu()
+    first = sum(counts[: dist.get_rank()])
+    rows = total.float()
+    squared_norm = _of_all_ranks(rows.diagonal(first).to(device), counts).cpu()
+    return _undefined_as_nan(rows, squared_norm, first), first
 
 
 def one_backward_per_fact(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
@@ -86,165 +123,165 @@ def one_backward_per_fact(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         ValueError: If no parameter requires a gradient.
     """
     with undisturbed(model):
-        parameters = _trainable(model)
-        features = _features_one_by_one(model, parameters, [_usable(batch, model) for batch in batches])
-        return torch.cat(features, dim=1)
+        parameters = trainable_parameters(model)
+        store = InMemory(parameters, sum(len(batch) for batch in batches))
+        _one_by_one(model, parameters, [usable(batch, model) for batch in batches], store)
+        return torch.cat([store.take(number) for number in range(len(parameters))], dim=1)
 
 
-class _NotOneCallPerForward(Exception):
-    """A layer is not used as the hook path needs it; the message says which and how."""
+def per_fact_gradients(model: nn.Module, batches: Sequence[Batch], store: FeatureStore) -> None:
+    """Gives a store the gradient of each fact, on the faster of the two paths that is exact for this model.
+
+    Args:
+        model: As in `gradient_matrix`; left as it was.
+        batches: As in `gradient_matrix`.
+        store: Made for the model's trainable parameters, in their order.
+
+    Raises:
+        ValueError: If no parameter requires a gradient.
+    """
+    with undisturbed(model):
+        parameters = trainable_parameters(model)
+        batches = [usable(batch, model) for batch in batches]
+        try:
+            _by_hooks(model, parameters, batches, store)
+        except _NoRule as reason:
+            logger.info("Gradients of single facts by one backward per fact: %s", reason)
+            store.clear()
+            _one_by_one(model, parameters, batches, store)
 
 
-@dataclass
-class _LinearLayer:
-    """A trainable `nn.Linear` and what the hooks collect of it."""
+def time_forward_and_backward(model: nn.Module, batches: Sequence[Batch]) -> float:
+    """Seconds of wall clock that a forward and backward of some facts take, as in training but changing nothing.
 
-    name: str
-    module: nn.Linear
-    has_weight: bool = False
-    has_bias: bool = False
-    num_calls: int = 0  # in the current forward
-    weight_gradients: list[Tensor] = field(default_factory=list)  # per micro-batch, float32 (B, out·in)
-    bias_gradients: list[Tensor] = field(default_factory=list)  # per micro-batch, float32 (B, out)
+    Args:
+        model: As in `gradient_matrix`; left as it was.
+        batches: As in `gradient_matrix`.
+
+    Raises:
+        ValueError: If no parameter requires a gradient.
+    """
+    with undisturbed(model):
+        parameters = trainable_parameters(model)
+        begin = time.perf_counter()
+        for batch in batches:
+            total = fact_nll(model, usable(batch, model)).sum()
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        for gradient in gradients[:1]:
+            if gradient is not None:
+                gradient.sum().item()  # waits for an accelerator to finish
+        return time.perf_counter() - begin
 
 
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that require a gradient, in the model's order.
+
+    Raises:
+        ValueError: If there is none.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError("`model` has no parameter that requires a gradient, so no fact has one")
     return parameters
 
 
-def _usable(batch: Batch, model: nn.Module) -> Batch:
-    """On the model's device, and no inference tensors: those cannot be saved for a backward."""
-    batch = batch.to(next(model.parameters()).device)
-    if not batch.labels.is_inference():
-        return batch
-    return Batch(*(getattr(batch, name).clone() for name in Batch.__slots__))
+class _NoRule(Exception):
+    """The hooks do not see the whole gradient; the message says of which parameter."""
 
 
-def _linear_layers(model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[_LinearLayer] | str:
-    """The layers that own all trainable parameters, or why the hook path does not apply."""
-    layers: dict[int, _LinearLayer] = {}
-    owners: dict[int, int] = {}
-    for name, module in model.named_modules():
-        # A subclass may compute anything, so only nn.Linear itself is known to be x Wᵀ + b.
-        if type(module) is not nn.Linear:
-            continue
-        for kind in ("weight", "bias"):
-            parameter = getattr(module, kind)
-            if parameter is None or not parameter.requires_grad:
-                continue
-            if id(parameter) in owners:
-                return f"{name}.{kind} is shared with another layer"
-            owners[id(parameter)] = id(module)
-            layer = layers.setdefault(id(module), _LinearLayer(name, module))
-            setattr(layer, f"has_{kind}", True)
-    others = [parameter for parameter in parameters if id(parameter) not in owners]
-    if others:
-        names = [name for name, parameter in model.named_parameters() if any(parameter is other for other in others)]
-        return f"{names[0]} and {len(names) - 1} more trainable parameters belong to no linear layer"
-    return list(layers.values())
+class _Recorder:
+    """Passes the per-fact gradients of one micro-batch on to the store, and adds them up for the check.
+
+    Attributes:
+        num_rows: Facts in the micro-batch.
+        sums: Sum over the facts by parameter, `(numel,)`.
+        squares: Sum of the squared entries by parameter, the scale of what may be rounding.
+    """
+
+    def __init__(self, numbers: dict[int, int], store: FeatureStore, rows: slice) -> None:
+        self.num_rows = rows.stop - rows.start
+        self._numbers, self._store, self._rows = numbers, store, rows
+        self.sums: dict[int, Tensor] = {}
+        self.squares: dict[int, Tensor] = {}
+
+    def add(self, parameter: nn.Parameter, gradients: Tensor) -> None:
+        number = self._numbers[id(parameter)]
+        gradients = gradients.detach().flatten(1)
+        self._store.add(number, self._rows, gradients)
+        total, square = gradients.sum(dim=0), torch.linalg.vector_norm(gradients).square()
+        self.sums[number] = self.sums[number] + total if number in self.sums else total
+        self.squares[number] = self.squares[number] + square if number in self.squares else square
 
 
-def _features_by_hooks(model: nn.Module, layers: Sequence[_LinearLayer], batches: Sequence[Batch]) -> list[Tensor]:
-    """Per-fact gradients of each weight and bias, float32 `(k, numel)` each, by one backward per micro-batch."""
-    for number, batch in enumerate(batches):
-        for layer in layers:
-            layer.num_calls = 0
-        with _capturing(layers, len(batch)):
+def _by_hooks(
+    model: nn.Module, parameters: Sequence[nn.Parameter], batches: Sequence[Batch], store: FeatureStore
+) -> None:
+    rules = layer_rules(model)
+    known = {id(parameter) for rule in rules for parameter in rule.parameters}
+    names = [name for name, one in model.named_parameters() if one.requires_grad and id(one) not in known]
+    if names:
+        raise _NoRule(f"no rule for {names[0]} and {len(names) - 1} more trainable parameters")
+    numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
+    row = 0
+    for batch in batches:
+        recorder = _Recorder(numbers, store, slice(row, row + len(batch)))
+        with _installed(rules, recorder):
             total = fact_nll(model, batch).sum()
-            parameters = [parameter for layer in layers for parameter in _parameters_of(layer)]
             # autograd.grad, not backward: neither `.grad` nor DDP's reducer sees anything.
-            sums = iter(torch.autograd.grad(total, parameters, allow_unused=True))
-        for layer in layers:
-            for gradients, parameter in zip(_collected(layer), _parameters_of(layer), strict=True):
-                if len(gradients) == number:  # not called, or its output not used: an expert, an inactive adapter
-                    gradients.append(torch.zeros(len(batch), parameter.numel(), device=parameter.device))
-                _require_sum(layer, gradients[number], next(sums))
-    features: list[Tensor] = []
-    for layer in layers:
-        for gradients in _collected(layer):
-            features.append(torch.cat(gradients) if gradients else torch.zeros(0, 1))
-            gradients.clear()
-    return features
-
-
-def _parameters_of(layer: _LinearLayer) -> list[Tensor]:
-    return [layer.module.weight] * layer.has_weight + [layer.module.bias] * layer.has_bias
-
-
-def _collected(layer: _LinearLayer) -> list[list[Tensor]]:
-    return [layer.weight_gradients] * layer.has_weight + [layer.bias_gradients] * layer.has_bias
+            sums = torch.autograd.grad(total, parameters, allow_unused=True)
+        _require_sums(model, recorder, sums)
+        row += len(batch)
 
 
 @contextmanager
-def _capturing(layers: Sequence[_LinearLayer], num_rows: int) -> Iterator[None]:
-    """While open, a forward and backward through the model appends each layer's per-fact gradients."""
-    handles: list[Any] = []
+def _installed(rules: Sequence[LayerRule], recorder: _Recorder) -> Iterator[None]:
+    handles = []
     try:
-        handles.extend(layer.module.register_forward_hook(_capture_hook(layer, num_rows)) for layer in layers)
+        for rule in rules:
+            handles += rule.install(recorder)
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _capture_hook(layer: _LinearLayer, num_rows: int) -> Any:
-    def on_forward(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-        layer.num_calls += 1
-        if layer.num_calls > 1:
-            raise _NotOneCallPerForward(f"{layer.name} is called more than once in a forward")
-        if len(arguments) != 1 or arguments[0].dim() != 3 or arguments[0].shape[0] != num_rows:
-            raise _NotOneCallPerForward(f"{layer.name} is not called with one row of tokens per fact")
-        activation = arguments[0].detach()
-
-        # The hook of a tensor lives in its graph and dies with it: nothing to remove.
-        def on_backward(gradient: Tensor) -> None:
-            gradient = _at_least_float32(gradient)
-            if layer.has_weight:
-                product = gradient.transpose(1, 2) @ _at_least_float32(activation)  # (B, out, in): summed over tokens
-                layer.weight_gradients.append(product.flatten(1))
-            if layer.has_bias:
-                layer.bias_gradients.append(gradient.sum(dim=1))
-
-        output.register_hook(on_backward)  # type: ignore[no-untyped-call]
-
-    return on_forward
-
-
-def _require_sum(layer: _LinearLayer, gradients: Tensor, expected: Tensor | None) -> None:
-    """Falls back if the weight also works elsewhere than in this layer's call, which only the sum can show."""
-    total = gradients.sum(dim=0)
-    wanted = torch.zeros_like(total) if expected is None else expected.flatten().to(total.dtype)
-    error = torch.linalg.vector_norm(total - wanted)
-    scale = torch.linalg.vector_norm(gradients) + torch.linalg.vector_norm(wanted)
-    if bool(torch.isfinite(error)) and bool(error > _SUM_TOLERANCE * scale):
-        raise _NotOneCallPerForward(f"{layer.name} has a gradient from elsewhere than its own call")
+def _require_sums(model: nn.Module, recorder: _Recorder, expected: Sequence[Tensor | None]) -> None:
+    """Refuses the rules if a parameter also works elsewhere than where they look, which only the sum can show."""
+    errors, scales = [], []
+    for number, wanted in enumerate(expected):
+        total = recorder.sums.get(number)
+        if wanted is None and total is None:  # not called: an expert, an inactive adapter
+            wanted = total = torch.zeros(1)
+        elif wanted is None:
+            wanted = torch.zeros_like(total)  # type: ignore[arg-type]
+        elif total is None:
+            total = torch.zeros_like(wanted).flatten()
+        assert total is not None
+        norm = torch.linalg.vector_norm(wanted.float())
+        errors.append(torch.linalg.vector_norm(total - wanted.flatten().to(total.dtype)).float().cpu())
+        scales.append((norm + recorder.squares.get(number, torch.zeros(())).sqrt()).float().cpu())
+    error, scale = torch.stack(errors), torch.stack(scales)
+    wrong = (torch.isfinite(error) & (error > _SUM_TOLERANCE * scale)).nonzero().flatten().tolist()
+    if wrong:
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        raise _NoRule(f"{names[wrong[0]]} has a gradient from elsewhere than its own layer's call")
 
 
-def _features_one_by_one(
-    model: nn.Module, parameters: Sequence[nn.Parameter], batches: Sequence[Batch]
-) -> list[Tensor]:
-    """Per-fact gradients of each parameter, at least float32 `(k, numel)` each."""
-    num_facts = sum(len(batch) for batch in batches)
-    features = [
-        torch.zeros(num_facts, parameter.numel(), device=parameter.device, dtype=_at_least_float32(parameter).dtype)
-        for parameter in parameters
-    ]
+def _one_by_one(
+    model: nn.Module, parameters: Sequence[nn.Parameter], batches: Sequence[Batch], store: FeatureStore
+) -> None:
     row = 0
     for batch in batches:
-        for fact in _single_facts(batch):
+        for fact in single_facts(batch):
             loss = fact_nll(model, fact).sum()
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            for feature, gradient in zip(features, gradients, strict=True):
+            for number, gradient in enumerate(gradients):
                 if gradient is not None:
-                    feature[row] = gradient.detach().flatten().to(feature.dtype)
+                    store.add(number, slice(row, row + 1), at_least_float32(gradient.detach()).reshape(1, -1))
             row += 1
-    return features
 
 
-def _single_facts(batch: Batch) -> Iterator[Batch]:
+def single_facts(batch: Batch) -> Iterator[Batch]:
     """Each row as a micro-batch of its own, cut to its own length."""
     for row in range(len(batch)):
         positions = batch.attention_mask[row].nonzero()
@@ -259,19 +296,47 @@ def _single_facts(batch: Batch) -> Iterator[Batch]:
         )
 
 
-def _gram(features: list[Tensor], num_facts: int) -> Tensor:
-    """Sum of each feature's inner products; frees the features while it goes."""
-    matrix = torch.zeros(num_facts, num_facts, dtype=torch.float64)
-    while features:
-        feature = features.pop()
-        matrix += (feature @ feature.T).cpu()
-    matrix = ((matrix + matrix.T) / 2).float()  # not every BLAS gives A Aᵀ the same bits on both sides
-    # Inf·0 and Inf−Inf would leave a mixture of NaN, Inf and numbers; a gradient that is not finite has no product.
-    is_undefined = ~torch.isfinite(matrix.diagonal())
-    matrix[is_undefined, :] = torch.nan
-    matrix[:, is_undefined] = torch.nan
-    return matrix
+def usable(batch: Batch, model: nn.Module) -> Batch:
+    """On the model's device, and no inference tensors: those cannot be saved for a backward."""
+    batch = batch.to(next(model.parameters()).device)
+    if not batch.labels.is_inference():
+        return batch
+    return Batch(*(getattr(batch, name).clone() for name in Batch.__slots__))
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+@contextmanager
+def _features(
+    model: nn.Module, batches: Sequence[Batch], folder: str | Path | None
+) -> Iterator[tuple[Iterator[Tensor], int]]:
+    """The facts' gradients parameter by parameter, each freed when the next one comes, and the number of facts."""
+    num_facts = sum(len(batch) for batch in batches)
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(model))  # the store too must not be made in inference mode
+        parameters = trainable_parameters(model)
+        store: InMemory | OnDisk
+        if folder is None:
+            store = InMemory(parameters, num_facts)
+        else:
+            store = stack.enter_context(OnDisk(parameters, num_facts, folder))
+        per_fact_gradients(model, batches, store)
+        yield (store.take(number) for number in range(len(parameters))), num_facts
+
+
+def _of_all_ranks(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """The rows of each process, in the order of ranks; processes may have different numbers of them."""
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
+
+def _undefined_as_nan(rows: Tensor, squared_norm: Tensor, first: int = 0) -> Tensor:
+    """NaN in the row and column of a fact whose gradient is not finite.
+
+    Inf·0 and Inf−Inf would leave a mixture of NaN, Inf and numbers; a gradient that is not finite has no product.
+    """
+    is_undefined = ~torch.isfinite(squared_norm)
+    rows[is_undefined[first : first + len(rows)], :] = torch.nan
+    rows[:, is_undefined] = torch.nan
+    return rows

@@ -8,6 +8,8 @@ from lit_semantic_peft.interference.influence import is_conflict
 from lit_semantic_peft.metrics.text import is_exact_match, normalize_answer, starts_with_answer
 
 __all__ = [
+    "distance_decile",
+    "group_interference",
     "interference_summary",
     "is_exact_match",
     "is_pushed_away",
@@ -194,3 +196,67 @@ def _with_rest(log_prob: Tensor) -> Tensor:
     # float32 log-probabilities leave no more than this of what is not there.
     rest = (1 - log_prob.exp().sum(dim=-1, keepdim=True)).clamp(min=1e-7)
     return torch.cat([log_prob, rest.log()], dim=-1)
+
+
+def group_interference(
+    gradient_cosine: Tensor, net_transfer: Tensor, harm_done: Tensor, is_member: Tensor, threshold: float = 0.05
+) -> dict[str, float]:
+    """What the facts of one group (a relation, a stratum, a decile of distance) suffer and do.
+
+    Args:
+        gradient_cosine: C, float `(k, k)`.
+        net_transfer: float `(k,)`.
+        harm_done: float `(k,)`.
+        is_member: Whether each fact is of the group, bool `(k,)`.
+        threshold: τ ≥ 0; a pair is in conflict where C_ij < −τ.
+
+    Returns:
+        - `num_facts`: members;
+        - `conflict_rate_within`: share of the pairs of two members that are in conflict, [0, 1];
+        - `conflict_rate_across`: the same of the pairs of a member and another fact;
+        - `net_transfer_median`: median over the members where it is defined;
+        - `share_net_transfer_below_minus_1`: share of those that the others undo, [0, 1];
+        - `share_of_harm_done`: the members' share of the harm that all facts do, [0, 1].
+
+        NaN for a share of nothing.
+
+    Example:
+        >>> cosine = torch.tensor([[1.0, -0.5, 0.2], [-0.5, 1.0, -0.1], [0.2, -0.1, 1.0]])
+        >>> is_member = torch.tensor([True, True, False])
+        >>> result = group_interference(cosine, torch.tensor([0.5, -2.0, 0.0]), torch.ones(3), is_member)
+        >>> result["conflict_rate_within"], result["conflict_rate_across"]
+        (1.0, 0.5)
+    """
+    is_pair = torch.isfinite(gradient_cosine) & torch.ones_like(gradient_cosine, dtype=torch.bool).triu(diagonal=1)
+    num_members = is_member.int()[:, None] + is_member.int()[None, :]
+    in_conflict = is_conflict(gradient_cosine, threshold)
+    is_defined = torch.isfinite(net_transfer) & is_member
+    harm = torch.where(torch.isfinite(harm_done), harm_done, 0.0)
+    by_members = torch.where(is_member, harm, 0.0).sum()
+    return {
+        "num_facts": float(is_member.sum()),
+        "conflict_rate_within": float(share(in_conflict, is_pair & (num_members == 2))),
+        "conflict_rate_across": float(share(in_conflict, is_pair & (num_members == 1))),
+        "net_transfer_median": float(torch.where(is_defined, net_transfer, torch.nan).nanquantile(0.5)),
+        "share_net_transfer_below_minus_1": float(share(net_transfer < -1, is_defined)),
+        "share_of_harm_done": float(by_members / harm.sum()) if harm.sum() > 0 else float("nan"),
+    }
+
+
+def distance_decile(distance: Tensor) -> Tensor:
+    """Which tenth of the facts each one is in by its distance, 1 (nearest) to 10 (farthest).
+
+    Args:
+        distance: float `(n,)`; NaN where not measured.
+
+    Returns:
+        int64 `(n,)`; equal distances in file order, so that tenths are as even as they go; 0 where not measured.
+
+    Example:
+        >>> distance_decile(torch.tensor([0.9, 0.1, 0.5, torch.nan])).tolist()
+        [7, 1, 4, 0]
+    """
+    is_measured = ~distance.isnan()
+    rank = distance.argsort(stable=True).argsort(stable=True)  # NaN comes last
+    decile = rank * 10 // is_measured.sum().clamp(min=1) + 1
+    return torch.where(is_measured, decile, 0)

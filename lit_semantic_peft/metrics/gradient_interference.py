@@ -13,7 +13,7 @@ from lit_semantic_peft.interference.influence import (
     net_transfer,
     worst_aggressor,
 )
-from lit_semantic_peft.metrics.functional import interference_summary, per_fact_mean
+from lit_semantic_peft.metrics.functional import group_interference, interference_summary, per_fact_mean
 from lit_semantic_peft.metrics.shapes import ShapedMetric
 
 
@@ -119,6 +119,29 @@ class GradientInterference(ShapedMetric):
             result["gradient_cosine"], result["net_transfer"], result["harm_done"], self.threshold
         )
         return {name: float(value) for name, value in scalars.items()}
+
+    def by_group(self, group: Sequence[str | int | None]) -> dict[str, dict[str, float]]:
+        """What each group of the sampled facts suffers and does. A collective under DDP, as `compute` is.
+
+        Args:
+            group: Group of every fact of the set, by `fact_index`; None for a fact that is in none.
+
+        Returns:
+            The numbers of `group_interference` for each group that has a sampled fact, sorted by group.
+        """
+        result = self.compute()
+        mine = [group[index] for index in result["fact_index"].tolist()]
+        names: set[Any] = {one for one in mine if one is not None}
+        return {
+            str(name): group_interference(
+                result["gradient_cosine"],
+                result["net_transfer"],
+                result["harm_done"],
+                torch.tensor([one == name for one in mine], device=result["gradient_cosine"].device),
+                self.threshold,
+            )
+            for name in sorted(names)
+        }
 
     def columns(self, fact_id: Sequence[str]) -> dict[str, list[Any]]:
         """The sampled facts' numbers as columns of a fact table. A collective under DDP, as `compute` is.

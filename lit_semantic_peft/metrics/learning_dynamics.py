@@ -1,10 +1,11 @@
-"""First learned, forgotten how often, recalled at the end: kept as training goes."""
+"""First learned, forgotten how often, how stably, recalled at the end: kept as training goes."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lit_semantic_peft.metrics.functional import per_fact_mean
 from lit_semantic_peft.metrics.shapes import ShapedMetric
 
 
@@ -39,6 +40,8 @@ class LearningDynamics(ShapedMetric):
     first_learned: Tensor
     forgetting_events: Tensor
     is_recalled: Tensor
+    num_recalled_epochs: Tensor
+    num_epochs_since_learned: Tensor
     num_measured_epochs: Tensor
     num_epochs: Tensor
 
@@ -54,6 +57,8 @@ class LearningDynamics(ShapedMetric):
         self.add_state("first_learned", zeros - 1, dist_reduce_fx="max", persistent=True)
         self.add_state("forgetting_events", zeros.clone(), dist_reduce_fx="max", persistent=True)
         self.add_state("is_recalled", zeros.clone(), dist_reduce_fx="max", persistent=True)
+        self.add_state("num_recalled_epochs", zeros.clone(), dist_reduce_fx="max", persistent=True)
+        self.add_state("num_epochs_since_learned", zeros.clone(), dist_reduce_fx="max", persistent=True)
         self.add_state("num_measured_epochs", zeros.clone(), dist_reduce_fx="max", persistent=True)
         self.add_state("num_epochs", torch.zeros(1, dtype=torch.long), dist_reduce_fx="max", persistent=True)
 
@@ -89,6 +94,8 @@ class LearningDynamics(ShapedMetric):
         self.first_learned = torch.where((self.first_learned < 0) & is_recalled, number, self.first_learned)
         self.forgetting_events = self.forgetting_events + (was_recalled & is_measured & ~is_recalled)
         self.is_recalled = torch.where(is_measured, is_recalled, was_recalled).long()
+        self.num_recalled_epochs = self.num_recalled_epochs + is_recalled
+        self.num_epochs_since_learned = self.num_epochs_since_learned + (is_measured & (self.first_learned >= 0))
         self.num_measured_epochs = self.num_measured_epochs + is_measured
         self.num_epochs = self.num_epochs + 1
         self.recalled_count = torch.zeros_like(self.recalled_count)
@@ -100,12 +107,15 @@ class LearningDynamics(ShapedMetric):
         """The course up to the last closed epoch.
 
         Returns:
-            `first_learned` int64 `(n,)`, the epoch, −1 for never; `forgetting_events` int64 `(n,)`; `is_recalled` bool
-            `(n,)`, the state when last measured; `num_measured_epochs` int64 `(n,)`, 0 for a fact never measured.
+            `first_learned` int64 `(n,)`, the epoch, −1 for never; `forgetting_events` int64 `(n,)`; `stability` float
+            `(n,)` in (0, 1], the share of the measured epochs since the fact was first learned (that one among them)
+            in which it was recalled, NaN for never; `is_recalled` bool `(n,)`, the state when last measured;
+            `num_measured_epochs` int64 `(n,)`, 0 for a fact never measured.
         """
         return {
             "first_learned": self.first_learned,
             "forgetting_events": self.forgetting_events,
+            "stability": per_fact_mean(self.num_recalled_epochs, self.num_epochs_since_learned),
             "is_recalled": self.is_recalled.bool(),
             "num_measured_epochs": self.num_measured_epochs,
         }

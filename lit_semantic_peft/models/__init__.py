@@ -16,6 +16,7 @@ from lit_semantic_peft.models.base import (
     load_tokenizer,
     resolve_base_model,
 )
+from lit_semantic_peft.models.frozen_layers import FrozenLayers, frozen_layers_obstacle
 from lit_semantic_peft.models.generation import greedy_answers
 from lit_semantic_peft.models.objective import fact_nll, target_logits, token_nll, weight_normalizer
 
@@ -23,11 +24,13 @@ __all__ = [
     "DEFAULT_BASE_MODEL",
     "BaseDtype",
     "BaseModelSource",
+    "FrozenLayers",
     "adapter_state_dict",
     "attach_adapter",
     "export_adapter",
     "export_merged",
     "fact_nll",
+    "frozen_layers_obstacle",
     "greedy_answers",
     "load_adapter",
     "load_adapter_state_dict",

@@ -1,9 +1,6 @@
 """The adapter: attached by any PEFT configuration, kept without its base, exported as PEFT reads it."""
 
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.files import write_json, write_text
+from lit_semantic_peft.files import atomic_folder, write_json, write_text
 from lit_semantic_peft.models.base import BaseModelSource
 
 BASE_FILE = "lit_semantic_peft.json"
@@ -35,19 +32,19 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
         The PEFT model.
 
     Raises:
-        InputError: If `target_modules` matches nothing; the message lists what would match.
+        InputError: If `target_modules`, or one name in it, matches nothing; the message lists what would match.
     """
     if peft_config.task_type is None:
         peft_config.task_type = "CAUSAL_LM"
+    unmatched = _unmatched_names(base, peft_config)
+    if unmatched:  # PEFT goes on as long as one name matches, and adapts less than was asked for
+        raise _matches_nothing(base, unmatched)
     try:
         model = get_peft_model(base, peft_config)
     except ValueError as error:
         if "target" not in str(error).lower() or "modules" not in str(error).lower():
             raise InputError(f"`peft_config`: {str(error).strip()}") from error
-        raise InputError(
-            f"`target_modules` {_shown(getattr(peft_config, 'target_modules', None))} matches no module of the base "
-            f"model. What would match: {', '.join(linear_module_names(base))}, or `all-linear` for all of them."
-        ) from error
+        raise _matches_nothing(base, getattr(peft_config, "target_modules", None)) from error
     return model
 
 
@@ -140,7 +137,7 @@ def export_adapter(model: PeftModel, folder: str | Path, base: BaseModelSource, 
         about: Markdown paragraph for the model card.
     """
     folder = Path(folder)
-    with _folder_in_one_piece(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         peft_config = model.peft_config[model.active_adapter]
         previous = peft_config.base_model_name_or_path
         peft_config.base_model_name_or_path = base.public_name
@@ -168,7 +165,7 @@ def export_merged(model: PeftModel, tokenizer: Any, folder: str | Path) -> None:
         kind = model.peft_config[model.active_adapter].peft_type.value
         raise InputError(f"An adapter of type {kind} cannot be merged into the base weights; export it without --merge")
     merged = model.merge_and_unload(safe_merge=True)
-    with _folder_in_one_piece(Path(folder)) as temporary:
+    with atomic_folder(folder) as temporary:
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 
@@ -192,20 +189,6 @@ def orthogonality_penalty(model: PeftModel) -> Tensor | None:
     return float(config.orth_reg_weight) * torch.stack(terms).mean()
 
 
-@contextmanager
-def _folder_in_one_piece(folder: Path) -> Iterator[Path]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _model_card(base: BaseModelSource, peft_type: str, about: str) -> str:
     lines = [
         "---",
@@ -221,5 +204,17 @@ def _model_card(base: BaseModelSource, peft_type: str, about: str) -> str:
     return "\n".join([*lines, *(["", about] if about else []), *(["", base.note] if base.note else [])]) + "\n"
 
 
-def _shown(value: object) -> str:
-    return repr(sorted(value)) if isinstance(value, set) else repr(value)
+def _unmatched_names(base: PreTrainedModel, peft_config: PeftConfig) -> list[str]:
+    """The names in a list of `target_modules` that no module has; a regular expression is PEFT's to judge."""
+    targets = getattr(peft_config, "target_modules", None)
+    if not isinstance(targets, list | set | tuple):
+        return []
+    modules = [f".{name}" for name, _ in base.named_modules()]
+    return sorted(name for name in targets if not any(module.endswith(f".{name}") for module in modules))
+
+
+def _matches_nothing(base: PreTrainedModel, target_modules: object) -> InputError:
+    return InputError(
+        f"`target_modules` {target_modules!r} matches no module of the base model. "
+        f"What would match: {', '.join(linear_module_names(base))}, or `all-linear` for all of them."
+    )

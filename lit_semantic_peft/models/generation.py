@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from lit_semantic_peft.models.objective import num_virtual_tokens
 
@@ -21,6 +21,7 @@ def greedy_answers(
     eos_id: int | None,
     batch_size: int = 32,
     on_batch: Callable[[int], object] | None = None,
+    logits_processor: LogitsProcessor | None = None,
 ) -> list[list[int]]:
     """Greedy continuations, in batches of prompts of similar length, padded on the left.
 
@@ -32,6 +33,7 @@ def greedy_answers(
         eos_id: Where an answer ends; None for never.
         batch_size: Prompts that run together.
         on_batch: Called after each batch with the number of prompts that it answered.
+        logits_processor: Changes the logits before the largest is taken; None leaves them.
 
     Returns:
         For each prompt the generated ids, in order: up to and without the first end token, at most
@@ -49,7 +51,10 @@ def greedy_answers(
         )
         with _without_own_settings(model):
             output = model.generate(
-                input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=config
+                input_ids=input_ids.to(device),
+                attention_mask=attention_mask.to(device),
+                generation_config=config,
+                logits_processor=[logits_processor] if logits_processor else None,
             )
         for row, ids in zip(rows, output[:, input_ids.shape[1] :].tolist(), strict=True):
             ids = ids[: max_new_tokens[row]]

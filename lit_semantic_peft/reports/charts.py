@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from markupsafe import Markup, escape
 
+from lit_semantic_peft.reports.summary import BeforeAfter, percent
 from lit_semantic_peft.reports.views import Histogram
 
 WIDTH, HEIGHT = 520, 250
@@ -57,6 +58,58 @@ def histogram_legend(histogram: Histogram) -> list[tuple[str, str, int]]:
         (label, _series_class(histogram, label, series), int(counts.sum()))
         for series, (label, counts) in enumerate(histogram.counts.items())
     ]
+
+
+def before_after_svg(rows: Sequence[tuple[str, BeforeAfter, str]], title: str) -> Markup | None:
+    """Shares before (ring) and after (dot) training, a row each; hovering a row names both.
+
+    Args:
+        rows: Label, shares and colour class of each row; a row that was not measured says so.
+        title: What the chart shows, for screen readers.
+
+    Returns:
+        The chart; None where nothing was measured.
+    """
+    if all(share.before is None and share.after is None for _, share, _ in rows):
+        return None
+    left, right, step = 208, 34, 38
+    height = step * len(rows) + 34
+
+    def x(share: float) -> float:
+        return left + share * (WIDTH - left - right)
+
+    parts = [
+        Markup('<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="6" y2="{1}"/>'
+               '<text x="{0:.1f}" y="{2}" text-anchor="middle">{3} %</text>').format(
+            x(tick), height - 28, height - 8, round(100 * tick)
+        )
+        for tick in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ]  # fmt: skip
+    for row, (label, share, css) in enumerate(rows):
+        y = step * row + 26
+        parts.append(Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(left - 14, y + 4, label))
+        marks = [
+            Markup("<title>{}: {} before, {} after</title>").format(label, percent(share.before), percent(share.after))
+        ]
+        if share.before is not None and share.after is not None:
+            marks.append(
+                Markup('<line class="{} span" x1="{:.1f}" x2="{:.1f}" y1="{y}" y2="{y}"/>').format(
+                    css, x(share.before), x(share.after), y=y
+                )
+            )
+        if share.before is not None:
+            marks.append(Markup('<circle class="{} ring" cx="{:.1f}" cy="{}" r="5"/>').format(css, x(share.before), y))
+        if share.after is not None:
+            marks.append(Markup('<circle class="{} mark" cx="{:.1f}" cy="{}" r="6"/>').format(css, x(share.after), y))
+            marks.append(
+                Markup('<text class="value" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
+                    x(share.after), y - 11, percent(share.after)
+                )
+            )
+        if share.before is None and share.after is None:
+            marks.append(Markup('<text x="{}" y="{}">not measured</text>').format(left, y + 4))
+        parts.append(Markup("<g>{}</g>").format(Markup("").join(marks)))
+    return _svg(parts, title, height)
 
 
 def lines_svg(
@@ -144,9 +197,9 @@ class _Frame:
         return Markup("").join(texts)
 
 
-def _svg(parts: Sequence[Markup], title: str) -> Markup:
+def _svg(parts: Sequence[Markup], title: str, height: int = HEIGHT) -> Markup:
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, HEIGHT, title, Markup("").join(parts)
+        WIDTH, height, title, Markup("").join(parts)
     )
 
 
@@ -160,9 +213,10 @@ def _ticks(low: float, high: float, *, integer: bool = False) -> list[float]:
     """Three to six round numbers from `low` on; the last one may lie above `high`."""
     raw = max(high - low, 1e-9) / 4
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    factors = (1, 2, 5, 10) if integer else (1, 2, 2.5, 5, 10)
+    step = next(factor * power for factor in factors if factor * power >= raw * 0.999)
     if integer:
-        step = 1 if high - low <= 10 and low > 0 else max(1, math.ceil(step))
+        step = 1 if high - low <= 10 and low > 0 else max(1, round(step))
     first = math.ceil(low / step - 1e-9)
     last = math.ceil(high / step - 1e-9)
     return [tick * step for tick in range(first, last + 1)]

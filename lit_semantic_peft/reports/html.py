@@ -11,13 +11,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lit_semantic_peft.files import write_text
-from lit_semantic_peft.reports.charts import histogram_legend, histogram_svg, lines_svg
+from lit_semantic_peft.reports.charts import before_after_svg, histogram_legend, histogram_svg, lines_svg
 from lit_semantic_peft.reports.plots import write_plots
 from lit_semantic_peft.reports.run_folder import RunFolder
 from lit_semantic_peft.reports.sentences import known_facts_were_dropped, summary_sentences
 from lit_semantic_peft.reports.summary import BeforeAfter, Seconds, Summary, percent, reason_phrase, total_seconds
 from lit_semantic_peft.reports.tables import EXTRA_DISTANCE_PREFIX, FACT_COLUMNS, Column, InterferenceMatrix
-from lit_semantic_peft.reports.views import Conflict, HeatMap, distance_histogram, heat_map, worst_conflicts
+from lit_semantic_peft.reports.views import (
+    Conflict,
+    Course,
+    HeatMap,
+    distance_histogram,
+    heat_map,
+    interference_course,
+    worst_conflicts,
+)
 
 MAX_TABLE_ROWS = 10_000
 """Facts in the page's table; a larger run shows an even sample and says so."""
@@ -80,7 +88,7 @@ def render_report(
     histogram = distance_histogram(facts)
     table = facts if len(rows) == len(facts) else facts.take(rows)
     fact_data = _fact_data(table)
-    data = {"facts": fact_data, "heat": _heat_data(heat, facts) if heat is not None else None}
+    data = {"facts": fact_data, "heat": _heat_data(heat, facts, row_of) if heat is not None else None}
     environment = Environment(
         loader=PackageLoader("lit_semantic_peft.reports", package_path="."),
         autoescape=True,  # every value of the page is text unless this module says otherwise
@@ -100,6 +108,7 @@ def render_report(
         histogram_legend=histogram_legend(histogram) if histogram is not None else [],
         without_distance=histogram.num_without_distance if histogram is not None else 0,
         charts=_charts(summary),
+        course=_course_view(interference_course(summary.interference)),
         heat=heat,
         conflicts=_conflict_views(worst_conflicts(facts, matrix), facts, row_of),
         probes=_probe_view(probes, facts) if probes is not None else None,
@@ -130,7 +139,6 @@ def _tiles(summary: Summary) -> list[dict[str, str]]:
             "empty": "",
         },
         tile("Facts generated", kept.generated.after, f"of the kept facts; {before(kept.generated)}"),
-        tile("Teacher-forced recall", kept.teacher_forced.after, f"of the kept facts; {before(kept.teacher_forced)}"),
     ]
     if summary.num_dropped:
         tiles.append(
@@ -139,6 +147,9 @@ def _tiles(summary: Summary) -> list[dict[str, str]]:
     neighbors = f"of {summary.num_neighbors or 'the'} neighbouring answers"
     tiles.append(tile("Nearby, unchanged", summary.locality, neighbors))
     tiles.append(tile("Pushed away", summary.pushed_away, "of the kept facts ended farther off"))
+    rates = [record.conflict_rate for record in summary.interference if record.conflict_rate is not None]
+    note = f"at the end; {percent(rates[0])} at the start, {percent(max(rates))} at worst" if rates else "of facts"
+    tiles.append(tile("Pairs in conflict", rates[-1] if rates else None, note))
     return tiles
 
 
@@ -153,31 +164,58 @@ def _facts_line(summary: Summary) -> str:
 
 def _charts(summary: Summary) -> dict[str, Any]:
     epochs = [record.epoch + 1 for record in summary.epochs]
-    course = summary.interference
     loss = {
         "training loss": [record.loss for record in summary.epochs],
         "NLL after the epoch": [record.val_nll for record in summary.epochs],
     }
     loss = {label: values for label, values in loss.items() if any(value is not None for value in values)}
-    shares = {
-        "pairs in conflict": [record.conflict_rate for record in course],
-        "facts the others hurt on balance": [record.share_net_transfer_below_0 for record in course],
-        "facts whose learning the others undo": [record.share_net_transfer_below_minus_1 for record in course],
-    }
-    shares = {label: values for label, values in shares.items() if any(value is not None for value in values)}
+    kept, dropped = summary.recall.kept, summary.recall.dropped
+    recalls = [("kept, generated", kept.generated, "s0"), ("kept, teacher-forced", kept.teacher_forced, "s0")]
+    if summary.num_dropped:
+        recalls += [
+            ("dropped, generated", dropped.generated, "s1"),
+            ("dropped, teacher-forced", dropped.teacher_forced, "s1"),
+        ]
     return {
+        "before_after": before_after_svg(recalls, "Recall before and after training"),
         "recall": lines_svg(
             epochs, {"recall": [record.recall for record in summary.epochs]},
             x_label="epoch", title="Teacher-forced recall of the kept facts by epoch", classes=["s0"], share=True,
         ) if epochs else None,
         "loss": lines_svg(epochs, loss, x_label="epoch", title="Loss by epoch") if epochs else None,
         "loss_legend": list(zip(loss, ("s0", "s1"), strict=False)),
-        "interference": lines_svg(
-            [record.epoch for record in course], shares, x_label="epochs trained",
-            title="Interference over training", classes=["s1", "s3", "s2"], share=True,
-        ) if course else None,
-        "interference_legend": list(zip(shares, ("s1", "s3", "s2"), strict=False)),
     }  # fmt: skip
+
+
+def _course_view(course: Course | None) -> dict[str, Any] | None:
+    """The chart of interference over training, and its start, worst and end in numbers."""
+    if course is None:
+        return None
+    colors = ("s1", "s3", "s2")
+    moments = {"start": 0, "worst": course.worst, "end": len(course.x) - 1}
+    if len(course.x) < 2:
+        moments = {"measured": 0}
+    elif course.worst in (None, 0, len(course.x) - 1):
+        del moments["worst"]
+    places = {name: at for name, at in moments.items() if at is not None}
+    return {
+        "chart": lines_svg(
+            course.x,
+            course.shares,
+            x_label=course.x_label,
+            title="Interference over training",
+            classes=colors,
+            share=True,
+        ),
+        "legend": list(zip(course.shares, colors, strict=False)),
+        "columns": [f"{name} ({course.x[at]})" for name, at in places.items()],
+        "x_label": course.x_label,
+        "rows": [
+            (label, [_unbroken(percent(values[at])) for at in places.values()])
+            for label, values in course.shares.items()
+        ],
+        "num_measured": len(course.x),
+    }
 
 
 def _conflict_views(conflicts: list[Conflict], facts: pa.Table, row_of: dict[int, int]) -> list[dict[str, Any]]:
@@ -254,21 +292,21 @@ def _provenance(summary: Summary) -> list[tuple[str, str]]:
     return [(label, value) for label, value in rows if value]
 
 
-def _heat_data(heat: HeatMap, facts: pa.Table) -> dict[str, Any]:
+def _heat_data(heat: HeatMap, facts: pa.Table, shown_row: dict[int, int]) -> dict[str, Any]:
     columns = facts.select(["fact_index", "prompt", "target"]).to_pydict()
     row_of = {index: row for row, index in enumerate(columns["fact_index"])}
-    names = []
-    for index in heat.fact_index:
-        row = row_of.get(int(index))
-        names.append(
-            f"fact {index}" if row is None else _cut(f"{columns['prompt'][row]} {columns['target'][row]}", 160)
-        )
+    rows = [row_of.get(int(index)) for index in heat.fact_index]
+    names = [
+        f"fact {index}" if row is None else _cut(f"{columns['prompt'][row]} {columns['target'][row]}", 160)
+        for index, row in zip(heat.fact_index, rows, strict=True)
+    ]
     return {
         # Hundredths are finer than a colour can show, and a third of the bytes.
         "cosine": [
             [None if math.isnan(value) else round(100 * value) for value in row] for row in heat.cosine.tolist()
         ],
         "names": names,
+        "rows": [None if row is None else shown_row.get(row) for row in rows],
         "blocks": heat.blocks,
         "limit": heat.limit,
     }
@@ -356,7 +394,9 @@ def _rounded(value: float | None) -> float | int | None:
 
 
 def _signed(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:+.2f}".replace("-", "−")
+    if value is None:
+        return "not measured"
+    return (f"{value:+.0f}" if abs(value) >= 100 else f"{value:+.2f}").replace("-", "−")
 
 
 def _unbroken(text: str) -> str:

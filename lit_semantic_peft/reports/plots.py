@@ -10,7 +10,7 @@ import numpy as np
 from lit_semantic_peft.files import atomic_path
 from lit_semantic_peft.reports.run_folder import RunFolder
 from lit_semantic_peft.reports.summary import BeforeAfter, Summary
-from lit_semantic_peft.reports.views import HeatMap, Histogram, distance_histogram, heat_map
+from lit_semantic_peft.reports.views import HeatMap, Histogram, distance_histogram, heat_map, interference_course
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,14 +111,11 @@ def plot_learning(summary: Summary) -> "Figure":
     _lines(loss, epochs, series)
     _tidy(loss, "Loss", "epoch", "nats per token")
     loss.set_ylim(bottom=0)
-    series = {
-        "pairs in conflict": [record.conflict_rate for record in summary.interference],
-        "facts with net transfer below −1": [
-            record.share_net_transfer_below_minus_1 for record in summary.interference
-        ],
-    }
-    _lines(conflict, [record.epoch for record in summary.interference], series, share=True, colors=(CONFLICT, MUTED))
-    _tidy(conflict, "Interference", "epochs trained", "share")
+    course = interference_course(summary.interference)
+    shares = {} if course is None else {name: list(values) for name, values in course.shares.items()}
+    x = [] if course is None else list(course.x)
+    _lines(conflict, x, shares, share=True, colors=(CONFLICT, DROPPED[1], DROPPED[2]))
+    _tidy(conflict, "Interference", "epochs trained" if course is None else course.x_label, "share")
     return figure
 
 

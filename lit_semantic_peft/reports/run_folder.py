@@ -100,6 +100,14 @@ class RunFolder:
         """Whether anything is in the folder, so that a new run must not write into it."""
         return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
 
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to resume."""
+        return any(self.checkpoints.glob("[!.]*.ckpt"))
+
+    def is_before_first_checkpoint(self) -> bool:
+        """Whether a run has begun here and ended before it wrote a checkpoint."""
+        return self.checkpoints.is_dir() and not self.has_checkpoint()
+
     def read_facts(self) -> pa.Table:
         """The fact table; optional columns that the file lacks are there, filled with null.
 

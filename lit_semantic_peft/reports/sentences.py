@@ -17,7 +17,7 @@ def summary_sentences(summary: Summary, facts: pa.Table) -> list[str]:
     Returns:
         Sentences of plain text; fact text in them is not escaped.
     """
-    sentences = [_filtering(summary), *_recall(summary)]
+    sentences = [_filtering(summary), *_recall(summary), *_interference(summary, facts)]
     if summary.pushed_away is not None:
         pushed = round(summary.pushed_away * summary.num_kept)
         sentences.append(
@@ -26,7 +26,6 @@ def summary_sentences(summary: Summary, facts: pa.Table) -> list[str]:
             else f"Training pushed the model away from {_count(pushed, 'kept fact')}: "
             f"{'its' if pushed == 1 else 'their'} distance grew."
         )
-    sentences += _interference(summary, facts)
     if summary.locality is not None:
         changed = 1 - summary.locality
         of = f" of {summary.num_neighbors}" if summary.num_neighbors else ""
@@ -109,9 +108,16 @@ def _interference(summary: Summary, facts: pa.Table) -> list[str]:
         sentences.append(f"None {of} loses more to the others than it gains from its own gradient.")
     course = [record for record in summary.interference if record.conflict_rate is not None]
     if len(course) > 1:
+        first, last = course[0], course[-1]
+        worst = max(course, key=lambda record: record.conflict_rate or 0.0)
+        between = (
+            f", by way of {percent(worst.conflict_rate)} after epoch {worst.epoch}"
+            if (worst.conflict_rate or 0.0) > max(first.conflict_rate or 0.0, last.conflict_rate or 0.0)
+            else ""
+        )
         sentences.append(
-            f"Pairs of facts whose gradients conflict went from {percent(course[0].conflict_rate)} to "
-            f"{percent(course[-1].conflict_rate)} of the measured pairs."
+            f"Pairs of facts whose gradients conflict went from {percent(first.conflict_rate)} to "
+            f"{percent(last.conflict_rate)} of the measured pairs{between}."
         )
     return sentences
 

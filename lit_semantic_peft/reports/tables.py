@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_path
-from lit_semantic_peft.metrics import SCORES
+from lit_semantic_peft.score_definitions import SCORES
 
 EXTRA_DISTANCE_PREFIX = "distance_"
 """Further distances may be added to the fact table as `distance_<Name>`, float64."""
@@ -63,6 +63,9 @@ FACT_COLUMNS: tuple[Column, ...] = (
     Column("drop_reason", _TEXT, "Why a filter dropped the fact, one word; null for a kept fact."),
     Column("num_target_tokens", _INT, "Tokens of the target, without the end token."),
     Column("distance", _FLOAT, "The configured distance under the base model; larger is farther."),
+    Column(
+        "stratum", _TEXT, "How well the base model knows it (SliCK): HighlyKnown, MaybeKnown, WeaklyKnown or Unknown."
+    ),
     Column("distance_after", _FLOAT, "The same distance after training."),
     Column("pushed_away", _FLAG, "Whether training made the distance larger."),
     Column("nll_before", _FLOAT, "Mean negative log-likelihood of the target, base model, nats per token."),
@@ -120,13 +123,15 @@ PROBE_COLUMNS: tuple[Column, ...] = (
 """Columns of `probes.parquet`."""
 
 
-def write_fact_table(path: str | Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
-    """Writes `facts.parquet`, atomically.
+def fact_table(columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> pa.Table:
+    """Builds the fact table.
 
     Args:
-        path: The file.
         columns: Values by column name, one entry per fact; None and NaN become null, and so does a missing column.
             Names are those of `FACT_COLUMNS`; further distances may be added as `distance_<Name>`.
+
+    Returns:
+        A row per fact, columns in the order of `FACT_COLUMNS`.
 
     Raises:
         ValueError: An unknown name, a missing required column, unequal lengths, values of another type, or a
@@ -142,7 +147,20 @@ def write_fact_table(path: str | Path, columns: Mapping[str, Sequence[Any] | NDA
     if len(set(ids)) != len(ids):
         repeated = next(fact_id for fact_id in ids if ids.count(fact_id) > 1)
         raise ValueError(f"`fact_id` must be unique in a fact table, but {repeated!r} occurs more than once")
-    _write_parquet(path, table)
+    return table
+
+
+def write_fact_table(path: str | Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
+    """Writes `facts.parquet`, atomically.
+
+    Args:
+        path: The file.
+        columns: As for `fact_table`.
+
+    Raises:
+        ValueError: As `fact_table`.
+    """
+    _write_parquet(path, fact_table(columns))
 
 
 def write_probe_table(path: str | Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:

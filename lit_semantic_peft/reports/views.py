@@ -1,6 +1,7 @@
 """What both the PNG plots and the page show: histogram, ordered heat map, worst conflicts. Numbers only, no drawing."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lit_semantic_peft.reports.summary import reason_phrase
+from lit_semantic_peft.reports.summary import InterferenceRecord, reason_phrase
 from lit_semantic_peft.reports.tables import InterferenceMatrix
 
 CONFLICT_THRESHOLD = 0.05
@@ -70,6 +71,44 @@ class Conflict:
     cosine: float | None
     undone: float | None
     net_transfer: float | None
+
+
+@dataclass(frozen=True)
+class Course:
+    """How interference went over training.
+
+    Attributes:
+        x: Place of each measurement on the axis, int.
+        x_label: What the axis counts.
+        shares: Values in [0, 1] by name, one per measurement; a share that was never measured is left out.
+        worst: Number of the measurement with the highest share of pairs in conflict; None where that was not measured.
+    """
+
+    x: tuple[int, ...]
+    x_label: str
+    shares: dict[str, tuple[float | None, ...]]
+    worst: int | None
+
+
+def interference_course(records: Sequence[InterferenceRecord]) -> Course | None:
+    """The measurements of a run as lines over epochs, or over steps where an epoch has several; None without any."""
+    if not records:
+        return None
+    epochs = tuple(record.epoch for record in records)
+    steps = tuple(record.global_step for record in records if record.global_step is not None)
+    by_step = len(set(epochs)) < len(epochs) and len(steps) == len(records)
+    shares = {
+        "pairs in conflict": tuple(record.conflict_rate for record in records),
+        "facts hurt on balance": tuple(record.share_net_transfer_below_0 for record in records),
+        "facts undone by the others": tuple(record.share_net_transfer_below_minus_1 for record in records),
+    }
+    conflicts = [(rate, -at) for at, rate in enumerate(shares["pairs in conflict"]) if rate is not None]
+    return Course(
+        steps if by_step else epochs,
+        "optimizer steps" if by_step else "epochs trained",
+        {name: values for name, values in shares.items() if any(value is not None for value in values)},
+        worst=-max(conflicts)[1] if conflicts else None,
+    )
 
 
 def distance_histogram(facts: pa.Table) -> Histogram | None:

@@ -1,5 +1,7 @@
 """How far a fact is from the model, and what follows: distances, scoring, filters, weightings."""
 
+from lit_semantic_peft.semantics.confidence import FLOW, Focal, MediumConfidence
+from lit_semantic_peft.semantics.dispersion import DispersionFilter
 from lit_semantic_peft.semantics.distances import (
     Distance,
     ExpectedEmbeddingDistance,
@@ -8,45 +10,92 @@ from lit_semantic_peft.semantics.distances import (
     Surprisal,
     TargetPass,
 )
+from lit_semantic_peft.semantics.encoders import SentenceEncoder, TextEmbedding
+from lit_semantic_peft.semantics.features import Bench, Feature, TargetEmbedding
 from lit_semantic_peft.semantics.filters import (
     BandFilter,
     FactFilter,
     KnownFilter,
     MeanVarianceFilter,
     NoFilter,
+    PerRelation,
     RandomFilter,
     Selection,
     apply_filters,
 )
-from lit_semantic_peft.semantics.scoring import SCORING_VERSION, score_facts, score_pass, score_targets, target_pass
+from lit_semantic_peft.semantics.gradients import WarmGradients
+from lit_semantic_peft.semantics.interference_filter import InterferenceFilter
+from lit_semantic_peft.semantics.online import Online
+from lit_semantic_peft.semantics.redundancy import RedundancyFilter
+from lit_semantic_peft.semantics.scoring import (
+    SCORING_VERSION,
+    score_facts,
+    score_pass,
+    score_targets,
+    scoring_parts,
+    target_pass,
+)
+from lit_semantic_peft.semantics.shaping import Scheduled, Tempered
+from lit_semantic_peft.semantics.strata import STRATA, Strata, StrataFilter, strata_of, with_strata
 from lit_semantic_peft.semantics.table import ScoredFacts
-from lit_semantic_peft.semantics.weightings import Band, Proximity, Remoteness, Uniform, Weighting, loss_weights
+from lit_semantic_peft.semantics.weightings import (
+    Band,
+    Proximity,
+    Remoteness,
+    Uniform,
+    Weighting,
+    loss_weights,
+    weights_of,
+)
 
 __all__ = [
+    "FLOW",
     "SCORING_VERSION",
+    "STRATA",
     "Band",
     "BandFilter",
+    "Bench",
+    "DispersionFilter",
     "Distance",
     "ExpectedEmbeddingDistance",
     "FactFilter",
+    "Feature",
+    "Focal",
     "HiddenStateDistance",
+    "InterferenceFilter",
     "KnownFilter",
     "MeanVarianceFilter",
+    "MediumConfidence",
     "NoFilter",
+    "Online",
+    "PerRelation",
     "Proximity",
     "RandomFilter",
+    "RedundancyFilter",
     "Remoteness",
     "ResponseDistance",
+    "Scheduled",
     "ScoredFacts",
     "Selection",
+    "SentenceEncoder",
+    "Strata",
+    "StrataFilter",
     "Surprisal",
+    "TargetEmbedding",
     "TargetPass",
+    "Tempered",
+    "TextEmbedding",
     "Uniform",
+    "WarmGradients",
     "Weighting",
     "apply_filters",
     "loss_weights",
     "score_facts",
     "score_pass",
     "score_targets",
+    "scoring_parts",
+    "strata_of",
     "target_pass",
+    "weights_of",
+    "with_strata",
 ]

@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.semantics.keep import num_kept, require_keep, rows_by
 from lit_semantic_peft.semantics.table import BoolArray, FloatArray, ScoredFacts
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,9 @@ class FactFilter(ABC):
 
     A filter looks at the facts that it is given and at nothing else; what it keeps must not depend on their order.
     """
+
+    needs_strata: bool = False
+    """Whether the table's `stratum` column must be filled."""
 
     @abstractmethod
     def select(self, facts: ScoredFacts) -> Selection:
@@ -104,7 +107,8 @@ class MeanVarianceFilter(FactFilter):
     "minimise the average semantic distance while maximising the variance").
 
     Args:
-        keep: Share of the facts to keep, in (0, 1]. k = max(1, keep·n), rounded half up in decimal.
+        keep: Share of the facts to keep, in (0, 1], k = max(1, keep·n) rounded half up in decimal; or their number, a
+            whole number k ≥ 2.
         variance_weight: λ ≥ 0; 0 keeps the nearest k.
 
     Raises:
@@ -120,7 +124,7 @@ class MeanVarianceFilter(FactFilter):
     """
 
     def __init__(self, keep: float = 0.75, variance_weight: float = 1.0) -> None:
-        _require_share("keep", keep)
+        require_keep(keep)
         if not (math.isfinite(variance_weight) and variance_weight >= 0):
             raise InputError(
                 f"`variance_weight` must be a finite number of at least 0, got {variance_weight!r}. "
@@ -136,10 +140,10 @@ class MeanVarianceFilter(FactFilter):
         if len(facts):
             distance = facts.distance
             order = sorted(range(len(facts)), key=lambda row: (distance[row], facts.fact_id[row]))
-            num_kept = _num_kept(self.keep, len(facts))
-            num_near = self._num_near(distance[order], num_kept)
+            size = num_kept(self.keep, len(facts))
+            num_near = self._num_near(distance[order], size)
             kept[order[:num_near]] = True
-            kept[order[len(order) - (num_kept - num_near) :]] = True
+            kept[order[len(order) - (size - num_near) :]] = True
         return _selection(kept, lambda row: "mean_variance")
 
     def _num_near(self, distance: FloatArray, num_kept: int) -> int:
@@ -252,11 +256,12 @@ class RandomFilter(FactFilter):
     neither their order nor their distances, and a smaller `keep` keeps a subset of a larger one.
 
     Args:
-        keep: Share of the facts to keep, in (0, 1]. k = max(1, keep·n), rounded half up in decimal.
+        keep: Share of the facts to keep, in (0, 1], k = max(1, keep·n) rounded half up in decimal; or their number, a
+            whole number k ≥ 2.
         seed: Another seed, another choice.
 
     Raises:
-        InputError: If `keep` is outside (0, 1].
+        InputError: If `keep` is neither a share nor a count.
 
     Example:
         >>> ids = tuple("abcdefgh")
@@ -266,7 +271,7 @@ class RandomFilter(FactFilter):
     """
 
     def __init__(self, keep: float = 0.75, seed: int = 0) -> None:
-        _require_share("keep", keep)
+        require_keep(keep)
         self.keep = keep
         self.seed = seed
 
@@ -275,11 +280,45 @@ class RandomFilter(FactFilter):
         kept = np.zeros(len(facts), dtype=np.bool_)
         if len(facts):
             order = sorted(range(len(facts)), key=lambda row: self._rank(facts.fact_id[row]))
-            kept[order[: _num_kept(self.keep, len(facts))]] = True
+            kept[order[: num_kept(self.keep, len(facts))]] = True
         return _selection(kept, lambda row: "random")
 
     def _rank(self, fact_id: str) -> tuple[bytes, str]:
         return hashlib.sha256(f"{self.seed}:{fact_id}".encode()).digest(), fact_id
+
+
+class PerRelation(FactFilter):
+    """Applies another filter within each relation, as if there were no others; reasons are that filter's.
+
+    So `keep` is a share or a number of each relation's facts, and quantiles are those of the relation. Facts without a
+    relation form one group. Range and cost: the inner filter's; a filter that trains a throw-away adapter trains one
+    per relation. A relation of which nothing is left is no error as long as another has facts left.
+
+    Args:
+        filter: The filter to apply.
+
+    Example:
+        >>> distance = np.array([0.1, 0.2, 0.9, 1.0])
+        >>> facts = ScoredFacts(tuple("abcd"), ("x", "x", "y", "y"), distance, distance, np.zeros(4, dtype=bool))
+        >>> PerRelation(MeanVarianceFilter(keep=0.5, variance_weight=0.0)).select(facts).kept.tolist()
+        [True, False, True, False]
+    """
+
+    def __init__(self, filter: FactFilter) -> None:
+        self.filter = filter
+        self.needs_strata = filter.needs_strata
+
+    def select(self, facts: ScoredFacts) -> Selection:
+        """Keeps what the inner filter keeps of each relation; see `FactFilter.select`."""
+        kept = np.zeros(len(facts), dtype=np.bool_)
+        reason: list[str | None] = [None] * len(facts)
+        for group in rows_by(facts.relation).values():
+            rows = np.array(group, dtype=np.intp)
+            selection = self.filter.select(facts.take(rows))
+            kept[rows] = selection.kept
+            for row, why in zip(group, selection.reason, strict=True):
+                reason[row] = why
+        return Selection(kept, tuple(reason))
 
 
 def apply_filters(filters: Sequence[FactFilter], facts: ScoredFacts) -> Selection:
@@ -316,6 +355,8 @@ def apply_filters(filters: Sequence[FactFilter], facts: ScoredFacts) -> Selectio
         logger.info(
             "%s: %d facts in, %d out %s", name, len(rows), selection.num_kept, selection.reason_counts() or "(all kept)"
         )
+        if selection.kept.all() and not isinstance(fact_filter, NoFilter):
+            logger.warning("%s drops nothing here. Distances: %s", name, _quantiles(facts.take(rows)))
         rows = rows[selection.kept]
         if not len(rows):
             break
@@ -330,19 +371,19 @@ def apply_filters(filters: Sequence[FactFilter], facts: ScoredFacts) -> Selectio
 def _nothing_left(filters: Sequence[FactFilter], facts: ScoredFacts, selection: Selection) -> str:
     if not len(facts):
         return "`filters` leave no fact: there was none to begin with. Check the facts file and its `split` fields."
-    quantiles = ", ".join(
-        f"{name} {value:.4g}"
-        for name, value in zip(
-            ("min", "25 %", "median", "75 %", "max"), np.quantile(facts.distance, [0, 0.25, 0.5, 0.75, 1]), strict=True
-        )
-    )
     dropped = ", ".join(f"{reason} {count}" for reason, count in selection.reason_counts().items())
     chain = ", ".join(type(fact_filter).__name__ for fact_filter in filters)
     return (
         f"`filters` leave no fact: {len(facts)} facts went into [{chain}], dropped for: {dropped}. "
-        f"Distances: {quantiles}. Widen the bounds or raise `keep`; where all are already_known, "
+        f"Distances: {_quantiles(facts)}. Widen the bounds or raise `keep`; where all are already_known, "
         "the base model needs no teaching: give other facts, or leave KnownFilter out."
     )
+
+
+def _quantiles(facts: ScoredFacts) -> str:
+    values = np.quantile(facts.distance, [0, 0.25, 0.5, 0.75, 1])
+    names = ("min", "25 %", "median", "75 %", "max")
+    return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, values, strict=True))
 
 
 def _selection(kept: BoolArray, reason_of: Callable[[int], str]) -> Selection:
@@ -358,19 +399,6 @@ def _require_finite(facts: ScoredFacts) -> None:
             f"`distance` must be a finite number for every fact, got {len(bad)} that are not: {shown}{more}. "
             "Score these facts again, or take them out of the file."
         )
-
-
-def _require_share(name: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise InputError(
-            f"`{name}` must be a share in (0, 1], got {value!r}. For three quarters of the facts say 0.75."
-        )
-
-
-def _num_kept(keep: float, num_facts: int) -> int:
-    """max(1, keep·n), rounded half up. In decimal, so that 0.29 of 50 is the 14.5 that was typed, not 14.4999…."""
-    exact = Decimal(repr(float(keep))) * num_facts
-    return max(1, int(exact.to_integral_value(rounding=ROUND_HALF_UP)))
 
 
 def _sums_of_ends(values: FloatArray, near: np.ndarray[tuple[int], np.dtype[np.intp]], num_kept: int) -> FloatArray:

@@ -22,6 +22,9 @@ from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, EncodedFact, FactEncod
 SCORING_VERSION = 1
 """Part of every cache key; raised whenever a change of this package changes a number that scoring gives."""
 
+BATCHES_PER_PART = 4
+"""How many batches a rank scores before it writes them down: what a killed job loses at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class TargetScores:
@@ -48,7 +51,7 @@ def target_pass(model: PreTrainedModel | PeftModel, batch: Batch) -> TargetPass:
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     projection = base.get_output_embeddings()
-    with _InputOf(projection) as captured:
+    with InputOf(projection) as captured:
         logits, targets, _ = target_logits(model, batch)
     # Without `logits_to_keep` the projection saw every position.
     hidden = captured.value if captured.value.dim() == 2 else captured.value[predicting_mask(batch.labels)]
@@ -78,7 +81,7 @@ def score_pass(outputs: TargetPass, distances: Sequence[Distance] = ()) -> Targe
     return TargetScores(
         distances={distance.name: distance.measure(outputs) for distance in distances},
         nll=zeros.index_add(0, outputs.row, nll) / count.clamp(min=1),
-        is_recalled=zeros.index_add(0, outputs.row, misses) == 0,
+        is_recalled=(zeros.index_add(0, outputs.row, misses) == 0) & (count > 0),
     )
 
 
@@ -168,6 +171,22 @@ def score_facts(
     )
 
 
+def scoring_parts(encoded: Sequence[EncodedFact], batch_size: int) -> list[list[int]]:
+    """Divides facts into parts that are scored one by one.
+
+    The parts depend on the facts alone, not on the number of ranks or on what was scored before, so that a fact always
+    meets the same neighbours in its batch and gets the same numbers to the last bit.
+
+    Args:
+        encoded: The facts.
+        batch_size: Facts that run together.
+
+    Returns:
+        Row numbers of each part, longest facts first.
+    """
+    return _by_length(encoded, batch_size * BATCHES_PER_PART)
+
+
 def _longest_answer(encoder: FactEncoder, fact: Fact, encoded: EncodedFact) -> int:
     """Tokens of the longest accepted answer."""
     aliases = [encoder.count_answer_tokens(alias, fact.joiner) for alias in fact.aliases]
@@ -180,7 +199,7 @@ def _by_length(encoded: Sequence[EncodedFact], batch_size: int) -> list[list[int
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-class _InputOf:
+class InputOf:
     """Keeps what a module receives: with `logits_to_keep` these are exactly the hidden states that predict targets."""
 
     value: Tensor
@@ -188,7 +207,7 @@ class _InputOf:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
 
-    def __enter__(self) -> "_InputOf":
+    def __enter__(self) -> "InputOf":
         self._handle = self._module.register_forward_pre_hook(self._keep)
         return self
 

@@ -1,10 +1,14 @@
 """The table that scoring fills and that filters and weightings read: one row per fact."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from lit_semantic_peft.semantics.features import Feature
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -19,6 +23,8 @@ class ScoredFacts:
         relation: Kind of each fact ("" where unknown).
         distance: The distance that filters and weightings go by, float64 `(n,)`; larger is farther.
         distances: Every distance that was measured, by its name, float64 `(n,)` each; `distance` is one of them.
+        stratum: How well the base model knows each fact, see `Strata`; empty where that was not measured.
+        measure: Measures a feature of the facts with the given ids; None where no base model is at hand.
         base_nll: Mean negative log-likelihood of the target under the base model, float64 `(n,)`, nats per token.
         is_known: Whether the base model already generates the target, bool `(n,)`.
         base_answer: What the base model answers, greedily, at most as many tokens as the target has.
@@ -31,9 +37,27 @@ class ScoredFacts:
     is_known: BoolArray
     base_answer: tuple[str, ...] = ()
     distances: Mapping[str, FloatArray] = field(default_factory=dict)
+    stratum: tuple[str, ...] = ()
+    measure: "Callable[[Feature, tuple[str, ...]], FloatArray] | None" = None
 
     def __len__(self) -> int:
         return len(self.fact_id)
+
+    def feature(self, feature: "Feature") -> FloatArray:
+        """More than a number per fact, measured when a filter asks for it.
+
+        Args:
+            feature: What to measure.
+
+        Returns:
+            float64 `(n, ...)`, a row per fact.
+
+        Raises:
+            ValueError: If the table came without a way to measure.
+        """
+        if self.measure is None:
+            raise ValueError(f"these facts cannot be measured any further, so there is no {type(feature).__name__}")
+        return self.measure(feature, self.fact_id)
 
     def take(self, rows: NDArray[np.intp]) -> "ScoredFacts":
         """The same columns for some rows.
@@ -49,4 +73,25 @@ class ScoredFacts:
             is_known=self.is_known[rows],
             base_answer=tuple(self.base_answer[row] for row in rows) if self.base_answer else (),
             distances={name: column[rows] for name, column in self.distances.items()},
+            stratum=tuple(self.stratum[row] for row in rows) if self.stratum else (),
+            measure=self.measure,
+        )
+
+    @staticmethod
+    def concatenate(tables: Sequence["ScoredFacts"]) -> "ScoredFacts":
+        """The rows of several tables with the same columns, one after the other.
+
+        Args:
+            tables: At least one.
+        """
+        return ScoredFacts(
+            fact_id=tuple(one for table in tables for one in table.fact_id),
+            relation=tuple(one for table in tables for one in table.relation),
+            distance=np.concatenate([table.distance for table in tables]),
+            base_nll=np.concatenate([table.base_nll for table in tables]),
+            is_known=np.concatenate([table.is_known for table in tables]),
+            base_answer=tuple(one for table in tables for one in table.base_answer),
+            distances={
+                name: np.concatenate([table.distances[name] for table in tables]) for name in tables[0].distances
+            },
         )

@@ -1,7 +1,7 @@
 """How much each fact's loss counts: a function of its distance, normalised to mean 1 over the kept facts.
 
-All weightings here are static: they read the distances that scoring has measured already and cost no further pass
-over the model.
+Weightings are static unless they stand in `Online`: they read what scoring has measured already and cost no further
+pass over the model. They compute in torch, so that the same formula serves a table and a training step.
 """
 
 import logging
@@ -9,9 +9,11 @@ import math
 from abc import ABC, abstractmethod
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.semantics.table import FloatArray
+from lit_semantic_peft.semantics.table import FloatArray, ScoredFacts
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +26,23 @@ _ROUNDING = 1e-6  # a cosine distance in float32 may leave [0, 2] by this much
 class Weighting(ABC):
     """A function from distance to an unnormalised loss weight."""
 
+    needs_nll: bool = False
+    """Whether `raw` takes mean negative log-likelihoods (nats per token, ≥ 0) instead of distances."""
+
+    @property
+    def ends(self) -> "tuple[Weighting, Weighting]":
+        """The weightings at the start and at the end of training; between them weights move on a straight line."""
+        return self, self
+
     @abstractmethod
-    def raw(self, distance: FloatArray) -> FloatArray:
+    def raw(self, distance: Tensor) -> Tensor:
         """The weight before normalisation.
 
         Args:
-            distance: float64 `(n,)`, in [0, 2].
+            distance: float `(n,)`, in [0, 2]; with `needs_nll` instead the mean negative log-likelihood.
 
         Returns:
-            float64 `(n,)`, finite and ≥ 0.
+            float `(n,)`, finite and ≥ 0.
         """
 
 
@@ -42,13 +52,13 @@ class Uniform(Weighting):
     Range of the raw weight: 1. Cost: no pass. The baseline that every other weighting must beat.
 
     Example:
-        >>> Uniform().raw(np.array([0.0, 2.0])).tolist()
+        >>> Uniform().raw(torch.tensor([0.0, 2.0])).tolist()
         [1.0, 1.0]
     """
 
-    def raw(self, distance: FloatArray) -> FloatArray:
+    def raw(self, distance: Tensor) -> Tensor:
         """See `Weighting.raw`."""
-        return np.ones_like(distance)
+        return torch.ones_like(distance)
 
 
 class Proximity(Weighting):
@@ -61,17 +71,16 @@ class Proximity(Weighting):
         gamma: γ ≥ 0; 0 is uniform.
 
     Example:
-        >>> Proximity(gamma=2.0).raw(np.array([0.0, 1.0, 2.0])).tolist()
+        >>> Proximity(gamma=2.0).raw(torch.tensor([0.0, 1.0, 2.0])).tolist()
         [1.0, 0.25, 0.0]
     """
 
     def __init__(self, gamma: float = 1.0) -> None:
         self.gamma = _require_gamma(gamma)
 
-    def raw(self, distance: FloatArray) -> FloatArray:
+    def raw(self, distance: Tensor) -> Tensor:
         """See `Weighting.raw`."""
-        weight: FloatArray = (1.0 - distance / MAX_DISTANCE) ** self.gamma
-        return weight
+        return (1.0 - distance / MAX_DISTANCE) ** self.gamma
 
 
 class Remoteness(Weighting):
@@ -84,17 +93,16 @@ class Remoteness(Weighting):
         gamma: γ ≥ 0; 0 is uniform.
 
     Example:
-        >>> Remoteness().raw(np.array([0.0, 1.0, 2.0])).tolist()
+        >>> Remoteness().raw(torch.tensor([0.0, 1.0, 2.0])).tolist()
         [0.0, 0.5, 1.0]
     """
 
     def __init__(self, gamma: float = 1.0) -> None:
         self.gamma = _require_gamma(gamma)
 
-    def raw(self, distance: FloatArray) -> FloatArray:
+    def raw(self, distance: Tensor) -> Tensor:
         """See `Weighting.raw`."""
-        weight: FloatArray = (distance / MAX_DISTANCE) ** self.gamma
-        return weight
+        return (distance / MAX_DISTANCE) ** self.gamma
 
 
 class Band(Weighting):
@@ -109,8 +117,8 @@ class Band(Weighting):
         width: b > 0, in the unit of the distance.
 
     Example:
-        >>> Band(center=1.0, width=0.5).raw(np.array([0.5, 1.0, 1.5])).round(2).tolist()
-        [0.61, 1.0, 0.61]
+        >>> Band(center=1.0, width=0.5).raw(torch.tensor([0.5, 1.0, 1.5])).round(decimals=2).tolist()
+        [0.6100000143051147, 1.0, 0.6100000143051147]
     """
 
     def __init__(self, center: float = 1.0, width: float = 0.5) -> None:
@@ -121,10 +129,9 @@ class Band(Weighting):
         self.center = center
         self.width = width
 
-    def raw(self, distance: FloatArray) -> FloatArray:
+    def raw(self, distance: Tensor) -> Tensor:
         """See `Weighting.raw`."""
-        weight: FloatArray = np.exp(-0.5 * ((distance - self.center) / self.width) ** 2)
-        return weight
+        return torch.exp(-0.5 * ((distance - self.center) / self.width) ** 2)
 
 
 def loss_weights(weighting: Weighting, distance: FloatArray, *, is_rank_based: bool = False) -> FloatArray:
@@ -132,7 +139,8 @@ def loss_weights(weighting: Weighting, distance: FloatArray, *, is_rank_based: b
 
     Args:
         weighting: The function of the distance.
-        distance: float64 `(n,)` of the kept facts, finite. Clipped to [0, 2].
+        distance: float64 `(n,)` of the kept facts, finite; clipped to [0, 2]. With `needs_nll` their mean negative
+            log-likelihoods instead, ≥ 0.
         is_rank_based: Whether only the order of the distances counts, for a distance that is not in [0, 2] (surprisal,
             in nats per token): ranks, averaged over ties, are spread evenly over [0, 2]; one fact gets 1.
 
@@ -160,9 +168,12 @@ def loss_weights(weighting: Weighting, distance: FloatArray, *, is_rank_based: b
     if not len(distance):
         return np.ones(0)
     name = type(weighting).__name__
-    if is_rank_based:
-        distance = _spread_ranks(distance)
+    if weighting.needs_nll:
+        limit = math.inf
+    elif is_rank_based:
+        limit, distance = MAX_DISTANCE, _spread_ranks(distance)
     else:
+        limit = MAX_DISTANCE
         num_outside = int(((distance < -_ROUNDING) | (distance > MAX_DISTANCE + _ROUNDING)).sum())
         if num_outside and not isinstance(weighting, Uniform):
             logger.warning(
@@ -171,7 +182,8 @@ def loss_weights(weighting: Weighting, distance: FloatArray, *, is_rank_based: b
                 num_outside,
                 len(distance),
             )
-    weight = np.asarray(weighting.raw(np.clip(distance, 0.0, MAX_DISTANCE)), dtype=np.float64)
+    raw = weighting.raw(torch.from_numpy(np.clip(distance, 0.0, limit)))
+    weight = torch.as_tensor(raw).double().numpy()
     if weight.shape != distance.shape:
         raise ValueError(f"{name}.raw gave the shape {weight.shape} for distances of the shape {distance.shape}")
     if not (np.isfinite(weight).all() and (weight >= 0).all()):
@@ -183,6 +195,21 @@ def loss_weights(weighting: Weighting, distance: FloatArray, *, is_rank_based: b
     weight = weight / largest  # first, so that tiny weights keep their ratios
     result: FloatArray = weight / weight.mean()
     return result
+
+
+def weights_of(weighting: Weighting, facts: ScoredFacts, *, is_rank_based: bool = False) -> FloatArray:
+    """Loss weights of a table of kept facts: `loss_weights` of the column that the weighting reads.
+
+    Args:
+        weighting: The function.
+        facts: The kept facts.
+        is_rank_based: Whether only the order of `facts.distance` counts.
+
+    Returns:
+        float64 `(n,)`, ≥ 0, mean 1.
+    """
+    column = facts.base_nll if weighting.needs_nll else facts.distance
+    return loss_weights(weighting, column, is_rank_based=is_rank_based)
 
 
 def _spread_ranks(distance: FloatArray) -> FloatArray:

@@ -86,6 +86,11 @@ class FactEncoder:
         self._start_ids = _start_ids(tokenizer)
 
     @property
+    def append_eos(self) -> bool:
+        """Whether an answer is taught to end."""
+        return bool(self._end_ids)
+
+    @property
     def pad_id(self) -> int:
         """Id for padding: the tokenizer's, else its end token, else 0. Always masked, so its value is never seen."""
         for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):

@@ -1,27 +1,35 @@
 """The LightningModule: a PEFT model under a distance-weighted loss that is exact however a step is cut up."""
 
+import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
 from torch.optim import Optimizer
+from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
-from lit_semantic_peft.data import KnowledgeDataModule, Question
+from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts, Question, agreed, from_all_ranks
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import facts_key
+from lit_semantic_peft.files import content_key
 from lit_semantic_peft.metrics import LearningDynamics, PerFactMean, PushedAway
 from lit_semantic_peft.models import (
     DEFAULT_BASE_MODEL,
     BaseDtype,
     BaseModelSource,
+    FrozenLayers,
     adapter_state_dict,
     attach_adapter,
     fact_nll,
+    frozen_layers_obstacle,
     load_adapter,
     load_adapter_state_dict,
     load_base_model,
@@ -29,15 +37,22 @@ from lit_semantic_peft.models import (
     weight_normalizer,
 )
 from lit_semantic_peft.models.adapters import orthogonality_penalty
+from lit_semantic_peft.semantics.online import Online, nll_and_online_weight
 from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.evaluation import EVALUATION_VERSION, Comparison, Evaluator
+from lit_semantic_peft.training.own_gradient import refuse_loss_scaling, sum_over_ranks, unflattened
+from lit_semantic_peft.training.retain import RetainPenalty
 from lit_semantic_peft.training.scores import Scores, measure_scores
+
+logger = logging.getLogger(__name__)
 
 Normalization = Literal["step_weights", "step_count"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 _CHECKPOINT_KEY = "lit_semantic_peft"
+# Entries of a PEFT configuration that say where it came from, or that training itself writes.
+_NOT_OF_THE_TRAINING = {"base_model_name_or_path", "inference_mode", "peft_version", "rank_pattern", "revision"}
 
 
 class SemanticPeftModule(LightningModule):
@@ -52,6 +67,8 @@ class SemanticPeftModule(LightningModule):
     - `train/loss`: that loss, nats per token, each optimizer step.
     - `train/loss_epoch`: its mean over the epoch's optimizer steps.
     - `train/grad_norm`: Euclidean norm of the adapter's gradient before clipping, each optimizer step.
+    - `train/retain_kl`: mean divergence from the base model on the optimizer step's retained facts, nats per token,
+      [0, ∞), each optimizer step where `retain_weight` > 0.
     - `val/recall`: share of kept facts that are recalled teacher-forced, [0, 1], each validation.
     - `val/nll`: mean negative log-likelihood of the kept facts, nats per token, each validation.
     - `val/recall_dropped`, `val/nll_dropped`: the same for the facts that are not trained, where there are any.
@@ -69,8 +86,16 @@ class SemanticPeftModule(LightningModule):
         schedule: Learning rate after warm-up: `constant`, `linear` or `cosine` down to 0 at the last step.
         warmup_ratio: Share of all optimizer steps over which the learning rate rises from 0, in [0, 1).
         normalization: S of the objective.
+        retain_weight: λ ≥ 0; adds λ times the mean KL divergence from the base model at the target positions of
+            facts of the split `retain` to the loss, see `RetainPenalty`. 0 costs nothing.
+        retain_batch_size: `retain` facts per optimizer step, over all processes.
+        retain_known: Whether facts that are not trained because the base model says them already are retained too.
         dtype: Type of the base weights in memory; the adapter is float32 in any case.
         gradient_checkpointing: Whether activations are recomputed in the backward pass to save memory.
+        reuse_frozen_layers: Whether what the layers below the lowest adapter make of a fact is computed once and kept,
+            which is exact. None: where the model allows it and it fits into `frozen_layers_memory_mb`. True: always; an
+            error where the model does not allow it, on disk where it does not fit.
+        frozen_layers_memory_mb: How much of it each process keeps in memory at most, in MB (10⁶ bytes).
         revision: Branch, tag or commit of a Hub model.
         trust_remote_code: Whether code that comes with the model may run.
 
@@ -88,14 +113,25 @@ class SemanticPeftModule(LightningModule):
         schedule: Schedule = "cosine",
         warmup_ratio: float = 0.1,
         normalization: Normalization = "step_weights",
+        retain_weight: float = 0.0,
+        retain_batch_size: int = 16,
+        retain_known: bool = False,
         dtype: BaseDtype = "float32",
         gradient_checkpointing: bool = False,
+        reuse_frozen_layers: bool | None = None,
+        frozen_layers_memory_mb: int = 2048,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_ratio < 1:
             raise InputError(f"`warmup_ratio` must be in [0, 1), got {warmup_ratio}")
+        if not (math.isfinite(retain_weight) and retain_weight >= 0):
+            raise InputError(f"`retain_weight` must be a finite number of at least 0, got {retain_weight}")
+        if retain_batch_size < 1:
+            raise InputError(f"`retain_batch_size` must be at least 1, got {retain_batch_size}")
+        if frozen_layers_memory_mb < 0:
+            raise InputError(f"`frozen_layers_memory_mb` must be at least 0, got {frozen_layers_memory_mb}")
         for name, value, allowed in (
             ("normalization", normalization, get_args(Normalization)),
             ("schedule", schedule, get_args(Schedule)),
@@ -112,14 +148,22 @@ class SemanticPeftModule(LightningModule):
         self.schedule: Schedule = schedule
         self.warmup_ratio = warmup_ratio
         self.normalization: Normalization = normalization
+        self.retain_weight = retain_weight
+        self.retain_batch_size = retain_batch_size
+        self.retain_known = retain_known
         self.gradient_checkpointing = gradient_checkpointing
+        self.reuse_frozen_layers = reuse_frozen_layers
+        self.frozen_layers_memory_mb = frozen_layers_memory_mb
         self.strict_loading = False  # the base's weights are not in a checkpoint; the adapter's are checked below
         self.comparisons: list[Comparison] = []
         self.scores: Scores | None = None
         self.is_pushed_away = torch.zeros(0, dtype=torch.bool)
         self._source: BaseModelSource | None = None
         self._model: PeftModel | None = None
+        self._frozen: FrozenLayers | None = None
         self._step_totals: Tensor | None = None
+        self._retain: RetainPenalty | None = None
+        self._rng_state: dict[str, Tensor] | None = None
 
     # ------------------------------------------------------------------ model
 
@@ -178,22 +222,52 @@ class SemanticPeftModule(LightningModule):
                 f"`base_model` is {self.base_model!r} in the module and {data.base_model!r} in the data module; "
                 "facts would be measured against another model than the one that is trained."
             )
+        if self.trainer.accumulate_grad_batches < 1:
+            raise InputError(
+                f"`accumulate_grad_batches` must be at least 1, got {self.trainer.accumulate_grad_batches}"
+            )
         if "DeepSpeed" in type(self.trainer.strategy).__name__:
             raise InputError(
                 "`strategy: deepspeed` accumulates gradients by itself, which breaks the exact normalisation over an "
                 "optimizer step. Use `ddp`."
             )
+        if stage == "fit" and self.retain_weight:
+            refuse_loss_scaling(self.trainer, "retain_weight")
+            retained = _retained(data.prepared, self.retain_known)
+            if retained or not self.retain_known:
+                self._retain = RetainPenalty(self.retain_weight, self.retain_batch_size, retained, data.seed)
+            else:
+                logger.warning("`retain_weight` does nothing: no fact was dropped as known, none has split `retain`")
         num_facts = len(data.prepared.facts)
         if stage != "test" and not hasattr(self, "val_nll"):
             self.val_nll = PerFactMean(num_facts)
             self.val_recall = PerFactMean(num_facts)
             self.dynamics = LearningDynamics(num_facts)
+            self.epoch_loss = MeanMetric()
+            self.epoch_loss.persistent(True)
 
     # --------------------------------------------------------------- training
 
+    def on_fit_start(self) -> None:
+        """Decides whether the frozen layers' outputs are kept."""
+        self._frozen = self._frozen_layers()
+
+    def on_fit_end(self) -> None:
+        """Lets go of the frozen layers' outputs."""
+        self._frozen = None
+
+    def on_train_start(self) -> None:
+        """Continues the random numbers of the run that is resumed."""
+        if self._rng_state is not None:
+            torch.set_rng_state(self._rng_state["cpu"])
+            if "cuda" in self._rng_state:
+                torch.cuda.set_rng_state(self._rng_state["cuda"], self.device)
+            self._rng_state = None
+
     def on_train_epoch_start(self) -> None:
-        """An interrupted step of the epoch before must not leak into this one."""
+        """Nothing of the epoch before must leak into this one, neither an interrupted step nor its losses."""
         self._step_totals = None
+        self.epoch_loss.reset()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Σ w_i ℓ_i of one micro-batch, not yet normalised: S is known only when the optimizer step is complete.
@@ -205,11 +279,22 @@ class SemanticPeftModule(LightningModule):
         Returns:
             Scalar, connected to every adapter parameter also when nothing in the batch counts.
         """
-        weighted_sum = (batch.loss_weight * fact_nll(self.model, batch)).sum()
+        weighted_sum = (batch.loss_weight * self._nll(batch)).sum()
         normalizer = weight_normalizer(batch.loss_weight, self.normalization)
         totals = torch.stack([weighted_sum.detach(), normalizer])
         self._step_totals = totals if self._step_totals is None else self._step_totals + totals
         return weighted_sum
+
+    def _nll(self, batch: Batch) -> Tensor:
+        weighting = self.data.weighting
+        if not isinstance(weighting, Online):
+            return fact_nll(self.model, batch, frozen=self._frozen)
+        nll, factor = nll_and_online_weight(
+            self.model, batch, weighting, self.data.distances[0], has_end=self.data.append_eos, frozen=self._frozen
+        )
+        # In place: callbacks that read the step's weights afterwards must see those of the loss.
+        batch.loss_weight.mul_(factor.to(batch.loss_weight))
+        return nll
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turns the accumulated gradient into that of Σ w_i ℓ_i / S, before it is clipped.
@@ -243,9 +328,11 @@ class SemanticPeftModule(LightningModule):
         gradients = [parameter.grad for parameter in self._trained_parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, factor)
         self._add_orthogonality_gradient()
+        self._add_retain_gradient()
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=1)
-        self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=1)
+        self.epoch_loss.update(loss)
+        self.log("train/loss_epoch", self.epoch_loss, on_step=False, on_epoch=True, batch_size=1)
         self.log("train/grad_norm", norm, on_step=True, batch_size=1)
 
     def optimizer_step(
@@ -281,6 +368,22 @@ class SemanticPeftModule(LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def _frozen_layers(self) -> FrozenLayers | None:
+        if self.reuse_frozen_layers is False:
+            return None
+        is_sharded = isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+        if self.reuse_frozen_layers is None and (is_sharded or frozen_layers_obstacle(self.model)):
+            return None
+        if is_sharded:  # ranks would wait for each other's shards while they need them for different facts
+            raise InputError("`reuse_frozen_layers` cannot be used: the strategy shards the layers over the ranks.")
+        prepared = self.data.prepared
+        num_tokens = sum(len(prepared.encoded[row]) for row in prepared.kept_index)
+        frozen = FrozenLayers(self.model, num_tokens, self.frozen_layers_memory_mb)
+        if self.reuse_frozen_layers is None and not frozen.fits_in_memory:
+            return None
+        logger.info("The %d lowest layers run once for each fact, not in every epoch", frozen.num_layers)
+        return frozen
+
     def _trained_parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
@@ -294,6 +397,21 @@ class SemanticPeftModule(LightningModule):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None and parameter.grad is not None:
                 parameter.grad += gradient
+
+    def _add_retain_gradient(self) -> None:
+        # Once per optimizer step, whatever its micro-batches are: beside the facts, like the regulariser above.
+        if self._retain is None:
+            return
+        data, parameters = self.data, self._trained_parameters()
+        rows = self._retain.rows(self.global_step)[self.global_rank :: self.trainer.world_size]
+        batches = data.training_batches(rows, data.micro_batch_size, with_end=False)
+        precision = self.trainer.precision_plugin.train_step_context
+        mean, gradient = self._retain.gradient(self.model, parameters, batches, precision)
+        total = sum_over_ranks(self.trainer, torch.cat([mean[None], gradient]))
+        for parameter, part in zip(parameters, unflattened(total[1:], parameters), strict=True):
+            if parameter.grad is not None:
+                parameter.grad += part
+        self.log("train/retain_kl", total[0], on_step=True, batch_size=1)
 
     # ------------------------------------------------------------- evaluation
 
@@ -349,16 +467,10 @@ class SemanticPeftModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Collects the comparisons of all ranks, each question once, in order, and logs what they say."""
-        gathered = [self.comparisons]
-        if self.trainer.world_size > 1:
-            gathered = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(gathered, self.comparisons)
-        by_number = {row.question.number: row for rows in gathered for row in rows}
+        by_number = {row.question.number: row for rows in from_all_ranks(self.comparisons) for row in rows}
         self.comparisons = [by_number[number] for number in sorted(by_number)]
         data = self.data
-        if self._evaluator.base_answers is None and self.trainer.is_global_zero:
-            answers = ((row.question.number, row.before) for row in self.comparisons)
-            data.answer_cache.store(data.answer_manifest(EVALUATION_VERSION), answers)
+        agreed(self._keep_base_answers)
         is_kept = torch.as_tensor(data.prepared.is_kept)
         self.scores = measure_scores(self.comparisons, len(is_kept), is_kept)
         for name, value in self.scores.scalars(is_kept).items():
@@ -374,6 +486,11 @@ class SemanticPeftModule(LightningModule):
         )
         self.is_pushed_away = pushed_away.compute()["is_pushed_away"]
         self.log("test/pushed_away", self.is_pushed_away[is_kept].float().mean(), batch_size=1)
+
+    def _keep_base_answers(self) -> None:
+        if self._evaluator.base_answers is None and self.trainer.is_global_zero:
+            answers = ((row.question.number, row.before) for row in self.comparisons)
+            self.data.answer_cache.store(self.data.answer_manifest(EVALUATION_VERSION), answers)
 
     def predict_step(self, questions: list[Question], batch_idx: int) -> list[str]:
         """Free greedy answers.
@@ -409,35 +526,101 @@ class SemanticPeftModule(LightningModule):
         return torch.nn.modules.module._IncompatibleKeys([], [])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the adapter belongs to, the learning dynamics, and the state of the random generator."""
+        """Adds what the adapter belongs to, the state of the metrics, and each rank's random generators."""
+        rng_state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng_state["cuda"] = torch.cuda.get_rng_state(self.device)
         checkpoint[_CHECKPOINT_KEY] = {
             "base_model": self.source.public_name,
             "base_fingerprint": self.source.fingerprint,
-            "facts_key": self.data.prepared.key,
+            "settings": self._settings(),
+            "loss_weight": torch.tensor(self.data.prepared.loss_weight),
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "dynamics": self.dynamics.state_dict(),
-            "rng": torch.get_rng_state(),
+            "epoch_loss": self.epoch_loss.state_dict(),
+            "rng": from_all_ranks(rng_state),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another base model, or to continue training on other facts.
+        """Refuses a checkpoint of another base model, and to continue a training that would not be the same.
 
         Raises:
-            InputError: Saying what differs.
+            InputError: Naming each setting that differs, with both values.
         """
         about = checkpoint.get(_CHECKPOINT_KEY)
         if about is None:
             raise InputError("The checkpoint was not written by lit-semantic-peft, so it cannot be loaded here.")
         if about["base_fingerprint"] != self.source.fingerprint:
             raise InputError(
-                f"The checkpoint belongs to base model {about['base_model']!r}; this is {self.source.public_name!r}, "
-                "or the same model with other weights."
+                f"`base_model`: the checkpoint belongs to {about['base_model']!r}; this is "
+                f"{self.source.public_name!r}, or the same model with other weights."
             )
         if self.trainer.state.fn != "fit":
             return
-        if about["facts_key"] != self.data.prepared.key:
+        problems = self._differences(about, is_within_epoch=checkpoint["KnowledgeDataModule"]["num_done"] > 0)
+        if problems:
             raise InputError(
-                "The checkpoint was trained on other facts, or on the same ones with another filter or weighting. "
+                f"The checkpoint was trained with other settings:\n  {problems}\n"
                 "Resume with the configuration in the run's config.yaml, or start a new run."
             )
         self.dynamics.load_state_dict(about["dynamics"])
-        torch.set_rng_state(about["rng"])
+        self.epoch_loss.load_state_dict(about["epoch_loss"])
+        self._rng_state = about["rng"][self.trainer.global_rank % len(about["rng"])]
+
+    def _settings(self) -> dict[str, str]:
+        """What makes a training this one, as text, by the name under which a user sets it."""
+        data, prepared = self.data, self.data.prepared
+        kept = prepared.kept_index
+        peft_config = self.model.peft_config[self.model.active_adapter].to_dict()
+        return {
+            "facts": f"{len(prepared.facts)} facts (content {facts_key(prepared.facts)[:12]})",
+            "filters": f"{len(kept)} facts kept (content {content_key(kept)[:12]})",
+            "template": data.template,
+            "append_eos": str(data.append_eos),
+            "dtype": self.dtype_of_base,
+            "normalization": self.normalization,
+            "retain_weight": str(self.retain_weight),
+            "seed": str(data.seed),
+            "bucket_steps": str(data.bucket_steps),
+            "facts per optimizer step (micro_batch_size × accumulate_grad_batches × processes)": str(
+                data.micro_batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+            ),
+            **{
+                f"peft_config.{name}": str(sorted(value) if isinstance(value, set) else value)
+                for name, value in sorted(peft_config.items())
+                if name not in _NOT_OF_THE_TRAINING
+            },
+        }
+
+    def _differences(self, about: dict[str, Any], is_within_epoch: bool) -> str:
+        there, here = about["settings"], self._settings()
+        problems = [
+            f"`{name}`: {there.get(name, 'not set')} in the checkpoint, {here.get(name, 'not set')} here"
+            for name in {**there, **here}
+            if there.get(name) != here.get(name)
+        ]
+        if not problems:
+            # Scored anew on another machine the weights may differ in the last digits.
+            weights = torch.tensor(self.data.prepared.loss_weight)
+            if not torch.allclose(about["loss_weight"], weights, rtol=1e-4, atol=1e-6):
+                row = int((about["loss_weight"] - weights).abs().argmax())
+                problems.append(
+                    f"`weighting`: fact {self.data.prepared.facts[row].id!r} weighs "
+                    f"{about['loss_weight'][row]:.4g} in the checkpoint, {weights[row]:.4g} here"
+                )
+            accumulate = about["accumulate_grad_batches"]
+            if is_within_epoch and accumulate != self.trainer.accumulate_grad_batches:
+                problems.append(
+                    f"`accumulate_grad_batches`: {accumulate} in the checkpoint, "
+                    f"{self.trainer.accumulate_grad_batches} here; within an epoch it cannot change"
+                )
+        return "\n  ".join(problems)
+
+
+def _retained(prepared: PreparedFacts, with_known: bool) -> list[int]:
+    is_known = prepared.scored.is_known & ~prepared.is_kept
+    return [
+        row
+        for row, fact in enumerate(prepared.facts)
+        if fact.split == "retain" or (with_known and fact.split == "inject" and is_known[row])
+    ]

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from lit_semantic_peft.data import Answer
 from lit_semantic_peft.metrics import (
-    SCORES,
     Efficacy,
     Generalization,
     Locality,
@@ -20,6 +19,7 @@ from lit_semantic_peft.metrics import (
     starts_with_answer,
     target_probability,
 )
+from lit_semantic_peft.score_definitions import SCORES
 from lit_semantic_peft.training.evaluation import Comparison
 
 Side = Literal["before", "after"]

@@ -38,9 +38,6 @@ SMALL = [
 def _in_a_copy(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["lit-semantic-peft"])
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
-    yield
-    if "wandb" in sys.modules:  # the next test of this process must not go on with this one's run
-        sys.modules["wandb"].finish()
 
 
 def test_the_readme_has_commands_to_try():

@@ -161,3 +161,32 @@ def test_a_shard_begins_with_the_longest():
     length_of = dict(zip(rows, lengths, strict=True))
     ordered = [length_of[row] for one in RankShard(rows, lengths, batch_size=4) for row in one.rows]
     assert ordered == sorted(lengths, reverse=True)
+
+
+@pytest.mark.parametrize("cut", EIGHT, ids=str)
+def test_mixed_steps_hold_each_labels_share(cut):
+    rows, _ = facts(64)
+    label = dict(zip(rows, (["Unknown"] * 40 + ["MaybeKnown"] * 16 + ["HighlyKnown"] * 8), strict=True))
+    for epoch in (0, 1):
+        steps = steps_over_ranks(plans(64, cut, epoch, mix=[label[row] for row in rows]))
+        assert sorted(itertools.chain(*steps)) == sorted(rows)
+        assert steps == steps_over_ranks(plans(64, (8, 1, 1), epoch, mix=[label[row] for row in rows]))
+        for step in steps:
+            count = Counter(label[row] for row in step)
+            assert abs(count["Unknown"] - 5) <= 1
+            assert abs(count["MaybeKnown"] - 2) <= 1
+            assert abs(count["HighlyKnown"] - 1) <= 1
+    first, second = (steps_over_ranks(plans(64, cut, e, mix=[label[row] for row in rows])) for e in (0, 1))
+    assert first != second
+
+
+def test_progress_runs_from_zero_to_one_whatever_the_cut():
+    for cut in EIGHT:
+        seen = [
+            [one.progress for one in list(plan)[:: plan.accumulate_grad_batches]]
+            for epoch in range(3)
+            for plan in plans(61, cut, epoch, max_epochs=3)[:1]
+        ]
+        np.testing.assert_allclose(np.concatenate(seen), np.linspace(0, 1, 24))
+    assert {one.progress for one in plans(61, (8, 1, 1))[0]} == {0.0}
+    assert {one.progress for one in plans(5, (8, 1, 1), max_epochs=1)[0]} == {0.0}

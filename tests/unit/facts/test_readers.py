@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.facts import SPLITS, Fact, Probe, read_facts
+from lit_semantic_peft.facts import FORMATS, SPLITS, SUFFIXES, Fact, Probe, read_facts
 from lit_semantic_peft.files import content_key
 
 FULL = {
@@ -31,6 +31,13 @@ EXPECTED = [Fact.from_json(FULL), Fact.from_json(BARE)]
 def lines(path: Path, *rows: dict | str) -> str:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
     return str(path)
+
+
+HEADER = (
+    "expected a header that names at least `prompt` and `target`, or the fields of a published format "
+    f"({', '.join(f'`{name}`' for name in FORMATS)})"
+)
+SUFFIX_LIST = ", ".join(f"`{suffix}`" for suffix in SUFFIXES)
 
 
 def error(source: str, **arguments) -> str:
@@ -307,11 +314,11 @@ def test_rows_of_a_table_are_rows(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("It is,one\nIt was,two\n", "line 1: expected a header that names at least `prompt` and `target`, got "
+        ("It is,one\nIt was,two\n", f"line 1: {HEADER}, got "
          "'It is,one'. Put a first line such as `prompt,target` above the facts."),
-        ("prompt;target\nIt is;one\n", "line 1: expected a header that names at least `prompt` and `target`, got "
+        ("prompt;target\nIt is;one\n", f"line 1: {HEADER}, got "
          "'prompt;target'. The cells are separated by semicolons: save the file with commas."),
-        ("prompt\ttarget\nIt is\tone\n", "line 1: expected a header that names at least `prompt` and `target`, got "
+        ("prompt\ttarget\nIt is\tone\n", f"line 1: {HEADER}, got "
          "'prompt\\ttarget'. The cells are separated by tabs: save the file with commas."),
         ("prompt,target,target\n",
          "line 1: expected a header that names each column once, got `target` more than once"),
@@ -389,17 +396,70 @@ def test_a_missing_file_suggests_near_names(tmp_path):
 
 
 def test_what_is_no_format_is_named_with_the_formats(tmp_path):
-    lines(tmp_path / "facts.json", GOOD)
-    source = str(tmp_path / "facts.json")
-    assert error(source) == (
-        f"{source}: expected a file that ends in `.jsonl`, `.jsonl.gz`, `.csv`, `.csv.gz`, `.parquet`, got "
-        "'facts.json'. Write one JSON object a line and name the file `.jsonl`."
-    )
+    lines(tmp_path / "facts.txt", GOOD)
+    source = str(tmp_path / "facts.txt")
+    assert error(source) == f"{source}: expected a file that ends in {SUFFIX_LIST}, got 'facts.txt'."
     assert error(str(tmp_path)) == (
-        f"{tmp_path}: expected a folder written by `datasets.save_to_disk`, got one that holds neither "
-        "dataset_info.json nor dataset_dict.json. Name a file in it that ends in `.jsonl`, `.jsonl.gz`, `.csv`, "
-        "`.csv.gz`, `.parquet`."
+        f"{tmp_path}: expected a folder written by `datasets.save_to_disk`, or one with files that end in "
+        f"{SUFFIX_LIST}, got one that holds neither."
     )
+
+
+def test_a_json_array_and_json_lines_may_be_called_json(tmp_path):
+    (tmp_path / "array.json").write_text(json.dumps([FULL, BARE], indent=2), "utf-8")
+    (tmp_path / "array.json.gz").write_bytes(gzip.compress((tmp_path / "array.json").read_bytes()))
+    lines(tmp_path / "lines.json", FULL, BARE)
+    for name, place in (("array.json", "record 2"), ("array.json.gz", "record 2"), ("lines.json", "2")):
+        read = read_facts(str(tmp_path / name))
+        assert list(read.facts) == EXPECTED
+        assert read.facts[1].location == f"{tmp_path / name}:{place}"
+        assert read.name == name.split(".")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"prompt": "It is", "target": "one"},\n {"prompt": "It was" "target"}]',
+         ", record 2: expected a JSON object, got broken JSON: Expecting ',' delimiter at character 22 in line 2"),
+        ('[{"prompt": "It is", "target": "one"}', ", record 1: expected a JSON object, got broken JSON: "
+         "Expecting ',' or ']' at character 38 in line 1"),
+        ('[{"prompt": "It is", "target": "one"},', ", record 2: expected a JSON object, got broken JSON: "
+         "Expecting value at character 39 in line 1"),
+        ('[{"prompt": "It is", "target": "one"}] more',
+         ", record 1: expected the end of the file after the array, got 'more'"),
+        ('[{"prompt": "It is", "target": "one"}, 7]',
+         ', record 2: expected a JSON object such as {"prompt": ..., "target": ...}, got 7'),
+        ('[{"prompt": "It is", "target": 1}]', ", record 1: field `target`: expected text, got the number 1"),
+        ('{\n "facts": [{"prompt": "It is", "target": "one"}]\n}', ": expected an array of records, or one record a "
+         "line, got one object over the whole file. Write the array of its records alone."),
+        ("[]", ": expected at least one fact, got an empty file"),
+    ],
+)  # fmt: skip
+def test_bad_json_arrays(text, message, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(text, "utf-8")
+    assert error(str(path)) == f"{path}{message}"
+
+
+def test_a_folder_of_files_is_read_in_the_order_of_names(tmp_path):
+    (tmp_path / "b").mkdir()
+    lines(tmp_path / "b" / "first.jsonl", {"id": "b", "prompt": "It is", "target": "one"})
+    lines(tmp_path / "a.jsonl", {"id": "a", "prompt": "It was", "target": "two"})
+    (tmp_path / "README.txt").write_text("not read")
+    read = read_facts(str(tmp_path))
+    assert [fact.location for fact in read.facts] == [f"{tmp_path}/a.jsonl:1", f"{tmp_path}/b/first.jsonl:1"]
+    lines(tmp_path / "b" / "first.jsonl", {"id": "a", "prompt": "It was", "target": "x"}, {"prompt": "It is"})
+    assert error(str(tmp_path)).split("\n") == [
+        f"{tmp_path}/b/first.jsonl, line 1: field `id`: expected an id that no other fact has, got 'a', which "
+        f"{tmp_path}/a.jsonl, line 1 has as well",
+        f"{tmp_path}/b/first.jsonl, line 2: field `target`: expected text, got nothing; this line has `prompt`",
+    ]
+
+
+def test_tab_separated_values(tmp_path):
+    (tmp_path / "a.tsv").write_text('prompt\ttarget\taliases\nIt is\tone, or 1\t"[""uno""]"\n', "utf-8")
+    (fact,) = read_facts(str(tmp_path / "a.tsv")).facts
+    assert (fact.target, fact.aliases, fact.location) == ("one, or 1", ("uno",), f"{tmp_path}/a.tsv:2")
 
 
 def test_a_damaged_folder_of_datasets(tmp_path):

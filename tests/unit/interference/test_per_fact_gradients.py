@@ -1,14 +1,21 @@
 import copy
 import logging
-import random
 
-import numpy as np
 import pytest
 import torch
 from lit_semantic_peft.interference import gradient_matrix, one_backward_per_fact
 from lit_semantic_peft.models.objective import fact_nll
-from peft import AdaLoraConfig, IA3Config, LoraConfig, PromptTuningConfig
-from tiny_models import batches_of, encoded_facts, float64_gradients, tiny_gpt2, tiny_llama, with_adapter
+from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig
+from tiny_models import (
+    ARCHITECTURES,
+    assert_same,
+    batches_of,
+    encoded_facts,
+    float64_gradients,
+    snapshot,
+    tiny_llama,
+    with_adapter,
+)
 from torch import nn
 
 FALLBACK = "by one backward per fact"
@@ -29,25 +36,39 @@ def relative_error(matrix, oracle):
     return float(((matrix.double() - oracle).abs() / (norm[:, None] * norm[None, :])).max())
 
 
-LINEAR = {
-    "lora": LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", lora_dropout=0.2),
-    "rslora": LoraConfig(r=3, use_rslora=True, target_modules="all-linear", lora_dropout=0.2),
-    "lora_bias": LoraConfig(r=3, lora_bias=True, target_modules="all-linear"),
+ATTENTION_AND_MLP = {
+    "llama": (["q_proj", "v_proj", "down_proj"], ["down_proj"]),
+    "gpt2": (["c_attn", "mlp.c_proj"], ["mlp.c_proj"]),
+    "gpt_neox": (["query_key_value", "dense_4h_to_h"], ["dense_4h_to_h"]),
+    "qwen2": (["q_proj", "v_proj", "down_proj"], ["down_proj"]),
 }
+
+
+def fast_config(kind, architecture):
+    """The adapters that have rules; LoRA on all linear layers, the others on attention and MLP."""
+    targets, feed_forward = ATTENTION_AND_MLP[architecture]
+    return {
+        "lora": LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", lora_dropout=0.2),
+        "rslora": LoraConfig(r=3, use_rslora=True, target_modules="all-linear", lora_dropout=0.2),
+        "lora_bias": LoraConfig(r=3, lora_bias=True, target_modules="all-linear"),
+        "dora": LoraConfig(r=3, use_dora=True, target_modules=targets, lora_dropout=0.2),
+        "adalora": AdaLoraConfig(init_r=3, target_r=2, total_step=10, target_modules=targets, lora_dropout=0.2),
+        "ia3": IA3Config(target_modules=targets, feedforward_modules=feed_forward),
+    }[kind]
+
+
 OTHER = {
-    "dora": LoraConfig(r=3, use_dora=True, target_modules=TARGETS),
-    "adalora": AdaLoraConfig(init_r=3, target_r=2, total_step=10, target_modules=TARGETS),
-    "ia3": IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"]),
     "embedding": LoraConfig(r=3, target_modules=["q_proj", "embed_tokens"]),
     "lm_head": LoraConfig(r=3, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    "loha": LoHaConfig(r=3, target_modules=TARGETS),
 }
 
 
 @pytest.mark.parametrize("at_init", [False, True], ids=["trained", "at_init"])
-@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
-@pytest.mark.parametrize("kind", LINEAR)
-def test_hooks_equal_one_float64_backward_per_fact(make, kind, at_init, caplog):
-    model = with_adapter(make(), at_init=at_init, config=copy.deepcopy(LINEAR[kind])).train()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", ["lora", "rslora", "lora_bias", "dora", "adalora", "ia3"])
+def test_hooks_equal_one_float64_backward_per_fact(architecture, kind, at_init, caplog):
+    model = with_adapter(ARCHITECTURES[architecture](), at_init=at_init, config=fast_config(kind, architecture)).train()
     facts = encoded_facts(11)
     oracle = float64_gradients(model, facts)
     with caplog.at_level(logging.INFO):
@@ -56,6 +77,55 @@ def test_hooks_equal_one_float64_backward_per_fact(make, kind, at_init, caplog):
     assert matrix.dtype == torch.float32
     assert matrix.device.type == "cpu"
     assert torch.equal(matrix, matrix.T)
+    assert relative_error(matrix, oracle @ oracle.T) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "adalora"])
+def test_on_disk_is_the_same_matrix_and_nothing_is_left(kind, tmp_path):
+    model = with_adapter(tiny_llama(), config=fast_config(kind, "llama"))
+    batches = batches_of(encoded_facts(7), 3)
+    assert torch.equal(gradient_matrix(model, batches, features_folder=tmp_path), gradient_matrix(model, batches))
+    assert list(tmp_path.iterdir()) == []
+    assert gradient_matrix(model, [], features_folder=tmp_path).shape == (0, 0)
+
+
+def test_a_path_that_is_given_up_half_way_leaves_nothing_in_the_sum(tmp_path, caplog):
+    """The generic path starts from zeros, in memory and on disk."""
+    model = with_adapter(tiny_llama(), config=copy.deepcopy(OTHER["lm_head"]))
+    batches = batches_of(encoded_facts(5), 3)
+    slow = one_backward_per_fact(model, batches).double()
+    with caplog.at_level(logging.INFO):
+        for folder in (None, tmp_path):
+            assert relative_error(gradient_matrix(model, batches, folder), slow @ slow.T) <= 1e-5
+    assert "lm_head" in caplog.text
+    assert "from elsewhere" in caplog.text
+
+
+def test_ranks_that_adalora_has_taken_away_keep_their_gradients(caplog):
+    model = with_adapter(tiny_llama(), config=fast_config("adalora", "llama"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_E" in name:
+                parameter[1] = 0
+            if "ranknum" in name:
+                parameter.fill_(2.0)
+    facts = encoded_facts(5)
+    oracle = float64_gradients(model, facts)
+    with caplog.at_level(logging.INFO):
+        matrix = gradient_matrix(model, batches_of(facts, 3))
+    assert FALLBACK not in caplog.text
+    assert relative_error(matrix, oracle @ oracle.T) <= 1e-5
+
+
+def test_a_magnitude_of_zero_is_left_to_the_generic_path(caplog):
+    model = with_adapter(tiny_llama(), config=fast_config("dora", "llama"))
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "magnitude" in name)[3] = 0
+    facts = encoded_facts(4)
+    oracle = float64_gradients(model, facts)
+    with caplog.at_level(logging.INFO):
+        matrix = gradient_matrix(model, batches_of(facts, 2))
+    assert FALLBACK in caplog.text
     assert relative_error(matrix, oracle @ oracle.T) <= 1e-5
 
 
@@ -98,7 +168,7 @@ def test_a_model_without_adapter_trains_its_linear_layers(caplog):
     assert relative_error(matrix, oracle @ oracle.T) <= 1e-5
 
 
-def test_a_layer_that_is_called_twice_falls_back(caplog):
+def test_the_calls_of_a_shared_layer_add_up(caplog):
     model = tiny_llama()
     model.requires_grad_(False)
     shared = model.model.layers[0].mlp.gate_proj
@@ -108,7 +178,7 @@ def test_a_layer_that_is_called_twice_falls_back(caplog):
     oracle = float64_gradients(model, facts)
     with caplog.at_level(logging.INFO):
         matrix = gradient_matrix(model, batches_of(facts, 4))
-    assert "called more than once" in caplog.text
+    assert FALLBACK not in caplog.text
     assert relative_error(matrix, oracle @ oracle.T) <= 1e-5
     assert not shared._forward_hooks
 
@@ -157,31 +227,7 @@ def test_micro_batches_and_padding_do_not_matter():
     assert relative_error(shuffled, reference.double()[order][:, order]) <= 1e-5
 
 
-def snapshot(model):
-    return {
-        "modes": [module.training for module in model.modules()],
-        "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
-        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-        "parameters": [parameter.detach().clone() for parameter in model.parameters()],
-        "hooks": sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()),
-        "rng": torch.get_rng_state(),
-        "numpy": np.random.get_state()[1].tolist(),
-        "python": random.getstate(),
-    }
-
-
-def assert_same(before, after):
-    for key, value in before.items():
-        other = after[key]
-        if key in ("grads", "parameters"):
-            assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(value, other, strict=True)), key
-        elif key == "rng":
-            assert torch.equal(value, other)
-        else:
-            assert value == other, key
-
-
-@pytest.mark.parametrize("config", [None, OTHER["dora"]], ids=["hooks", "one_by_one"])
+@pytest.mark.parametrize("config", [None, OTHER["loha"]], ids=["hooks", "one_by_one"])
 def test_nothing_is_left_changed(config):
     model = with_adapter(tiny_llama(), config=copy.deepcopy(config)).train()
     model.base_model.model.model.layers[1].eval()  # a mixture of modes must come back as it was

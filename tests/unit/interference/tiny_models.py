@@ -1,11 +1,22 @@
 """Tiny random language models with adapters, facts for them, and a slow float64 oracle of their gradients."""
 
 import copy
+import random
 
+import numpy as np
 import torch
 from lit_semantic_peft.tokens import IGNORE_INDEX, EncodedFact, collate
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 VOCABULARY = 61
 
@@ -33,6 +44,43 @@ def tiny_gpt2():
         vocab_size=VOCABULARY, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.2
     )  # its dropout is 0.1 by default
     return GPT2LMHeadModel(config)
+
+
+def tiny_gpt_neox():
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        attention_dropout=0.1,
+        hidden_dropout=0.1,
+        initializer_range=0.2,
+    )
+    return GPTNeoXForCausalLM(config)
+
+
+def tiny_qwen2():
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        attention_dropout=0.1,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+ARCHITECTURES = {"llama": tiny_llama, "gpt2": tiny_gpt2, "gpt_neox": tiny_gpt_neox, "qwen2": tiny_qwen2}
+"""Each with dropout, which must be off in a measurement."""
 
 
 def with_adapter(model, *, at_init=False, config=None):
@@ -89,3 +137,28 @@ def float64_gradients(model, facts):
             )
         )
     return torch.stack(rows)
+
+
+def snapshot(model):
+    """Everything that looking at a model could disturb."""
+    return {
+        "modes": [module.training for module in model.modules()],
+        "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
+        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "parameters": [parameter.detach().clone() for parameter in model.parameters()],
+        "hooks": sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()),
+        "rng": torch.get_rng_state(),
+        "numpy": np.random.get_state()[1].tolist(),
+        "python": random.getstate(),
+    }
+
+
+def assert_same(before, after):
+    for key, value in before.items():
+        other = after[key]
+        if key in ("grads", "parameters"):
+            assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(value, other, strict=True)), key
+        elif key == "rng":
+            assert torch.equal(value, other)
+        else:
+            assert value == other, key

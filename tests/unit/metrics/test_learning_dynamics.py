@@ -2,7 +2,7 @@ import warnings
 
 import pytest
 import torch
-from lit_semantic_peft.interference import final_state, first_learned, forgetting_events
+from lit_semantic_peft.interference import final_state, first_learned, forgetting_events, stability
 from lit_semantic_peft.metrics import LearningDynamics
 
 
@@ -22,6 +22,7 @@ def assert_says(metric, whole):
     assert torch.equal(result["first_learned"], first_learned(whole))
     assert torch.equal(result["forgetting_events"], forgetting_events(whole))
     assert torch.equal(result["is_recalled"], final_state(whole))
+    torch.testing.assert_close(result["stability"], stability(whole), equal_nan=True)
     assert result["num_measured_epochs"].tolist() == [len(whole)] * whole.shape[1]
 
 

@@ -61,11 +61,12 @@ def test_attach_trains_the_adapter_alone_and_in_float32(name):
     "config",
     [
         LoraConfig(target_modules=["nope"]),
+        LoraConfig(target_modules=["q_proj", "nope"]),
         LoraConfig(target_modules="nope.*"),
         IA3Config(target_modules=["nope"], feedforward_modules=[]),
         AdaLoraConfig(total_step=10, target_modules=["nope"]),
     ],
-    ids=["lora", "regex", "ia3", "adalora"],
+    ids=["lora", "one_of_two", "regex", "ia3", "adalora"],
 )
 def test_target_modules_that_match_nothing_say_what_would_match(config):
     with pytest.raises(InputError, match=r"`target_modules`.*nope.*q_proj, up_proj, v_proj, or `all-linear`") as caught:

@@ -37,7 +37,7 @@ def full_token_nll(model, batch):
 
 def test_predicting_mask_is_one_before_each_label():
     labels = torch.tensor([[-100, -100, 4, 5, -100], [-100, 6, -100, -100, -100], [-100] * 5])
-    assert predicting_mask(labels).int().tolist() == [[0, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0] * 5]
+    assert predicting_mask(labels).int().tolist() == [[0, 1, 1, 0], [1, 0, 0, 0], [0] * 4]
 
 
 @pytest.mark.parametrize("with_end", [True, False])

@@ -1,17 +1,15 @@
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.reports.html import build_report, render_report
 from lit_semantic_peft.reports.run_folder import RunFolder
-from lit_semantic_peft.reports.summary import Summary, summarize
+from lit_semantic_peft.reports.summary import InterferenceRecord, Summary, summarize
 from lit_semantic_peft.reports.tables import write_fact_table, write_interference
+from lit_semantic_peft.reports.views import interference_course
 
 HOSTILE = "<script>alert(1)</script></script><!-- & \"quoted\" 'text' {{ 7 * 7 }}"
 
@@ -75,6 +73,28 @@ def test_ten_thousand_facts_stay_below_five_megabytes(tmp_path, write_run_folder
     assert len(data["heat"]["names"]) == 128
 
 
+def test_the_course_of_interference_is_shown_before_anything_else_of_it(run_folder):
+    page = build_report(run_folder).read_text()
+    tags = Tags()
+    tags.feed(page)
+    sections = [attrs["id"] for tag, attrs in tags.seen if tag == "section"]
+    assert sections == ["summary", "interference", "training", "facts", "neighbours", "provenance"]
+    course = page.index("Interference over training</h3>")
+    assert course < page.index("Gradient cosine between facts</h3>") < page.index("Worst conflicts</h3>")
+    # Start, worst and end, from the records: 3 %, 21 % after epoch 4, 15 %.
+    shown = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", page[course : page.index("Gradient cosine between facts</h3>")])
+    assert shown[:7] == ["", "start (0)", "worst (4)", "end (7)", "pairs in conflict", "3\u00a0%", "21\u00a0%"]
+
+
+def test_measurements_within_an_epoch_are_shown_over_steps():
+    records = [InterferenceRecord(epoch, step, rate) for epoch, step, rate in ((0, 0, 0.0), (0, 5, 0.2), (1, 10, 0.1))]
+    course = interference_course(records)
+    assert (course.x, course.x_label, course.worst) == ((0, 5, 10), "optimizer steps", 1)
+    assert list(course.shares) == ["pairs in conflict"]
+    assert interference_course([records[0], records[2]]).x == (0, 1)
+    assert interference_course([]) is None
+
+
 def test_long_texts_are_cut_in_the_page_and_it_says_so(tmp_path, write_run_folder):
     facts = write_run_folder(tmp_path / "run", 5_000).read_facts()
     long = ["word " * 400 + str(row) for row in range(len(facts))]
@@ -114,95 +134,3 @@ def test_without_the_facts_there_is_no_report(run_folder):
     with pytest.raises(InputError, match=r"facts\.parquet"):
         build_report(run_folder)
     assert not run_folder.report.exists()
-
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-COLLECT_ERRORS = "<script>window.problems = []; addEventListener('error', (e) => problems.push(e.message));</script>"
-DRIVE = """<script>
-const wait = (ms) => new Promise((done) => setTimeout(done, ms));
-const rows = () => [...document.querySelectorAll('#table tbody tr[data-place]')];
-const texts = (css) => rows().map((row) => row.querySelector(css)?.textContent);
-addEventListener('load', async () => {
-  const result = {};
-  const search = document.getElementById('search');
-  const type = (text) => { search.value = text; search.dispatchEvent(new Event('input', { bubbles: true })); };
-  result.all = document.getElementById('count').textContent;
-  result.drawn = rows().length;
-  type('NEEDLE'); result.found = texts('.c-fact'); result.foundCount = document.getElementById('count').textContent;
-  result.alerts = document.querySelectorAll('#table script').length;
-  type('no such words anywhere'); result.none = rows().length;
-  type('');
-  const header = [...document.querySelectorAll('#table th')].find((th) => th.textContent === 'Distance');
-  header.querySelector('button').click();
-  result.sort1 = header.getAttribute('aria-sort'); result.down = texts('.c-distance').map(Number);
-  header.querySelector('button').click();
-  result.sort2 = header.getAttribute('aria-sort'); result.up = texts('.c-distance').map(Number);
-  const view = document.getElementById('view');
-  view.value = 'dropped'; view.dispatchEvent(new Event('change')); result.fates = [...new Set(texts('.c-fate'))];
-  view.value = 'all'; view.dispatchEvent(new Event('change'));
-  rows()[0].querySelector('button').click();
-  result.dialog = document.getElementById('detail').open;
-  result.terms = document.querySelectorAll('#detail-rows dt').length;
-  document.getElementById('detail').close();
-  const viewport = document.getElementById('viewport');
-  viewport.scrollTop = viewport.scrollHeight;
-  viewport.dispatchEvent(new Event('scroll')); await wait(300);
-  result.last = Math.max(...rows().map((row) => Number(row.dataset.place)));
-  const heat = document.getElementById('heat');
-  const before = document.getElementById('heat-readout').textContent;
-  heat.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowUp', bubbles: true }));
-  result.moved = document.getElementById('heat-readout').textContent !== before;
-  result.overflow = document.documentElement.scrollWidth - innerWidth;
-  result.problems = problems;
-  document.body.innerHTML = '<pre id="result"></pre>';
-  document.getElementById('result').textContent = JSON.stringify(result);
-});
-</script>"""
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no chromium in the path")
-@pytest.mark.parametrize("width", [1280, 500])
-def test_the_page_works_in_a_browser(tmp_path, write_run_folder, width):
-    folder = write_run_folder(tmp_path / "run", 2_000, first_prompt=f"needle {HOSTILE}")
-    page = build_report(folder).read_text()
-    driven = tmp_path / "driven.html"
-    driven.write_text(page.replace("<head>", f"<head>{COLLECT_ERRORS}", 1).replace("</body>", f"{DRIVE}</body>"))
-    done = _browse(driven, tmp_path / "profile", width)
-    result = json.loads(_unescape(re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
-
-    assert result["problems"] == []
-    assert "CONSOLE" not in done.stderr, done.stderr
-    assert result["all"] == "2000 facts"
-    assert result["drawn"] < 100  # of 2000: only what is in sight
-    assert len(result["found"]) == 1
-    assert result["found"][0].startswith("needle <script>alert(1)</script>")
-    assert result["foundCount"] == "1 of 2000 facts"
-    assert result["alerts"] == 0
-    assert result["none"] == 0
-    assert result["sort1"] == "descending"
-    assert result["down"] == sorted(result["down"], reverse=True)
-    assert result["sort2"] == "ascending"
-    assert result["up"] == sorted(result["up"])
-    assert result["up"][0] < result["down"][0]
-    assert set(result["fates"]) <= {"already known", "too far"}
-    assert result["dialog"] is True
-    assert result["terms"] > 20
-    assert result["last"] == 1999
-    assert result["moved"] is True
-    assert result["overflow"] <= 0
-
-
-def _browse(page: Path, profile: Path, width: int) -> subprocess.CompletedProcess[str]:
-    assert BROWSER is not None
-    options = [
-        *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-        *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
-        *("--enable-logging=stderr", f"--user-data-dir={profile}", f"--window-size={width},1200"),
-        *("--virtual-time-budget=8000", "--dump-dom", page.as_uri()),
-    ]
-    return subprocess.run([BROWSER, *options], capture_output=True, text=True, timeout=120, check=True)
-
-
-def _unescape(text: str) -> str:
-    return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")

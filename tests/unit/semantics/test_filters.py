@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import logging
 import time
@@ -11,6 +12,7 @@ from lit_semantic_peft.semantics.filters import (
     KnownFilter,
     MeanVarianceFilter,
     NoFilter,
+    PerRelation,
     RandomFilter,
     Selection,
     apply_filters,
@@ -46,6 +48,7 @@ ALL_FILTERS = [
     MeanVarianceFilter(0.4, 0.0),
     BandFilter(min_distance=0.2, max_quantile=0.9),
     RandomFilter(0.4, seed=3),
+    PerRelation(MeanVarianceFilter(0.4, 1.0)),
 ]
 
 
@@ -139,17 +142,26 @@ def test_mean_variance_handles_a_hundred_thousand_facts_quickly():
 
 @pytest.mark.parametrize(
     ("keep", "num_facts", "expected"),
-    [(0.29, 50, 15), (0.5, 3, 2), (0.01, 10, 1), (1, 7, 7), (np.float64(0.75), 4, 3), (1e-9, 5, 1)],
+    [
+        (0.29, 50, 15),
+        (0.5, 3, 2),
+        (0.01, 10, 1),
+        (1, 7, 7),
+        (np.float64(0.75), 4, 3),
+        (1e-9, 5, 1),
+        (3, 7, 3),
+        (9, 7, 7),
+    ],
 )
 def test_number_of_kept_facts_is_rounded_half_up_in_decimal(keep, num_facts, expected):
     for fact_filter in (MeanVarianceFilter(keep), RandomFilter(keep)):
         assert fact_filter.select(scored(np.arange(num_facts) / 100)).num_kept == expected
 
 
-@pytest.mark.parametrize("keep", [0, -0.1, 1.01, 75, float("nan")])
+@pytest.mark.parametrize("keep", [0, -0.1, 1.01, 2.5, float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", [MeanVarianceFilter, RandomFilter])
 def test_keep_outside_its_range_is_named(kind, keep):
-    with pytest.raises(InputError, match=r"`keep` must be a share in \(0, 1\], got"):
+    with pytest.raises(InputError, match=r"`keep` must be a share in \(0, 1\] or a whole number of at least 2"):
         kind(keep=keep)
 
 
@@ -252,3 +264,26 @@ def test_a_filter_with_the_wrong_number_of_decisions_is_a_bug():
 def test_no_fact_and_one_fact(fact_filter):
     assert fact_filter.select(scored([])).reason == ()
     assert fact_filter.select(scored([0.5])).kept.tolist() == [True]
+
+
+def test_within_each_relation_as_if_there_were_no_others():
+    rng = np.random.default_rng(0)
+    distance, relation = rng.uniform(0, 2, 50), rng.choice(["capital", "river", ""], 50)
+    facts = dataclasses.replace(scored(distance), relation=tuple(relation))
+    for inner in (MeanVarianceFilter(0.3, 2.0), RandomFilter(7), BandFilter(min_quantile=0.5)):
+        selection = PerRelation(inner).select(facts)
+        for name in set(relation):
+            rows = np.flatnonzero(relation == name)
+            alone = inner.select(facts.take(rows))
+            assert selection.kept[rows].tolist() == alone.kept.tolist()
+            assert tuple(selection.reason[row] for row in rows) == alone.reason
+    counts = PerRelation(MeanVarianceFilter(7)).select(facts)
+    assert counts.num_kept == 21
+
+
+def test_a_filter_that_drops_nothing_says_so(caplog):
+    with caplog.at_level(logging.WARNING):
+        apply_filters([NoFilter(), BandFilter(max_distance=1.9)], scored([0.1, 0.5, 0.9]))
+    assert [record.getMessage() for record in caplog.records] == [
+        "BandFilter drops nothing here. Distances: min 0.1, 25 % 0.3, median 0.5, 75 % 0.7, max 0.9"
+    ]

@@ -1,15 +1,29 @@
+import dataclasses
 import logging
 
 import numpy as np
 import pytest
+import torch
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.semantics import (
+    FLOW,
+    Focal,
+    MediumConfidence,
+    Online,
+    ResponseDistance,
+    Scheduled,
+    Tempered,
+    weights_of,
+)
 from lit_semantic_peft.semantics.weightings import Band, Proximity, Remoteness, Uniform, Weighting, loss_weights
 from scipy.stats import rankdata
+
+from unit.semantics.tables import table
 
 ALL = [Uniform(), Proximity(), Proximity(3.0), Remoteness(0.5), Remoteness(), Band(), Band(0.0, 0.1)]
 
 
-@pytest.mark.parametrize("weighting", ALL, ids=lambda w: f"{type(w).__name__}{vars(w)}")
+@pytest.mark.parametrize("weighting", ALL, ids=lambda w: type(w).__name__)
 @pytest.mark.parametrize(
     "distance",
     [[0.0, 2.0], [0.3], [0.0], [2.0], [0.7] * 5, np.linspace(0, 2, 101), [-1e-7, 2 + 1e-7, 1.0], [1e-300, 1.0]],
@@ -30,7 +44,7 @@ def test_formulas():
         (Remoteness(0.5), np.sqrt(distance / 2)),
         (Band(0.8, 0.3), np.exp(-((distance - 0.8) ** 2) / (2 * 0.3**2))),
     ]:
-        np.testing.assert_allclose(weighting.raw(distance), raw, rtol=1e-12)
+        np.testing.assert_allclose(weighting.raw(torch.tensor(distance)), raw, rtol=1e-12)
         np.testing.assert_allclose(loss_weights(weighting, distance), raw / raw.mean(), rtol=1e-12)
 
 
@@ -106,3 +120,61 @@ def test_a_weighting_that_gives_negative_weights_is_named():
         loss_weights(Tilted(), np.array([0.0, 2.0]))
     with pytest.raises(ValueError, match="shape"):
         loss_weights(Tilted(), np.zeros((2, 2)))
+
+
+RIVALS = [FLOW(), FLOW(0.5), Focal(), Focal(0.0), MediumConfidence(), MediumConfidence(0.0), Tempered(FLOW(), 2.0, 0.1)]
+
+
+@pytest.mark.parametrize("weighting", RIVALS, ids=lambda w: type(w).__name__)
+@pytest.mark.parametrize(
+    "nll", [[0.0], [2.0], [0.0, 0.0], [0.0, 1e-12, 3.0], [5.0] * 4, [0.0, 800.0], np.linspace(0, 30, 50)]
+)
+def test_rivals_are_finite_and_have_mean_one(weighting, nll):
+    weight = loss_weights(weighting, np.asarray(nll))
+    assert np.isfinite(weight).all()
+    assert weight.mean() == pytest.approx(1.0, abs=1e-12)
+    if len(set(nll)) == 1:
+        np.testing.assert_array_equal(weight, 1.0)
+
+
+def test_formulas_of_the_rivals():
+    nll = np.array([0.1, 0.7, 2.0, 5.0, 9.0])
+    p = np.exp(-nll)
+    for weighting, raw in [
+        (FLOW(), np.exp(-nll / 2.0)),
+        (FLOW(3.0), np.exp(-nll / 3.0)),
+        (Focal(1.5), (1 - p) ** 1.5),
+        (MediumConfidence(1.0), np.maximum(0, p * (1.0 - np.log(p / (1 - p))))),
+        (Tempered(Focal(2.0), 4.0, 0.2), 0.2 + 0.8 * (1 - p) ** 0.5),
+    ]:
+        np.testing.assert_allclose(weighting.raw(torch.tensor(nll)), raw, rtol=1e-6)
+        np.testing.assert_allclose(loss_weights(weighting, nll), raw / raw.mean(), rtol=1e-6)
+    grid = MediumConfidence().raw(-torch.linspace(0.001, 0.999, 999, dtype=torch.float64).log())
+    assert grid.argmax() == 499  # p = 1/2
+    assert grid.max() == pytest.approx(1.0)
+
+
+def test_the_column_is_the_one_that_a_weighting_reads():
+    facts = dataclasses.replace(table([0.0, 1.0, 2.0]), base_nll=np.array([4.0, 0.0, 0.0]))
+    np.testing.assert_allclose(weights_of(Proximity(), facts), [2.0, 1.0, 0.0])
+    np.testing.assert_allclose(weights_of(Focal(1.0), facts), [3.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: FLOW(0.0), "tau"),
+        (lambda: Focal(-1.0), "gamma"),
+        (lambda: MediumConfidence(float("nan")), "c"),
+        (lambda: Tempered(Uniform(), temperature=0.0), "temperature"),
+        (lambda: Tempered(Uniform(), floor=1.0), "floor"),
+        (lambda: Tempered(Online(Uniform())), "weighting"),
+        (lambda: Scheduled(last=Scheduled()), "weighting"),
+        (lambda: Online(Scheduled()), "weighting"),
+        (lambda: Online(FLOW()), "tau"),
+        (lambda: Online(Proximity()).prepare(ResponseDistance(), np.zeros(2)), "weighting"),
+    ],
+)
+def test_rivals_out_of_range_are_named(make, named):
+    with pytest.raises(InputError, match=f"`{named}`"):
+        make()

@@ -42,8 +42,11 @@ def encoder():
 
 def model_of(encoder, scale):
     """A tiny model whose adapter moves it by `scale`; 0 is an untrained adapter."""
-    model = attach_adapter(tiny_llama(len(encoder.tokenizer)), LoraConfig(r=4, target_modules="all-linear")).eval()
     generator = torch.Generator().manual_seed(5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)  # PEFT draws one half of the adapter from the global generator
+        model = attach_adapter(tiny_llama(len(encoder.tokenizer)), LoraConfig(r=4, target_modules="all-linear"))
+    model.eval()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data += scale * torch.randn(parameter.shape, generator=generator)

@@ -1,0 +1,56 @@
+"""What the benchmarks share: who measured, how much memory, and how a result is kept."""
+
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "experiments" / "results"
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit, whether files were changed since, and the hardware."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "lightning")},
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": "cpu",
+    }
+
+
+def peak_memory_gb() -> float:
+    """Most memory that this process has had since it started, GB (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    peak = next(line for line in lines if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) * 1024 / 1e9
+
+
+def keep(name: str, result: dict[str, Any], folder: Path | None = None) -> Path:
+    """Writes a result with its provenance.
+
+    Args:
+        name: Of the benchmark.
+        result: Plain data.
+        folder: Where to; `experiments/results` where None.
+    """
+    path = (folder or RESULTS) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"provenance": provenance(), **result}, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()

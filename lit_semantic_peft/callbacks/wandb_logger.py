@@ -1,0 +1,205 @@
+"""A W&B logger that training never waits for and never dies of."""
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import WandbLogger
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from lit_semantic_peft.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+_QUEUE_SIZE = 1000  # calls; one takes well below a millisecond
+_GIVE_UP_AFTER = 5  # failures in a row
+_WAIT_SECONDS = 30.0  # at the end of training, for the calls that are still in the queue
+_FINISH_SECONDS = 600.0  # at the end of the command, for uploads; wandb itself waits for ever
+
+_END = "the end of the run"  # is tried in any case
+_Call = tuple[str, Callable[[], Any]]
+
+
+class NonBlockingWandbLogger(WandbLogger):
+    """Lightning's `WandbLogger`, with the same arguments, whose troubles stay its own.
+
+    The command line puts it in place of a configured `WandbLogger`, by `take_over`.
+
+    - Calls go through a bounded queue to a thread. A full queue loses the call, not training's time; a call that
+      fails is lost, and after five in a row nothing more is tried. The first loss is told with the names of what was
+      lost, the number of all losses at the end of each stage.
+    - Where W&B refuses the connection or there is no key, the run is written to a file for `wandb sync`.
+    - `records_terminal = False` keeps what the terminal shows off W&B.
+    - `close` ends the run if this logger opened it, so that the next one in the same process is a run of its own.
+    """
+
+    records_terminal = True
+
+    # Defaults of the class, so that the arguments stay those of the class above.
+    _calls: "queue.Queue[_Call | None] | None" = None
+    _failures_in_a_row = 0
+    _num_lost = 0
+    _num_lost_told = 0
+    _is_opened_here = False
+    _is_patient = True
+
+    @staticmethod
+    def take_over(configured: WandbLogger) -> None:
+        """Makes a logger that has not opened its run yet one of this class.
+
+        A configuration goes on naming Lightning's class: jsonargparse finds the arguments that it hands on to
+        `wandb.init` only in the class that does so itself.
+
+        Args:
+            configured: The logger.
+        """
+        if type(configured) is WandbLogger and configured._experiment is None:
+            configured.__class__ = NonBlockingWandbLogger
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run; opened by the first access.
+
+        Raises:
+            InputError: If W&B refuses a setting, such as the name of the project.
+        """
+        if self._experiment is None:
+            self._open()
+        return self._experiment
+
+    @rank_zero_only
+    def submit(self, what: str, call: Callable[[], Any]) -> None:
+        """Leaves a call to the thread that talks to W&B; returns at once.
+
+        Args:
+            what: What is lost if the call fails, for the message.
+            call: The call.
+        """
+        if self._calls is None:
+            self._calls = queue.Queue(_QUEUE_SIZE)
+            threading.Thread(target=self._work, args=(self._calls,), name="wandb calls", daemon=True).start()
+        try:
+            self._calls.put_nowait((what, call))
+        except queue.Full:
+            self._lose(what, "its queue is full")
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Queues the metrics.
+
+        Args:
+            metrics: Values by key.
+            step: Optimizer step.
+        """
+        at = "" if step is None else f" at step {step}"
+        log_metrics = super().log_metrics
+        self.submit(f"{', '.join(metrics)}{at}", lambda: log_metrics(metrics, step))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Queues the configuration.
+
+        Args:
+            params: The configuration.
+        """
+        log_hyperparams = super().log_hyperparams
+        self.submit("the configuration", lambda: log_hyperparams(params))
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Waits a while for the queue to empty and says what was lost.
+
+        Args:
+            status: How the stage ended.
+        """
+        finalize = super().finalize
+        if self._experiment is not None:
+            self.submit("the checkpoints", lambda: finalize(status))
+            self._drain(_WAIT_SECONDS)
+
+    @rank_zero_only
+    def close(self, exit_code: int) -> None:
+        """Ends the W&B run, if this logger opened it. Waits for its uploads, but not for ever.
+
+        Args:
+            exit_code: 0 where the command ended well.
+        """
+        run = self._experiment
+        if run is not None and self._is_opened_here:
+            self.submit(_END, lambda: run.finish(exit_code=exit_code))
+            self._drain(_FINISH_SECONDS + _WAIT_SECONDS)
+        # Only now: a queued call that found no run would open another one.
+        calls, self._calls, self._experiment = self._calls, None, None
+        if calls is not None and not calls.full():
+            calls.put_nowait(None)  # the thread ends
+
+    def _open(self) -> None:
+        import wandb
+
+        self._is_opened_here = wandb.run is None
+        if self._offline:
+            # Not the way of the class above, which would set it for every later run of the process.
+            self._offline, self._wandb_init["mode"] = False, "offline"
+        if isinstance(given := self._wandb_init.get("settings") or {}, dict):
+            own: dict[str, Any] = {} if self.records_terminal else {"console": "off"}
+            if "WANDB_FINISH_TIMEOUT" not in os.environ:
+                own["finish_timeout"] = _FINISH_SECONDS
+            self._wandb_init["settings"] = own | given
+        try:
+            _ = super().experiment  # opens it
+        except Exception as error:  # no connection, no key, no free disk: each has its own type
+            if self._wandb_init.get("mode") == "offline":
+                raise InputError(f"W&B cannot write a run: {error}") from error
+            logger.warning(
+                "W&B cannot open the run online (%s). It is written below %s; `wandb sync` sends it later.",
+                _first_line(error),
+                Path(self._save_dir or ".") / "wandb",
+            )
+            self._wandb_init["mode"] = "offline"
+            self._open()
+
+    def _work(self, calls: "queue.Queue[_Call | None]") -> None:
+        while (item := calls.get()) is not None:
+            what, call = item
+            try:
+                is_given_up = self._failures_in_a_row >= _GIVE_UP_AFTER and what != _END
+                if self._calls is calls and not is_given_up:  # another queue or none: closed
+                    call()
+                    self._failures_in_a_row = 0
+                else:
+                    self._num_lost += 1
+            except Exception as error:  # whatever wandb, its service or the network raises
+                self._failures_in_a_row += 1
+                self._lose(what, _first_line(error))
+            finally:
+                calls.task_done()
+
+    def _lose(self, what: str, why: str) -> None:
+        if not self._num_lost:
+            logger.warning("W&B did not take %s (%s). The run goes on, and its folder keeps everything.", what, why)
+        self._num_lost += 1
+
+    def _drain(self, seconds: float) -> None:
+        calls = self._calls
+        if calls is None:
+            return
+        with calls.all_tasks_done:
+            is_done = calls.all_tasks_done.wait_for(
+                lambda: not calls.unfinished_tasks, seconds if self._is_patient else 0.0
+            )
+        if not is_done and self._is_patient:
+            self._is_patient = False  # once is enough
+            logger.warning("W&B has not taken %d calls after %.0f s; not waiting longer.", calls.qsize() + 1, seconds)
+        if self._num_lost > self._num_lost_told:
+            self._num_lost_told = self._num_lost
+            logger.warning("W&B missed %d calls of this run in all.", self._num_lost)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

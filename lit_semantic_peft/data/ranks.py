@@ -1,0 +1,49 @@
+"""What the ranks of a run tell each other outside of training. Every function here is a collective."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import distributed
+
+from lit_semantic_peft.errors import InputError
+
+T = TypeVar("T")
+
+
+def from_all_ranks(value: T) -> list[T]:
+    """The values of all ranks, in their order; the one value where there is one process.
+
+    Args:
+        value: This rank's; anything that can be pickled.
+    """
+    if not distributed.is_available() or not distributed.is_initialized():
+        return [value]
+    gathered: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """What `work` gives on this rank. If it fails on any rank, all of them raise, so that none waits for the other.
+
+    Args:
+        work: Runs on every rank and holds no collective.
+
+    Raises:
+        InputError: On all ranks, with the message of the first rank that raised one.
+        RuntimeError: On the other ranks, naming the rank and its error, where `work` raised anything else.
+    """
+    failure: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:
+        failure = error
+    said = None if failure is None else (type(failure).__name__, str(failure), isinstance(failure, InputError))
+    for rank, message in enumerate(from_all_ranks(said)):
+        if message is None:
+            continue
+        if failure is not None:
+            raise failure
+        kind, text, is_input_error = message
+        raise InputError(text) if is_input_error else RuntimeError(f"Rank {rank} failed. {kind}: {text}")
+    return result

@@ -1,0 +1,227 @@
+"""The data contract: how a row becomes a fact, field by field."""
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeGuard
+
+from lit_semantic_peft.facts.reading import Place, Reading, Row, described, listed, shown, unspellable
+from lit_semantic_peft.facts.schema import SPLITS, Fact, Probe, Split, content_id
+
+SPLIT_SYNONYMS: Mapping[str, Split] = {
+    "train": "inject",
+    "edit": "inject",
+    "test": "probe",
+    "val": "probe",
+    "validation": "probe",
+    "eval": "probe",
+}
+"""Names of splits in published sets, and what they mean here."""
+
+_TEXT_FIELDS = ("id", "subject", "relation", "prompt", "target", "joiner", "target_true", "question", "split", "source")
+_LIST_FIELDS = ("aliases", "paraphrases")
+_PROBE_FIELDS = ("neighborhood", "portability")
+FIELDS: tuple[str, ...] = (*_TEXT_FIELDS, *_LIST_FIELDS, *_PROBE_FIELDS)
+"""The fields of the contract."""
+
+_PROBES_EXPECTED = 'a list of {"prompt": ..., "target": ...}'
+
+
+def contract_facts(reading: Reading, rows: Iterable[Row]) -> dict[Place, Fact]:
+    """Turns rows of the contract into facts; what cannot become one is a problem, what is repaired a note.
+
+    Args:
+        reading: Takes problems and notes.
+        rows: The rows.
+
+    Returns:
+        The facts by the place of their row.
+    """
+    facts: dict[Place, Fact] = {}
+    first_with_id: dict[str, tuple[Place, bool]] = {}
+    for row in rows:
+        for name in row.fields:
+            near = near_field(name)
+            if near:
+                reading.note(row.place, f"unknown field `{name}`, did you mean `{near}`?")
+        fields = {name: value for name, value in row.fields.items() if not _is_absent(name, value, row.cells)}
+        fact = _RowChecker(reading, row.place, fields, row.cells).fact()
+        if fact is None:
+            continue
+        has_id = "id" in fields
+        if fact.id not in first_with_id:
+            first_with_id[fact.id] = (row.place, has_id)
+            facts[row.place] = fact
+            continue
+        earlier_place, earlier_has_id = first_with_id[fact.id]
+        earlier = reading.short(earlier_place)
+        if has_id or earlier_has_id:
+            expected = "an id that no other fact has"
+            reading.field_problem(row.place, "id", expected, f"{shown(fact.id)}, which {earlier} has as well")
+        elif fact == facts[earlier_place]:
+            reading.note(row.place, f"the same fact as in {earlier}, dropped")
+        else:
+            reading.problem(
+                row.place,
+                f"the same prompt and target as in {earlier}, but other fields differ. "
+                "Merge the two, or give each an `id`.",
+            )
+    return facts
+
+
+@lru_cache(maxsize=1024)
+def near_field(name: str) -> str | None:
+    """The field of the contract that a name was probably meant to be; None for a field and for anything else."""
+    if name in FIELDS:
+        return None
+    return next(iter(difflib.get_close_matches(str(name).strip().lower(), FIELDS, 1, 0.8)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _RowChecker:
+    """Checks the fields of one row; `row` holds only what is there (no nulls, no empty cells)."""
+
+    reading: Reading
+    place: Place
+    row: Mapping[str, Any]
+    cells: bool
+
+    def fact(self) -> Fact | None:
+        """The fact, or None where a problem was found in this row."""
+        problems_before = len(self.reading.problems)
+        prompt = self.text("prompt", required=True)
+        target = self.text("target", required=True)
+        if prompt != prompt.rstrip():
+            self.reading.note(self.place, "white space at the end of `prompt`, stripped")
+        if target != target.strip():
+            self.reading.note(self.place, "white space around `target`, stripped")
+        prompt, target = prompt.rstrip(), target.strip()
+        joiner = self.joiner()
+        fact = Fact(
+            id=self.id() or content_id(prompt, target, joiner),
+            prompt=prompt,
+            target=target,
+            subject=self.text("subject"),
+            relation=self.text("relation"),
+            aliases=self.texts("aliases"),
+            joiner=joiner,
+            target_true=self.text("target_true").strip() or None,
+            paraphrases=self.texts("paraphrases"),
+            neighborhood=self.probes("neighborhood"),
+            portability=self.probes("portability"),
+            question=self.text("question") or None,
+            split=self.split(),
+            source=self.text("source"),
+            location=self.place.location,
+        )
+        return fact if len(self.reading.problems) == problems_before else None
+
+    def problem(self, name: str, expected: str, got: str) -> None:
+        self.reading.field_problem(self.place, name, expected, got)
+
+    def text(self, name: str, required: bool = False) -> str:
+        if name not in self.row:
+            if required:
+                fields = f"; this {self.place.unit} has {listed(map(str, self.row))}" if self.row else ""
+                self.problem(name, "text", f"nothing{fields}")
+            return ""
+        value = self.row[name]
+        if not self.is_text(name, "text", value):
+            return ""
+        if required and not value.strip():
+            self.problem(name, "text that is not empty", shown(value))
+        return str(value)
+
+    def is_text(self, name: str, expected: str, value: Any) -> TypeGuard[str]:
+        if not isinstance(value, str):
+            self.problem(name, expected, described(value))
+            return False
+        wrong = unspellable(value)
+        if wrong:
+            self.problem(name, "text", wrong)
+        return wrong is None
+
+    def id(self) -> str:
+        value = self.row.get("id")
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)  # published sets number their rows; the number is as stable as a name
+        return self.text("id").strip()
+
+    def joiner(self) -> str:
+        if "joiner" not in self.row:
+            return " "
+        joiner = self.text("joiner")
+        return "" if self.cells and joiner == '""' else joiner
+
+    def split(self) -> Split:
+        name = self.text("split").strip()
+        if not name:
+            return "inject"
+        if name in SPLIT_SYNONYMS:
+            return SPLIT_SYNONYMS[name]
+        for split in SPLITS:
+            if name == split:
+                return split
+        synonyms = ", ".join(f"`{synonym}` for `{split}`" for synonym, split in SPLIT_SYNONYMS.items())
+        self.problem("split", f"one of {listed(SPLITS)} ({synonyms})", shown(name))
+        return "inject"
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        if name not in self.row:
+            return ()
+        value = self.row[name]
+        if self.cells and not value.lstrip().startswith("["):
+            return tuple(part.strip() for part in value.split("|") if part.strip())
+        items = self.items(name, "a list of texts", value)
+        if not all(self.is_text(f"{name}[{index}]", "text", item) for index, item in enumerate(items)):
+            return ()
+        for index, item in enumerate(items):
+            if not item.strip():
+                self.problem(f"{name}[{index}]", "text that is not empty", shown(item))
+        return tuple(item.strip() for item in items)
+
+    def probes(self, name: str) -> tuple[Probe, ...]:
+        probes = []
+        for index, item in enumerate(self.items(name, _PROBES_EXPECTED, self.row.get(name, []))):
+            place = f"{name}[{index}]"
+            if not isinstance(item, Mapping):
+                self.problem(place, 'an object {"prompt": ..., "target": ...}', described(item))
+                continue
+            parts: dict[str, str] = {}
+            for part in ("prompt", "target"):
+                value: Any = item.get(part)
+                if self.is_text(f"{place}.{part}", "text", value):
+                    parts[part] = value.strip() if part == "target" else value.rstrip()
+                    if not parts[part]:
+                        self.problem(f"{place}.{part}", "text that is not empty", shown(value))
+            hops = item.get("hops")
+            needs = item.get("needs") or []
+            if hops is not None and (isinstance(hops, bool) or not isinstance(hops, int) or hops < 1):
+                self.problem(f"{place}.hops", "a whole number of at least 1", described(hops))
+            elif not isinstance(needs, list | tuple) or not all(isinstance(one, str) for one in needs):
+                self.problem(f"{place}.needs", "a list of ids", described(needs))
+            elif len(parts) == 2:
+                probes.append(Probe(parts["prompt"], parts["target"], hops or 1, tuple(needs)))
+        return tuple(probes)
+
+    def items(self, name: str, expected: str, value: Any) -> list[Any]:
+        if self.cells and isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except (json.JSONDecodeError, RecursionError):
+                self.problem(name, f"{expected} as JSON", shown(value))
+                return []
+        if isinstance(value, list | tuple):
+            return list(value)
+        self.problem(name, expected, described(value))
+        return []
+
+
+def _is_absent(name: str, value: Any, cells: bool) -> bool:
+    if cells:
+        # A joiner of blanks is a joiner; a required cell that is empty gets the message about empty text.
+        return not (value if name == "joiner" else value.strip()) and name not in ("prompt", "target")
+    return value is None or (isinstance(value, float) and math.isnan(value))  # pandas writes NaN for a gap

@@ -1,0 +1,97 @@
+"""Writes facts in the contract, and converts published formats into it."""
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts.readers import Contradictions, read_facts
+from lit_semantic_peft.facts.reading import listed
+from lit_semantic_peft.facts.schema import Fact, FactSet
+from lit_semantic_peft.files import atomic_path
+
+OUTPUT_SUFFIXES: tuple[str, ...] = (".jsonl", ".jsonl.gz", ".parquet")
+"""Suffixes of the files that can be written."""
+
+_ROWS_AT_ONCE = 10_000
+
+
+def convert(
+    sources: Sequence[str],
+    output: str,
+    *,
+    format: str | None = None,
+    dataset_split: str = "train",
+    contradictions: Contradictions = "error",
+) -> FactSet:
+    """Reads facts in any format that `read_facts` knows and writes them in the contract.
+
+    Args:
+        sources: What to read: files, folders, a Hub name, a built-in set.
+        output: The file to write; its suffix is one of `OUTPUT_SUFFIXES`. It must not exist.
+        format: As in `read_facts`.
+        dataset_split: As in `read_facts`.
+        contradictions: As in `read_facts`.
+
+    Returns:
+        What was written, with what was left out.
+
+    Raises:
+        InputError: If `output` exists or cannot be written, or for what `read_facts` refuses.
+    """
+    path = Path(output).expanduser()
+    if not path.name.endswith(OUTPUT_SUFFIXES):
+        raise InputError(f"`OUT`: expected a file that ends in {listed(OUTPUT_SUFFIXES)}, got {output!r}")
+    if path.exists():
+        raise InputError(f"`OUT`: {output} exists already. Remove it, or name another file.")
+    fact_set = read_facts(
+        sources, dataset_split=dataset_split, contradictions=contradictions, format=format, show_progress=True
+    )
+    try:
+        write_facts(fact_set.facts, path)
+    except OSError as error:
+        raise InputError(f"`OUT`: {output} cannot be written: {error.strerror or error}") from error
+    return fact_set
+
+
+def write_facts(facts: Sequence[Fact], path: Path) -> None:
+    """Writes facts to a file that is there in full or not at all; `read_facts` gives them back equal.
+
+    Args:
+        facts: The facts.
+        path: The file; its suffix is one of `OUTPUT_SUFFIXES`.
+    """
+    with atomic_path(path) as temporary:
+        if path.suffix == ".parquet":
+            _write_parquet(facts, temporary)
+        elif path.suffix == ".gz":
+            # Without name and time, the same facts give the same bytes.
+            with open(temporary, "wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+                packed.writelines(_lines(facts))
+        else:
+            with open(temporary, "wb") as file:
+                file.writelines(_lines(facts))
+
+
+def _lines(facts: Sequence[Fact]) -> Iterator[bytes]:
+    return (json.dumps(fact.to_json(), ensure_ascii=False).encode() + b"\n" for fact in facts)
+
+
+def _write_parquet(facts: Sequence[Fact], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text, texts = pa.string(), pa.list_(pa.string())
+    neighbour = pa.struct([("prompt", text), ("target", text)])
+    consequence = pa.struct([("prompt", text), ("target", text), ("hops", pa.int64()), ("needs", texts)])
+    schema = pa.schema(
+        [(name, text) for name in ("id", "subject", "relation", "prompt", "target")]
+        + [("aliases", texts), ("joiner", text), ("target_true", text), ("paraphrases", texts)]
+        + [("neighborhood", pa.list_(neighbour)), ("portability", pa.list_(consequence))]
+        + [(name, text) for name in ("question", "split", "source")]
+    )
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, len(facts), _ROWS_AT_ONCE):
+            rows = [fact.to_json() for fact in facts[start : start + _ROWS_AT_ONCE]]
+            writer.write_table(pa.Table.from_pylist(rows, schema))

@@ -1,0 +1,113 @@
+"""Where the gradients of single facts wait until all facts have theirs: in memory, or on disk for little memory."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lit_semantic_peft.interference.layer_rules import at_least_float32
+
+
+class FeatureStore(Protocol):
+    """Gradients of k facts, parameter by parameter."""
+
+    def add(self, number: int, rows: slice, gradients: Tensor) -> None:
+        """Adds `(B, numel)` to some facts' gradients of one parameter; all begin as zeros."""
+
+    def clear(self) -> None:
+        """Sets all gradients back to zero."""
+
+
+class InMemory:
+    """Features in the memory of the model's device: 4·k·P bytes for k facts and P trainable parameters.
+
+    Args:
+        parameters: The trainable parameters.
+        num_facts: k.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], num_facts: int) -> None:
+        self._shapes = [(num_facts, parameter.numel()) for parameter in parameters]
+        self._like = [at_least_float32(parameter.detach()[:0]) for parameter in parameters]
+        self.clear()
+
+    def clear(self) -> None:
+        """Sets all gradients back to zero. Memory is only touched when a fact's gradient comes."""
+        self._features = [like.new_zeros(shape) for like, shape in zip(self._like, self._shapes, strict=True)]
+
+    def add(self, number: int, rows: slice, gradients: Tensor) -> None:
+        """Adds to some facts' gradients of one parameter.
+
+        Args:
+            number: Which parameter.
+            rows: Which facts.
+            gradients: `(B, numel)`.
+        """
+        self._features[number][rows] += gradients
+
+    def take(self, number: int) -> Tensor:
+        """The gradients of one parameter, `(k, numel)`; the store forgets them."""
+        feature = self._features[number]
+        self._features[number] = feature.new_zeros(0)
+        return feature
+
+
+class OnDisk:
+    """Features in a temporary file, memory-mapped a parameter at a time: memory of one parameter's features only.
+
+    A context manager; the file is gone afterwards. Float32, on the CPU.
+
+    Args:
+        parameters: The trainable parameters.
+        num_facts: k. The file takes 4·k·P bytes.
+        folder: Where the file is written, on a disk rather than a file system in memory; made if need be.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], num_facts: int, folder: str | Path) -> None:
+        self._num_facts = num_facts
+        self._widths = [parameter.numel() for parameter in parameters]
+        self._starts = np.concatenate([[0], np.cumsum(self._widths)]) * num_facts * 4
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.NamedTemporaryFile(dir=folder, prefix=".features-")  # noqa: SIM115 (closed in __exit__)
+        self.clear()
+
+    def __enter__(self) -> "OnDisk":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def clear(self) -> None:
+        """Sets all gradients back to zero, by a file that is all hole."""
+        self._file.truncate(0)
+        self._file.truncate(int(self._starts[-1]))
+
+    def add(self, number: int, rows: slice, gradients: Tensor) -> None:
+        """Adds to some facts' gradients of one parameter.
+
+        Args:
+            number: Which parameter.
+            rows: Which facts.
+            gradients: `(B, numel)`.
+        """
+        start, stop, _ = rows.indices(self._num_facts)
+        self._mapped(number, start, stop, "r+")[:] += gradients.float().cpu().numpy()
+
+    def take(self, number: int) -> Tensor:
+        """The gradients of one parameter, float32 `(k, numel)`, read into memory."""
+        return torch.from_numpy(np.array(self._mapped(number, 0, self._num_facts, "r")))
+
+    def _mapped(self, number: int, start: int, stop: int, mode: str) -> np.ndarray:
+        width = self._widths[number]
+        offset = int(self._starts[number]) + start * width * 4
+        if stop == start:
+            return np.zeros((0, width), dtype=np.float32)  # an empty range cannot be mapped
+        shape = (stop - start, width)
+        return np.memmap(self._file.name, dtype=np.float32, mode=mode, offset=offset, shape=shape)  # type: ignore[call-overload,no-any-return]

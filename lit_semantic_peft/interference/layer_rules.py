@@ -1,0 +1,239 @@
+"""How the gradients of single facts follow from what flows through a layer, for each kind of layer that is known.
+
+A micro-batch has one row of tokens per fact, and the loss of a fact depends on its own row only. So the gradient of the
+summed losses with respect to a layer's output holds, row by row, the gradient of each fact, and with the layer's input
+the chain rule gives the gradient of its parameters row by row. In formulas: x the input `(B, T, in)`, G the gradient of
+the output `(B, T, out)`, sums over tokens t, each row by itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from peft.tuners.adalora.layer import SVDLinear
+from peft.tuners.ia3.layer import Linear as IA3Linear
+from peft.tuners.lora.dora import DoraLinearLayer
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+class Recorder(Protocol):
+    """What takes the gradients of the facts of one micro-batch."""
+
+    num_rows: int
+
+    def add(self, parameter: nn.Parameter, gradients: Tensor) -> None:
+        """Adds per-fact gradients of one parameter, `(num_rows, ...)`: once for each call of a layer."""
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """The rule of one layer.
+
+    Attributes:
+        parameters: The trainable parameters that the rule explains.
+        install: Puts hooks on the layer that give the recorder these parameters' per-fact gradients whenever a
+            backward passes through; returns the handles. A call without one row of tokens per fact is passed over.
+    """
+
+    parameters: list[nn.Parameter]
+    install: Callable[[Recorder], list[RemovableHandle]]
+
+
+def layer_rules(model: nn.Module) -> list[LayerRule]:
+    """The rules of all layers with a trainable parameter and a known rule.
+
+    Args:
+        model: A model with any adapter.
+
+    Returns:
+        Rules; a parameter that two layers share occurs in both, and its gradients add up.
+    """
+    rules = []
+    for module in model.modules():
+        rule_of = _RULES.get(type(module))  # a subclass may compute anything, so only the class itself counts
+        if rule_of is not None:
+            rule = rule_of(module)
+            if rule is not None:
+                rules.append(rule)
+    return rules
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float64 if it is, else in float32: sums over tokens of bfloat16 lose digits."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _linear(layer: nn.Linear) -> LayerRule | None:
+    """Y = x Wᵀ + b: ∂W = Σ_t G_t ⊗ x_t, ∂b = Σ_t G_t. LoRA and rsLoRA consist of these."""
+    weight, bias = (_trainable(layer.weight), _trainable(layer.bias))
+    if weight is None and bias is None:
+        return None
+
+    def install(recorder: Recorder) -> list[RemovableHandle]:
+        def on_forward(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+            (x,) = arguments
+            # DoRA calls lora_A with an identity matrix in each forward, and detaches what comes out.
+            if not _is_per_fact(x, output, recorder):
+                return
+            x = x.detach()
+
+            def on_backward(gradient: Tensor) -> None:
+                if weight is not None:
+                    recorder.add(weight, _outer(gradient, x))
+                if bias is not None:
+                    recorder.add(bias, _sum(gradient))
+
+            _on_gradient(output, on_backward)
+
+        return [layer.register_forward_hook(on_forward)]
+
+    return LayerRule([parameter for parameter in (weight, bias) if parameter is not None], install)
+
+
+def _dora_magnitude(layer: DoraLinearLayer) -> LayerRule | None:
+    """Y = (m/ν − 1) z + (m/ν) u, ν a constant, so ∂m = Σ_t G_t (z_t + u_t)/ν = Σ_t G_t (y_t + z_t)/m.
+
+    z is the base layer's output without bias and u the scaled output of LoRA, whose matrices have their own rule.
+    """
+    magnitude = _trainable(layer.weight)
+    if magnitude is None:
+        return None
+
+    def install(recorder: Recorder) -> list[RemovableHandle]:
+        def on_forward(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> None:
+            base = keywords.get("base_result")
+            if base is None or not _is_per_fact(arguments[0], output, recorder) or bool((magnitude == 0).any()):
+                return
+            bias = keywords["base_layer"].bias
+            # Only references are kept here; the sum is made when the gradient is there, layer by layer.
+            plain, base = output.detach(), base.detach()
+
+            def on_backward(gradient: Tensor) -> None:
+                unscaled = at_least_float32(plain) + at_least_float32(base)
+                if bias is not None:
+                    unscaled = unscaled - bias.detach()
+                recorder.add(magnitude, _sum(gradient * unscaled) / magnitude.detach())
+
+            _on_gradient(output, on_backward)
+
+        return [layer.register_forward_hook(on_forward, with_kwargs=True)]
+
+    return LayerRule([magnitude], install)
+
+
+def _adalora(layer: SVDLinear) -> LayerRule | None:
+    """Y = z + c x (A∘E)ᵀ Bᵀ with h = x (A∘E)ᵀ and D = c G B: ∂B = c Σ_t G_t ⊗ h_t and ∂(A∘E) = Σ_t D_t ⊗ x_t.
+
+    A, B, E lie in ParameterDicts without a module of their own. ∂A = ∂(A∘E)∘E; ∂E is the row sum of ∂(A∘E)∘A.
+    """
+    adapters = [
+        name
+        for name in layer.active_adapters
+        if name in layer.lora_A and all(part[name].requires_grad for part in (layer.lora_A, layer.lora_B, layer.lora_E))
+    ]
+    if not adapters:
+        return None
+
+    def install(recorder: Recorder) -> list[RemovableHandle]:
+        def on_forward(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+            x = arguments[0]
+            if not _is_per_fact(x, output, recorder):
+                return
+            x = x.detach()
+
+            def on_backward(gradient: Tensor) -> None:
+                gradient, activation = at_least_float32(gradient), at_least_float32(x)
+                for name in adapters:
+                    a, b, e = (part[name].detach() for part in (layer.lora_A, layer.lora_B, layer.lora_E))
+                    factor = float(layer.scaling[name] / (layer.ranknum[name] + 1e-5))
+                    recorder.add(layer.lora_B[name], factor * _outer(gradient, activation @ (a * e).T))
+                    product = factor * _outer(gradient @ b, activation)
+                    recorder.add(layer.lora_A[name], product * e)
+                    recorder.add(layer.lora_E[name], (product * a).sum(dim=2))
+
+            _on_gradient(output, on_backward)
+
+        return [layer.register_forward_hook(on_forward)]
+
+    parts = (layer.lora_A, layer.lora_B, layer.lora_E)
+    return LayerRule([part[name] for name in adapters for part in parts], install)
+
+
+def _ia3(layer: IA3Linear) -> LayerRule | None:
+    """Y = s∘z: ∂s = Σ_t G_t∘z_t; in a feed-forward layer z = W(s∘x): ∂s = Σ_t H_t∘x_t, H the gradient of s∘x."""
+    active = [name for name in layer.active_adapters if name in layer.ia3_l]
+    scale = _trainable(layer.ia3_l[active[0]]) if len(active) == 1 else None  # several would multiply
+    if scale is None:
+        return None
+
+    def install(recorder: Recorder) -> list[RemovableHandle]:
+        unscaled: list[Tensor] = []  # of the call that is under way
+
+        def scaled(value: Tensor) -> None:
+            if not unscaled:
+                return
+            factor = unscaled.pop()
+            _on_gradient(value, lambda gradient: recorder.add(scale, _sum(gradient * factor)))
+
+        def before_layer(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            unscaled.clear()
+            if layer.is_feedforward and _has_rows(arguments[0], recorder):
+                unscaled.append(at_least_float32(arguments[0].detach()))
+
+        def before_base(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            if layer.is_feedforward and arguments[0].requires_grad:
+                scaled(arguments[0])
+
+        def after_base(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+            if not layer.is_feedforward and _has_rows(output, recorder):
+                unscaled.append(at_least_float32(output.detach()))
+
+        def after_layer(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+            if not layer.is_feedforward and output.requires_grad:
+                scaled(output)
+
+        base = layer.get_base_layer()
+        return [
+            layer.register_forward_pre_hook(before_layer),
+            base.register_forward_pre_hook(before_base),
+            base.register_forward_hook(after_base),
+            layer.register_forward_hook(after_layer),
+        ]
+
+    return LayerRule([scale], install)
+
+
+_RULES: dict[type[nn.Module], Callable[[Any], LayerRule | None]] = {
+    nn.Linear: _linear,
+    DoraLinearLayer: _dora_magnitude,
+    SVDLinear: _adalora,
+    IA3Linear: _ia3,
+}
+
+
+def _trainable(parameter: Tensor | None) -> nn.Parameter | None:
+    return parameter if isinstance(parameter, nn.Parameter) and parameter.requires_grad else None
+
+
+def _has_rows(value: Tensor, recorder: Recorder) -> bool:
+    return value.dim() == 3 and value.shape[0] == recorder.num_rows
+
+
+def _is_per_fact(value: Tensor, output: Tensor, recorder: Recorder) -> bool:
+    return _has_rows(value, recorder) and output.requires_grad
+
+
+def _on_gradient(value: Tensor, hook: Callable[[Tensor], None]) -> None:
+    # The hook of a tensor lives in its graph and dies with it: nothing to remove.
+    value.register_hook(hook)  # type: ignore[no-untyped-call]
+
+
+def _outer(left: Tensor, right: Tensor) -> Tensor:
+    """Σ_t left_t ⊗ right_t, `(B, l, r)`."""
+    return at_least_float32(left).transpose(1, 2) @ at_least_float32(right)
+
+
+def _sum(value: Tensor) -> Tensor:
+    return at_least_float32(value).sum(dim=1)

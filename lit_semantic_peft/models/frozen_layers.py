@@ -1,0 +1,173 @@
+"""Layers below the lowest adapter: what they make of a fact never changes, so it is computed once and kept."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.tokens import Batch
+
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
+"""Architectures (`config.model_type`) whose backbone is an embedding, layers of one kind, and a norm."""
+
+
+def frozen_layers_obstacle(model: PeftModel) -> str:
+    """Why `FrozenLayers` cannot work on a model: a clause for a message, or "" if it can.
+
+    Args:
+        model: A `peft` model around a causal language model.
+    """
+    base = model.get_base_model()
+    config = base.config
+    if model.active_peft_config.is_prompt_learning:
+        return f"an adapter of type {model.active_peft_config.peft_type.value} changes what the lowest layer sees"
+    if config.model_type not in LLAMA_LIKE:
+        return f"the model is of type {config.model_type!r}, not one of {', '.join(LLAMA_LIKE)}"
+    kinds = set(getattr(config, "layer_types", None) or [])
+    if len(kinds) > 1:
+        return f"its layers are of different types ({', '.join(sorted(kinds))})"
+    if config.attention_dropout:
+        return (
+            f"`attention_dropout` of the base model is {config.attention_dropout}, so its layers differ in every step"
+        )
+    if _num_frozen(base.model) == 0:
+        half, num_layers = len(base.model.layers) // 2, len(base.model.layers)
+        return (
+            "layer 0 or the embedding is trained. Let the adapter begin higher, for example with "
+            f"`layers_to_transform: [{half}, ..., {num_layers - 1}]` in LoraConfig"
+        )
+    return ""
+
+
+class FrozenLayers:
+    """The input of the lowest layer that is trained, for each fact, computed when first needed and kept.
+
+    Exact: the kept values are those that the layers below give in every step. Each process of a distributed run keeps
+    its own. Values stay on the CPU, in memory up to a limit, else in a memory-mapped temporary file.
+
+    Args:
+        model: A model with an adapter that leaves the lowest layers alone, for example LoRA with
+            `layers_to_transform`.
+        num_tokens: Tokens of all facts that will be seen, each fact counted once.
+        memory_mb: Largest size in memory, in MB (10⁶ bytes); beyond it the values are on disk.
+        folder: Where the temporary file is made; the system's temporary folder where None.
+
+    Raises:
+        InputError: If the model does not allow it (`frozen_layers_obstacle`).
+    """
+
+    def __init__(self, model: PeftModel, num_tokens: int, memory_mb: int = 2048, folder: Path | None = None) -> None:
+        obstacle = frozen_layers_obstacle(model)
+        if obstacle:
+            raise InputError(f"`reuse_frozen_layers` cannot be used: {obstacle}.")
+        base = model.get_base_model()
+        self._backbone: Any = base.model
+        self.num_layers = _num_frozen(self._backbone)
+        layers = list(self._backbone.layers)
+        self._lower = nn.ModuleList(layers[: self.num_layers])
+        self._upper = nn.ModuleList(layers[self.num_layers :])
+        self._num_tokens = num_tokens
+        self._memory_bytes = memory_mb * 10**6
+        self._folder = folder
+        self._store: Tensor | None = None
+        self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
+        self._span: dict[int, tuple[int, int]] = {}
+        self._end = 0
+
+    @property
+    def fits_in_memory(self) -> bool:
+        """Whether the values of all facts are smaller than the limit."""
+        embedding = self._backbone.embed_tokens.weight
+        return bool(self._num_tokens * embedding.shape[1] * embedding.element_size() <= self._memory_bytes)
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether the values are in a file instead of in memory."""
+        return self._file is not None
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The input of the lowest trained layer.
+
+        Args:
+            batch: The facts; what is not kept yet is computed.
+
+        Returns:
+            `(B, T, H)` in the type that the layers below give, 0 on padding.
+
+        Raises:
+            ValueError: If a fact comes with another number of tokens than before, or with more than were announced.
+        """
+        facts = batch.fact_index.tolist()
+        missing = list({fact: row for row, fact in enumerate(facts) if fact not in self._span}.values())
+        if missing:
+            self._compute(batch, missing)
+        assert self._store is not None
+        lengths = batch.attention_mask.sum(dim=1).tolist()
+        for fact, length in zip(facts, lengths, strict=True):
+            start, stop = self._span[fact]
+            if stop - start != length:
+                raise ValueError(f"fact {fact} has {length} tokens and had {stop - start} before")
+        rows = torch.cat([torch.arange(*self._span[fact]) for fact in facts])
+        mask = batch.attention_mask.bool()
+        hidden = torch.zeros(*mask.shape, self._store.shape[1], dtype=self._store.dtype, device=mask.device)
+        hidden[mask] = self._store[rows].to(mask.device)
+        return hidden
+
+    @contextmanager
+    def upper_layers_only(self) -> Iterator[None]:
+        """Within the block the model's forward runs only the layers from the lowest trained one on."""
+        with self._only(self._upper):
+            yield
+
+    @torch.no_grad()
+    def _compute(self, batch: Batch, rows: list[int]) -> None:
+        mask = batch.attention_mask[rows]
+        seen: list[Tensor] = []
+        hook = self._backbone.norm.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+        try:
+            with self._only(self._lower):
+                self._backbone(input_ids=batch.input_ids[rows], attention_mask=mask, use_cache=False)
+        finally:
+            hook.remove()
+        values = seen[0][mask.bool()].cpu()
+        if self._store is None:
+            self._store = self._allocate(values)
+        if self._end + len(values) > len(self._store):
+            raise ValueError(f"facts have more than the {self._num_tokens} tokens that were announced")
+        self._store[self._end : self._end + len(values)] = values
+        for row, length in zip(rows, mask.sum(dim=1).tolist(), strict=True):
+            self._span[int(batch.fact_index[row])] = (self._end, self._end + length)
+            self._end += length
+
+    def _allocate(self, like: Tensor) -> Tensor:
+        shape = (self._num_tokens, like.shape[1])
+        if self.fits_in_memory:
+            return torch.empty(shape, dtype=like.dtype)
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.NamedTemporaryFile(prefix="frozen-layers-", dir=self._folder)  # noqa: SIM115
+        self._file.truncate(shape[0] * shape[1] * like.element_size())
+        return torch.from_file(self._file.name, shared=True, size=shape[0] * shape[1], dtype=like.dtype).view(shape)
+
+    @contextmanager
+    def _only(self, layers: nn.ModuleList) -> Iterator[None]:
+        whole = self._backbone.layers
+        self._backbone.layers = layers
+        try:
+            yield
+        finally:
+            self._backbone.layers = whole
+
+
+def _num_frozen(backbone: Any) -> int:
+    """How many of the lowest layers are below everything that is trained."""
+    if any(parameter.requires_grad for parameter in backbone.embed_tokens.parameters()):
+        return 0
+    trained = [any(parameter.requires_grad for parameter in layer.parameters()) for layer in backbone.layers]
+    return trained.index(True) if any(trained) else 0

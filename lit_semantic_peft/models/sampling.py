@@ -1,0 +1,104 @@
+"""Sampled answers that belong to their prompt: the same in any batch, in any order, on any day."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedModel
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models.generation import greedy_answers
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How answers are drawn.
+
+    Attributes:
+        num_samples: Answers per prompt, ≥ 1.
+        temperature: T > 0; logits are divided by it.
+        seed: Another seed, other answers.
+
+    Raises:
+        InputError: If a setting is out of its range.
+    """
+
+    num_samples: int
+    temperature: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise InputError(f"`num_samples` must be at least 1, got {self.num_samples}")
+        if not 0 < self.temperature < float("inf"):
+            raise InputError(
+                f"`temperature` must be a finite number above 0, got {self.temperature!r}. "
+                "For the greedy answer ask for no samples."
+            )
+
+
+def sampled_answers(
+    model: PreTrainedModel | PeftModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: Sequence[int],
+    sampling: Sampling,
+    *,
+    pad_id: int,
+    eos_id: int | None,
+    batch_size: int = 32,
+) -> list[list[list[int]]]:
+    """Draws answers from p(·)^(1/T), each prompt on its own random numbers.
+
+    The largest of logits/T plus Gumbel noise is a sample from softmax(logits/T) (the Gumbel-max trick). The noise comes
+    from a generator that is seeded by the tokens so far, so neither the batch nor torch's global generator matters,
+    and equal prompts get equal answers. Costs `num_samples` generations a prompt.
+
+    Args:
+        model: A causal language model; evaluated in the mode it is in.
+        prompts: Token ids of each prompt.
+        max_new_tokens: Longest answer of each prompt, in tokens.
+        sampling: How many, how varied, which.
+        pad_id: Token id for padding; masked.
+        eos_id: Where an answer ends; None for never.
+        batch_size: Prompts that run together.
+
+    Returns:
+        For each prompt its `num_samples` answers, without the end token.
+    """
+    by_sample = [
+        greedy_answers(
+            model,
+            prompts,
+            max_new_tokens,
+            pad_id=pad_id,
+            eos_id=eos_id,
+            batch_size=batch_size,
+            logits_processor=_GumbelNoise(sampling, number, pad_id),
+        )
+        for number in range(sampling.num_samples)
+    ]
+    return [list(answers) for answers in zip(*by_sample, strict=True)]
+
+
+class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]
+    """Adds T · Gumbel noise that depends on the seed, the sample's number and the row's tokens so far."""
+
+    def __init__(self, sampling: Sampling, number: int, pad_id: int) -> None:
+        self._sampling = sampling
+        self._number = number
+        self._pad_id = pad_id
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        noise = torch.stack([self._noise(ids, scores.shape[-1]) for ids in input_ids.tolist()])
+        return scores.float() + self._sampling.temperature * noise.to(scores.device)
+
+    def _noise(self, ids: list[int], size: int) -> Tensor:
+        start = next((at for at, token in enumerate(ids) if token != self._pad_id), len(ids))
+        text = f"{self._sampling.seed}:{self._number}:{ids[start:]}"
+        key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+        generator = torch.Generator().manual_seed(key)
+        # Gumbel noise is −log of an exponential variable; the drawn number may be 0.
+        return -torch.empty(size).exponential_(generator=generator).clamp(min=1e-30).log()

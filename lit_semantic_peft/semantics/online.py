@@ -1,0 +1,140 @@
+"""Weights from what the model says now, out of the training step's own logits."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models.frozen_layers import FrozenLayers
+from lit_semantic_peft.models.objective import fact_nll_of, predicting_mask, target_logits
+from lit_semantic_peft.semantics.distances import Distance, TargetPass
+from lit_semantic_peft.semantics.scoring import InputOf
+from lit_semantic_peft.semantics.shaping import require_plain
+from lit_semantic_peft.semantics.table import FloatArray
+from lit_semantic_peft.semantics.weightings import MAX_DISTANCE, Weighting
+from lit_semantic_peft.tokens import IGNORE_INDEX, Batch
+
+
+class Online(Weighting):
+    """Another weighting, of the distance (or likelihood) under the model as it is in this step.
+
+    The distance is `data.distance`, measured on the logits that the loss needs anyway, without the end token and
+    without a gradient; weights are not normalised to mean 1 over the facts, which changes nothing under
+    `normalization: step_weights` and lets steps of light facts move less under `step_count`. A distance that only has
+    ranks (`Surprisal`) is ranked among the base model's values for the kept facts, so that a fact's weight does not
+    depend on what else is in the step. Range: that of the inner raw weight. Cost: no pass; the distance of the step's
+    target tokens. Source: ours; focal loss is `Online(Focal())`.
+
+    Args:
+        weighting: The function of the distance.
+
+    Raises:
+        InputError: If the inner weighting is itself `Online` or `Scheduled`, or needs all facts at once (`FLOW` without
+            `tau`); from the data module, if the distance needs answers, which a training step does not give.
+
+    Example:
+        >>> from lit_semantic_peft.semantics import Proximity
+        >>> Online(Proximity()).raw(torch.tensor([0.0, 2.0])).tolist()  # before the first step
+        [1.0, 1.0]
+    """
+
+    def __init__(self, weighting: Weighting) -> None:
+        require_plain("Online", weighting)
+        if getattr(weighting, "tau", 0) is None:
+            raise InputError("FLOW inside Online needs a fixed `tau`: the median of a step depends on its other facts.")
+        self.weighting = weighting
+        self.reference: Tensor | None = None
+
+    def raw(self, distance: Tensor) -> Tensor:
+        """1: what a fact counts is known in the step."""
+        return torch.ones_like(distance)
+
+    def prepare(self, distance: Distance, base_distance: FloatArray) -> None:
+        """Takes the base model's distances of the kept facts, for a distance that only has ranks.
+
+        Args:
+            distance: What is measured in the steps.
+            base_distance: float64 `(n,)`.
+
+        Raises:
+            InputError: If the distance cannot be had from a training step.
+        """
+        if distance.needs_answers and not self.weighting.needs_nll:
+            raise InputError(
+                f"`weighting` Online needs a distance of the step's own logits; {distance.name} needs generated "
+                "answers. Use another `data.distance`, or the weighting without Online."
+            )
+        self.reference = torch.from_numpy(np.sort(base_distance)) if distance.is_rank_based else None
+
+    def current(self, distance: Distance, outputs: TargetPass, nll: Tensor) -> Tensor:
+        """The weights of a step's facts.
+
+        Args:
+            distance: What to measure.
+            outputs: The step's forward pass at the target tokens, detached.
+            nll: Mean negative log-likelihood of the targets, `(B,)`, detached.
+
+        Returns:
+            float32 `(B,)`, ≥ 0.
+        """
+        if self.weighting.needs_nll:
+            return self.weighting.raw(nll.float())
+        measured = distance.measure(outputs).float()
+        if self.reference is not None:
+            self.reference = self.reference.to(measured)
+            below = torch.searchsorted(self.reference, measured) + torch.searchsorted(
+                self.reference, measured, right=True
+            )
+            measured = MAX_DISTANCE * below / (2 * len(self.reference))
+        return self.weighting.raw(measured.clamp(0.0, MAX_DISTANCE))
+
+
+def nll_and_online_weight(
+    model: nn.Module,
+    batch: Batch,
+    weighting: Online,
+    distance: Distance,
+    *,
+    has_end: bool,
+    frozen: FrozenLayers | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`fact_nll` and the online weights of a micro-batch, from one forward pass.
+
+    Args:
+        model: A `peft` model around a causal language model.
+        batch: The facts.
+        weighting: What the distance is turned into.
+        distance: What is measured.
+        has_end: Whether each row's last target is the end token, which belongs to the loss but to no distance.
+        frozen: As in `target_logits`.
+
+    Returns:
+        float32 `(B,)` with a graph, and float32 `(B,)` without.
+    """
+    base: Any = model.get_base_model()  # type: ignore[operator]
+    projection = base.get_output_embeddings()
+    with InputOf(projection) as captured:
+        logits, targets, _ = target_logits(model, batch, frozen=frozen)
+    nll = fact_nll_of(logits, targets, batch.labels)
+    with torch.no_grad():
+        row = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
+        kept = torch.ones_like(row, dtype=torch.bool)
+        if has_end:
+            kept[:-1] = row[1:] == row[:-1]
+            kept[-1:] = False
+        hidden = captured.value if captured.value.dim() == 2 else captured.value[predicting_mask(batch.labels)]
+        outputs = TargetPass(
+            logits=logits.detach()[kept],
+            hidden=hidden.detach()[kept],
+            targets=targets[kept],
+            row=row[kept],
+            num_facts=len(batch),
+            input_embeddings=base.get_input_embeddings().weight,
+            output_embeddings=projection.weight,
+        )
+        losses = torch.nn.functional.cross_entropy(outputs.logits.float(), outputs.targets, reduction="none")
+        count = torch.bincount(outputs.row, minlength=len(batch)).clamp(min=1)
+        target_nll = torch.zeros(len(batch), device=losses.device).index_add(0, outputs.row, losses) / count
+        return nll, weighting.current(distance, outputs, target_nll)

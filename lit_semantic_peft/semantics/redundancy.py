@@ -1,0 +1,142 @@
+"""Drops what is said twice, and what contradicts what is kept."""
+
+from typing import Literal, get_args
+
+import numpy as np
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.semantics.encoders import TextEmbedding
+from lit_semantic_peft.semantics.features import in_order_of_ids
+from lit_semantic_peft.semantics.filters import FactFilter, Selection
+from lit_semantic_peft.semantics.table import FloatArray, ScoredFacts
+
+Drops = Literal["near_duplicate", "contradiction"]
+
+_BLOCK = 2048
+_LEADING = 31  # coordinates that bound a similarity; one more holds what they leave out
+_SLACK = 1e-4  # of the bound, in float32
+
+
+class RedundancyFilter(FactFilter):
+    """Drops near-duplicates (reason `near_duplicate`) and contradictions (reason `contradiction`) of kept facts.
+
+    Facts are visited from near to far, equal distances by `fact_id`. A fact whose prompt has a cosine of at least
+    `prompt_similarity` with that of a fact already kept is a near-duplicate if the targets' cosine is at least
+    `target_similarity` too, and else a contradiction. Of each group the nearest fact is kept, the one that
+    the model comes closest to saying. Prompts and targets are embedded by `TextEmbedding`. Source: ours.
+
+    With the base model's own embeddings word order does not matter, so what asks for two directions of a relation with
+    the same words is taken for the same; a sentence encoder sees more. Exact, not quadratic in practice: a bound on the
+    cosine from the leading principal coordinates rules out nearly all pairs. Cost: no pass over the model; one of the
+    encoder per text where there is one.
+
+    Args:
+        prompt_similarity: Least cosine of prompts that ask the same, in (0, 1].
+        target_similarity: Least cosine of targets that answer the same, in (0, 1].
+        drops: What is dropped; the other kind is kept.
+        encoder: As `TextEmbedding` takes it; None for the base model's own embeddings.
+
+    Raises:
+        InputError: If a setting is out of its range; from `select`, if the encoder cannot be had.
+
+    Example:
+        >>> prompt = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> target = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+        >>> facts = ScoredFacts(tuple("abcd"), ("",) * 4, np.zeros(4), np.zeros(4), np.zeros(4, dtype=bool),
+        ...     measure=lambda feature, fact_id: np.stack([prompt, target], axis=1))
+        >>> RedundancyFilter().select(facts).reason
+        (None, 'near_duplicate', 'contradiction', None)
+    """
+
+    def __init__(
+        self,
+        prompt_similarity: float = 0.97,
+        target_similarity: float = 0.9,
+        drops: list[Drops] | None = None,
+        encoder: str | None = None,
+    ) -> None:
+        for name, value in (("prompt_similarity", prompt_similarity), ("target_similarity", target_similarity)):
+            if not 0 < value <= 1:
+                raise InputError(f"`{name}` must be a cosine in (0, 1], got {value!r}")
+        self.drops: tuple[Drops, ...] = get_args(Drops) if drops is None else tuple(drops)
+        if not self.drops or set(self.drops) - set(get_args(Drops)):
+            raise InputError(f"`drops` must name one or both of {', '.join(get_args(Drops))}, got {drops!r}")
+        self.prompt_similarity = prompt_similarity
+        self.target_similarity = target_similarity
+        self.embedding = TextEmbedding(encoder)
+
+    def select(self, facts: ScoredFacts) -> Selection:
+        """Keeps the nearest fact of each group; see `FactFilter.select`."""
+        reason: list[str | None] = [None] * len(facts)
+        if len(facts) > 1:
+            by_id = in_order_of_ids(facts.fact_id)
+            order = by_id[np.argsort(facts.distance[by_id], kind="stable")]
+            embedding = facts.feature(self.embedding)[order]
+            for row, why in zip(order, self._reasons(embedding[:, 0], embedding[:, 1]), strict=True):
+                reason[row] = why
+        return Selection(np.array([why is None for why in reason], dtype=np.bool_), tuple(reason))
+
+    def _reasons(self, prompt: FloatArray, target: FloatArray) -> list[str | None]:
+        """Why each fact is dropped, in order of their visit."""
+        bound = _bounding_coordinates(prompt)
+        kept: list[int] = []
+        reasons: list[str | None] = []
+        for start in range(0, len(prompt), _BLOCK):
+            rows = np.arange(start, min(start + _BLOCK, len(prompt)))
+            earlier = np.array(kept, dtype=np.intp)
+            # Pairs within the block too: its own kept facts come to be known only one by one.
+            candidates = [
+                _may_reach(bound[rows], bound[earlier], self.prompt_similarity),
+                _may_reach(bound[rows], bound[rows], self.prompt_similarity),
+            ]
+            for row in rows.tolist():
+                at = row - start
+                others = [*earlier[candidates[0].get(at, [])], *(start + other for other in candidates[1][at])]
+                others = [other for other in others if other < row and (other < start or reasons[other] is None)]
+                why = self._reason(prompt, target, row, np.array(others, dtype=np.intp)) if others else None
+                reasons.append(why)
+                if why is None:
+                    kept.append(int(row))
+        return reasons
+
+    def _reason(
+        self, prompt: FloatArray, target: FloatArray, row: int, others: np.ndarray[tuple[int], np.dtype[np.intp]]
+    ) -> str | None:
+        """Why a fact must go beside the `others`, which are kept."""
+        others = others[prompt[others] @ prompt[row] >= self.prompt_similarity - 1e-9]
+        if not len(others):
+            return None
+        is_same = target[others] @ target[row] >= self.target_similarity - 1e-9
+        for why, is_met in (("near_duplicate", is_same.any()), ("contradiction", not is_same.all())):
+            if is_met and why in self.drops:
+                return why
+        return None
+
+
+def _bounding_coordinates(rows: FloatArray) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """Few coordinates whose inner products are never below those of the rows (Cauchy-Schwarz for what is left out).
+
+    Args:
+        rows: Unit vectors, float64 `(n, H)`.
+
+    Returns:
+        float32 `(n, c)`: the leading principal coordinates, and the length of the rest.
+    """
+    _, vectors = np.linalg.eigh(rows.T @ rows)
+    leading = rows @ vectors[:, ::-1][:, :_LEADING]
+    rest = np.sqrt(np.clip(np.einsum("ij,ij->i", rows, rows) - np.einsum("ij,ij->i", leading, leading), 0, None))
+    return np.concatenate([leading, rest[:, None]], axis=1).astype(np.float32)
+
+
+def _may_reach(
+    left: np.ndarray[tuple[int, int], np.dtype[np.float32]],
+    right: np.ndarray[tuple[int, int], np.dtype[np.float32]],
+    similarity: float,
+) -> dict[int, list[int]]:
+    """For each row of `left` that has any, the rows of `right` whose cosine with it may reach `similarity`."""
+    found: dict[int, list[int]] = {}
+    for start in range(0, len(right), 8 * _BLOCK):
+        rows, columns = np.nonzero(left @ right[start : start + 8 * _BLOCK].T >= similarity - _SLACK)
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+            found.setdefault(row, []).append(start + column)
+    return found

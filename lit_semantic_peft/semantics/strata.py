@@ -1,0 +1,184 @@
+"""How well the base model knows a fact already: the four strata of SliCK, and a filter by them."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, get_args
+
+import numpy as np
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import Fact
+from lit_semantic_peft.metrics import starts_with_answer
+from lit_semantic_peft.models.generation import greedy_answers
+from lit_semantic_peft.models.sampling import Sampling, sampled_answers
+from lit_semantic_peft.semantics.features import Bench, Feature
+from lit_semantic_peft.semantics.filters import FactFilter, Selection
+from lit_semantic_peft.semantics.table import FloatArray, ScoredFacts
+
+Stratum = Literal["HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown"]
+
+STRATA: tuple[Stratum, ...] = get_args(Stratum)
+"""From known to unknown."""
+
+_REASON = {
+    "HighlyKnown": "highly_known",
+    "MaybeKnown": "maybe_known",
+    "WeaklyKnown": "weakly_known",
+    "Unknown": "unknown",
+}
+
+
+class Strata(Feature):
+    """Shares of correct answers of the base model, `(n, 2)` in [0, 1]: greedy, and sampled.
+
+    A fact is asked by up to `num_prompts` prompts: its own, its paraphrases, and then its own behind `num_shots` other
+    facts as examples, of the same relation where there are enough; each prompt with other examples, drawn by `seed`
+    and the fact's id. An answer is correct when it begins with an accepted one, as in `KnownFilter`. Source: SliCK
+    (Gekhman et al. 2024, arXiv 2405.05904), which asks by ten prompts of four examples each and draws sixteen answers
+    at temperature 0.5. Cost: `num_prompts` · (1 + `num_samples`) short generations per fact.
+
+    Args:
+        num_prompts: Prompts per fact, ≥ 1.
+        num_shots: Examples in a prompt with examples; 0 for only the bare prompts.
+        num_samples: Sampled answers per prompt; 0 for none, and no fact is then `WeaklyKnown`.
+        temperature: Of the samples.
+        seed: Of examples and samples.
+
+    Raises:
+        InputError: If a setting is out of its range.
+
+    Example:
+        >>> strata_of(np.array([[1.0, 0.5], [0.25, 0.5], [0.0, 0.1], [0.0, 0.0]]))
+        ('HighlyKnown', 'MaybeKnown', 'WeaklyKnown', 'Unknown')
+    """
+
+    def __init__(
+        self, num_prompts: int = 4, num_shots: int = 4, num_samples: int = 4, temperature: float = 0.5, seed: int = 0
+    ) -> None:
+        for name, value, least in (
+            ("num_prompts", num_prompts, 1),
+            ("num_shots", num_shots, 0),
+            ("num_samples", num_samples, 0),
+        ):
+            if value < least:
+                raise InputError(f"`{name}` must be at least {least}, got {value}")
+        Sampling(max(num_samples, 1), temperature, seed)  # checks the rest
+        self.num_prompts = num_prompts
+        self.num_shots = num_shots
+        self.num_samples = num_samples
+        self.temperature = temperature
+        self.seed = seed
+
+    def measure(self, bench: Bench, facts: Sequence[Fact]) -> FloatArray:
+        """See `Feature.measure`."""
+        encoder = bench.encoder
+        asked = [(row, prompt) for row, prompts in enumerate(self._prompts(facts)) for prompt in prompts]
+        prompt_ids = [encoder.encode_prompt(prompt) for _, prompt in asked]
+        longest = [
+            max(encoder.count_answer_tokens(answer, fact.joiner) for answer in fact.accepted_answers) for fact in facts
+        ]
+        limits = [longest[row] for row, _ in asked]
+        ends = {"pad_id": encoder.pad_id, "eos_id": encoder.tokenizer.eos_token_id, "batch_size": bench.batch_size}
+        greedy = [[ids] for ids in greedy_answers(bench.model, prompt_ids, limits, **ends)]
+        sampled: list[list[list[int]]] = [[] for _ in asked]
+        if self.num_samples:
+            sampling = Sampling(self.num_samples, self.temperature, self.seed)
+            sampled = sampled_answers(bench.model, prompt_ids, limits, sampling, **ends)
+        shares = np.zeros((len(facts), 2))
+        for column, answers in enumerate((greedy, sampled)):
+            is_correct: dict[int, list[bool]] = defaultdict(list)
+            for (row, _), drawn in zip(asked, answers, strict=True):
+                accepted = facts[row].accepted_answers
+                is_correct[row] += [starts_with_answer(encoder.decode_answer(ids), accepted) for ids in drawn]
+            for row, correct in is_correct.items():
+                shares[row, column] = sum(correct) / len(correct) if correct else 0.0
+        return shares
+
+    def _prompts(self, facts: Sequence[Fact]) -> list[list[str]]:
+        """Up to `num_prompts` prompts of each fact, the bare ones first."""
+        of_relation: dict[str, list[Fact]] = defaultdict(list)
+        for fact in facts:
+            of_relation[fact.relation].append(fact)
+        prompts: list[list[str]] = []
+        for fact in facts:
+            mine = [fact.prompt, *fact.paraphrases][: self.num_prompts]
+            enough = len(of_relation[fact.relation]) > self.num_shots
+            pool = of_relation[fact.relation] if enough else facts
+            others = [other for other in pool if other.id != fact.id]
+            if self.num_shots and others:
+                while len(mine) < self.num_prompts:
+                    generator = np.random.default_rng(_seed(self.seed, fact.id, len(mine)))
+                    chosen = generator.choice(len(others), min(self.num_shots, len(others)), replace=False)
+                    shown = [others[at] for at in chosen]
+                    lines = [f"{other.prompt}{other.joiner}{other.target}" for other in shown]
+                    mine.append("\n".join([*lines, fact.prompt]))
+            prompts.append(mine)
+        return prompts
+
+
+class StrataFilter(FactFilter):
+    """Keeps the facts of some strata; the reason of a dropped fact is its stratum, as `highly_known`.
+
+    Gekhman et al. find that `MaybeKnown` facts do most for what is fine-tuned and that `Unknown` ones are learned late
+    and teach to make things up. Cost: that of `Strata`, once; by `data.strata` with other settings.
+
+    Args:
+        keep_strata: The strata to keep, of `HighlyKnown`, `MaybeKnown`, `WeaklyKnown`, `Unknown`.
+
+    Raises:
+        InputError: If a stratum is unknown, or there is none, or all four; from `select`, if strata were not measured.
+
+    Example:
+        >>> facts = ScoredFacts(("a", "b"), ("",) * 2, np.zeros(2), np.zeros(2), np.zeros(2, dtype=bool))
+        >>> StrataFilter(["Unknown"]).select(replace(facts, stratum=("HighlyKnown", "Unknown"))).reason
+        ('highly_known', None)
+    """
+
+    needs_strata = True
+
+    def __init__(self, keep_strata: list[Stratum]) -> None:
+        unknown = [name for name in keep_strata if name not in STRATA]
+        if unknown or not 0 < len(set(keep_strata)) < len(STRATA):
+            raise InputError(
+                f"`keep_strata` must name one to three of {', '.join(STRATA)}, got {keep_strata!r}. "
+                "To keep all of them leave the filter out."
+            )
+        self.keep_strata = list(keep_strata)
+
+    def select(self, facts: ScoredFacts) -> Selection:
+        """Keeps the facts of the named strata; see `FactFilter.select`."""
+        if len(facts.stratum) != len(facts):
+            raise InputError("StrataFilter needs the facts' strata; set `data.strata`.")
+        kept = np.array([stratum in self.keep_strata for stratum in facts.stratum], dtype=np.bool_)
+        return Selection(kept, tuple(None if one in self.keep_strata else _REASON[one] for one in facts.stratum))
+
+
+def strata_of(shares: FloatArray) -> tuple[Stratum, ...]:
+    """The strata of SliCK from shares of correct answers.
+
+    HighlyKnown: every greedy answer is correct; MaybeKnown: some are; WeaklyKnown: none is, but a sampled one is;
+    Unknown: none at all. Source: Gekhman et al. 2024, table 1.
+
+    Args:
+        shares: As `Strata.measure` gives them, `(n, 2)`.
+    """
+    return tuple(
+        "HighlyKnown" if greedy == 1 else "MaybeKnown" if greedy > 0 else "WeaklyKnown" if sampled > 0 else "Unknown"
+        for greedy, sampled in shares.tolist()
+    )
+
+
+def with_strata(facts: ScoredFacts, shares: FloatArray) -> ScoredFacts:
+    """The table with its `stratum` column filled.
+
+    Args:
+        facts: The table.
+        shares: As `Strata.measure` gives them, in the table's order.
+    """
+    return replace(facts, stratum=strata_of(shares))
+
+
+def _seed(seed: int, fact_id: str, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{fact_id}:{number}".encode()).digest()[:8], "big")

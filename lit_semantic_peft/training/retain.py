@@ -1,0 +1,116 @@
+"""What must not change: the divergence from the base model on facts of the split `retain`."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor, nn
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.interference.undisturbed import undisturbed
+from lit_semantic_peft.models import target_logits
+from lit_semantic_peft.models.objective import predicting_mask
+from lit_semantic_peft.tokens import Batch
+from lit_semantic_peft.training.own_gradient import flattened
+from lit_semantic_peft.training.rotation import rotating_choice
+
+
+def retain_kl(model: PeftModel, batch: Batch) -> Tensor:
+    """Mean over a fact's target positions of KL(p_base ‖ p_adapter), the base model being the disabled adapter.
+
+    Range: [0, ∞) nats per token; 0 while the adapter changes nothing. The base model's side carries no gradient. Cost:
+    two forward passes, and one backward pass of whoever differentiates it. Source: the forward direction of knowledge
+    distillation (Hinton et al. 2015, arXiv 1503.02531) at temperature 1, with the base model as teacher; which
+    positions count, and their mean per fact, is our reading.
+
+    Args:
+        model: The model with its adapter, in evaluation mode: dropout would be a divergence of its own.
+        batch: The facts.
+
+    Returns:
+        float32 `(B,)`; 0 for a row without target.
+    """
+    with torch.no_grad(), model.disable_adapter():
+        base = target_logits(model, batch)[0].float().log_softmax(dim=-1)
+    adapted = target_logits(model, batch)[0].float().log_softmax(dim=-1)
+    per_position = F.kl_div(adapted, base, reduction="none", log_target=True).sum(dim=-1)
+    mask = predicting_mask(batch.labels)
+    per_fact = torch.zeros(len(batch), device=per_position.device)
+    per_fact = per_fact.index_add(0, mask.nonzero()[:, 0], per_position)
+    return per_fact / mask.sum(dim=1).clamp(min=1)
+
+
+class RetainPenalty:
+    """λ times the mean `retain_kl` over some of the retained facts, one seeded choice per optimizer step.
+
+    It has a normaliser of its own, the number of these facts, so it depends neither on the loss weights nor on how the
+    step is cut up. Cost per optimizer step: two forward passes and one backward pass of the chosen facts, shared out
+    over the ranks.
+
+    Args:
+        weight: λ > 0.
+        batch_size: Facts per optimizer step over all ranks, ≥ 1; all of them where there are fewer.
+        retained: Fact indices of what must not change.
+        seed: Of the choice.
+
+    Raises:
+        InputError: If nothing is retained.
+
+    Example:
+        >>> penalty = RetainPenalty(1.0, batch_size=2, retained=[3, 5, 8, 9], seed=0)
+        >>> sorted(penalty.rows(step=0) + penalty.rows(step=1))
+        [3, 5, 8, 9]
+    """
+
+    def __init__(self, weight: float, batch_size: int, retained: Sequence[int], seed: int) -> None:
+        if not retained:
+            raise InputError(
+                f"`retain_weight` is {weight:g}, but there is nothing to retain. Add lines with "
+                '"split": "retain" for what must not change, set `retain_known: true` with a `KnownFilter`, or set '
+                "`retain_weight: 0`."
+            )
+        self.weight = weight
+        self.retained = list(retained)
+        self.batch_size = min(batch_size, len(retained))
+        self.seed = seed
+
+    def rows(self, step: int) -> list[int]:
+        """Fact indices of an optimizer step, see `rotating_choice`.
+
+        Args:
+            step: Number of the optimizer step, from 0.
+        """
+        return rotating_choice(self.retained, self.batch_size, step, self.seed)
+
+    def gradient(
+        self,
+        model: PeftModel,
+        parameters: Sequence[nn.Parameter],
+        batches: Sequence[Batch],
+        precision: Callable[[], AbstractContextManager[None]],
+    ) -> tuple[Tensor, Tensor]:
+        """One rank's share of the mean and of its gradient; the shares of all ranks add up to the whole.
+
+        Evaluated in evaluation mode, so no random number is drawn; `.grad` is not touched.
+
+        Args:
+            model: The model with its adapter.
+            parameters: What trains.
+            batches: The rank's share of the optimizer step's facts; may be empty.
+            precision: Opens the context of a forward pass, for autocast.
+
+        Returns:
+            Σ `retain_kl` / `batch_size`, without λ, a scalar, and λ times its gradient, `(P,)`.
+        """
+        device = parameters[0].device
+        mean = torch.zeros((), device=device)
+        gradient = torch.zeros(sum(parameter.numel() for parameter in parameters), device=device)
+        with undisturbed(model):
+            for batch in batches:
+                with precision():
+                    share = retain_kl(model, batch.to(device)).sum() / self.batch_size
+                gradient += flattened(torch.autograd.grad(share, parameters, allow_unused=True), parameters)
+                mean += share.detach()
+        return mean, self.weight * gradient

@@ -1,0 +1,121 @@
+import threading
+import time
+
+import pytest
+from lightning.pytorch.loggers import WandbLogger
+from lit_semantic_peft.callbacks import wandb_logger
+from lit_semantic_peft.callbacks.wandb_logger import NonBlockingWandbLogger
+from lit_semantic_peft.errors import InputError
+
+
+class Run:
+    """Stands for a W&B run; `stuck` calls wait until released."""
+
+    def __init__(self, failures: int = 0, stuck: bool = False):
+        self.logged: list[dict] = []
+        self.finished: list[int] = []
+        self.failures = failures
+        self.release = threading.Event()
+        if not stuck:
+            self.release.set()
+
+    def log(self, values):
+        self.release.wait(20)
+        if self.failures:
+            self.failures -= 1
+            raise BrokenPipeError("gone")
+        self.logged.append(values)
+
+    def finish(self, exit_code):
+        self.finished.append(exit_code)
+
+
+@pytest.fixture
+def make(monkeypatch):
+    def logger_of(run: Run) -> NonBlockingWandbLogger:
+        logger = NonBlockingWandbLogger(project="x")
+        logger._experiment, logger._is_opened_here = run, True
+        return logger
+
+    monkeypatch.setattr(wandb_logger, "_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(wandb_logger, "_FINISH_SECONDS", 0.3)
+    return logger_of
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "wandb calls"]
+
+
+def test_everything_arrives_in_order_and_the_thread_ends(make):
+    run = Run()
+    logger = make(run)
+    for step in range(50):
+        logger.log_metrics({"train/loss": 1.0 / (step + 1)}, step)
+    logger.close(0)
+    assert run.logged == [{"train/loss": 1.0 / (step + 1), "trainer/global_step": step} for step in range(50)]
+    assert run.finished == [0]
+    time.sleep(0.05)
+    assert not threads()
+
+
+def test_a_full_queue_costs_calls_and_no_time(make, monkeypatch, caplog):
+    monkeypatch.setattr(wandb_logger, "_QUEUE_SIZE", 10)
+    run = Run(stuck=True)
+    logger = make(run)
+    start = time.monotonic()
+    for step in range(1000):
+        logger.log_metrics({"train/loss": 0.0}, step)
+    assert time.monotonic() - start < 1.0
+    logger.finalize("success")
+    logger.close(0)
+    assert time.monotonic() - start < 3.0
+    text = caplog.text
+    assert "W&B did not take train/loss at step 1" in text
+    assert "its queue is full" in text
+    assert text.count("not waiting longer") == 1
+    assert "missed 9" in text
+    run.release.set()
+
+
+def test_a_passing_failure_loses_one_call(make, caplog):
+    run = Run(failures=1)
+    logger = make(run)
+    logger.log_metrics({"val/recall": 1.0, "val/nll": 0.5}, 3)
+    logger.log_metrics({"val/recall": 1.0}, 4)
+    logger.close(0)
+    assert [row["trainer/global_step"] for row in run.logged] == [4]
+    assert "W&B did not take val/recall, val/nll at step 3 (BrokenPipeError: gone)" in caplog.text
+    assert "missed 1 calls" in caplog.text
+
+
+def test_after_five_failures_in_a_row_only_the_end_is_tried(make, caplog):
+    run = Run(failures=5)
+    logger = make(run)
+    for step in range(20):
+        logger.log_metrics({"train/loss": 0.0}, step)
+    logger.close(1)
+    assert run.logged == []
+    assert run.finished == [1]
+    assert "missed 20 calls" in caplog.text
+
+
+def test_a_run_that_was_open_before_is_not_ended(make):
+    run = Run()
+    logger = make(run)
+    logger._is_opened_here = False
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.finalize("success")
+    logger.close(0)
+    assert run.logged
+    assert not run.finished
+
+
+def test_a_setting_that_no_run_can_have_is_bad_input(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = NonBlockingWandbLogger(project="p" * 500, save_dir=str(tmp_path))
+    with pytest.raises(InputError, match="project"):
+        _ = logger.experiment
+
+
+def test_it_takes_the_arguments_of_lightnings_logger():
+    assert NonBlockingWandbLogger.__init__ is WandbLogger.__init__

@@ -1,0 +1,111 @@
+"""The speed benchmarks run, on a tiny model in one process, and refuse to compare what is not the same."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[3] / "experiments" / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_on_the_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.fixture
+def training_speed(monkeypatch):
+    import training_speed
+
+    class Here:
+        """A contender without a process of its own."""
+
+        def __init__(self, name, contender, settings):
+            self._contender, self._settings = contender, settings
+            self._train = {"ours": training_speed.train_ours, "hf": training_speed.train_hf}[contender.trainer]
+            self._data = training_speed._token_mean_facts(settings)
+
+        def train(self, **order):
+            training_speed.torch.manual_seed(0)
+            return self._train(self._contender, self._settings, self._data, **order)
+
+        def stop(self):
+            pass
+
+    monkeypatch.setattr(training_speed, "Process", Here)
+    monkeypatch.setattr(training_speed, "find_spec", lambda name: None)  # TRL is no dependency of the tests
+    return training_speed
+
+
+def test_trainers_agree_on_the_first_step_and_are_compared(training_speed, tiny_model, tmp_path, capsys):
+    tiny = ["--base_model", str(tiny_model), "--facts", "world", "--num_facts", "12", "--micro_batch_size", "4"]
+    training_speed.main(
+        [*tiny, "--precision", "32-true", "--repetitions", "2", "--reuse_epochs", "2", "--output", str(tmp_path)]
+    )
+    result = json.loads((tmp_path / "training_speed_32-true.json").read_text())
+    rows = result["contenders"]
+    assert list(rows) == ["ours", "HF Trainer", "HF Trainer, tuned", "ours, upper half", "ours, upper half, reuse"]
+    assert max(row["first_step_loss"] for row in rows.values()) == pytest.approx(
+        min(row["first_step_loss"] for row in rows.values()), rel=1e-4
+    )
+    assert rows["ours, upper half, reuse"]["mean_loss"] == pytest.approx(
+        rows["ours, upper half"]["mean_loss"], rel=1e-5
+    )
+    assert rows["ours"]["mean_loss"] != pytest.approx(rows["ours, upper half"]["mean_loss"], rel=1e-4)
+    assert all(len(row["facts_per_s"]) == 2 and row["peak_memory_gb"] > 0 for row in rows.values())
+    assert "ours / HF Trainer, tuned" in result["ratios"]
+    assert result["provenance"]["versions"]["torch"]
+    assert "ours / HF Trainer" in capsys.readouterr().out
+
+
+def test_another_objective_is_not_compared(training_speed, tiny_model, tmp_path, monkeypatch):
+    train = training_speed.train_hf
+    monkeypatch.setattr(
+        training_speed,
+        "train_hf",
+        lambda *arguments, **order: training_speed.dataclasses.replace(train(*arguments, **order), loss=1.0),
+    )
+    with pytest.raises(SystemExit, match="losses of the same first step differ"):
+        training_speed.main(["--base_model", str(tiny_model), "--num_facts", "4", "--precision", "32-true"])
+
+
+def test_ratios_are_paired(training_speed):
+    rows = {"ours": {"facts_per_s": [4.0, 9.0, 2.0]}, "HF Trainer": {"facts_per_s": [2.0, 3.0, 2.0]}}
+    rows |= {name: {"facts_per_s": [1.0, 1.0, 1.0]} for name in ("ours, upper half", "ours, upper half, reuse")}
+    assert training_speed.ratios(rows)["ours / HF Trainer"] == {"median": 2.0, "min": 1.0, "max": 3.0}
+
+
+def test_scoring_is_compared_on_the_same_numbers(tiny_model, tmp_path, monkeypatch):
+    import scoring_speed
+
+    tiny = ["--base_model", str(tiny_model), "--facts", "world", "--num_facts", "12", "--batch_size", "4"]
+    arguments = [*tiny, "--repetitions", "2", "--output", str(tmp_path)]
+    scoring_speed.main(arguments)
+    result = json.loads((tmp_path / "scoring_speed.json").read_text())
+    assert result["largest_disagreement"] < 1e-5
+    assert set(result["ratios"]) == {"ours / bare forward", "ours / plain loop"}
+    assert len(result["cached_setup_seconds"]) == 2
+    wrong = scoring_speed.plain_loop
+    monkeypatch.setattr(
+        scoring_speed, "plain_loop", lambda *args: {fact: (d + 0.1, n, r) for fact, (d, n, r) in wrong(*args).items()}
+    )
+    with pytest.raises(SystemExit, match="ours and the plain loop differ"):
+        scoring_speed.main(arguments)
+
+
+def test_scale_measures_each_stage_and_fits_an_exponent():
+    import scale
+
+    result = scale.measure([50, 200], run=scale.timed)
+    assert [(row["stage"], row["num_facts"]) for row in result["rows"]] == [
+        ("filter", 50),
+        ("filter", 200),
+        ("plan", 50),
+        ("plan", 200),
+    ]
+    assert all(row["seconds"] > 0 and row["peak_memory_gb"] > 0 for row in result["rows"])
+    rows = [{"stage": "filter", "num_facts": 10**n, "seconds": 3.0 * 10 ** (1.5 * n)} for n in (2, 3, 4)]
+    assert scale.exponent(rows, "filter") == pytest.approx(1.5)
+    assert scale.exponent(rows[:1], "filter") is None
+    assert math.isfinite(result["exponent"]["plan"])

@@ -1,0 +1,169 @@
+"""The page as a user has it: in a real browser, by keyboard and mouse; and its logic alone, where Node is there."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lit_semantic_peft.reports.html import build_report
+from lit_semantic_peft.reports.run_folder import RunFolder
+
+from fixtures.browser import BROWSER, NO_BROWSER, Page
+
+HOSTILE = "needle <script>alert(1)</script> <img src=x onerror=alert(2)>"
+LOGIC = Path(__file__).resolve().parents[3] / "lit_semantic_peft" / "reports" / "logic.js.j2"
+NODE = shutil.which("node")
+
+ROWS = "[...document.querySelectorAll('#table tbody tr[data-place]')]"
+COUNT = "document.getElementById('count').textContent"
+READOUT = "document.getElementById('heat-readout').textContent"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_run_folder) -> RunFolder:
+    folder = write_run_folder(tmp_path_factory.mktemp("run"), 2_000, first_prompt=HOSTILE)
+    build_report(folder)
+    return folder
+
+
+def texts(page: Page, css: str) -> list[str]:
+    return page.run(f"{ROWS}.map((row) => row.querySelector('{css}').textContent)")
+
+
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (500, True)])
+def test_the_page_works_by_keyboard_and_mouse(folder, tmp_path, width, dark):
+    with Page(folder.report, tmp_path / "profile", width=width, dark=dark) as page:
+        assert page.run(COUNT) == "2000 facts"
+        assert page.run(f"{ROWS}.length") < 100  # of 2000: only what is in sight
+        assert page.run("document.documentElement.scrollWidth - innerWidth") <= 0
+
+        # Search, from the keyboard alone; fact text stays text.
+        page.press("/")
+        page.type("NEEDLE alert")
+        page.wait_for(f"{COUNT} === '1 of 2000 facts'")
+        (found,) = texts(page, ".c-fact")
+        assert found.startswith("needle <script>alert(1)</script>")
+        assert page.run("document.querySelectorAll('#table script, #table img').length") == 0
+        page.type(" nowhere")
+        page.wait_for(f"{ROWS}.length === 0")
+        page.run("document.getElementById('search').value = ''")
+        page.press("x")
+        page.run("document.getElementById('search').select()")
+        page.type("river")
+        page.wait_for(f"{COUNT} !== '2000 facts'")
+        assert all("river" in text for text in texts(page, ".c-fact"))
+        page.run("document.getElementById('search').value = ''; 0")
+        page.run("document.getElementById('search').dispatchEvent(new Event('input', { bubbles: true }))")
+
+        # Sort: the heading with Enter, far to near, then near to far.
+        page.run("document.querySelector('#table th.c-distance button').focus()")
+        page.press("Enter")
+        page.wait_for("document.querySelector('#table th.c-distance').getAttribute('aria-sort') === 'descending'")
+        down = [float(text) for text in texts(page, ".c-distance")]
+        page.press("Enter")
+        page.wait_for("document.querySelector('#table th.c-distance').getAttribute('aria-sort') === 'ascending'")
+        up = [float(text) for text in texts(page, ".c-distance")]
+        assert down == sorted(down, reverse=True)
+        assert up == sorted(up)
+        distances = folder.read_facts().column("distance").to_numpy()
+        assert (down[0], up[0]) == (pytest.approx(distances.max(), abs=6e-3), pytest.approx(distances.min(), abs=6e-4))
+
+        # Walk the table: down three, to the end, open the fact, close it; the focus is where it was.
+        page.run(f"{ROWS}[0].querySelector('button').focus()")
+        page.press("ArrowDown", 3)
+        assert page.run("document.activeElement.closest('tr').dataset.place") == "3"
+        page.press("End")
+        page.wait_for("document.activeElement.closest('tr')?.dataset.place === '1999'")
+        page.press("Enter")
+        page.wait_for("document.getElementById('detail').open")
+        assert page.run("document.querySelectorAll('#detail-rows dt').length") > 20
+        page.press("Escape")
+        page.wait_for("!document.getElementById('detail').open")
+        assert page.run("document.activeElement.closest('tr')?.dataset.place") == "1999"
+
+        # The heat map: arrows move by one, the mouse points, Enter opens the fact of the row.
+        page.run("document.getElementById('heat').focus()")
+        before = page.run(READOUT)
+        page.press("ArrowUp")
+        page.wait_for(f"{READOUT} !== {json.dumps(before)}")
+        before = page.run(READOUT)
+        page.point("#heat", 0.95, 0.1)
+        page.wait_for(f"{READOUT} !== {json.dumps(before)}")
+        chosen = page.run("document.getElementById('heat-readout').childNodes[3].textContent")
+        page.press("Enter")
+        page.wait_for("document.getElementById('detail').open")
+        assert page.run("document.getElementById('detail-title').textContent") == chosen
+        page.press("Escape")
+
+        # A conflict opens its fact.
+        page.point(".conflicts [data-row]", click=True)
+        page.wait_for("document.getElementById('detail').open")
+        page.press("Escape")
+
+        # A view.
+        page.run("document.getElementById('view').value = 'dropped'")
+        page.run("document.getElementById('view').dispatchEvent(new Event('change'))")
+        assert set(texts(page, ".c-fate")) <= {"already known", "too far"}
+        assert page.problems == []
+
+
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+def test_ten_thousand_facts_scroll(tmp_path, write_run_folder):
+    folder = write_run_folder(tmp_path / "run", 10_000, sampled=300)
+    with Page(build_report(folder), tmp_path / "profile") as page:
+        page.run("document.getElementById('viewport').scrollTop = 1e9")
+        page.wait_for(f"{ROWS}.at(-1)?.dataset.place === '9999'")
+        assert page.run(f"{ROWS}.length") < 100
+        start = page.run("performance.now()")
+        page.run("document.querySelector('#table th.c-fact button').click()")
+        page.press("/")
+        page.type("founder")
+        page.wait_for(f"{COUNT} !== '10000 facts'")
+        assert page.run("performance.now()") - start < 5000
+        assert page.problems == []
+
+
+@pytest.mark.skipif(NODE is None, reason="no Node in the path")
+def test_search_order_and_window_without_a_browser(folder, tmp_path):
+    data = folder.report.read_text().split('id="data">', 1)[1].split("</script>", 1)[0]
+    program = tmp_path / "logic.js"
+    program.write_text(
+        LOGIC.read_text()
+        + f"""
+const page = pageLogic({data});
+const ask = [
+  {{ query: "needle" }}, {{ query: "CAPITAL  of" }}, {{ query: "capital river" }}, {{ view: "dropped" }},
+  {{ view: "undone", key: "transfer" }}, {{ key: "distance", down: true }}, {{ key: "transfer" }},
+];
+const i = page.worstPair();
+process.stdout.write(JSON.stringify({{
+  found: ask.map(page.find), distances: page.find({{ key: "distance" }}).map(page.keys.distance),
+  windows: [page.inSight(0, 500, 50, 2000, 5), page.inSight(99950, 500, 50, 2000, 5), page.inSight(0, 500, 50, 3, 5)],
+  numbers: [null, 3, -1.5, 0.12345, 1234.5].map(page.number), worst: i && page.cosine(...i),
+}}));
+"""
+    )
+    done = subprocess.run([NODE, str(program)], capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout)
+    facts = folder.read_facts().to_pylist()
+    needle, capital, both, dropped, undone, far_first, transfer = result["found"]
+    assert needle == [0]
+    assert capital == [row for row, fact in enumerate(facts) if "capital of" in fact["prompt"]]
+    assert both == []
+    assert dropped == [row for row, fact in enumerate(facts) if not fact["kept"]]
+    below = [row for row, fact in enumerate(facts) if fact["net_transfer"] is not None and fact["net_transfer"] < -1]
+    assert sorted(undone) == below
+    assert undone == sorted(undone, key=lambda row: facts[row]["net_transfer"])
+    assert far_first[0] == int(np.argmax([fact["distance"] for fact in facts]))
+    measured = sum(fact["net_transfer"] is not None for fact in facts)
+    assert all(facts[row]["net_transfer"] is not None for row in transfer[:measured])
+    assert transfer[measured:] == sorted(transfer[measured:])  # not measured: last, in their old order
+    assert result["distances"] == sorted(result["distances"])
+    assert result["windows"] == [[0, 20], [1994, 2000], [0, 3]]
+    assert result["numbers"] == ["–", "3", "−1.50", "0.123", "1235"]
+    cosine = folder.read_interference().gradient_cosine()
+    assert result["worst"].startswith("cosine −")
+    assert float(result["worst"].split("−")[1]) <= -cosine.min() + 0.006

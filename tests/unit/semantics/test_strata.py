@@ -1,0 +1,119 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import Fact
+from lit_semantic_peft.models.generation import greedy_answers
+from lit_semantic_peft.models.sampling import Sampling, sampled_answers
+from lit_semantic_peft.semantics import STRATA, Bench, Strata, StrataFilter, strata_of, with_strata
+from lit_semantic_peft.tokens import FactEncoder
+
+from fixtures.tiny import byte_level_bpe, tiny_llama
+from unit.semantics.tables import same_in_any_order, table
+
+FACTS = [Fact(f"f{row}", f"The capital of {name} is", "Paris") for row, name in enumerate("ABCDE")]
+
+
+@pytest.fixture
+def bench():
+    encoder = FactEncoder(byte_level_bpe())
+    model = tiny_llama(len(encoder.tokenizer))
+    return Bench(lambda: model, encoder, batch_size=3)
+
+
+def test_each_stratum_by_its_definition(bench):
+    """Targets are taken from what the model says, so that every stratum occurs."""
+    sampling, seed = Sampling(8, temperature=2.0, seed=0), 0
+    encoder = bench.encoder
+    settings = {"pad_id": encoder.pad_id, "eos_id": encoder.tokenizer.eos_token_id}
+    prompts = [encoder.encode_prompt(fact.prompt) for fact in FACTS]
+
+    def first_words(prompt, answers):
+        return [encoder.decode_answer(ids) for ids in answers]
+
+    greedy = greedy_answers(bench.model, prompts, [4] * 5, **settings)
+    drawn = sampled_answers(bench.model, prompts, [4] * 5, sampling, **settings)
+    asked = Strata(num_prompts=1, num_shots=0, num_samples=8, temperature=2.0, seed=seed)
+    found = set()
+    for fact, answer, samples in zip(FACTS, greedy, drawn, strict=True):
+        for target in {encoder.decode_answer(answer), *first_words(fact.prompt, samples), "Ulaanbaatar"} - {""}:
+            one = dataclasses.replace(fact, target=target)
+            shares = asked.measure(bench, [one])
+            limit = encoder.count_answer_tokens(target, one.joiner)
+            again = sampled_answers(bench.model, [encoder.encode_prompt(one.prompt)], [limit], sampling, **settings)[0]
+            right = [encoder.decode_answer(ids).casefold().startswith(target.casefold()) for ids in again]
+            if sum(right) and encoder.decode_answer(answer).casefold().startswith(target.casefold()):
+                assert shares[0, 0] == 1.0
+            found |= set(strata_of(shares))
+    assert {"HighlyKnown", "Unknown"} <= found
+
+
+def test_strata_from_shares():
+    shares = np.array([[1.0, 0.0], [0.99, 1.0], [0.0, 0.01], [0.0, 0.0]])
+    assert strata_of(shares) == STRATA
+    facts = with_strata(table(np.zeros(4)), shares)
+    assert facts.take(np.array([2, 0])).stratum == ("WeaklyKnown", "HighlyKnown")
+
+
+def test_shares_do_not_depend_on_the_batches(bench):
+    asked = Strata(num_prompts=3, num_shots=2, num_samples=3, temperature=1.0)
+    first = asked.measure(bench, FACTS)
+    other = Bench(lambda: bench.model, bench.encoder, batch_size=1)
+    np.testing.assert_array_equal(asked.measure(other, FACTS), first)
+
+
+def test_prompts_are_bare_then_behind_examples():
+    fact = dataclasses.replace(FACTS[0], paraphrases=("The chief town of A is",))
+    prompts = Strata(num_prompts=4, num_shots=2)._prompts([fact, *FACTS[1:]])
+    assert all(len(mine) == 4 for mine in prompts)
+    assert prompts[0][:2] == ["The capital of A is", "The chief town of A is"]
+    examples, asked = prompts[0][2].rsplit("\n", 1)
+    assert asked == "The capital of A is"
+    assert len(examples.split("\n")) == 2
+    assert "of A is Paris" not in examples
+    assert prompts[0][2] != prompts[0][3]
+    assert Strata(num_prompts=4, num_shots=0)._prompts([fact]) == [prompts[0][:2]]
+    assert Strata()._prompts(FACTS[:1]) == [["The capital of A is"]]
+
+
+def test_samples_follow_the_distribution(bench):
+    prompt = bench.encoder.encode_prompt("The capital of France is")
+    with torch.no_grad():
+        logits = bench.model(torch.tensor([prompt])).logits[0, -1]
+    p = (logits / 1.5).softmax(dim=-1)
+    answers = sampled_answers(bench.model, [prompt], [1], Sampling(3000, 1.5), pad_id=0, eos_id=None)[0]
+    count = torch.bincount(torch.tensor(answers).flatten(), minlength=len(p)).float()
+    largest = p.topk(10).indices
+    standard_error = (p * (1 - p) / 3000).sqrt()
+    assert ((count / 3000 - p).abs() / standard_error)[largest].max() < 4.5
+
+
+def test_equal_prompts_get_equal_answers_and_seeds_differ(bench):
+    prompts = [bench.encoder.encode_prompt(text) for text in ("It is", "The capital of Japan is the", "It is")]
+    settings = {"pad_id": bench.encoder.pad_id, "eos_id": bench.encoder.tokenizer.eos_token_id}
+    state = torch.get_rng_state()
+    drawn = sampled_answers(bench.model, prompts, [5, 3, 5], Sampling(4, 1.0), **settings)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert drawn[0] == drawn[2]
+    assert len({tuple(ids) for ids in drawn[0]}) > 1
+    assert drawn == sampled_answers(bench.model, prompts, [5, 3, 5], Sampling(4, 1.0), batch_size=1, **settings)
+    assert drawn != sampled_answers(bench.model, prompts, [5, 3, 5], Sampling(4, 1.0, seed=1), **settings)
+    cold = sampled_answers(bench.model, prompts, [5, 3, 5], Sampling(2, 1e-6), **settings)
+    greedy = greedy_answers(bench.model, prompts, [5, 3, 5], **settings)
+    assert cold == [[ids, ids] for ids in greedy]
+
+
+def test_filter_keeps_named_strata_and_says_what_is_missing():
+    facts = table(np.zeros(4), stratum=STRATA)
+    assert StrataFilter(["MaybeKnown", "Unknown"]).select(facts).reason == ("highly_known", None, "weakly_known", None)
+    assert same_in_any_order(StrataFilter(["Unknown"]), facts)
+    with pytest.raises(InputError, match=r"set `data\.strata`"):
+        StrataFilter(["Unknown"]).select(table(np.zeros(2)))
+    for strata in ([], ["Known"], list(STRATA)):
+        with pytest.raises(InputError, match="`keep_strata`"):
+            StrataFilter(strata)
+    for settings in ({"num_prompts": 0}, {"num_shots": -1}, {"num_samples": -1}, {"temperature": 0.0}):
+        with pytest.raises(InputError, match=f"`{next(iter(settings))}`"):
+            Strata(**settings)

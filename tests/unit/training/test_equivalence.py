@@ -1,0 +1,174 @@
+"""However a run is cut up, padded or watched: one trajectory of loss, gradient norm and adapter.
+
+Twelve facts in optimizer steps of eight, so that each epoch ends in a partial window; the weights run from 1 to 12.
+The same over several processes: tests/distributed/test_equivalence.py.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lit_semantic_peft.callbacks import InterferenceMonitor
+from lit_semantic_peft.data import module as data_module
+from lit_semantic_peft.data.samplers import StepPlan
+from lit_semantic_peft.tokens import IGNORE_INDEX, collate
+
+from fixtures.trajectory import Ramp, assert_same_trajectory, train
+
+NORMALIZATIONS = ["step_weights", "step_count"]
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_model, tmp_path_factory):
+    """Steps of 8 × 1 with each normalisation and optimizer, each run once."""
+    runs = {}
+
+    def of(facts_file, normalization="step_weights", optimizer=torch.optim.AdamW):
+        key = normalization, optimizer
+        if key not in runs:
+            runs[key] = train(
+                tiny_model, facts_file, micro_batch_size=8, normalization=normalization, optimizer=optimizer
+            )
+        return runs[key]
+
+    return of
+
+
+@pytest.mark.parametrize(("micro_batch_size", "accumulate"), [(4, 2), (2, 4), (1, 8)])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_micro_batch_and_accumulation(reference, tiny_model, facts_file, micro_batch_size, accumulate, normalization):
+    whole = reference(facts_file, normalization)
+    assert len(whole.losses) == 4
+    cut = train(
+        tiny_model,
+        facts_file,
+        micro_batch_size=micro_batch_size,
+        accumulate=accumulate,
+        normalization=normalization,
+    )
+    assert_same_trajectory(whole, cut)
+
+
+def test_the_plain_gradient_is_the_same_too(reference, tiny_model, facts_file):
+    """Under SGD a wrong factor of the gradient shows in the adapter; AdamW hides it."""
+    cut = train(tiny_model, facts_file, micro_batch_size=1, accumulate=8, optimizer=torch.optim.SGD)
+    assert_same_trajectory(reference(facts_file, optimizer=torch.optim.SGD), cut)
+
+
+def test_the_comparison_sees_a_wrong_normalisation(reference, tiny_model, facts_file):
+    """The two normalisations differ by far more than the tolerance."""
+    with pytest.raises(AssertionError):
+        assert_same_trajectory(reference(facts_file), reference(facts_file, "step_count"))
+
+
+def padded(side, extra):
+    """Like `collate`, with further columns of padding on one side, and all padding there."""
+
+    def build(rows, fact_index, pad_id, *, loss_weight=None, with_end=True):
+        batch = collate(rows, fact_index, pad_id, loss_weight=loss_weight, with_end=with_end)
+        fills = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORE_INDEX}
+        columns = {name: F.pad(getattr(batch, name), (0, extra), value=fill) for name, fill in fills.items()}
+        if side == "left":
+            shift = (columns["attention_mask"] == 0).sum(dim=1)
+            at = (torch.arange(columns["labels"].shape[1]) - shift[:, None]) % columns["labels"].shape[1]
+            columns = {name: value.gather(1, at) for name, value in columns.items()}
+        return replace(batch, **columns)
+
+    return build
+
+
+@pytest.mark.parametrize(("side", "extra"), [("right", 7), ("left", 0), ("left", 5)])
+def test_padding(reference, tiny_model, facts_file, monkeypatch, side, extra):
+    monkeypatch.setattr(data_module, "collate", padded(side, extra))
+    run = train(tiny_model, facts_file, micro_batch_size=4, accumulate=2)
+    (batch,) = run.data.training_batches(range(12), 12)
+    assert bool((batch.attention_mask[:, 0] == 0).any()) == (side == "left")
+    monkeypatch.undo()
+    assert_same_trajectory(reference(facts_file), run)
+
+
+def test_bucketing_at_the_same_composition_of_steps(reference, tiny_model, facts_file, monkeypatch):
+    """The same facts in each step, but in a random order instead of sorted by length."""
+    sorted_steps = StepPlan.steps
+    changed = []
+
+    def shuffled(self, epoch):
+        generator = np.random.default_rng(epoch)
+        steps = sorted_steps(self, epoch)
+        mixed = [generator.permutation(step).tolist() for step in steps]
+        changed.append(mixed != steps)
+        return mixed
+
+    monkeypatch.setattr(StepPlan, "steps", shuffled)
+    run = train(tiny_model, facts_file, micro_batch_size=2, accumulate=4)
+    assert changed
+    assert all(changed)
+    assert_same_trajectory(reference(facts_file), run)
+
+
+@pytest.mark.parametrize(("micro_batch_size", "accumulate"), [(8, 1), (2, 4)])
+def test_monitor(reference, tiny_model, facts_file, tmp_path, micro_batch_size, accumulate):
+    monitor = InterferenceMonitor(num_facts=6, every_n_epochs=1)
+    run = train(
+        tiny_model,
+        facts_file,
+        micro_batch_size=micro_batch_size,
+        accumulate=accumulate,
+        callbacks=[monitor],
+        folder=str(tmp_path / "run"),
+    )
+    assert len(monitor.records) == 3
+    assert_same_trajectory(reference(facts_file), run)
+    if accumulate == 1:  # cut up alike, it is the same run to the last bit
+        assert all(torch.equal(value, run.adapter[name]) for name, value in reference(facts_file).adapter.items())
+
+
+def test_gradient_checkpointing(reference, tiny_model, facts_file):
+    run = train(tiny_model, facts_file, micro_batch_size=2, accumulate=4, gradient_checkpointing=True)
+    assert_same_trajectory(reference(facts_file), run)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_weight_zero_is_the_fact_removed(tiny_model, facts_file, monkeypatch, normalization):
+    """The same planned steps, once with facts of weight 0 in them and once without these facts."""
+    settings = {"weighting": Ramp(4), "micro_batch_size": 8, "normalization": normalization}
+    with_zeros = train(tiny_model, facts_file, **settings)
+    weights = with_zeros.data.prepared.loss_weight
+    steps = StepPlan.steps
+
+    def without(self, epoch):
+        kept = [[row for row in step if weights[row] > 0] for step in steps(self, epoch)]
+        assert sum(map(len, kept)) == 8
+        assert all(kept)
+        return kept
+
+    monkeypatch.setattr(StepPlan, "steps", without)
+    assert_same_trajectory(with_zeros, train(tiny_model, facts_file, **settings))
+
+
+def test_a_micro_batch_without_target_is_one_of_weight_zero(tiny_model, facts_file, monkeypatch):
+    """Facts 0, 1 and 2, each a micro-batch of its own, lose their target; then their weight instead."""
+    settings = {"micro_batch_size": 1, "accumulate": 8}
+
+    def run(change):
+        class Changed(data_module._FactBatches):
+            def __getitem__(self, micro_batch):
+                batch = super().__getitem__(micro_batch)
+                return change(batch) if micro_batch.rows[0] < 3 else batch
+
+        with monkeypatch.context() as patched:
+            patched.setattr(data_module, "_FactBatches", Changed)
+            return train(tiny_model, facts_file, **settings)
+
+    def without_weight(batch):
+        return replace(batch, loss_weight=torch.zeros_like(batch.loss_weight))
+
+    def without_target(batch):
+        return replace(without_weight(batch), labels=torch.full_like(batch.labels, IGNORE_INDEX))
+
+    emptied = run(without_target)
+    assert_same_trajectory(emptied, run(without_weight))
+    with pytest.raises(AssertionError):
+        assert_same_trajectory(emptied, train(tiny_model, facts_file, **settings))

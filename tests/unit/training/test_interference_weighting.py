@@ -1,0 +1,110 @@
+"""Weights that follow the interference: what they promise is what a step does, and what they do to a run."""
+
+import numpy as np
+import pytest
+import torch
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.interference import gradient_matrix, one_backward_per_fact
+from lit_semantic_peft.training import GradientSurgery, InterferenceWeighting
+from lit_semantic_peft.training.progress_weights import predicted_progress, progress_weights
+
+from fixtures.training import CONTRADICTING, WEIGHTED, assert_same_adapter, fit, is_same_adapter, losses
+
+
+def test_a_step_does_what_was_predicted_and_the_worst_fact_gains(tiny_model, contradiction):
+    """Both sides are known half: one plain step of descent, three against one, undoes the one."""
+    surgery = GradientSurgery(unit_norm=True)
+    module, _ = fit(tiny_model, contradiction, data=CONTRADICTING, callbacks=[surgery], trainer={"max_epochs": 25})
+    batches = module.data.training_batches(range(4), 4)
+    before = np.array(losses(module))
+    gradients = one_backward_per_fact(module.model, batches)
+    matrix = gradient_matrix(module.model, batches).double().numpy()
+    parameters = [parameter for parameter in module.model.parameters() if parameter.requires_grad]
+    start = torch.nn.utils.parameters_to_vector(parameters).detach()
+    step, worst = 3e-4, {}
+    for name, weight in (("plain", np.ones(4)), ("aware", progress_weights(matrix, np.ones(4), beta=0.01))):
+        moved = start - step * torch.as_tensor(weight, dtype=torch.float32) @ gradients
+        torch.nn.utils.vector_to_parameters(moved, parameters)
+        change = np.array(losses(module)) - before
+        predicted = -step * predicted_progress(matrix, weight) * matrix.diagonal().mean()
+        np.testing.assert_allclose(change, predicted, atol=0.05 * np.abs(predicted).max())
+        worst[name] = change.max()
+    assert worst["plain"] > 3e-4
+    assert worst["aware"] < 0
+
+
+def test_the_worst_fact_is_learned_better_than_in_the_plain_run(tiny_model, contradiction):
+    plain = losses(fit(tiny_model, contradiction, data=CONTRADICTING, trainer={"max_epochs": 20})[0])
+    weighting = InterferenceWeighting(beta=0.1, every_n_steps=4)
+    module, logged = fit(
+        tiny_model, contradiction, data=CONTRADICTING, callbacks=[weighting], trainer={"max_epochs": 20}
+    )
+    aware = losses(module)
+    assert max(aware) < max(plain) - 0.5
+    assert weighting.factor[3] > 1.5
+    assert weighting.factor.mean() == pytest.approx(1, abs=1e-5)
+    assert (weighting.factor >= 0.25).all()
+    for row in logged.logged[4:]:
+        assert row["train/progress_worst"] >= row["train/progress_worst_before"] - 1e-3
+    assert "train/progress_worst" not in logged.logged[3]
+
+
+def test_a_high_price_is_the_plain_run_and_so_is_the_time_before_the_first_solution(tiny_model, facts_file):
+    plain, _ = fit(tiny_model, facts_file, data=WEIGHTED)
+    dear = InterferenceWeighting(beta=1e7, every_n_steps=2)
+    assert_same_adapter(plain, fit(tiny_model, facts_file, data=WEIGHTED, callbacks=[dear])[0], tolerance=1e-4)
+    late = InterferenceWeighting(beta=0, every_n_steps=6)
+    assert is_same_adapter(plain, fit(tiny_model, facts_file, data=WEIGHTED, callbacks=[late])[0])
+    early = InterferenceWeighting(beta=0, every_n_steps=2)
+    assert not is_same_adapter(plain, fit(tiny_model, facts_file, data=WEIGHTED, callbacks=[early])[0])
+
+
+@pytest.mark.parametrize("objective", ["worst", "mean"])
+def test_it_does_not_depend_on_how_a_step_is_cut_up(tiny_model, facts_file, objective):
+    def run(micro_batch_size, accumulate):
+        return fit(
+            tiny_model,
+            facts_file,
+            data={"micro_batch_size": micro_batch_size, **WEIGHTED},
+            trainer={"accumulate_grad_batches": accumulate, "max_epochs": 4},
+            callbacks=[InterferenceWeighting(objective, every_n_steps=3)],
+        )[0]
+
+    # The solver stops within its tolerance, so rounding may move the weights by a little.
+    assert_same_adapter(run(8, 1), run(2, 4), tolerance=1e-3)
+
+
+def test_every_fact_has_its_turn_and_sums_stay(tiny_model, facts_file):
+    weighting = InterferenceWeighting(every_n_steps=1, num_facts=4)
+    module, _ = fit(tiny_model, facts_file, data=WEIGHTED, callbacks=[weighting], trainer={"max_steps": 4})
+    assert (weighting.factor != 1).all()
+    given = module.data.prepared.loss_weight
+    assert (given * weighting.factor.numpy()).sum() == pytest.approx(given.sum(), rel=1e-5)
+
+
+def test_an_interrupted_run_goes_on_with_its_weights(tiny_model, facts_file, tmp_path):
+    def run(epochs, ckpt_path=None):
+        weighting = InterferenceWeighting(beta=0.1, every_n_steps=4)
+        return fit(tiny_model, facts_file, callbacks=[weighting], trainer={"max_epochs": epochs}, ckpt_path=ckpt_path)[
+            0
+        ]
+
+    run(3).trainer.save_checkpoint(tmp_path / "half.ckpt")
+    assert_same_adapter(run(5), run(5, str(tmp_path / "half.ckpt")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "best"}, "`objective` must be one of worst, mean, got 'best'"),
+        ({"beta": -1.0}, "`beta` must be in"),
+        ({"beta": float("nan")}, "`beta` must be in"),
+        ({"floor": 1.5}, r"`floor` must be in \[0, 1\], got 1\.5"),
+        ({"cap": 0.5}, r"`cap` must be in \[1, inf\], got 0\.5"),
+        ({"every_n_steps": 0}, "`every_n_steps` must be at least 1, got 0"),
+        ({"num_facts": 1}, "`num_facts` must be at least 2, got 1"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(InputError, match=message):
+        InterferenceWeighting(**settings)

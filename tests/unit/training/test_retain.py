@@ -1,0 +1,187 @@
+"""What must not change: the divergence from the base model, its gradient, and what it does to a run."""
+
+import json
+from dataclasses import replace
+
+import lit_semantic_peft.data.module as data_module
+import numpy as np
+import pytest
+import torch
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.interference.undisturbed import undisturbed
+from lit_semantic_peft.semantics import KnownFilter
+from lit_semantic_peft.tokens import IGNORE_INDEX
+from lit_semantic_peft.training.retain import RetainPenalty, retain_kl
+
+from fixtures.training import assert_same_adapter, fit, is_same_adapter, with_retained
+
+
+@pytest.fixture
+def facts(facts_file):
+    return with_retained(facts_file)
+
+
+def retained_batch(module):
+    return module.data.training_batches(range(12, 17), 5, with_end=False)[0]
+
+
+def slow_kl(model, batch):
+    """Position by position, with the whole vocabulary written out."""
+    with torch.no_grad(), model.disable_adapter():
+        base = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.double()
+    adapted = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.double()
+    rows = []
+    for row in range(len(batch)):
+        divergences = []
+        for position in range(batch.labels.shape[1] - 1):
+            if batch.labels[row, position + 1] != IGNORE_INDEX:
+                p, q = base[row, position].softmax(0), adapted[row, position].softmax(0)
+                divergences.append((p * (p / q).log()).sum())
+        rows.append(torch.stack(divergences).mean())
+    return torch.stack(rows)
+
+
+def drift(module) -> float:
+    with undisturbed(module.model), torch.no_grad():
+        return float(retain_kl(module.model, retained_batch(module)).mean())
+
+
+def test_divergence_equals_its_definition(tiny_model, facts):
+    module, _ = fit(tiny_model, facts)
+    batch = retained_batch(module)
+    with undisturbed(module.model):
+        assert torch.allclose(retain_kl(module.model, batch).double(), slow_kl(module.model, batch), rtol=1e-4)
+        with module.model.disable_adapter():
+            assert retain_kl(module.model, batch).abs().max() == 0
+
+
+def test_gradient_is_lambda_times_that_of_the_definition(tiny_model, facts):
+    module, _ = fit(tiny_model, facts)
+    parameters = [parameter for parameter in module.model.parameters() if parameter.requires_grad]
+    penalty = RetainPenalty(3.0, 5, list(range(12, 17)), seed=0)
+    batches = module.data.training_batches(penalty.rows(0), 2, with_end=False)
+    mean, gradient = penalty.gradient(module.model, parameters, batches, torch.enable_grad)
+    with undisturbed(module.model):
+        expected = slow_kl(module.model, retained_batch(module)).mean()
+        slow = torch.autograd.grad(3.0 * expected, parameters)
+    assert mean.item() == pytest.approx(expected.item(), rel=1e-4)
+    flat = torch.cat([one.flatten() for one in slow])
+    assert (gradient - flat).norm() < 1e-4 * flat.norm()
+
+
+def test_retained_facts_drift_less_and_more_weight_less_still(tiny_model, facts):
+    drifts = [
+        drift(fit(tiny_model, facts, model={"retain_weight": weight}, trainer={"max_epochs": 8})[0])
+        for weight in (0.0, 1.0, 30.0)
+    ]
+    assert drifts[1] < 0.5 * drifts[0]
+    assert drifts[2] < 0.5 * drifts[1]
+
+
+@pytest.mark.parametrize(("micro_batch_size", "accumulate"), [(4, 2), (1, 8)])
+def test_the_penalty_does_not_depend_on_how_a_step_is_cut_up(tiny_model, facts, micro_batch_size, accumulate):
+    settings = {"retain_weight": 2.0, "retain_batch_size": 3}
+    whole, logged = fit(tiny_model, facts, model=settings, data={"micro_batch_size": 8})
+    cut, logged_cut = fit(
+        tiny_model,
+        facts,
+        model=settings,
+        data={"micro_batch_size": micro_batch_size},
+        trainer={"accumulate_grad_batches": accumulate},
+    )
+    assert_same_adapter(whole, cut)
+    assert logged.of("train/retain_kl") == pytest.approx(logged_cut.of("train/retain_kl"), rel=1e-4, abs=1e-7)
+    assert logged.of("train/retain_kl")[0] == pytest.approx(0, abs=1e-7)  # the adapter starts as nothing
+    assert logged.of("train/retain_kl")[-1] > 1e-5
+
+
+def test_weight_0_is_the_run_without(tiny_model, facts):
+    plain, logged = fit(tiny_model, facts)
+    assert is_same_adapter(plain, fit(tiny_model, facts, model={"retain_weight": 0.0})[0])
+    assert not is_same_adapter(plain, fit(tiny_model, facts, model={"retain_weight": 1.0})[0])
+    assert "train/retain_kl" not in logged.logged[-1]
+
+
+def test_each_rank_takes_a_share(tiny_model, facts):
+    """Shares of two ranks add up to what one rank computes; a rank without a fact adds nothing."""
+    module, _ = fit(tiny_model, facts)
+    parameters = [parameter for parameter in module.model.parameters() if parameter.requires_grad]
+    for size in (3, 1):
+        penalty = RetainPenalty(1.0, size, list(range(12, 17)), seed=0)
+
+        def share(rows, penalty=penalty):
+            batches = module.data.training_batches(rows, 4, with_end=False)
+            return penalty.gradient(module.model, parameters, batches, torch.enable_grad)
+
+        rows = penalty.rows(7)
+        whole, first, second = share(rows), share(rows[0::2]), share(rows[1::2])
+        assert torch.allclose(first[0] + second[0], whole[0], rtol=1e-5)
+        assert torch.allclose(first[1] + second[1], whole[1], atol=1e-6)
+    assert second[0] == 0
+    assert second[1].abs().max() == 0
+
+
+def test_no_fact_comes_twice_within_a_round():
+    penalty = RetainPenalty(1.0, 3, list(range(20, 27)), seed=4)
+    for number in range(3):
+        rows = penalty.rows(2 * number) + penalty.rows(2 * number + 1)
+        assert len(set(rows)) == 6
+        assert set(rows) <= set(range(20, 27))
+    assert {row for step in range(30) for row in penalty.rows(step)} == set(range(20, 27))
+    assert RetainPenalty(1.0, 99, [4, 6], seed=0).rows(5) in ([4, 6], [6, 4])
+
+
+def test_nothing_to_retain_is_an_error(tiny_model, facts_file):
+    with pytest.raises(InputError, match=r"`retain_weight` is 0\.5, but there is nothing to retain.*retain_known"):
+        fit(tiny_model, facts_file, model={"retain_weight": 0.5})
+
+
+def test_facts_that_the_base_model_knows_can_be_retained(tiny_model, facts_file, monkeypatch):
+    """Three facts count as known and are dropped; one of split `probe` is known as well, and stays out of it."""
+    rows = [json.loads(line) for line in facts_file.read_text(encoding="utf-8").splitlines()]
+    rows[11]["split"] = "probe"
+    facts_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    score = data_module.score_facts
+
+    def as_if_known(*arguments, **options):
+        scored = score(*arguments, **options)
+        return replace(scored, is_known=np.isin(scored.fact_id, [f"town-{number}" for number in (2, 5, 7, 11)]))
+
+    monkeypatch.setattr(data_module, "score_facts", as_if_known)
+    settings = {"model": {"retain_weight": 3.0, "retain_known": True}, "data": {"filters": [KnownFilter()]}}
+    module, logged = fit(tiny_model, facts_file, **settings)
+    assert sorted(module._retain.retained) == [2, 5, 7]
+    assert logged.of("train/retain_kl")[-1] > 0
+
+
+def test_no_known_fact_is_a_warning(tiny_model, facts_file, caplog):
+    _, logged = fit(tiny_model, facts_file, model={"retain_weight": 1.0, "retain_known": True})
+    assert "`retain_weight` does nothing" in caplog.text
+    assert "train/retain_kl" not in logged.logged[-1]
+
+
+def test_loss_scaling_is_refused(tiny_model, facts, monkeypatch):
+    from lightning.pytorch import Trainer
+
+    monkeypatch.setattr(Trainer, "precision", "16-mixed")
+    with pytest.raises(InputError, match=r"`retain_weight`.*16-mixed.*bf16-mixed"):
+        fit(tiny_model, facts, model={"retain_weight": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"retain_weight": -1.0}, r"`retain_weight` must be a finite number of at least 0, got -1\.0"),
+        ({"retain_weight": float("nan")}, "`retain_weight`"),
+        ({"retain_batch_size": 0}, "`retain_batch_size` must be at least 1, got 0"),
+    ],
+)
+def test_settings_out_of_range(tiny_model, facts, settings, message):
+    with pytest.raises(InputError, match=message):
+        fit(tiny_model, facts, model=settings)
+
+
+def test_autocast(tiny_model, facts):
+    module, logged = fit(tiny_model, facts, model={"retain_weight": 5.0}, trainer={"precision": "bf16-mixed"})
+    assert logged.of("train/retain_kl")[-1] > 0
+    assert drift(module) < drift(fit(tiny_model, facts, trainer={"precision": "bf16-mixed"})[0])

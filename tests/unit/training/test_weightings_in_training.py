@@ -1,0 +1,72 @@
+"""Weightings that change in training, through whole runs."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lit_semantic_peft.callbacks import LossWeightDistribution
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.semantics import Online, Proximity, Remoteness, Scheduled, Uniform
+from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery
+
+from fixtures.training import assert_same_adapter, fit, is_same_adapter
+
+FAR = Remoteness(gamma=8.0)
+
+
+class Weights(Callback):
+    """The weights of each step's facts, as the loss had them."""
+
+    def __init__(self):
+        self.of_step: list[dict[int, float]] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.of_step.append(dict(zip(batch.fact_index.tolist(), batch.loss_weight.tolist(), strict=True)))
+
+
+def test_online_weights_begin_as_those_of_the_base_model_and_then_go_their_own_way(tiny_model, facts_file):
+    _, static = fit(tiny_model, facts_file, data={"weighting": FAR})
+    _, online = fit(tiny_model, facts_file, data={"weighting": Online(FAR)})
+    # At the start the adapter does nothing: the same weights up to a factor, which the normalisation takes out.
+    assert online.of("train/loss")[0] == pytest.approx(static.of("train/loss")[0], rel=1e-5)
+    assert online.of("train/loss")[-1] != pytest.approx(static.of("train/loss")[-1], rel=1e-5)
+
+
+def test_surgery_sees_online_weights(tiny_model, facts_file):
+    """Groups that do not conflict are left as they are, so the weights must be those of the plain run."""
+    surgery = GradientSurgery(groups="relation", unit_norm=False)
+    plain, _ = fit(tiny_model, facts_file, data={"weighting": Online(FAR)})
+    operated, steps = fit(tiny_model, facts_file, data={"weighting": Online(FAR)}, callbacks=[surgery])
+    uniform, _ = fit(tiny_model, facts_file, data={"weighting": Uniform()})
+    found = [row["train/group_conflicts"] for row in steps.logged if "train/group_conflicts" in row]
+    assert set(found) == {0.0}
+    assert_same_adapter(plain, operated, tolerance=1e-4)
+    assert not is_same_adapter(plain, uniform)
+
+
+def test_a_schedule_goes_from_the_first_weighting_to_the_last(tiny_model, facts_file):
+    weights = Weights()
+    module, _ = fit(tiny_model, facts_file, data={"weighting": Scheduled(Proximity(), FAR)}, callbacks=[weights])
+    prepared = module.data.prepared
+    for expected, found in (
+        (prepared.loss_weight, weights.of_step[0]),
+        (prepared.final_loss_weight, weights.of_step[-1]),
+    ):
+        assert found == pytest.approx({row: expected[row] for row in found})
+    middle = weights.of_step[len(weights.of_step) // 2]
+    ends = {row: sorted((prepared.loss_weight[row], prepared.final_loss_weight[row])) for row in middle}
+    assert all(ends[row][0] - 1e-6 <= weight <= ends[row][1] + 1e-6 for row, weight in middle.items())
+
+
+def test_the_distribution_of_the_weights_is_logged(tiny_model, facts_file):
+    module, _ = fit(tiny_model, facts_file, data={"weighting": FAR}, callbacks=[LossWeightDistribution()])
+    logged = module.trainer.callback_metrics
+    weight = torch.tensor(module.data.prepared.loss_weight)
+    assert float(logged["weights/min"]) == pytest.approx(float(weight.min()))
+    assert float(logged["weights/max"]) == pytest.approx(float(weight.max()))
+    share = float(weight.sum() ** 2 / (len(weight) * (weight**2).sum()))
+    assert float(logged["weights/effective_share"]) == pytest.approx(share, rel=1e-5)
+
+
+def test_steps_cannot_be_arranged_by_conflict_and_by_stratum(tiny_model, facts_file):
+    with pytest.raises(InputError, match="`mix_strata`"):
+        fit(tiny_model, facts_file, data={"mix_strata": True}, callbacks=[ConflictAwareBatching()])
