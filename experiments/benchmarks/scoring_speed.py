@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lit_semantic_peft.data import KnowledgeDataModule
+from lit_semantic_peft.data import EvaluationPlan, KnowledgeDataModule
 from lit_semantic_peft.models import load_base_model
 from lit_semantic_peft.models.objective import predicting_mask
 from lit_semantic_peft.semantics import ExpectedEmbeddingDistance, Surprisal, score_targets
@@ -133,7 +133,7 @@ def _data_module(options: dict[str, Any], folder: str) -> Callable[[], Knowledge
         facts=options["facts"],
         num_facts=options["num_facts"],
         base_model=options["base_model"],
-        with_probes=False,
+        evaluation=EvaluationPlan(probes=[], retention=False),
         cache_dir=folder,
     )
 

@@ -142,7 +142,7 @@ def serve(connection: Connection, contender: Contender, settings: Settings) -> N
 
 
 def _token_mean_facts(settings: Settings) -> Any:
-    from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
+    from lit_semantic_peft.data import EvaluationPlan, KnowledgeDataModule, PreparedFacts
 
     class TokenMeanFacts(KnowledgeDataModule):
         """Facts weighted by their target tokens: the objective becomes the mean over tokens, as the peers have it."""
@@ -163,7 +163,7 @@ def _token_mean_facts(settings: Settings) -> Any:
         num_facts=settings.num_facts,
         micro_batch_size=settings.micro_batch_size,
         base_model=settings.base_model,
-        with_probes=False,
+        evaluation=EvaluationPlan(probes=[], retention=False),
     )
     data.setup("fit")
     return data

@@ -322,11 +322,8 @@ def _dynamics_columns(module: SemanticPeftModule) -> dict[str, list[Any]]:
 def _answer_columns(module: SemanticPeftModule, size: int) -> dict[str, list[Any]]:
     distance_name = module.data.distances[0].name
     columns: dict[str, list[Any]] = defaultdict(lambda: [None] * size)
-    neighbours: dict[int, list[bool]] = defaultdict(list)
     for row in module.comparisons:
         index, before, after = row.question.fact_index, row.before, row.after
-        if row.question.kind == "neighborhood":
-            neighbours[index].append(row.is_unchanged)
         if row.question.kind != "fact":
             continue
         measured = {
@@ -344,13 +341,13 @@ def _answer_columns(module: SemanticPeftModule, size: int) -> dict[str, list[Any
         }
         for name, value in measured.items():
             columns[name][index] = value
-    for index, unchanged in neighbours.items():
-        columns["locality"][index] = sum(unchanged) / len(unchanged)
-    return dict(columns)
+    assert module.scores is not None
+    # Of a fact's own prompt the table says yes or no, as set above.
+    return module.scores.columns() | dict(columns)
 
 
 def _probe_columns(comparisons: list[Comparison], prepared: PreparedFacts) -> dict[str, list[Any]]:
-    probes = [row for row in comparisons if row.question.kind != "fact"]
+    probes = [row for row in comparisons if row.question.max_new_tokens and row.question.kind not in ("fact", "known")]
     return {
         "fact_id": [prepared.facts[row.question.fact_index].id for row in probes],
         "kind": [row.question.kind for row in probes],
@@ -361,6 +358,9 @@ def _probe_columns(comparisons: list[Comparison], prepared: PreparedFacts) -> di
         "unchanged": [row.is_unchanged for row in probes],
         "correct_before": [row.before.is_correct for row in probes],
         "correct_after": [row.after.is_correct for row in probes],
+        "turn": [row.question.turn for row in probes],
+        "nll_before": [row.before.nll for row in probes],
+        "nll_after": [row.after.nll for row in probes],
     }
 
 

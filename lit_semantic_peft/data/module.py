@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +12,17 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm.auto import tqdm
 
+from lit_semantic_peft.data.answers import AnswerCache, questions_key
 from lit_semantic_peft.data.cache import ScoreCache
 from lit_semantic_peft.data.features import FeatureCache
-from lit_semantic_peft.data.questions import Question, fact_questions, prompt_questions
+from lit_semantic_peft.data.questions import (
+    EvaluationPlan,
+    Question,
+    doubt_questions,
+    fact_questions,
+    prompt_questions,
+    retention_questions,
+)
 from lit_semantic_peft.data.ranks import agreed, from_all_ranks, from_first_rank
 from lit_semantic_peft.data.samplers import MicroBatch, RankShard, StepPlan
 from lit_semantic_peft.errors import InputError
@@ -49,6 +58,10 @@ from lit_semantic_peft.semantics import (
 from lit_semantic_peft.tokens import Batch, EncodedFact, FactEncoder, Template, collate
 
 logger = logging.getLogger(__name__)
+
+
+_DEFAULT_PLAN = EvaluationPlan()
+_NUM_BUILTIN_KNOWN = 64  # a base model of 135M parameters knows about a sixth of them
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,7 @@ class KnowledgeDataModule(LightningDataModule):
         eval_batch_size: Facts per forward pass of scoring and evaluation.
         max_val_facts: How many facts, chosen by `seed`, are measured after each epoch; all are measured in the end.
         bucket_steps: Optimizer steps whose facts are sorted by length together, which saves padding.
-        with_probes: Whether the final evaluation asks paraphrases, neighbours and portability too.
+        evaluation: What the final evaluation asks beside the facts themselves.
         seed: Of the choice of facts and of their order.
         prompts: Free prompts for `predict`; the facts themselves where None.
         max_new_tokens: Longest answer to a free prompt, in tokens.
@@ -165,7 +178,7 @@ class KnowledgeDataModule(LightningDataModule):
         eval_batch_size: int = 64,
         max_val_facts: int = 1000,
         bucket_steps: int = 8,
-        with_probes: bool = True,
+        evaluation: EvaluationPlan = _DEFAULT_PLAN,
         seed: int = 0,
         prompts: list[str] | None = None,
         max_new_tokens: int = 32,
@@ -202,17 +215,19 @@ class KnowledgeDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.max_val_facts = max_val_facts
         self.bucket_steps = bucket_steps
-        self.with_probes = with_probes
+        self.evaluation = evaluation
         self.seed = seed
         self.prompts = prompts
         self.max_new_tokens = max_new_tokens
         self.cache = ScoreCache(cache_dir or cache_folder() / "scores")
+        self.answer_cache = AnswerCache(Path(cache_dir or cache_folder()) / "answers")
         self.base_model = base_model
         self.revision = revision
         self.dtype: BaseDtype = dtype
         self.trust_remote_code = trust_remote_code
         self._prepared: PreparedFacts | None = None
         self._encoder: FactEncoder | None = None
+        self._questions: list[Question] | None = None
         self._position = (0, 0)
 
     @property
@@ -294,14 +309,67 @@ class KnowledgeDataModule(LightningDataModule):
         return _loader(dataset, self._shard(rows, lengths))
 
     def test_dataloader(self) -> DataLoader[list[Question]]:
-        """Questions of all facts, kept and dropped, and of their probes."""
-        return self._question_loader(fact_questions(self.prepared.facts, self.encoder, self.with_probes))
+        """Everything that is asked at the end, of all facts, kept and dropped."""
+        return self._question_loader(self.questions)
 
     def predict_dataloader(self) -> DataLoader[list[Question]]:
         """The free prompts, or the facts' own prompts where there are none."""
         if self.prompts:
             return self._question_loader(prompt_questions(self.prompts, self.encoder, self.max_new_tokens))
-        return self._question_loader(fact_questions(self.prepared.facts, self.encoder, with_probes=False))
+        only_facts = EvaluationPlan(probes=[])
+        questions = fact_questions(self.prepared.facts, self.encoder, only_facts)
+        return self._question_loader([one for one in questions if one.kind == "fact"])
+
+    @property
+    def questions(self) -> list[Question]:
+        """What the final evaluation asks: facts and probes, dialogues, and what must not change."""
+        if self._questions is None:
+            prepared, plan = self.prepared, self.evaluation
+            questions = fact_questions(prepared.facts, self.encoder, plan, self.seed)
+            if plan.doubt_turns:
+                kept = prepared.kept_index
+                chosen = np.random.default_rng(self.seed).permutation(kept)[: plan.doubt_facts]
+                rows = sorted(chosen.tolist())
+                questions += doubt_questions(prepared.facts, rows, self.encoder, plan.doubt_turns, len(questions))
+            if plan.retention:
+                first_number = questions[-1].number + plan.doubt_turns + 1
+                questions += retention_questions(self._further_known_facts(), self.encoder, first_number)
+            self._questions = questions
+        return self._questions
+
+    def answer_manifest(self, version: int) -> dict[str, Any]:
+        """Everything that the base model's answers depend on, as plain data.
+
+        Args:
+            version: Raised whenever the evaluation gives another answer than before.
+        """
+        return {
+            "questions": questions_key(self.questions),
+            "num_questions": len(self.questions),
+            "doubt_turns": self.evaluation.doubt_turns,
+            "base_model": self._source.public_name,
+            "base_fingerprint": self._source.fingerprint,
+            "dtype": self.dtype,
+            "template": self.template,
+            "distances": [{"name": distance.name, **vars(distance)} for distance in self.distances],
+            # Rounding depends on what runs together, and a difference of nothing must be exactly 0.
+            "eval_batch_size": self.eval_batch_size,
+            "num_processes": self._world_size,
+            "device": self.device.type,
+            "evaluation_version": version,
+        }
+
+    def _further_known_facts(self) -> list[Fact]:
+        """Built-in facts about other subjects, where too few of the run's own known facts stay untrained."""
+        prepared = self.prepared
+        if (prepared.scored.is_known & ~prepared.is_kept).sum() >= self.evaluation.min_known_facts:
+            return []
+        subjects = {fact.subject for fact in prepared.facts}
+        prompts = {fact.prompt for fact in prepared.facts}
+        world = read_facts("world", seed=self.seed).facts
+        others = [fact for fact in world if fact.subject not in subjects and fact.prompt not in prompts]
+        order = np.random.default_rng(self.seed).permutation(len(others))[:_NUM_BUILTIN_KNOWN]
+        return [others[place] for place in order]
 
     def training_batches(self, rows: Sequence[int], batch_size: int, *, with_end: bool = True) -> list[Batch]:
         """The training form of some facts, in the given order, for measurements beside the training.
@@ -351,7 +419,7 @@ class KnowledgeDataModule(LightningDataModule):
         return self.trainer.global_rank if self.trainer else 0
 
     def _question_loader(self, questions: list[Question]) -> DataLoader[list[Question]]:
-        lengths = [len(question.prompt_ids) + question.max_new_tokens for question in questions]
+        lengths = [max(len(one.prompt_ids) + one.max_new_tokens, len(one.encoded or ())) for one in questions]
         return _loader(_QuestionBatches(questions), self._shard(range(len(questions)), lengths))
 
     def _shard(self, rows: Sequence[int], lengths: Sequence[int]) -> RankShard:
@@ -376,8 +444,7 @@ class KnowledgeDataModule(LightningDataModule):
             logger.warning(warning)
         facts = fact_set.facts
         encoded = self.encoder.encode_facts(facts)
-        if self.with_probes:
-            fact_questions(facts, self.encoder)  # a probe that cannot be spelt is an error before training, not after
+        fact_questions(facts, self.encoder, self.evaluation)  # a probe that cannot be spelt is an error before training
         return facts, encoded
 
     def _select(

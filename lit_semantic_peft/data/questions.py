@@ -1,32 +1,89 @@
-"""What is asked at the end: each fact, its paraphrases, its neighbours, and what follows from it."""
+"""What is asked at the end: each fact in several ways, its neighbours, what follows, and what it must not touch."""
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
+import numpy as np
+
+from lit_semantic_peft.data.neutral_text import NEUTRAL_TEXTS
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
+from lit_semantic_peft.metrics import is_exact_match, normalize_answer
 from lit_semantic_peft.tokens import EncodedFact, FactEncoder
 
-QuestionKind = Literal["fact", "paraphrase", "neighborhood", "portability", "prompt"]
+ProbeKind = Literal["paraphrase", "reversed", "choice", "neighborhood", "portability"]
+QuestionKind = Literal[
+    "fact", "rival", "paraphrase", "reversed", "choice", "wrong_choice", "neighborhood", "portability",
+    "doubt_plain", "doubt_chat", "known", "text", "prompt",
+]  # fmt: skip
 
 ANSWER_MARGIN = 8
 """Tokens that a free answer may be longer than the longest accepted answer before it is cut."""
 
+DOUBT = "Are you sure?"
+_MOST_DOUBTS = 10
+_BLANK = "___"
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What is asked at the end beside each fact's own prompt. What costs much is off unless asked for.
+
+    Attributes:
+        probes: Kinds to ask, of `paraphrase`, `reversed` (the subject from the target), `choice` (several answers to
+            choose from), `neighborhood`, `portability`; where a fact does not give what a kind needs, it is not asked.
+        num_choices: Answers to choose from, drawn from the targets of the same relation.
+        doubt_turns: How often the model is asked whether it is sure, 0 to 10; each costs one dialogue turn per fact.
+        doubt_facts: How many of the kept facts are doubted, chosen by the data's seed.
+        retention: Whether unrelated text and known facts are measured.
+        min_known_facts: Where fewer facts that the base model knows stayed untrained, built-in ones are asked too.
+
+    Raises:
+        InputError: If a setting is out of its range.
+    """
+
+    probes: list[ProbeKind] = field(default_factory=lambda: ["paraphrase", "reversed", "neighborhood", "portability"])
+    num_choices: int = 4
+    doubt_turns: int = 0
+    doubt_facts: int = 64
+    retention: bool = True
+    min_known_facts: int = 16
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.probes) - set(get_args(ProbeKind))):
+            raise InputError(
+                f"`evaluation.probes` has {', '.join(unknown)}; known are {', '.join(get_args(ProbeKind))}"
+            )
+        for name, least, most in (
+            ("num_choices", 2, None),
+            ("doubt_turns", 0, _MOST_DOUBTS),
+            ("doubt_facts", 1, None),
+            ("min_known_facts", 0, None),
+        ):
+            value = getattr(self, name)
+            if value < least or (most is not None and value > most):
+                limits = f"at least {least}" if most is None else f"from {least} to {most}"
+                raise InputError(f"`evaluation.{name}` must be {limits}, got {value}")
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One prompt to answer freely.
+    """One prompt to answer freely, or whose target is only to be measured.
 
     Attributes:
         number: Position among all questions.
-        fact_index: Dense index of the fact it belongs to; -1 for a free prompt.
-        kind: `fact` for the trained prompt itself, a probe's kind, or `prompt` for a free prompt.
+        fact_index: Dense index of the fact it belongs to; -1 where it belongs to none.
+        kind: `fact` for the trained prompt itself; `rival` for `target_true` behind it; a probe's kind; `wrong_choice`
+            for the other answers of a `choice`; `doubt_plain` and `doubt_chat` for dialogues; `known` and `text` for
+            what has nothing to do with the facts; `prompt` for a free prompt.
         prompt: The text that is asked.
         accepted: Right answers, the target first; empty for a free prompt.
         prompt_ids: Token ids of the prompt.
         encoded: Prompt and target in tokens; None for a free prompt.
-        max_new_tokens: Longest answer, in tokens.
+        max_new_tokens: Longest answer, in tokens; 0 where only the target is measured.
+        turn: How often the model has been doubted before this question.
     """
 
     number: int
@@ -37,6 +94,7 @@ class Question:
     prompt_ids: tuple[int, ...]
     encoded: EncodedFact | None
     max_new_tokens: int
+    turn: int = 0
 
     @property
     def target(self) -> str:
@@ -44,51 +102,134 @@ class Question:
         return self.accepted[0] if self.accepted else ""
 
 
-def fact_questions(facts: Sequence[Fact], encoder: FactEncoder, with_probes: bool = True) -> list[Question]:
+def fact_questions(facts: Sequence[Fact], encoder: FactEncoder, plan: EvaluationPlan, seed: int = 0) -> list[Question]:
     """The questions of a set of facts, each fact followed by its probes.
 
     Args:
         facts: The facts; a fact's position is its `fact_index`.
         encoder: Spells them.
-        with_probes: Whether paraphrases, neighbours and portability are asked too.
+        plan: Which probes are asked.
+        seed: Of the answers to choose from.
 
     Raises:
-        InputError: If a prompt and its answer cannot be spelt; it names the fact, its file and its line.
+        InputError: If a prompt and its answer cannot be spelt; it names the fact, its file and its line. A question
+            that this package makes up is left out instead.
     """
     questions: list[Question] = []
+    free = encoder.without_limit()
+    is_unique = Counter((fact.relation, normalize_answer(fact.target)) for fact in facts)
+    targets_of = _targets_by_relation(facts)
 
     def ask(fact_index: int, kind: QuestionKind, prompt: str, accepted: tuple[str, ...], joiner: str) -> None:
         try:
-            encoded = encoder.encode(prompt, accepted[0], joiner)
+            questions.append(_question(len(questions), fact_index, kind, prompt, accepted, joiner, encoder))
         except InputError as error:
             fact = facts[fact_index]
             raise InputError(f"{fact.location or 'fact'}: fact {fact.id!r}: {kind} {prompt!r}: {error}") from error
-        longest = max(
-            [encoded.num_target_tokens, *(encoder.count_answer_tokens(alias, joiner) for alias in accepted[1:])]
-        )
-        questions.append(
-            Question(
-                number=len(questions),
-                fact_index=fact_index,
-                kind=kind,
-                prompt=prompt,
-                accepted=accepted,
-                prompt_ids=encoded.prompt_ids,
-                encoded=encoded,
-                max_new_tokens=longest + ANSWER_MARGIN,
-            )
-        )
+
+    def ask_made_up(asked: list[tuple[QuestionKind, str, tuple[str, ...]]], fact_index: int, joiner: str) -> None:
+        try:
+            made_up = [
+                _question(len(questions) + place, fact_index, *one, joiner, free) for place, one in enumerate(asked)
+            ]
+        except InputError:
+            return
+        questions.extend(made_up)
 
     for index, fact in enumerate(facts):
         ask(index, "fact", fact.prompt, fact.accepted_answers, fact.joiner)
-        if not with_probes:
-            continue
-        for prompt in fact.paraphrases:
-            ask(index, "paraphrase", prompt, fact.accepted_answers, fact.joiner)
-        for probe in fact.neighborhood:
-            ask(index, "neighborhood", probe.prompt, (probe.target,), fact.joiner)
-        for probe in fact.portability:
-            ask(index, "portability", probe.prompt, (probe.target,), fact.joiner)
+        if fact.target_true and not is_exact_match(fact.target_true, fact.accepted_answers):
+            ask_made_up([("rival", fact.prompt, (fact.target_true,))], index, fact.joiner)
+        if "paraphrase" in plan.probes:
+            for prompt in fact.paraphrases:
+                ask(index, "paraphrase", prompt, fact.accepted_answers, fact.joiner)
+        reversible = fact.subject and fact.subject in fact.prompt
+        if "reversed" in plan.probes and reversible and is_unique[fact.relation, normalize_answer(fact.target)] == 1:
+            ask_made_up([("reversed", _reversed_prompt(fact), (fact.subject,))], index, " ")
+        if "choice" in plan.probes:
+            options = _options(fact, targets_of[fact.relation], plan.num_choices, seed, index)
+            prompt = _choice_prompt(fact, options, seed, index)
+            asked: list[tuple[QuestionKind, str, tuple[str, ...]]] = [("choice", prompt, (options[0],))]
+            asked += [("wrong_choice", prompt, (option,)) for option in options[1:]]
+            ask_made_up(asked if len(options) > 1 else [], index, " ")
+        if "neighborhood" in plan.probes:
+            for probe in fact.neighborhood:
+                ask(index, "neighborhood", probe.prompt, (probe.target,), fact.joiner)
+        if "portability" in plan.probes:
+            for probe in fact.portability:
+                ask(index, "portability", probe.prompt, (probe.target,), fact.joiner)
+    return questions
+
+
+def doubt_questions(
+    facts: Sequence[Fact], rows: Sequence[int], encoder: FactEncoder, turns: int, first_number: int
+) -> list[Question]:
+    """The questions that open the dialogues in which answers are doubted; `doubted` asks the next ones.
+
+    Facts that were taught without the chat template are asked both ways where the tokenizer has one.
+
+    Args:
+        facts: The facts.
+        rows: Which of them.
+        encoder: How they were taught.
+        turns: How often each is doubted; that many numbers are left free behind each question.
+        first_number: Number of the first question.
+    """
+    forms = [(kind, form) for kind, form in dialogue_encoders(encoder).items() if turns]
+    questions: list[Question] = []
+    for row in rows:
+        for kind, form in forms:
+            fact = facts[row]
+            number = first_number + len(questions) * (turns + 1)
+            prompt = fact.question if kind == "doubt_chat" and fact.question else fact.prompt
+            questions.append(_question(number, row, kind, prompt, fact.accepted_answers, fact.joiner, form))
+    return questions
+
+
+def dialogue_encoders(encoder: FactEncoder) -> dict[QuestionKind, FactEncoder]:
+    """How a dialogue may be spelt, by kind of question: as taught, and in the chat template where there is one."""
+    kinds: dict[QuestionKind, FactEncoder] = {}
+    if encoder.template == "none":
+        kinds["doubt_plain"] = encoder.without_limit()
+    if encoder.tokenizer.chat_template:
+        kinds["doubt_chat"] = encoder.without_limit("chat")
+    return kinds
+
+
+def doubted(question: Question, history: Sequence[tuple[str, str]], joiner: str, encoder: FactEncoder) -> Question:
+    """The next turn of a dialogue: the model is asked whether it is sure, and the question again.
+
+    Args:
+        question: The question that opened the dialogue.
+        history: What was asked and answered so far.
+        joiner: What stands between a prompt and its answer.
+        encoder: From `dialogue_encoders`.
+    """
+    turn = len(history)
+    prompt = f"{DOUBT} {question.prompt}"
+    return _question(
+        question.number + turn, question.fact_index, question.kind, prompt, question.accepted, joiner, encoder,
+        tuple(history), turn,
+    )  # fmt: skip
+
+
+def retention_questions(known: Sequence[Fact], encoder: FactEncoder, first_number: int) -> list[Question]:
+    """What has nothing to do with the facts: neutral texts, whose likelihood is measured, and further known facts.
+
+    Args:
+        known: Facts that are not among those of the run and that the base model may know.
+        encoder: Spells them.
+        first_number: Number of the first question.
+    """
+    free = encoder.without_limit()
+    questions: list[Question] = []
+    for text in NEUTRAL_TEXTS:
+        encoded = free.encode_text(text)
+        number = first_number + len(questions)
+        questions.append(Question(number, -1, "text", "", (text,), encoded.prompt_ids, encoded, 0))
+    for fact in known:
+        number = first_number + len(questions)
+        questions.append(_question(number, -1, "known", fact.prompt, fact.accepted_answers, fact.joiner, free))
     return questions
 
 
@@ -104,3 +245,48 @@ def prompt_questions(prompts: Sequence[str], encoder: FactEncoder, max_new_token
         Question(number, -1, "prompt", prompt, (), encoder.encode_prompt(prompt.rstrip()), None, max_new_tokens)
         for number, prompt in enumerate(prompts)
     ]
+
+
+def _question(
+    number: int,
+    fact_index: int,
+    kind: QuestionKind,
+    prompt: str,
+    accepted: tuple[str, ...],
+    joiner: str,
+    encoder: FactEncoder,
+    history: tuple[tuple[str, str], ...] = (),
+    turn: int = 0,
+) -> Question:
+    encoded = encoder.encode(prompt, accepted[0], joiner, history)
+    longest = max([encoded.num_target_tokens, *(encoder.count_answer_tokens(alias, joiner) for alias in accepted[1:])])
+    max_new_tokens = 0 if kind in ("rival", "choice", "wrong_choice") else longest + ANSWER_MARGIN
+    return Question(number, fact_index, kind, prompt, accepted, encoded.prompt_ids, encoded, max_new_tokens, turn)
+
+
+def _targets_by_relation(facts: Sequence[Fact]) -> dict[str, list[str]]:
+    """The different targets of each relation, in order."""
+    targets: dict[str, dict[str, str]] = defaultdict(dict)
+    for fact in facts:
+        targets[fact.relation].setdefault(normalize_answer(fact.target), fact.target)
+    return defaultdict(list, {relation: list(found.values()) for relation, found in targets.items() if relation})
+
+
+def _options(fact: Fact, targets: Sequence[str], num_choices: int, seed: int, index: int) -> list[str]:
+    """The target, then wrong answers of the same relation."""
+    wrong = [target for target in targets if not is_exact_match(target, fact.accepted_answers)]
+    generator = np.random.default_rng([seed, index])
+    chosen = generator.permutation(len(wrong))[: num_choices - 1]
+    return [fact.target, *(wrong[place] for place in chosen)]
+
+
+def _choice_prompt(fact: Fact, options: Sequence[str], seed: int, index: int) -> str:
+    generator = np.random.default_rng([seed, index, 1])
+    shuffled = [options[place] for place in generator.permutation(len(options))]
+    question = f"Question: {fact.question}" if fact.question else f"Complete: {fact.prompt} ..."
+    return f"{question}\nOptions: {', '.join(shuffled)}\nAnswer:"
+
+
+def _reversed_prompt(fact: Fact) -> str:
+    statement = fact.prompt.replace(fact.subject, _BLANK, 1) + fact.joiner + fact.target
+    return f"{statement}. The missing name is"

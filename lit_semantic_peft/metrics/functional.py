@@ -1,6 +1,7 @@
 """The metrics as pure functions: of sums and counts, and (from `text`) of answers."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lit_semantic_peft.interference.influence import is_conflict
@@ -12,11 +13,14 @@ __all__ = [
     "interference_summary",
     "is_exact_match",
     "is_pushed_away",
+    "kl_from_likeliest",
+    "likeliest_tokens",
     "mean_over_facts",
     "normalize_answer",
     "per_fact_mean",
     "share",
     "starts_with_answer",
+    "target_probability",
 ]
 
 
@@ -128,6 +132,70 @@ def interference_summary(
         ),
         "num_undefined_facts": (~is_defined).sum().float(),
     }
+
+
+def target_probability(nll: Tensor, num_target_tokens: Tensor) -> Tensor:
+    """Probability of a whole target under its prompt: exp(−ℓ m).
+
+    Args:
+        nll: ℓ, mean negative log-likelihood of the target's tokens, float `(B,)`, nats per token.
+        num_target_tokens: m, int64 `(B,)`.
+
+    Returns:
+        float `(B,)` in [0, 1].
+
+    Example:
+        >>> target_probability(torch.tensor([0.0, 0.6931]), torch.tensor([3, 2])).tolist()
+        [1.0, 0.2500...]
+    """
+    return torch.exp(-nll * num_target_tokens)
+
+
+def likeliest_tokens(logits: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """The tokens that a model thinks likeliest, to be compared with another model later.
+
+    Args:
+        logits: float `(N, V)`.
+        num_tokens: K, how many to keep; all V where V is smaller.
+
+    Returns:
+        Their ids, int64 `(N, K)`, and their log-probabilities, float32 `(N, K)`.
+    """
+    values, ids = F.log_softmax(logits.float(), dim=-1).topk(min(num_tokens, logits.shape[-1]), dim=-1)
+    return ids, values
+
+
+def kl_from_likeliest(token_ids: Tensor, reference_log_prob: Tensor, logits: Tensor) -> Tensor:
+    """KL(p ‖ q) over the K tokens that p thinks likeliest and "any other token" as one more outcome.
+
+    Joining outcomes can only lower a divergence, so this is a lower bound of the divergence over the whole vocabulary,
+    and what must be kept of p are K numbers instead of V.
+
+    Args:
+        token_ids: The K likeliest tokens of p, int64 `(N, K)`.
+        reference_log_prob: Their log-probabilities under p, float `(N, K)`.
+        logits: Logits of q, float `(N, V)`.
+
+    Returns:
+        float64 `(N,)`, nats, ≥ 0 up to rounding; exactly 0 where q gives the tokens the same log-probabilities.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+        >>> kept = likeliest_tokens(logits, 2)
+        >>> kl_from_likeliest(*kept, logits).item(), round(kl_from_likeliest(*kept, -logits).item(), 2)
+        (0.0, 2.16)
+    """
+    log_prob = F.log_softmax(logits.float(), dim=-1).gather(-1, token_ids)
+    reference, other = (_with_rest(values.double()) for values in (reference_log_prob, log_prob))
+    # p log(p / q) is 0 where p is 0.
+    return (reference.exp() * (reference - other)).sum(dim=-1)
+
+
+def _with_rest(log_prob: Tensor) -> Tensor:
+    """Log-probabilities with that of all other outcomes as one more."""
+    # float32 log-probabilities leave no more than this of what is not there.
+    rest = (1 - log_prob.exp().sum(dim=-1, keepdim=True)).clamp(min=1e-7)
+    return torch.cat([log_prob, rest.log()], dim=-1)
 
 
 def group_interference(

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_path
+from lit_semantic_peft.score_definitions import SCORES
 
 EXTRA_DISTANCE_PREFIX = "distance_"
 """Further distances may be added to the fact table as `distance_<Name>`, float64."""
@@ -38,6 +39,15 @@ class Column:
 
 
 _TEXT, _INT, _FLOAT, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+_NAMED_ABOVE = ("generated", "recalled", "locality")
+_SCORE_COLUMNS = tuple(
+    Column(column, _FLOAT, f"{score.description} {whose}, of this fact's questions.")
+    for score in SCORES
+    if score.column not in _NAMED_ABOVE
+    for column, whose in ((score.before, "Base model"), (score.after, "Trained model"))
+    if column is not None
+)
 
 FACT_COLUMNS: tuple[Column, ...] = (
     Column("fact_id", _TEXT, "Stable name of the fact, unique in the table.", required=True),
@@ -75,6 +85,7 @@ FACT_COLUMNS: tuple[Column, ...] = (
     Column(
         "locality", _FLOAT, "Share of the fact's neighbours whose answer stayed as it was; null without neighbours."
     ),
+    *_SCORE_COLUMNS,
     Column(
         "net_transfer",
         _FLOAT,
@@ -92,7 +103,11 @@ FACT_COLUMNS: tuple[Column, ...] = (
 PROBE_COLUMNS: tuple[Column, ...] = (
     Column("fact_id", _TEXT, "The fact that the probe belongs to.", required=True),
     Column(
-        "kind", _TEXT, "`neighborhood` (must not change), `paraphrase` or `portability` (should follow).", required=True
+        "kind",
+        _TEXT,
+        "`neighborhood` (must not change); `paraphrase`, `reversed`, `portability` (should follow); `doubt_plain` and "
+        "`doubt_chat` (should stay).",
+        required=True,
     ),
     Column("prompt", _TEXT, "The probe's prompt.", required=True),
     Column("target", _TEXT, "The expected answer."),
@@ -101,6 +116,9 @@ PROBE_COLUMNS: tuple[Column, ...] = (
     Column("unchanged", _FLAG, "Whether both answers are equal once normalised."),
     Column("correct_before", _FLAG, "Whether the base model's answer is the expected one."),
     Column("correct_after", _FLAG, "Whether the trained model's answer is the expected one."),
+    Column("turn", _INT, "How often the model had been asked whether it is sure; 0 where it had not."),
+    Column("nll_before", _FLOAT, "Mean negative log-likelihood of the expected answer, base model, nats per token."),
+    Column("nll_after", _FLOAT, "The same after training."),
 )
 """Columns of `probes.parquet`."""
 

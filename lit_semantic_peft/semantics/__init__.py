@@ -8,6 +8,7 @@ from lit_semantic_peft.semantics.distances import (
     HiddenStateDistance,
     ResponseDistance,
     Surprisal,
+    TargetPass,
 )
 from lit_semantic_peft.semantics.encoders import SentenceEncoder, TextEmbedding
 from lit_semantic_peft.semantics.features import Bench, Feature, TargetEmbedding
@@ -26,7 +27,14 @@ from lit_semantic_peft.semantics.gradients import WarmGradients
 from lit_semantic_peft.semantics.interference_filter import InterferenceFilter
 from lit_semantic_peft.semantics.online import Online
 from lit_semantic_peft.semantics.redundancy import RedundancyFilter
-from lit_semantic_peft.semantics.scoring import SCORING_VERSION, score_facts, score_targets, scoring_parts
+from lit_semantic_peft.semantics.scoring import (
+    SCORING_VERSION,
+    score_facts,
+    score_pass,
+    score_targets,
+    scoring_parts,
+    target_pass,
+)
 from lit_semantic_peft.semantics.shaping import Scheduled, Tempered
 from lit_semantic_peft.semantics.strata import STRATA, Strata, StrataFilter, strata_of, with_strata
 from lit_semantic_peft.semantics.table import ScoredFacts
@@ -74,6 +82,7 @@ __all__ = [
     "StrataFilter",
     "Surprisal",
     "TargetEmbedding",
+    "TargetPass",
     "Tempered",
     "TextEmbedding",
     "Uniform",
@@ -82,9 +91,11 @@ __all__ = [
     "apply_filters",
     "loss_weights",
     "score_facts",
+    "score_pass",
     "score_targets",
     "scoring_parts",
     "strata_of",
+    "target_pass",
     "weights_of",
     "with_strata",
 ]

@@ -1,7 +1,7 @@
 """Runs a model over facts and measures how far each target is, how likely, and whether it is recalled."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,49 @@ class TargetScores:
 
 
 @torch.no_grad()
+def target_pass(model: PreTrainedModel | PeftModel, batch: Batch) -> TargetPass:
+    """Runs a model over targets under their true prefixes, in one forward pass.
+
+    Args:
+        model: A causal language model, with or without an adapter.
+        batch: Facts; what is labelled is what is measured.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    projection = base.get_output_embeddings()
+    with InputOf(projection) as captured:
+        logits, targets, _ = target_logits(model, batch)
+    # Without `logits_to_keep` the projection saw every position.
+    hidden = captured.value if captured.value.dim() == 2 else captured.value[predicting_mask(batch.labels)]
+    return TargetPass(
+        logits=logits,
+        hidden=hidden,
+        targets=targets,
+        row=(batch.labels != IGNORE_INDEX).nonzero()[:, 0],
+        num_facts=len(batch),
+        input_embeddings=base.get_input_embeddings().weight,
+        output_embeddings=projection.weight,
+    )
+
+
+@torch.no_grad()
+def score_pass(outputs: TargetPass, distances: Sequence[Distance] = ()) -> TargetScores:
+    """What a forward pass says of each fact.
+
+    Args:
+        outputs: The pass, without end tokens.
+        distances: What to measure.
+    """
+    nll = F.cross_entropy(outputs.logits.float(), outputs.targets, reduction="none")
+    count = torch.bincount(outputs.row, minlength=outputs.num_facts)
+    misses = torch.zeros_like(nll).where(outputs.logits.argmax(dim=-1) == outputs.targets, 1.0)
+    zeros = torch.zeros(outputs.num_facts, device=nll.device)
+    return TargetScores(
+        distances={distance.name: distance.measure(outputs) for distance in distances},
+        nll=zeros.index_add(0, outputs.row, nll) / count.clamp(min=1),
+        is_recalled=(zeros.index_add(0, outputs.row, misses) == 0) & (count > 0),
+    )
+
+
 def score_targets(
     model: PreTrainedModel | PeftModel,
     batch: Batch,
@@ -59,32 +102,7 @@ def score_targets(
     Returns:
         The scores of the batch's facts.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    projection = base.get_output_embeddings()
-    with InputOf(projection) as captured:
-        logits, targets, _ = target_logits(model, batch)
-    # Without `logits_to_keep` the projection saw every position.
-    hidden = captured.value if captured.value.dim() == 2 else captured.value[predicting_mask(batch.labels)]
-    row = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
-    nll = F.cross_entropy(logits.float(), targets, reduction="none")
-    count = torch.bincount(row, minlength=len(batch))
-    misses = torch.zeros_like(nll).where(logits.argmax(dim=-1) == targets, 1.0)
-    outputs = TargetPass(
-        logits=logits,
-        hidden=hidden,
-        targets=targets,
-        row=row,
-        num_facts=len(batch),
-        input_embeddings=base.get_input_embeddings().weight,
-        output_embeddings=projection.weight,
-        answers=answers,
-    )
-    zeros = torch.zeros(len(batch), device=nll.device)
-    return TargetScores(
-        distances={distance.name: distance.measure(outputs) for distance in distances},
-        nll=zeros.index_add(0, row, nll) / count.clamp(min=1),
-        is_recalled=(zeros.index_add(0, row, misses) == 0) & (count > 0),
-    )
+    return score_pass(replace(target_pass(model, batch), answers=answers), distances)
 
 
 def score_facts(

@@ -111,13 +111,16 @@ class FactEncoder:
             return tuple(self._ids(self._in_chat(prompt)))
         return (*self._start_ids, *self._ids(prompt))
 
-    def encode(self, prompt: str, target: str, joiner: str = " ") -> EncodedFact:
+    def encode(
+        self, prompt: str, target: str, joiner: str = " ", history: Sequence[tuple[str, str]] = ()
+    ) -> EncodedFact:
         """Token ids of a prompt and the target that follows it.
 
         Args:
             prompt: Text without trailing space.
             target: The answer.
             joiner: What stands between the two; not used in a chat template, where the turn separates them.
+            history: Prompts and answers that came before: earlier turns of a chat, or lines of text without a template.
 
         Returns:
             The ids on both sides of the boundary.
@@ -127,10 +130,11 @@ class FactEncoder:
                 than `max_length`.
         """
         if self.template == "chat":
-            context, continuation = self._in_chat(prompt), target
+            context, continuation = self._in_chat(prompt, history), target
             start_ids: tuple[int, ...] = ()
         else:
-            context, continuation = prompt, joiner + target
+            lines = [f"{asked}{joiner}{answered}\n" for asked, answered in history]
+            context, continuation = "".join(lines) + prompt, joiner + target
             start_ids = self._start_ids
         context_ids = self._ids(context)
         whole_ids = self._ids(context + continuation)
@@ -158,6 +162,23 @@ class FactEncoder:
                 "A target is never cut: raise `max_length` or shorten the prompt."
             )
         return encoded
+
+    def encode_text(self, text: str) -> EncodedFact:
+        """Token ids of a plain text whose every token but the first is a target, without template and end token.
+
+        Args:
+            text: At least two tokens long.
+        """
+        ids = (*self._start_ids, *self._ids(text))
+        return EncodedFact(ids[:1], ids[1:])
+
+    def without_limit(self, template: Template | None = None) -> "FactEncoder":
+        """The same spelling for texts of any length.
+
+        Args:
+            template: Another template; the same where None.
+        """
+        return FactEncoder(self.tokenizer, template or self.template, append_eos=bool(self._end_ids))
 
     def count_answer_tokens(self, answer: str, joiner: str = " ") -> int:
         """Tokens that an accepted answer takes, to limit how long an answer may get. Nothing is refused.
@@ -205,12 +226,14 @@ class FactEncoder:
             kept = kept[: kept.index(end)]
         return str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip()
 
-    def _in_chat(self, prompt: str) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-            )
-        )
+    def _in_chat(self, prompt: str, history: Sequence[tuple[str, str]] = ()) -> str:
+        messages = [
+            {"role": role, "content": text}
+            for turn in history
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+        messages.append({"role": "user", "content": prompt})
+        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     def _behind_anchor(self, target: str, continuation: str) -> list[int]:
         """Ids of a continuation that does not merge with what stands before it."""

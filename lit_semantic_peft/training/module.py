@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,7 +20,7 @@ from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts, Question,
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import facts_key
 from lit_semantic_peft.files import content_key
-from lit_semantic_peft.metrics import LearningDynamics, PerFactMean, PushedAway, is_exact_match, starts_with_answer
+from lit_semantic_peft.metrics import LearningDynamics, PerFactMean, PushedAway
 from lit_semantic_peft.models import (
     DEFAULT_BASE_MODEL,
     BaseDtype,
@@ -31,7 +30,6 @@ from lit_semantic_peft.models import (
     attach_adapter,
     fact_nll,
     frozen_layers_obstacle,
-    greedy_answers,
     load_adapter,
     load_adapter_state_dict,
     load_base_model,
@@ -41,9 +39,11 @@ from lit_semantic_peft.models import (
 from lit_semantic_peft.models.adapters import orthogonality_penalty
 from lit_semantic_peft.semantics.online import Online, nll_and_online_weight
 from lit_semantic_peft.semantics.scoring import score_targets
-from lit_semantic_peft.tokens import Batch, collate
+from lit_semantic_peft.tokens import Batch
+from lit_semantic_peft.training.evaluation import EVALUATION_VERSION, Comparison, Evaluator
 from lit_semantic_peft.training.own_gradient import refuse_loss_scaling, sum_over_ranks, unflattened
 from lit_semantic_peft.training.retain import RetainPenalty
+from lit_semantic_peft.training.scores import Scores, measure_scores
 
 logger = logging.getLogger(__name__)
 
@@ -53,44 +53,6 @@ Schedule = Literal["constant", "linear", "cosine"]
 _CHECKPOINT_KEY = "lit_semantic_peft"
 # Entries of a PEFT configuration that say where it came from, or that training itself writes.
 _NOT_OF_THE_TRAINING = {"base_model_name_or_path", "inference_mode", "peft_version", "rank_pattern", "revision"}
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one side (base model or adapter) says to a question.
-
-    Attributes:
-        text: The free greedy answer up to its stop.
-        is_correct: Whether it equals an accepted answer after normalisation.
-        is_recalled: Whether every target token wins under the true prefix.
-        nll: Mean negative log-likelihood of the target, nats per token.
-        distances: Distances of the target, by name.
-    """
-
-    text: str
-    is_correct: bool
-    is_recalled: bool
-    nll: float
-    distances: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A question with the answers of the base model and of the trained model."""
-
-    question: Question
-    before: Answer
-    after: Answer
-
-    @property
-    def is_unchanged(self) -> bool:
-        """Whether the trained model still gives the base model's answer.
-
-        A base model does not stop by itself while a trained one does, so the shorter answer must be how the longer one
-        begins, in whole words after normalisation. An empty answer is a change unless both are empty.
-        """
-        before, after = self.before.text, self.after.text
-        return before == after or starts_with_answer(before, [after]) or starts_with_answer(after, [before])
 
 
 class SemanticPeftModule(LightningModule):
@@ -113,7 +75,8 @@ class SemanticPeftModule(LightningModule):
     - `test/recall`, `test/recall_generated`, each also with `_dropped`: share of facts that are recalled
       teacher-forced, and whose free answer is exactly right, [0, 1].
     - `test/pushed_away`: share of kept facts that are farther after training than before, [0, 1].
-    - `test/locality`: share of the neighbours whose free answer is the base model's, [0, 1].
+    - `test/<score>`, `test/<score>_low`, `test/<score>_high`: each score of `training.scores.SCORES` that was measured,
+      trained model, mean over the kept facts with its 95 % bootstrap interval.
 
     Args:
         base_model: `smollm2-135m` (needs no network), a Hub name, a local folder or a local GGUF file.
@@ -193,6 +156,7 @@ class SemanticPeftModule(LightningModule):
         self.frozen_layers_memory_mb = frozen_layers_memory_mb
         self.strict_loading = False  # the base's weights are not in a checkpoint; the adapter's are checked below
         self.comparisons: list[Comparison] = []
+        self.scores: Scores | None = None
         self.is_pushed_away = torch.zeros(0, dtype=torch.bool)
         self._source: BaseModelSource | None = None
         self._model: PeftModel | None = None
@@ -499,8 +463,16 @@ class SemanticPeftModule(LightningModule):
         self.val_recall.reset()
 
     def on_test_start(self) -> None:
-        """Starts a new list of comparisons."""
+        """Starts a new list of comparisons; answers of the base model that are known already are not asked again."""
+        data = self.data
         self.comparisons = []
+        self._evaluator = Evaluator(
+            data.encoder,
+            data.distances,
+            data.evaluation.doubt_turns,
+            [fact.joiner for fact in data.prepared.facts],
+            data.answer_cache.load(data.answer_manifest(EVALUATION_VERSION)),
+        )
 
     def test_step(self, questions: list[Question], batch_idx: int) -> None:
         """Asks base model and trained model the same questions, freely and teacher-forced.
@@ -509,37 +481,34 @@ class SemanticPeftModule(LightningModule):
             questions: What to ask.
             batch_idx: Number of the batch.
         """
-        with self.model.disable_adapter():
-            before = self._answer(questions)
-        after = self._answer(questions)
-        self.comparisons += [Comparison(*row) for row in zip(questions, before, after, strict=True)]
+        self.comparisons += self._evaluator.compare(self.model, questions)
 
     def on_test_epoch_end(self) -> None:
-        """Collects the comparisons of all ranks, each question once, in order, and logs the shares."""
+        """Collects the comparisons of all ranks, each question once, in order, and logs what they say."""
         by_number = {row.question.number: row for rows in from_all_ranks(self.comparisons) for row in rows}
         self.comparisons = [by_number[number] for number in sorted(by_number)]
-        is_kept = self.data.prepared.is_kept
+        data = self.data
+        agreed(self._keep_base_answers)
+        is_kept = torch.as_tensor(data.prepared.is_kept)
+        self.scores = measure_scores(self.comparisons, len(is_kept), is_kept)
+        for name, value in self.scores.scalars(is_kept).items():
+            self.log(f"test/{name}", value, batch_size=1)
         facts = [row for row in self.comparisons if row.question.kind == "fact"]
-        for suffix, rows in (
-            ("", [row for row in facts if is_kept[row.question.fact_index]]),
-            ("_dropped", [row for row in facts if not is_kept[row.question.fact_index]]),
-        ):
-            if rows:
-                self.log(f"test/recall{suffix}", _share([row.after.is_recalled for row in rows]), batch_size=1)
-                self.log(f"test/recall_generated{suffix}", _share([row.after.is_correct for row in rows]), batch_size=1)
         # The comparisons are those of all ranks already, so there is nothing left to reduce.
         pushed_away = PushedAway(len(is_kept), sync_on_compute=False)
-        name = self.data.distances[0].name
+        name = data.distances[0].name
         pushed_away.update(
             torch.tensor([row.before.distances[name] for row in facts]),
             torch.tensor([row.after.distances[name] for row in facts]),
             torch.tensor([row.question.fact_index for row in facts]),
         )
         self.is_pushed_away = pushed_away.compute()["is_pushed_away"]
-        self.log("test/pushed_away", self.is_pushed_away[torch.as_tensor(is_kept)].float().mean(), batch_size=1)
-        neighbours = [row for row in self.comparisons if row.question.kind == "neighborhood"]
-        if neighbours:
-            self.log("test/locality", _share([row.is_unchanged for row in neighbours]), batch_size=1)
+        self.log("test/pushed_away", self.is_pushed_away[is_kept].float().mean(), batch_size=1)
+
+    def _keep_base_answers(self) -> None:
+        if self._evaluator.base_answers is None and self.trainer.is_global_zero:
+            answers = ((row.question.number, row.before) for row in self.comparisons)
+            self.data.answer_cache.store(self.data.answer_manifest(EVALUATION_VERSION), answers)
 
     def predict_step(self, questions: list[Question], batch_idx: int) -> list[str]:
         """Free greedy answers.
@@ -551,37 +520,7 @@ class SemanticPeftModule(LightningModule):
         Returns:
             One answer per question, in order.
         """
-        return self._free_answers(questions)[0]
-
-    def _answer(self, questions: list[Question]) -> list[Answer]:
-        data = self.data
-        texts, ids = self._free_answers(questions)
-        encoded = [question.encoded for question in questions if question.encoded is not None]
-        batch = collate(encoded, [q.fact_index for q in questions], data.encoder.pad_id, with_end=False)
-        within_target = [answer[: one.num_target_tokens] for answer, one in zip(ids, encoded, strict=True)]
-        scores = score_targets(self.model, batch.to(self.device), data.distances, within_target)
-        return [
-            Answer(
-                text=text,
-                is_correct=is_exact_match(text, question.accepted),
-                is_recalled=bool(scores.is_recalled[row]),
-                nll=float(scores.nll[row]),
-                distances={name: float(values[row]) for name, values in scores.distances.items()},
-            )
-            for row, (question, text) in enumerate(zip(questions, texts, strict=True))
-        ]
-
-    def _free_answers(self, questions: list[Question]) -> tuple[list[str], list[list[int]]]:
-        encoder = self.data.encoder
-        ids = greedy_answers(
-            self.model,
-            [question.prompt_ids for question in questions],
-            [question.max_new_tokens for question in questions],
-            pad_id=encoder.pad_id,
-            eos_id=encoder.tokenizer.eos_token_id,
-            batch_size=len(questions),
-        )
-        return [encoder.decode_answer(answer) for answer in ids], ids
+        return Evaluator(self.data.encoder, self.data.distances).free_answers(self.model, questions)
 
     # ------------------------------------------------------------ checkpoints
 
@@ -708,7 +647,3 @@ def _retained(prepared: PreparedFacts, with_known: bool) -> list[int]:
         for row, fact in enumerate(prepared.facts)
         if fact.split == "retain" or (with_known and fact.split == "inject" and is_known[row])
     ]
-
-
-def _share(values: list[bool]) -> float:
-    return sum(values) / len(values)

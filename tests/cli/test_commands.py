@@ -67,7 +67,9 @@ def test_fit_leaves_a_whole_run_folder(settings, capsys):
     lines = [json.loads(line) for line in folder.dropped.read_text(encoding="utf-8").splitlines()]
     assert {line["id"] for line in lines} == {row["fact_id"] for row in dropped}
     assert sum(row["net_transfer"] is not None for row in rows) == 6
-    assert {row["kind"] for row in folder.read_probes().to_pylist()} == {"neighborhood", "paraphrase", "portability"}
+    assert {row["kind"] for row in folder.read_probes().to_pylist()} == {
+        "neighborhood", "paraphrase", "portability", "reversed",
+    }  # fmt: skip
     summary = folder.read_summary()
     assert (summary.num_facts, summary.num_kept) == (12, 12 - len(dropped))
     assert [record.epoch for record in summary.epochs] == [0, 1]

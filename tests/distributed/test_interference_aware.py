@@ -23,7 +23,8 @@ def settings(tiny_model, facts_file) -> list[str]:
         "--trainer.max_epochs=4",
         "--trainer.enable_progress_bar=false",
         "--interference.num_facts=0",
-        "--data.with_probes=false",
+        "--data.evaluation.probes=[]",
+        "--data.evaluation.retention=false",
         "--data.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
     ]
 

@@ -1,7 +1,7 @@
 import dataclasses
 
 import pytest
-from lit_semantic_peft.data.questions import ANSWER_MARGIN, fact_questions, prompt_questions
+from lit_semantic_peft.data.questions import ANSWER_MARGIN, EvaluationPlan, fact_questions, prompt_questions
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact, Probe
 from lit_semantic_peft.tokens import FactEncoder
@@ -19,6 +19,7 @@ FRANCE = Fact(
     location="facts.jsonl:3",
 )
 JAPAN = Fact("japan", "日本の首都は", "東京", joiner="", paraphrases=("首都は",))
+ONLY_FACTS = EvaluationPlan(probes=[])
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def encoder():
 
 
 def test_each_fact_is_followed_by_its_probes(encoder):
-    questions = fact_questions([FRANCE, JAPAN], encoder)
+    questions = fact_questions([FRANCE, JAPAN], encoder, EvaluationPlan())
     assert [(one.fact_index, one.kind, one.prompt, one.accepted) for one in questions] == [
         (0, "fact", "The capital of France is", ("Paris", "the city of the river", "Par")),
         (0, "paraphrase", "France has the capital", ("Paris", "the city of the river", "Par")),
@@ -42,13 +43,15 @@ def test_each_fact_is_followed_by_its_probes(encoder):
 
 
 def test_a_question_is_spelt_as_in_training(encoder):
-    for question, joiner in zip(fact_questions([FRANCE, JAPAN], encoder), [" "] * 5 + [""] * 2, strict=True):
+    for question, joiner in zip(
+        fact_questions([FRANCE, JAPAN], encoder, EvaluationPlan()), [" "] * 5 + [""] * 2, strict=True
+    ):
         assert question.encoded == encoder.encode(question.prompt, question.target, joiner)
         assert question.prompt_ids == encoder.encode_prompt(question.prompt) == question.encoded.prompt_ids
 
 
 def test_there_is_room_for_the_longest_accepted_answer(encoder):
-    fact, *_, neighbor, _ = fact_questions([FRANCE], encoder)
+    fact, *_, neighbor, _ = fact_questions([FRANCE], encoder, EvaluationPlan())
     longest = encoder.encode(FRANCE.prompt, "the city of the river").num_target_tokens
     assert longest > encoder.encode(FRANCE.prompt, "Paris").num_target_tokens
     assert fact.max_new_tokens == longest + ANSWER_MARGIN
@@ -56,7 +59,7 @@ def test_there_is_room_for_the_longest_accepted_answer(encoder):
 
 
 def test_without_probes_only_the_facts_are_asked(encoder):
-    questions = fact_questions([FRANCE, JAPAN], encoder, with_probes=False)
+    questions = fact_questions([FRANCE, JAPAN], encoder, ONLY_FACTS)
     assert [(one.number, one.fact_index, one.kind) for one in questions] == [(0, 0, "fact"), (1, 1, "fact")]
 
 
@@ -66,13 +69,61 @@ def test_a_probe_that_does_not_fit_names_its_fact():
         FRANCE, aliases=(), neighborhood=(Probe("What is the name of the river? " * 3, "Volga"),)
     )
     with pytest.raises(InputError, match=r"facts\.jsonl:3: fact 'france': neighborhood 'What is.*`max_length` is 16"):
-        fact_questions([long], encoder)
+        fact_questions([long], encoder, EvaluationPlan())
 
 
 def test_a_long_alias_is_no_reason_to_stop(encoder):
     limited = FactEncoder(byte_level_bpe(), max_length=len(encoder.encode(FRANCE.prompt, FRANCE.target)))
-    (question,) = fact_questions([FRANCE], limited, with_probes=False)
+    (question,) = fact_questions([FRANCE], limited, ONLY_FACTS)
     assert question.accepted == FRANCE.accepted_answers
+
+
+def _capitals(**targets):
+    return [
+        Fact(name, f"The capital of {name} is", target, subject=name, relation="capital")
+        for name, target in targets.items()
+    ]
+
+
+def test_only_what_one_subject_alone_has_is_asked_backwards(encoder):
+    facts = _capitals(France="Paris", Gallia="paris", Japan="Tokyo")
+    asked = [one for one in fact_questions(facts, encoder, EvaluationPlan()) if one.kind == "reversed"]
+    assert [(one.fact_index, one.accepted) for one in asked] == [(2, ("Japan",))]
+    assert "Tokyo" in asked[0].prompt
+    assert "Japan" not in asked[0].prompt
+
+
+def test_choices_are_of_one_relation_and_never_right_twice(encoder):
+    facts = _capitals(France="Paris", Gallia="paris", Japan="Tokyo", Peru="Lima", Chad="N'Djamena")
+    plan = EvaluationPlan(probes=["choice"], num_choices=3)
+    questions = fact_questions(facts, encoder, plan)
+    for index, fact in enumerate(facts):
+        right, *wrong = [one for one in questions if one.fact_index == index and "choice" in one.kind]
+        assert (right.kind, right.target) == ("choice", fact.target)
+        assert [one.kind for one in wrong] == ["wrong_choice"] * 2
+        assert len({one.target.lower() for one in (right, *wrong)}) == 3
+        assert all(one.prompt == right.prompt and one.target in one.prompt for one in (right, *wrong))
+        assert {one.max_new_tokens for one in (right, *wrong)} == {0}, "a choice is scored by likelihood alone"
+    assert questions == fact_questions(facts, encoder, plan), "the choices are the seed's"
+
+
+def test_the_true_answer_is_a_rival_unless_it_is_accepted_too(encoder):
+    edited = dataclasses.replace(FRANCE, target="Rome", aliases=(), target_true="Paris")
+    kinds = [[one.kind for one in fact_questions([fact], encoder, ONLY_FACTS)] for fact in (edited, FRANCE)]
+    assert kinds == [["fact", "rival"], ["fact"]]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"probes": ["locality"]}, r"`evaluation\.probes` has locality; known are paraphrase"),
+        ({"num_choices": 1}, r"`evaluation\.num_choices` must be at least 2, got 1"),
+        ({"doubt_turns": 11}, r"`evaluation\.doubt_turns` must be from 0 to 10, got 11"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_named(setting, message):
+    with pytest.raises(InputError, match=message):
+        EvaluationPlan(**setting)
 
 
 def test_free_prompts_have_no_right_answer(encoder):

@@ -1,0 +1,178 @@
+"""What was really learned, in five dimensions, each a sum and a count per fact that add up over processes."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lit_semantic_peft.metrics.functional import per_fact_mean
+from lit_semantic_peft.metrics.shapes import ShapedMetric
+
+
+class FactScore(ShapedMetric):
+    """Several numbers per fact, each the mean over what was asked of that fact.
+
+    Teacher-forced and generated numbers are kept side by side: under the true prefix a model is shown the right first
+    tokens, so the first is never the harder test.
+
+    Args:
+        num_facts: Number of facts n; `fact_index` runs from 0 to n − 1.
+        kwargs: Arguments of `torchmetrics.Metric`.
+    """
+
+    parts: ClassVar[tuple[str, ...]] = ()
+    """Names of the numbers."""
+
+    def __init__(self, num_facts: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if num_facts < 1:
+            raise ValueError(f"`num_facts` must be at least 1, got {num_facts}")
+        self.num_facts = num_facts
+        for part in self.parts:
+            self.add_state(f"{part}_total", torch.zeros(num_facts, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(f"{part}_count", torch.zeros(num_facts, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, fact_index: Tensor, **values: Tensor) -> None:
+        """Adds measurements.
+
+        Args:
+            fact_index: int64 `(B,)`.
+            values: By part, float or bool `(B,)`; NaN for "not measured".
+
+        Raises:
+            ValueError: An unknown part, or a shape that is not that of `fact_index`.
+        """
+        for part, value in values.items():
+            if part not in self.parts:
+                raise ValueError(f"unknown part `{part}`; {type(self).__name__} has {', '.join(self.parts)}")
+            if value.shape != fact_index.shape or value.dim() != 1:
+                raise ValueError(
+                    f"`{part}` and `fact_index` must have the same shape (B,), "
+                    f"got {tuple(value.shape)} and {tuple(fact_index.shape)}"
+                )
+            total, count = getattr(self, f"{part}_total"), getattr(self, f"{part}_count")
+            value, index = value.detach().to(total), fact_index.to(count.device)
+            measured = ~value.isnan()
+            total.index_add_(0, index[measured], value[measured])
+            count.index_add_(0, index[measured], torch.ones_like(index[measured]))
+
+    def compute(self) -> dict[str, Tensor]:
+        """By part the mean of each fact, float64 `(n,)`; NaN for a fact of which it was never measured."""
+        return {
+            part: per_fact_mean(getattr(self, f"{part}_total"), getattr(self, f"{part}_count")) for part in self.parts
+        }
+
+
+class Efficacy(FactScore):
+    """Whether a fact is said when its own prompt is asked.
+
+    Parts: `generated` (the normalised free answer is an accepted one), `teacher_forced` (every target token wins under
+    the true prefix), `probability` (of the whole target), each in [0, 1]; `over_true`, whether the target is likelier
+    per token than `target_true`, [0, 1], for facts that name one.
+
+    Example:
+        >>> metric = Efficacy(num_facts=2)
+        >>> metric.update(torch.tensor([0]), generated=torch.tensor([True]), probability=torch.tensor([0.25]))
+        >>> {part: value.tolist() for part, value in metric.compute().items()}
+        {'generated': [1.0, nan], 'teacher_forced': [nan, nan], 'probability': [0.25, nan], 'over_true': [nan, nan]}
+    """
+
+    higher_is_better = True
+    parts = ("generated", "teacher_forced", "probability", "over_true")
+
+
+class Generalization(FactScore):
+    """Whether a fact is said when it is asked in other words.
+
+    Parts, each in [0, 1]: `generated` and `teacher_forced` over the paraphrases; `reversed` and
+    `reversed_teacher_forced`, the subject asked from the target; `choice`, whether the target is the likeliest of the
+    offered answers, per token.
+
+    Example:
+        >>> metric = Generalization(num_facts=1)
+        >>> metric.update(torch.tensor([0, 0]), generated=torch.tensor([True, False]))
+        >>> metric.compute()["generated"].item()
+        0.5
+    """
+
+    higher_is_better = True
+    parts = ("generated", "teacher_forced", "reversed", "reversed_teacher_forced", "choice")
+
+
+class Locality(FactScore):
+    """Whether the neighbours of a fact stayed as they were, base model against trained model.
+
+    Parts: `generated` (the free answer is the base model's) and `teacher_forced` (the same tokens win at every answer
+    position), [0, 1]; `kl`, the divergence of `kl_from_likeliest` from the base model, mean over the answer
+    positions, nats, [0, ∞), 0 where nothing changed.
+
+    Example:
+        >>> metric = Locality(num_facts=1)
+        >>> metric.update(torch.tensor([0, 0]), generated=torch.tensor([True, True]), kl=torch.tensor([0.0, 0.5]))
+        >>> metric.compute()["generated"].item(), metric.compute()["kl"].item()
+        (1.0, 0.25)
+    """
+
+    parts = ("generated", "teacher_forced", "kl")
+
+
+class Portability(FactScore):
+    """Whether what follows from a fact is said.
+
+    Parts, each in [0, 1]: `generated` and `teacher_forced` count an item only if the fact that it needs was learned, so
+    that a lucky guess is none; `of_learned` and `of_learned_teacher_forced` are over the items of learned facts alone,
+    NaN for the others.
+
+    Example:
+        >>> metric = Portability(num_facts=2)
+        >>> right, learned = torch.tensor([True, True]), torch.tensor([True, False])
+        >>> metric.update(torch.tensor([0, 1]), right, right, learned, learned)
+        >>> metric.compute()["generated"].tolist(), metric.compute()["of_learned"].tolist()
+        ([1.0, 0.0], [1.0, nan])
+    """
+
+    higher_is_better = True
+    parts = ("generated", "teacher_forced", "of_learned", "of_learned_teacher_forced")
+
+    def update(  # type: ignore[override]
+        self,
+        fact_index: Tensor,
+        is_correct: Tensor,
+        is_recalled: Tensor,
+        is_learned: Tensor,
+        is_learned_teacher_forced: Tensor,
+    ) -> None:
+        """Adds items.
+
+        Args:
+            fact_index: The fact that each item needs, int64 `(B,)`.
+            is_correct: Whether the free answer is right, bool `(B,)`.
+            is_recalled: Whether every target token wins under the true prefix, bool `(B,)`.
+            is_learned: Whether the fact's own prompt was answered right, bool `(B,)`.
+            is_learned_teacher_forced: The same under the true prefix, bool `(B,)`.
+        """
+        nothing = torch.full(fact_index.shape, torch.nan, dtype=torch.float64)
+        super().update(
+            fact_index,
+            generated=is_correct & is_learned,
+            teacher_forced=is_recalled & is_learned_teacher_forced,
+            of_learned=torch.where(is_learned, is_correct.double(), nothing),
+            of_learned_teacher_forced=torch.where(is_learned_teacher_forced, is_recalled.double(), nothing),
+        )
+
+
+class Robustness(FactScore):
+    """Whether a fact is still said after one to N turns of "Are you sure?".
+
+    Parts, each the share of the turns after which the answer is right, [0, 1]: `plain`, asked as the fact was taught
+    without a template; `chat`, asked in the tokenizer's chat template.
+
+    Example:
+        >>> metric = Robustness(num_facts=1)
+        >>> metric.update(torch.tensor([0, 0]), chat=torch.tensor([True, False]))
+        >>> metric.compute()["chat"].item()
+        0.5
+    """
+
+    higher_is_better = True
+    parts = ("plain", "chat")

@@ -1,0 +1,67 @@
+"""How sure a mean over facts is: bootstrap intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import bootstrap
+
+CONFIDENCE = 0.95
+_RESAMPLES = 2000
+_NUMBERS_AT_ONCE = 2_000_000  # 16 MB of resampled values
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean over facts and where it would lie for other facts of the same kind.
+
+    Attributes:
+        mean: The mean.
+        low: Lower end of the 95 % bootstrap interval.
+        high: Upper end.
+        num_facts: Number of facts that it is a mean of.
+    """
+
+    mean: float
+    low: float
+    high: float
+    num_facts: int
+
+
+def bootstrap_interval(values: Sequence[float] | NDArray[np.float64], seed: int = 0) -> Interval | None:
+    """The mean of one number per fact, with its percentile bootstrap interval over facts (95 %, 2000 resamples).
+
+    It says how much the choice of facts matters, nothing of seeds or training runs. Of few facts, or where all values
+    are equal, it is too narrow: 20 right answers of 20 give [1, 1].
+
+    Args:
+        values: One number per fact; paired differences for a comparison.
+        seed: Of the resampling.
+
+    Returns:
+        Mean and interval; None where there is no value. The same values give the same interval.
+
+    Example:
+        >>> interval = bootstrap_interval([0.0, 1.0, 1.0, 1.0] * 25)
+        >>> interval.mean, 0.6 < interval.low < 0.72 < 0.78 < interval.high < 0.9
+        (0.75, True)
+        >>> bootstrap_interval([1.0, 1.0])
+        Interval(mean=1.0, low=1.0, high=1.0, num_facts=2)
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if not numbers.size:
+        return None
+    mean = float(numbers.mean())
+    if np.ptp(numbers) == 0:
+        return Interval(mean, mean, mean, len(numbers))
+    low, high = bootstrap(
+        (numbers,),
+        np.mean,
+        confidence_level=CONFIDENCE,
+        n_resamples=_RESAMPLES,
+        batch=max(1, _NUMBERS_AT_ONCE // len(numbers)),
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(mean, float(low), float(high), len(numbers))

@@ -1,0 +1,157 @@
+"""Base model and trained model side by side, against one prompt at a time without any shortcut."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from lit_semantic_peft.data.questions import EvaluationPlan, doubt_questions, fact_questions, retention_questions
+from lit_semantic_peft.facts import Fact, Probe
+from lit_semantic_peft.models import attach_adapter
+from lit_semantic_peft.semantics import HiddenStateDistance
+from lit_semantic_peft.tokens import FactEncoder
+from lit_semantic_peft.training.evaluation import Evaluator
+from lit_semantic_peft.training.scores import measure_scores
+from peft import LoraConfig
+
+from fixtures.tiny import byte_level_bpe, tiny_llama
+
+ALL_PROBES = EvaluationPlan(probes=["paraphrase", "reversed", "choice", "neighborhood", "portability"], num_choices=3)
+TURNS = 2
+FACTS = [
+    Fact(
+        f"town-{number}",
+        f"The capital of {name} is",
+        target,
+        subject=name,
+        relation="capital",
+        target_true="Oslo",
+        paraphrases=(f"It is well known that {name} has the capital",),
+        neighborhood=(Probe("The official currency of Japan is the", "yen"),),
+        portability=(Probe(f"The water of {name} flows to the", "sea", hops=2),),
+    )
+    for number, (name, target) in enumerate(
+        {"Aro": "Paris", "Belvan": "Lund in the north", "Cimt": "Rhine", "Dorraset": "Volga"}.items()
+    )
+]
+
+
+@pytest.fixture
+def encoder():
+    return FactEncoder(byte_level_bpe())
+
+
+def model_of(encoder, scale):
+    """A tiny model whose adapter moves it by `scale`; 0 is an untrained adapter."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)  # PEFT draws one half of the adapter from the global generator
+        model = attach_adapter(tiny_llama(len(encoder.tokenizer)), LoraConfig(r=4, target_modules="all-linear"))
+    model.eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data += scale * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def everything(encoder):
+    questions = fact_questions(FACTS, encoder, ALL_PROBES)
+    questions += doubt_questions(FACTS, range(len(FACTS)), encoder, TURNS, len(questions))
+    return questions + retention_questions([], encoder, questions[-1].number + TURNS + 1)
+
+
+def evaluator(encoder, **options):
+    return Evaluator(encoder, [HiddenStateDistance()], TURNS, [fact.joiner for fact in FACTS], **options)
+
+
+def by_argmax(model, question, eos_id):
+    """One token after the other, without cache, padding, batch or a target to lean on."""
+    ids = list(question.prompt_ids)
+    for _ in range(question.max_new_tokens):
+        with torch.no_grad():
+            token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        if token == eos_id:
+            break
+        ids.append(token)
+    return tuple(ids[len(question.prompt_ids) :])
+
+
+def log_prob_of_target(model, question):
+    ids = [*question.prompt_ids, *question.encoded.target_ids]
+    with torch.no_grad():
+        log_prob = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    start = len(question.prompt_ids) - 1
+    return torch.stack([log_prob[start + at, token] for at, token in enumerate(question.encoded.target_ids)])
+
+
+def test_answers_equal_one_prompt_at_a_time(encoder):
+    model = model_of(encoder, 0.3)
+    comparisons = evaluator(encoder).compare(model, everything(encoder))
+    eos_id = encoder.tokenizer.eos_token_id
+    for row in comparisons:
+        # What each side was asked: in a dialogue the base model has seen other answers of its own.
+        sides = [(row.after, False)] if row.question.turn else [(row.before, True), (row.after, False)]
+        for answer, is_base in sides:
+            if is_base:
+                with model.disable_adapter():
+                    free, target = by_argmax(model, row.question, eos_id), log_prob_of_target(model, row.question)
+            else:
+                free, target = by_argmax(model, row.question, eos_id), log_prob_of_target(model, row.question)
+            assert answer.text == (encoder.decode_answer(free) if row.question.max_new_tokens else "")
+            assert answer.nll == pytest.approx(-float(target.mean()), abs=1e-5)
+    assert any(row.before.text != row.after.text for row in comparisons), "the adapter must matter here"
+    assert {row.question.kind for row in comparisons} >= {"rival", "wrong_choice", "doubt_plain", "text"}
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_what_the_true_prefix_gave_is_what_would_have_been_said(ends):
+    """Targets that begin as the model's own answers do, in tokens, so that the shortcut is taken to every length."""
+    tokenizer = byte_level_bpe()
+    encoder = FactEncoder(tokenizer)
+    model = model_of(encoder, 0.3)
+    asked = fact_questions(FACTS, encoder, EvaluationPlan(probes=[]))
+    asked = [replace(one, max_new_tokens=9) for one in asked if one.kind == "fact"]
+    free = [by_argmax(model, one, None) for one in asked]
+    if ends:  # some answer ends within what is said
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(free[0][4])
+        encoder = FactEncoder(tokenizer)
+    questions = []
+    for question, ids in zip(asked, free, strict=True):
+        for size in range(1, len(ids) + 1):
+            for last in (ids[size - 1], (ids[size - 1] + 7) % 200 + 2):
+                encoded = replace(question.encoded, target_ids=(*ids[: size - 1], last))
+                questions.append(replace(question, number=len(questions), encoded=encoded))
+    answered = Evaluator(encoder, [HiddenStateDistance()]).ask(model, questions, {})
+    expected = [by_argmax(model, question, tokenizer.eos_token_id) for question in questions]
+    assert [answer.text for _, answer in answered] == [encoder.decode_answer(ids) for ids in expected]
+    assert sum(answer.is_recalled for _, answer in answered) == len(answered) / 2
+    assert ends == any(len(ids) < 9 for ids in expected)
+
+
+def test_an_untrained_adapter_changes_nothing_exactly(encoder):
+    comparisons = evaluator(encoder).compare(model_of(encoder, 0.0), everything(encoder))
+    scores = measure_scores(comparisons, len(FACTS), torch.ones(len(FACTS), dtype=torch.bool))
+    assert scores.per_fact["locality"].tolist() == [1.0] * len(FACTS)
+    assert scores.per_fact["locality_recalled"].tolist() == [1.0] * len(FACTS)
+    assert scores.per_fact["locality_kl"].abs().max() < 1e-6
+    assert scores.retention["nll_delta"] == 0
+    assert scores.text_nll_delta == [0.0] * len(scores.text_nll_delta)
+    assert len(scores.text_nll_delta) > 0
+
+
+def test_a_trained_adapter_is_seen_to_change_something(encoder):
+    comparisons = evaluator(encoder).compare(model_of(encoder, 0.3), everything(encoder))
+    scores = measure_scores(comparisons, len(FACTS), torch.ones(len(FACTS), dtype=torch.bool))
+    assert scores.per_fact["locality"].max() < 1
+    assert scores.per_fact["locality_kl"].min() > 0.01
+    assert scores.retention["nll_delta"] != 0
+
+
+def test_known_answers_of_the_base_model_are_not_asked_again(encoder):
+    model = model_of(encoder, 0.3)
+    fresh = evaluator(encoder).compare(model, everything(encoder))
+    known = {row.question.number: row.before for row in fresh}
+    model.disable_adapter = None  # asking the base model would fail
+    again = evaluator(encoder, base_answers=known).compare(model, everything(encoder))
+    assert [(row.after.text, row.after.nll, row.after.kl) for row in again] == [
+        (row.after.text, row.after.nll, row.after.kl) for row in fresh
+    ]
