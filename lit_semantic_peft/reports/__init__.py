@@ -1,7 +1,8 @@
 """Showing a run: its folder, its tables, its plots, and one page that needs no network."""
 
+from lit_semantic_peft.reports.distances import OUTCOMES, DistanceComparison, compare_distances, read_learned
 from lit_semantic_peft.reports.html import build_report, render_report
-from lit_semantic_peft.reports.plots import write_plots
+from lit_semantic_peft.reports.plots import write_distance_plot, write_plots
 from lit_semantic_peft.reports.run_folder import RunFolder
 from lit_semantic_peft.reports.summary import (
     BeforeAfter,
@@ -26,8 +27,10 @@ from lit_semantic_peft.reports.tables import (
 
 __all__ = [
     "FACT_COLUMNS",
+    "OUTCOMES",
     "PROBE_COLUMNS",
     "BeforeAfter",
+    "DistanceComparison",
     "EpochRecord",
     "InterferenceMatrix",
     "InterferenceRecord",
@@ -37,10 +40,13 @@ __all__ = [
     "Seconds",
     "Summary",
     "build_report",
+    "compare_distances",
     "fact_table",
+    "read_learned",
     "render_report",
     "summarize",
     "terminal_summary",
+    "write_distance_plot",
     "write_fact_table",
     "write_interference",
     "write_plots",

@@ -1,7 +1,5 @@
 """How far the text of the model's answer is from the text of the target, as a sentence encoder sees them."""
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
@@ -42,7 +40,7 @@ class SentenceDistance(AnswerDistance):
         if outputs.decode is None:
             raise ValueError(f"{self.name} needs `decode` in the outputs")
         count = torch.bincount(outputs.row, minlength=outputs.num_facts).tolist()
-        targets = cast(list[list[int]], [ids.tolist() for ids in outputs.targets.split(count)])
+        targets = [ids.tolist() for ids in torch.split(outputs.targets, count)]
         texts = [outputs.decode(ids) for ids in (*answers, *targets)]
         embeddings = sentence_encoder(self.encoder).encode(texts).to(outputs.logits.device)
         return cosine_distance(embeddings[: len(answers)], embeddings[len(answers) :])
