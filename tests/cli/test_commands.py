@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from lit_semantic_peft.__main__ import main
+from lit_semantic_peft.facts import read_facts
 from lit_semantic_peft.reports import RunFolder
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -66,6 +67,8 @@ def test_fit_leaves_a_whole_run_folder(settings, capsys):
     assert all(row["nll_after"] is not None and row["answer_after"] is not None for row in rows)
     lines = [json.loads(line) for line in folder.dropped.read_text(encoding="utf-8").splitlines()]
     assert {line["id"] for line in lines} == {row["fact_id"] for row in dropped}
+    # ... in the form that `data.facts` reads, for a second adapter.
+    assert {fact.id for fact in read_facts(str(folder.dropped)).facts} == {row["fact_id"] for row in dropped}
     assert sum(row["net_transfer"] is not None for row in rows) == 6
     assert {row["kind"] for row in folder.read_probes().to_pylist()} == {
         "neighborhood", "paraphrase", "portability", "reversed",
