@@ -154,7 +154,9 @@ def test_a_model_that_answers_everything_with_one_target_is_exposed_by_locality(
 
     def answer(text, question):
         neighbor = question.kind == "neighborhood"
-        return Answer(text, text in question.accepted, text in question.accepted, 1.0, {}, (len(text),) * neighbor, kl=5.0)
+        return Answer(
+            text, text in question.accepted, text in question.accepted, 1.0, {}, (len(text),) * neighbor, kl=5.0
+        )
 
     comparisons = [
         Comparison(question, answer(f"answer {question.number}", question), answer("Paris", question))
