@@ -118,7 +118,7 @@ def test_evaluation_is_timed_by_part_and_generation_on_the_same_answers(tiny_mod
     arguments = [*tiny, "--output", str(tmp_path)]
     evaluation_speed.main(arguments)
     result = json.loads((tmp_path / "evaluation_speed.json").read_text())
-    assert [row["questions_of_each_side"] for row in result["parts"]][:2] == [6 * (1 + 3 + 2), 6 * 2]
+    assert [row["questions_of_each_side"] for row in result["parts"]][:2] == [6 * (1 + 3 + 2), 6 * 2 * 2]
     assert all(row["seconds"] > 0 for row in result["parts"])
     assert result["generation"]["prompts"] == 8
     greedy = evaluation_speed.greedy_answers
