@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.facts import Fact, facts_key, write_facts
+from lit_semantic_peft.facts import Fact, Split, facts_key, write_facts
 
 from experiments.study.plan import Block, FactKind, Role, Setting
 
@@ -34,7 +34,7 @@ def facts_of(block: Block, role: Role, setting: Setting, folder: Path) -> StudyF
     """Writes the facts of a block's runs to a file, and says what they are.
 
     Facts about one subject either choose or are reported, by a hash of the subject. What is taught is not known to the
-    base model; facts that it knows are added as `probe`: asked, never taught. Of each fact one neighbour is asked.
+    base model; facts that it knows are added as `probe`: asked, never taught.
 
     Args:
         block: The block.
@@ -55,8 +55,11 @@ def facts_of(block: Block, role: Role, setting: Setting, folder: Path) -> StudyF
             f"block {block.name!r} asks for {block.num_facts} facts to {role}; of the kind {block.facts!r} there are "
             f"{len(taught)} that {setting.base_model} does not know. Lower `num_facts`, or raise `max_candidates`."
         )
-    facts = [_only(fact, "inject") for fact in taught[: block.num_facts]]
-    facts += [_only(fact, "probe") for fact in asked[: setting.num_known_facts]]
+    facts = [
+        _only(fact, "inject", num_neighbors=int(place < setting.num_neighbors))
+        for place, fact in enumerate(taught[: block.num_facts])
+    ]
+    facts += [_only(fact, "probe", num_neighbors=0) for fact in asked[: setting.num_known_facts]]
     key = facts_key(facts)
     path = folder / f"{key}.jsonl"
     if not path.is_file():
@@ -83,8 +86,8 @@ def _role_of(fact: Fact) -> Role:
     return "tune" if _digest(fact.subject)[0] % 2 else "report"
 
 
-def _only(fact: Fact, split: str) -> Fact:
-    return replace(fact, split=split, neighborhood=fact.neighborhood[:1], paraphrases=(), portability=())
+def _only(fact: Fact, split: Split, num_neighbors: int) -> Fact:
+    return replace(fact, split=split, neighborhood=fact.neighborhood[:num_neighbors], paraphrases=(), portability=())
 
 
 def _digest(text: str) -> bytes:

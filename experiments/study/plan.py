@@ -97,6 +97,7 @@ class Setting:
         threads: Of each process. Part of what a number depends on, so not a matter of how many processes there are.
         processes: That run side by side.
         num_known_facts: Facts about the same kind of thing that the base model knows, measured but never taught.
+        num_neighbors: Of so many of the taught facts one neighbour is asked too.
         max_candidates: How many facts of a set are looked at; None for all.
         results: Folder of the results, below the repository.
         seconds: Measured: `start` of a run, one `fact` in training, one in an `evaluation`.
@@ -110,6 +111,7 @@ class Setting:
     threads: int
     processes: int
     num_known_facts: int
+    num_neighbors: int
     max_candidates: int | None
     results: Path
     seconds: Mapping[str, float]
@@ -152,7 +154,9 @@ class Run:
         block, cost = self.block, setting.seconds
         share = 0.75 if self.pace == "exposures" else 1.0
         more = 2.0 if "GradientSurgery" in str(self.arm.config) else 1.0
-        trained = block.num_facts * block.epochs * share * more + 2 * block.alone_facts * block.epochs
+        trained = block.num_facts * block.epochs * share * more
+        if self.role == "report" and self.arm.group == PLAIN:
+            trained += (2 * block.alone_facts + block.num_facts * block.start_transfer) * block.epochs
         asked = (block.num_facts + setting.num_known_facts) * (block.epochs + (1 if self.role == "tune" else 2))
         return cost["start"] + cost["fact"] * trained + cost["evaluation"] * asked
 
@@ -211,7 +215,8 @@ def load_arm(name: str, folder: Path = HERE / "arms") -> Arm:
     """
     path = folder / f"{name}.yaml"
     if not path.is_file():
-        raise InputError(f"there is no arm {name!r}; known are {', '.join(sorted(p.stem for p in folder.glob('*.yaml')))}")
+        known = ", ".join(sorted(one.stem for one in folder.glob("*.yaml")))
+        raise InputError(f"there is no arm {name!r}; known are {known}")
     text = path.read_text(encoding="utf-8")
     config = yaml.safe_load(text)
     group = config.pop("group", None)
@@ -269,7 +274,8 @@ def config_of(run: Run, setting: Setting, learning_rate: float, facts: Path, num
     elif run.arm.group == PLAIN:
         recorder["init_args"] = {"with_start_transfer": block.start_transfer}
         if block.alone_facts:
-            config["interference"] = {"num_facts": 2, "every_n_epochs": 0, "alone_facts": block.alone_facts, "final_facts": 2}
+            # Training each fact alone comes with the monitor; its own measurements are made as small as can be.
+            config["interference"] = {"num_facts": 2, "every_n_epochs": 0, "final_facts": 2, "alone_facts": block.alone_facts}
     trainer["callbacks"] = [*trainer.get("callbacks", []), recorder]
     return config
 
