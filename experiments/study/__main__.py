@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_semantic_peft.errors import InputError
-
 from experiments.study.plan import Setting, load_setting
+from lit_semantic_peft.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from experiments.study.plan import PLAIN, Block, Pace, Setting, runs_of
 from experiments.study.results import ResultFolder, bits
 from experiments.study.statistics import FloatArray, Sample, sample
@@ -27,6 +26,7 @@ class Cell:
     Attributes:
         block: The block.
         arm: Name of the arm.
+        group: Its group.
         seeds: Of the runs, ascending.
         results: One per seed.
         facts: What was known of the facts before training.
@@ -34,6 +34,7 @@ class Cell:
 
     block: Block
     arm: str
+    group: str
     seeds: tuple[int, ...]
     results: tuple[dict[str, Any], ...]
     facts: dict[str, Any]
@@ -93,19 +94,21 @@ def load_cells(setting: Setting) -> Cells:
     """
     folder = ResultFolder(setting.results)
     found: dict[tuple[str, str, Pace, bool], list[tuple[int, dict[str, Any]]]] = defaultdict(list)
-    blocks = {}
+    origin = {}
     for run in runs_of(setting, "report"):
         result = folder.read(run.name)
         if result is not None and result["status"] == "done":
             found[run.block.name, run.arm.name, run.pace, run.is_control].append((run.seed, result))
-            blocks[run.block.name] = run.block
+            origin[run.block.name, run.arm.name] = run
     cells: Cells = {}
     for place, rows in found.items():
         plain = found.get((place[0], PLAIN, "steps", False))
         rows = [row for row in rows if plain and row[1]["facts_key"] == plain[0][1]["facts_key"]]
         if rows:
             seeds, results = zip(*sorted(rows, key=lambda row: row[0]), strict=True)
-            cells[place] = Cell(blocks[place[0]], place[1], seeds, results, folder.facts(results[0]["facts_key"]))
+            run = origin[place[:2]]
+            facts = folder.facts(results[0]["facts_key"])
+            cells[place] = Cell(run.block, run.arm.name, run.arm.group, seeds, results, facts)
     return cells
 
 

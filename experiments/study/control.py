@@ -3,7 +3,6 @@
 from collections import Counter
 
 import numpy as np
-
 from lit_semantic_peft.semantics import FactFilter, RandomFilter, ScoredFacts, Selection
 
 

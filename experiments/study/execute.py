@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import yaml
-
 from experiments.benchmarks.measured import provenance
 from experiments.study.facts import StudyFacts, facts_of
 from experiments.study.plan import HERE, ROOT, Run, Setting, config_of, runs_of

@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from experiments.study.plan import Block, FactKind, Role, Setting
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact, Split, facts_key, write_facts
-
-from experiments.study.plan import Block, FactKind, Role, Setting
 
 _SOURCES: dict[FactKind, str] = {"unknown": "world", "counterfactual": "counterfactual", "fictional": "fictional"}
 _NUM_FICTIONAL = 4096

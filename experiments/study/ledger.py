@@ -41,7 +41,9 @@ def ledger(setting: Setting) -> str:
         "| runs of one arm | runs | seconds each |",
         "| --- | --- | --- |",
     ]
-    kinds = sorted((run.block.name, run.arm.name, run.role, run.pace, run.is_control, run.seconds(setting)) for run in runs)
+    kinds = sorted(
+        (run.block.name, run.arm.name, run.role, run.pace, run.is_control, run.seconds(setting)) for run in runs
+    )
     for (block_name, arm, role, pace, is_control, seconds), group in groupby(kinds):
         what = "choice" if role == "tune" else f"at equal {pace}" + (", random control" if is_control else "")
         lines.append(f"| {block_name}, {arm}, {what} | {len(list(group))} | {seconds:.0f} |")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-
 from lit_semantic_peft.errors import InputError
 
 HERE = Path(__file__).resolve().parent
@@ -157,7 +156,8 @@ class Run:
         trained = block.num_facts * block.epochs * share * more
         if self.role == "report" and self.arm.group == PLAIN:
             trained += (2 * block.alone_facts + block.num_facts * block.start_transfer) * block.epochs
-        asked = (block.num_facts + setting.num_known_facts) * (block.epochs + (1 if self.role == "tune" else 2))
+        evaluations = 2 if self.role == "tune" else block.epochs + 2  # the last one also generates
+        asked = (block.num_facts + setting.num_known_facts) * evaluations
         return cost["start"] + cost["fact"] * trained + cost["evaluation"] * asked
 
 
@@ -271,11 +271,17 @@ def config_of(run: Run, setting: Setting, learning_rate: float, facts: Path, num
     recorder = {"class_path": "experiments.study.recorder.CourseRecorder"}
     if run.role == "tune":
         config["data"]["evaluation"] = {"probes": [], "retention": False}
+        trainer["check_val_every_n_epoch"] = block.epochs  # the course does not matter here
     elif run.arm.group == PLAIN:
         recorder["init_args"] = {"with_start_transfer": block.start_transfer}
         if block.alone_facts:
             # Training each fact alone comes with the monitor; its own measurements are made as small as can be.
-            config["interference"] = {"num_facts": 2, "every_n_epochs": 0, "final_facts": 2, "alone_facts": block.alone_facts}
+            config["interference"] = {
+                "num_facts": 2,
+                "every_n_epochs": 0,
+                "final_facts": 2,
+                "alone_facts": block.alone_facts,
+            }
     trainer["callbacks"] = [*trainer.get("callbacks", []), recorder]
     return config
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-
 from lit_semantic_peft.files import write_json
 from lit_semantic_peft.interference import gradient_matrix, net_transfer
 from lit_semantic_peft.reports import RunFolder

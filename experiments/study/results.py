@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from experiments.study.plan import Run, Setting, runs_of
 from experiments.study.recorder import FILE
 from lit_semantic_peft.files import write_json, write_text
@@ -82,7 +81,9 @@ def measured(folder: Path, num_taught: int, short: bool = False) -> tuple[dict[s
         "num_tokens": course["num_tokens"],
         "num_exposures": course["num_exposures"],
         "tokens_of_fact": sum(course["tokens_of_fact"][:num_taught]),
-        "tokens_of_kept": sum(tokens for tokens, is_kept in zip(course["tokens_of_fact"], kept, strict=False) if is_kept),
+        "tokens_of_kept": sum(
+            tokens for tokens, is_kept in zip(course["tokens_of_fact"], kept, strict=False) if is_kept
+        ),
         "kept": _bits(kept),
         "recalled": _bits(column["recalled_after"]),
         "nll": _rounded(column["nll_after"]),
