@@ -1,6 +1,5 @@
 """Runs what is missing: one training at a time through the package's own command, one JSON file for each."""
 
-import math
 import os
 import shutil
 import signal
@@ -18,7 +17,7 @@ import torch
 import yaml
 from experiments.benchmarks.measured import provenance
 from experiments.study.facts import StudyFacts, facts_of
-from experiments.study.plan import HERE, ROOT, Run, Setting, config_of, runs_of
+from experiments.study.plan import ROOT, Run, Setting, config_of, runs_of
 from experiments.study.results import ResultFolder, choose_learning_rate, measured, unfairness
 from lit_semantic_peft.cli import run as run_command
 from lit_semantic_peft.errors import InputError
@@ -64,7 +63,7 @@ def order_of(run: Run, setting: Setting, learning_rate: float) -> Order:
         learning_rate: The one to train with.
     """
     facts = facts_of(run.block, run.role, setting, WORK / "facts")
-    config = config_of(run, setting, learning_rate, facts.path, num_steps(run))
+    config = config_of(run, setting, learning_rate, facts.path)
     depends_on = {
         "config": {**config, "data": {**config["data"], "facts": facts.key}},
         "base_fingerprint": resolve_base_model(setting.base_model).fingerprint,
@@ -73,12 +72,6 @@ def order_of(run: Run, setting: Setting, learning_rate: float) -> Order:
         "study_version": STUDY_VERSION,
     }
     return Order(run, config, facts, content_key(depends_on), depends_on)
-
-
-def num_steps(run: Run) -> int:
-    """Optimizer steps of plain training."""
-    defaults = yaml.safe_load((HERE / "defaults.yaml").read_text(encoding="utf-8"))
-    return int(run.block.epochs * math.ceil(run.block.num_facts / defaults["data"]["micro_batch_size"]))
 
 
 def pending(setting: Setting, results: ResultFolder, role: str) -> list[Order]:
@@ -185,10 +178,10 @@ def execute(order: Order, setting: Setting, deadline: float | None = None) -> tu
     }
     try:
         with _trained(order) as folder:
-            found, facts = measured(folder, order.facts.num_taught, short=run.role == "tune")
+            found, facts = measured(folder, run.block.num_facts, short=run.role == "tune")
         results.write_facts(order.facts.key, facts)
         about |= found
-        if problem := unfairness(run, about, order.facts.num_taught, num_steps(run)):
+        if problem := unfairness(run, about):
             about |= {"status": "failed", "error": problem}
     except (Cancelled, KeyboardInterrupt):
         results.write(run.name, {**about, "status": "cancelled", "provenance": provenance()})
@@ -227,9 +220,6 @@ def status_of(setting: Setting) -> list[tuple[Run, str]]:
                 rows.append((run, "waits for the choice of its learning rate"))
                 continue
             key, kept = order_of(run, setting, rate).key, results.read(run.name)
-            if kept is None:
-                state = "missing"
-            else:
-                state = kept["status"] if kept["key"] == key else "outdated"
+            state = "outdated" if kept and kept["key"] != key else (kept or {"status": "missing"})["status"]
             rows.append((run, state))
     return rows

@@ -21,12 +21,10 @@ class StudyFacts:
     Attributes:
         path: File of the facts.
         key: Content key.
-        num_taught: How many of them are taught.
     """
 
     path: Path
     key: str
-    num_taught: int
 
 
 def facts_of(block: Block, role: Role, setting: Setting, folder: Path) -> StudyFacts:
@@ -63,7 +61,7 @@ def facts_of(block: Block, role: Role, setting: Setting, folder: Path) -> StudyF
     path = folder / f"{key}.jsonl"
     if not path.is_file():
         write_facts(facts, path)
-    return StudyFacts(path, key, block.num_facts)
+    return StudyFacts(path, key)
 
 
 @cache

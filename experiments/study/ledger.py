@@ -19,7 +19,7 @@ def ledger(setting: Setting) -> str:
         f"{cost['start']:g} s to start, {cost['fact']:g} s for a fact in training, {cost['evaluation']:g} s for a fact "
         f"in an evaluation. {setting.processes} processes of {setting.threads} thread(s) run side by side.",
         "",
-        "| block | facts | epochs | adapter | arms | seeds | learning rates | runs that choose | reported runs | hours |",
+        "| block | facts | epochs | method | arms | seeds | learning rates | runs to choose | runs to report | hours |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     runs = [*runs_of(setting, "tune"), *runs_of(setting, "report")]

@@ -1,6 +1,7 @@
 """What is to be run: settings, blocks and arms from YAML, and what an arm may change."""
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +70,8 @@ class Block:
         alone_facts: How many facts plain training is compared on with training each alone.
         start_transfer: Whether the gradient matrix is measured before training.
         with_filter_controls: Whether filters are also run at equal exposures and against random facts of the same make.
+        facts_per_step: Facts of an optimizer step. What a filter keeps must fill its steps too, or it would see fewer
+            tokens in the same steps.
     """
 
     name: str
@@ -83,6 +86,12 @@ class Block:
     alone_facts: int = 0
     start_transfer: bool = False
     with_filter_controls: bool = False
+    facts_per_step: int = 16
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of plain training."""
+        return self.epochs * math.ceil(self.num_facts / self.facts_per_step)
 
 
 @dataclass(frozen=True)
@@ -244,7 +253,7 @@ def runs_of(setting: Setting, role: Role) -> list[Run]:
     return [run for block in setting.blocks.values() for run in _runs_of_block(block, role)]
 
 
-def config_of(run: Run, setting: Setting, learning_rate: float, facts: Path, num_steps: int) -> dict[str, Any]:
+def config_of(run: Run, setting: Setting, learning_rate: float, facts: Path) -> dict[str, Any]:
     """The YAML of a run, as a user would write it, without the folder that it writes to.
 
     Args:
@@ -252,7 +261,6 @@ def config_of(run: Run, setting: Setting, learning_rate: float, facts: Path, num
         setting: Its setting.
         learning_rate: The chosen one, or one to choose from.
         facts: File of the facts.
-        num_steps: Optimizer steps of plain training.
     """
     block, arm = run.block, _with_seed(copy.deepcopy(dict(run.arm.config)), run.seed)
     config = _merged(yaml.safe_load((HERE / "defaults.yaml").read_text(encoding="utf-8")), arm)
@@ -263,11 +271,11 @@ def config_of(run: Run, setting: Setting, learning_rate: float, facts: Path, num
     config["seed_everything"] = run.seed
     config["model"] |= {"base_model": setting.base_model, "peft_config": setting.methods[block.method]}
     config["model"]["optimizer"]["init_args"]["lr"] = learning_rate
-    config["data"] |= {"facts": str(facts), "seed": run.seed}
+    config["data"] |= {"facts": str(facts), "seed": run.seed, "micro_batch_size": block.facts_per_step}
     trainer = config["trainer"]
     trainer |= {"accelerator": setting.accelerator, "max_epochs": block.epochs}
     if run.arm.has_filter and run.pace == "steps":
-        trainer |= {"max_epochs": 4 * block.epochs, "max_steps": num_steps}
+        trainer |= {"max_epochs": 4 * block.epochs, "max_steps": block.num_steps}
     recorder = {"class_path": "experiments.study.recorder.CourseRecorder"}
     if run.role == "tune":
         config["data"]["evaluation"] = {"probes": [], "retention": False}

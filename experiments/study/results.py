@@ -113,16 +113,14 @@ def measured(folder: Path, num_taught: int, short: bool = False) -> tuple[dict[s
     return found, facts
 
 
-def unfairness(run: Run, found: Mapping[str, Any], num_facts: int, num_steps: int) -> str | None:
+def unfairness(run: Run, found: Mapping[str, Any]) -> str | None:
     """Why a run cannot be compared with the others of its block; None if it can.
 
     Args:
         run: The run.
         found: What was measured of it.
-        num_facts: Facts of the block.
-        num_steps: Optimizer steps of plain training.
     """
-    epochs = run.block.epochs
+    epochs, num_facts, num_steps = run.block.epochs, run.block.num_facts, run.block.num_steps
     if not run.arm.has_filter and found["num_kept"] != num_facts:
         return f"{found['num_kept']} of {num_facts} facts were trained by an arm without a filter"
     if run.arm.has_filter and run.pace == "exposures":

@@ -75,11 +75,12 @@ def results_page(setting: Setting, cells: Cells, found: list[Answer], plots: Pat
     lines = [
         f"# Results of the study, setting `{setting.name}`",
         "",
-        f"Made by `python -m experiments.study table --setting {setting.name}` from the JSON files. {_progress(setting)}",
+        f"Made by `python -m experiments.study table --setting {setting.name}` from the JSON files.",
+        _progress(setting),
         "",
-        "A cell reads *mean [95 % interval] (facts×seeds)*. Intervals are bootstraps over facts and seeds at once; those "
-        "of differences are corrected for all comparisons of their column (Bonferroni), p-values by Holm. Blocks other "
-        f"than `{PRIMARY}` are exploratory.",
+        "A cell reads *mean [95 % interval] (facts×seeds)*. Intervals are bootstraps over facts and seeds at once; "
+        "those of differences are corrected for all comparisons of their column (Bonferroni), p-values by Holm. "
+        f"Blocks other than `{PRIMARY}` are exploratory.",
         "",
         "## Questions",
         "",
@@ -93,8 +94,8 @@ def results_page(setting: Setting, cells: Cells, found: list[Answer], plots: Pat
         lines += [
             f"## Block `{block}`",
             "",
-            f"{about.num_facts} facts ({about.facts}), {about.epochs} epochs of plain training, {about.method}. All arms "
-            "at equal optimizer steps, over all taught facts, also those that a filter drops.",
+            f"{about.num_facts} facts ({about.facts}), {about.epochs} epochs of plain training, {about.method}. All "
+            "arms at equal optimizer steps, over all taught facts, also those that a filter drops.",
             "",
             *_arm_table(cells, block),
             "",
