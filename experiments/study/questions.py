@@ -163,6 +163,8 @@ def shown(value: Sample, num_comparisons: int = 1, signed: bool = False) -> str:
         num_comparisons: How many intervals shall all hold.
         signed: Whether it is a difference.
     """
+    if not value.num_facts:
+        return "not measured"
     low, high = value.interval(num_comparisons)
     form = "{:+.3f}" if signed else "{:.3f}"
     numbers = [form.format(one) for one in (value.value, low, high)]
@@ -342,6 +344,8 @@ def _points(one: Comparison) -> str:
 
 
 def _share(one: Sample) -> str:
+    if not one.num_facts:
+        return "an unmeasured share"
     low, high = one.interval()
     return f"{100 * one.value:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
 

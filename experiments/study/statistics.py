@@ -36,6 +36,8 @@ class Sample:
         Args:
             num_comparisons: How many intervals shall all hold.
         """
+        if not self.num_facts:
+            return float("nan"), float("nan")
         tail = (1 - _CONFIDENCE) / 2 / num_comparisons
         low, high = np.nanquantile(self.draws, [tail, 1 - tail])
         return float(low), float(high)
@@ -78,6 +80,8 @@ def sample(values: FloatArray, mask: NDArray[np.bool_] | None = None, seed: int 
         (0.667, 2, 2)
     """
     counts = ~np.isnan(values) if mask is None else mask & ~np.isnan(values)
+    if not counts.any():
+        return Sample(float("nan"), np.full(RESAMPLES, np.nan), 0, 0)
     filled = np.where(counts, values, 0.0)
     num_seeds, num_facts = values.shape
     generator = np.random.default_rng((seed, num_seeds, num_facts))
@@ -87,8 +91,9 @@ def sample(values: FloatArray, mask: NDArray[np.bool_] | None = None, seed: int 
     weight = np.einsum("rf,rf->r", seeds @ counts.astype(np.float64), facts)
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = total / weight
-        value = float(filled.sum() / counts.sum()) if counts.any() else float("nan")
-    return Sample(value, draws, int(counts.any(axis=0).sum()), int(counts.any(axis=1).sum()))
+    return Sample(
+        float(filled.sum() / counts.sum()), draws, int(counts.any(axis=0).sum()), int(counts.any(axis=1).sum())
+    )
 
 
 def rank_correlation(left: FloatArray, right: FloatArray, seed: int = 0, resamples: int = 2000) -> Sample:
