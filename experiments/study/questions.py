@@ -305,7 +305,7 @@ def _prediction(plain: Cell) -> tuple[str, str, list[Bar]] | None:
 def known_recall(cell: Cell) -> Sample:
     """Share of the facts that the base model recalled teacher-forced, and that were not taught, that it still does."""
     after = cell.values("recalled", known=True)
-    before = np.array([letter == "1" for letter in cell.facts["recalled_before"][cell.num_taught :]])
+    before = np.array([letter == "1" for letter in cell.facts["recalled_before"][cell.num_taught :]], dtype=bool)
     return sample(after, np.broadcast_to(before, after.shape))
 
 

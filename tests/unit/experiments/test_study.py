@@ -46,7 +46,7 @@ TINY = {
             "facts_per_step": 2,
             "epochs": 2,
             "method": "lora",
-            "arms": ["plain", "mean_variance", "proximity"],
+            "arms": ["plain", "mean_variance"],
             "seeds": [0],
             "learning_rates": [1.0e-2],
             "with_filter_controls": True,
@@ -82,43 +82,45 @@ def test_a_study_from_start_to_table(study, capsys):
     assert command("run") == 0
     first = contents(setting)
     names = [run.name for role in ("tune", "report") for run in runs_of(setting, role)]
-    assert len(names) == 9
+    assert len(names) == 7
     assert {f"{name}.json" for name in names} | {name for name in first if name.startswith("facts/")} == set(first)
     results = {name: json.loads(first[f"{name}.json"]) for name in names}
     assert {one["status"] for one in results.values()} == {"done"}, [one.get("error") for one in results.values()]
     assert all(one["provenance"]["commit"] is not None for one in results.values())
 
-    # The same steps and tokens for all arms; the filter and its control see fewer facts, of the same make.
-    plain, weighted = results["primary/plain-steps-0"], results["primary/proximity-steps-0"]
+    # The same steps for both; the filter and its control see fewer facts, of the same make.
+    plain = results["primary/plain-steps-0"]
     own, control = (results[f"primary/mean_variance{one}-exposures-0"] for one in ("", "-control"))
-    assert plain["num_steps"] == weighted["num_steps"] == results["primary/mean_variance-steps-0"]["num_steps"] == 8
-    assert plain["num_tokens"] == weighted["num_tokens"] == 2 * plain["tokens_of_fact"]
+    assert plain["num_steps"] == results["primary/mean_variance-steps-0"]["num_steps"] == 8
+    assert plain["num_tokens"] == 2 * plain["tokens_of_fact"]
     assert own["num_exposures"] == control["num_exposures"] == 2 * 6
     assert own["kept"].count("1") == control["kept"].count("1") == 6
-    assert plain["nll"] != weighted["nll"] != own["nll"]
+    assert plain["nll"] != own["nll"] != control["nll"]
     assert len(plain["start_transfer"]) == len(plain["nll"])
     assert sum(one is not None for one in plain["alone_versus_together"]) == 2
 
     # Nothing is run again; a deleted result is, alone, and comes out exactly the same.
     assert command("run") == 0
     assert contents(setting) == first
-    (setting.results / "primary" / "proximity-steps-0.json").unlink()
+    (setting.results / "primary" / "plain-steps-0.json").unlink()
     assert command("run") == 0
     again = contents(setting)
-    assert [name for name in first if first[name] != again[name]] == ["primary/proximity-steps-0.json"]
-    assert numbers(json.loads(again["primary/proximity-steps-0.json"])) == numbers(weighted)
+    assert [name for name in first if first[name] != again[name]] == ["primary/plain-steps-0.json"]
+    assert numbers(json.loads(again["primary/plain-steps-0.json"])) == numbers(plain)
 
     assert command("table") == 0
     page = (setting.results / "RESULTS.md").read_text(encoding="utf-8")
-    assert "| proximity | 0.01 |" in page
+    assert "| mean_variance | 0.01 |" in page
     assert "(8×1)" in page
-    assert "Not answered yet" in page.split("(f)")[1].split("(g)")[0], "no arm with both was run"
-    for letter in "abcdegh":
+    for letter in "ef":
+        assert f"**({letter})" in page
+        assert "Not answered yet" in page.split(f"**({letter})")[1].split("**(")[0], "no such arm was run"
+    for letter in "abcdgh":
         assert (setting.results / "plots" / f"{letter}.png").is_file(), letter
         assert f"plots/{letter}.png" in page
     capsys.readouterr()
     assert command("list") == 0
-    assert "9 done" in capsys.readouterr().out
+    assert "7 done" in capsys.readouterr().out
 
 
 def test_what_is_outdated_cancelled_or_failed_is_run_again(study, monkeypatch):
@@ -145,10 +147,11 @@ def test_what_is_outdated_cancelled_or_failed_is_run_again(study, monkeypatch):
         patch.setattr(execute, "run_command", refused)
         assert execute.execute(order, setting)[1] == "failed"
     assert folder.read(runs[0].name)["error"] == "`lr` is too large"
-    assert len(execute.pending(setting, folder, "tune")) == 3
-    folder.write(runs[0].name, {"status": "done", "key": order.key})
     assert len(execute.pending(setting, folder, "tune")) == 2
+    (setting.results / f"{runs[0].name}.json").unlink()
     assert not execute.pending(setting, folder, "report"), "the learning rate is not chosen yet"
+    folder.write(runs[0].name, {"status": "done", "key": order.key})
+    assert len(execute.pending(setting, folder, "tune")) == 1
     assert execute.order_of(runs[0], setting, 2 * rate).key != order.key
     other = replace(setting, threads=2)
     assert execute.order_of(runs[0], other, rate).key != order.key
