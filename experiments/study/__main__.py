@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the program's name; the process's own arguments where None.
 
     Returns:
-        0; 1 where runs failed; 2 where the input cannot be used.
+        0; 1 where runs failed or were cancelled; 2 where the input cannot be used.
     """
     parser = argparse.ArgumentParser(prog="python -m experiments.study", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -56,12 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(setting: Setting, processes: int | None, minutes: float | None) -> int:
-    from experiments.study.execute import run_all
+    from experiments.study.execute import Cancelled, run_all
 
     for name, value in (("processes", processes), ("minutes", minutes)):
         if value is not None and value <= 0:
             raise InputError(f"`{name}` must be above 0, got {value}")
-    return int(run_all(setting, processes or setting.processes, minutes) > 0)
+    try:
+        return int(run_all(setting, processes or setting.processes, minutes) > 0)
+    except (Cancelled, KeyboardInterrupt):
+        print("cancelled; the same command goes on where this one was", file=sys.stderr)
+        return 1
 
 
 def _list(setting: Setting) -> None:

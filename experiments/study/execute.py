@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,7 @@ def _in_processes(
         _set_up(setting.threads)
         yield from (execute(order, setting, deadline) for order in orders)
         return
+    signal.signal(signal.SIGTERM, _cancel)
     environment = {"OMP_NUM_THREADS": str(setting.threads), "TOKENIZERS_PARALLELISM": "false"}
     os.environ.update(environment)  # read by the libraries of the processes that are started now
     with ProcessPoolExecutor(processes, get_context("spawn"), _set_up, (setting.threads,)) as pool:
@@ -136,6 +137,8 @@ def _in_processes(
             yield from (future.result() for future in as_completed(futures))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for child in active_children():  # they write down that their run was cancelled
+                child.terminate()
             raise
 
 

@@ -272,7 +272,7 @@ def test_the_random_control_drops_as_many_of_each_relation():
 
 def test_the_bootstrap_covers_facts_and_seeds():
     generator = np.random.default_rng(0)
-    hits, trials = 0, 60
+    hits, trials = 0, 40
     for trial in range(trials):
         values = generator.normal(size=(20, 1)) * 0.5 + generator.normal(size=(1, 40)) + generator.normal(size=(20, 40))
         low, high = sample(values, seed=trial).interval()
