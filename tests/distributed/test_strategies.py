@@ -38,7 +38,7 @@ def settings(tiny_model, tmp_path_factory) -> list[str]:
         f"--data.facts={write_facts(folder / 'facts.jsonl')}",
         f"--data.cache_dir={folder / 'scores'}",
         "--data.filters=null",
-        "--data.with_probes=false",
+        "--data.evaluation={probes: [], retention: false}",
         "--data.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
         "--data.micro_batch_size=4",
         "--model.dtype=float32",
