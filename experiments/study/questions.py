@@ -200,9 +200,10 @@ def _pushed_away(plain: Cell) -> tuple[str, str, list[Bar]]:
     }
     often = max(by_relation, key=lambda name: by_relation[name].value)
     share = sample(pushed)
+    which = f"; most often those of the relation “{often}” ({_share(by_relation[often])})" if share.value else ""
     sentence = (
         f"{_share(share)} of the taught facts are farther after training than before, and {_share(sample(worse))} "
-        f"less likely; most often those of the relation “{often}” ({_share(by_relation[often])})."
+        f"less likely{which}."
     )
     bars = [Bar("all", share), *(Bar(name, one) for name, one in by_relation.items())]
     return sentence, "share of the taught facts that are pushed away, by relation", bars
