@@ -31,8 +31,8 @@ quickstart: $(STAMP)  ## teach a real model real facts; ends with the path of th
 
 SETTING ?= smoke
 study: $(STAMP)  ## does it help? SETTING=smoke (minutes), cpu (hours, 50 minutes a call), gpu; runs what is missing
-	$(BIN)/python -m experiments.study run --setting $(SETTING) --minutes 50
-	$(BIN)/python -m experiments.study table --setting $(SETTING)
+	$(BIN)/python -m experiments.study run --setting $(SETTING) --minutes 50; status=$$?; \
+	$(BIN)/python -m experiments.study table --setting $(SETTING) && exit $$status
 
 # Budgets on 2 cores: lint 1 min, unit 4 min, command line 4 min, two processes 2 min, real model and notebooks 8 min.
 # One thread per worker: two workers share two cores.
