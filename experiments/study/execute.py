@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -132,14 +133,24 @@ def _in_processes(
     environment = {"OMP_NUM_THREADS": str(setting.threads), "TOKENIZERS_PARALLELISM": "false"}
     os.environ.update(environment)  # read by the libraries of the processes that are started now
     with ProcessPoolExecutor(processes, get_context("spawn"), _set_up, (setting.threads,)) as pool:
-        futures = [pool.submit(execute, order, setting, deadline) for order in orders]
+        futures = [pool.submit(_execute_here, order, setting, deadline) for order in orders]
         try:
             yield from (future.result() for future in as_completed(futures))
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in active_children():  # they write down that their run was cancelled
                 child.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise Cancelled("a process has ended by itself, or was ended from outside") from error
             raise
+
+
+def _execute_here(order: Order, setting: Setting, deadline: float | None) -> tuple[str, str, float]:
+    """In a process of the pool, which would take a cancelled run for a result and go on with the next one."""
+    try:
+        return execute(order, setting, deadline)
+    except (Cancelled, KeyboardInterrupt):
+        os._exit(1)
 
 
 def _set_up(threads: int) -> None:
