@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap, mannwhitneyu, spearmanr
 
-from lit_semantic_peft.metrics.intervals import CONFIDENCE
+from lit_semantic_peft.intervals import CONFIDENCE
 
 _RESAMPLES = 2000
 _NUMBERS_AT_ONCE = 2_000_000  # 16 MB of resampled values
