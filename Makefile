@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-long lint clean
+.PHONY: help quickstart study test test-long lint clean
 
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -28,6 +28,11 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 
 quickstart: $(STAMP)  ## teach a real model real facts; ends with the path of the report
 	$(BIN)/lit-semantic-peft fit --config experiments/quickstart.yaml --trainer.default_root_dir $(RUN)
+
+SETTING ?= smoke
+study: $(STAMP)  ## does it help? SETTING=smoke (minutes), cpu (hours, 50 minutes a call), gpu; runs what is missing
+	$(BIN)/python -m experiments.study run --setting $(SETTING) --minutes 50; status=$$?; \
+	$(BIN)/python -m experiments.study table --setting $(SETTING) && exit $$status
 
 # Budgets on 2 cores: lint 1 min, unit 4 min, command line 4 min, two processes 2 min, real model and notebooks 8 min.
 # One thread per worker: two workers share two cores.

@@ -20,6 +20,7 @@ _LIGHTNING_COMMANDS = {
     "score": "without training: how far each fact is from the model, what a filter would keep, which facts conflict",
 }
 _OTHER_COMMANDS = {
+    "compare": "two runs over the same facts: differences of the scores with intervals, and which facts flipped",
     "convert": "turn a published benchmark, or facts in any readable form, into a file of facts",
     "export": "write a run's adapter, or base model and adapter merged into one, to a folder",
     "report": "rebuild report.html and the plots of a run folder",
@@ -71,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _export(arguments[1:])
         elif command == "report":
             _report(arguments[1:])
+        elif command == "compare":
+            _compare(arguments[1:])
         elif command == "convert":
             _convert(arguments[1:])
         else:
@@ -119,6 +122,50 @@ def _report(arguments: Sequence[str]) -> None:
     from lit_semantic_peft.reports import build_report
 
     print(f"Written: {build_report(options.run)}")
+
+
+def _compare(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="lit-semantic-peft compare",
+        description="Compares two runs fact by fact (by fact_id): each score in both, second minus first with its 95 % "
+        "bootstrap interval of the paired differences over facts, and the facts whose free answer became right "
+        "(gained) or wrong (lost).",
+        epilog="The interval says how much the choice of facts matters, nothing of seeds: two runs of one seed each "
+        "cannot say which setting is better.",
+    )
+    parser.add_argument("first", metavar="RUN_A", help="a run folder that was evaluated (`fit` does it at its end)")
+    parser.add_argument("second", metavar="RUN_B", help="another run folder over the same facts")
+    parser.add_argument("--only_kept", action="store_true", help="only the facts that both runs trained")
+    parser.add_argument("--output", metavar="FILE", help="write a row per common fact (.csv or .parquet)")
+    parser.add_argument("--show", metavar="N", type=int, default=5, help="flipped facts to list of each kind (5)")
+    options = parser.parse_args(arguments)
+    if options.show < 0:
+        raise InputError(f"`--show` must be at least 0, got {options.show}")
+
+    from rich.console import Console
+
+    from lit_semantic_peft.reports import check_output, compare_runs, difference_table, write_comparison
+
+    if options.output:
+        check_output(options.output)
+    found = compare_runs(options.first, options.second, only_kept=options.only_kept)
+    Console().print(difference_table(found, options.first, options.second))
+    print(f"Facts in common: {len(found.facts)}")
+    for count, what in (
+        (found.num_only_first, f"only in {options.first}"),
+        (found.num_only_second, f"only in {options.second}"),
+        (found.num_kept_differently, "trained in one of the runs only, so their scores compare unlike things"),
+    ):
+        if count:
+            print(f"Facts {what}: {count}")
+    for name, rows in (("gained", found.gained), ("lost", found.lost)):
+        print(f"Facts {name}: {len(rows)}")
+        for row in rows[: options.show]:
+            answers = f"{row['answer_first']!r} -> {row['answer_second']!r}"
+            print(f"  {row['fact_id']}: {row['prompt']} {row['target']} | {answers}")
+    if options.output:
+        write_comparison(options.output, found)
+        print(f"Written: {options.output} (facts: {len(found.facts)})")
 
 
 def _convert(arguments: Sequence[str]) -> None:

@@ -14,19 +14,21 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results"
 
+_NO_CODE = (":!experiments/results", ":!README.md")  # written from results, also between two runs
+
 
 def provenance() -> dict[str, Any]:
-    """Versions, commit, whether files were changed since, and the hardware."""
+    """Versions, commit, whether files other than results and README were changed since, and the hardware."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", *_NO_CODE)),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "lightning")},
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "device": "cpu",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
 
 

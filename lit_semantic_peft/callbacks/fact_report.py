@@ -26,6 +26,8 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import write_json, write_text
 from lit_semantic_peft.reports import (
     EpochRecord,
+    Estimate,
+    RetentionRecord,
     RunFolder,
     Seconds,
     Summary,
@@ -36,7 +38,7 @@ from lit_semantic_peft.reports import (
     write_fact_table,
     write_probe_table,
 )
-from lit_semantic_peft.training import Comparison, SemanticPeftModule
+from lit_semantic_peft.training import Comparison, Scores, SemanticPeftModule
 
 logger = logging.getLogger(__name__)
 
@@ -261,6 +263,7 @@ class FactReport(Callback):
             "distance_name": module.data.distances[0].name,
             "epochs": tuple(self.epochs),
             "interference": tuple(monitor.records) if monitor else (),
+            "retention": _retention(module.scores) if module.scores else None,
             "seconds": Seconds(**self._clock.seconds) if self._clock.seconds else None,
             "peak_memory_gb": _peak_memory_gb(),
             "versions": _versions(),
@@ -344,6 +347,18 @@ def _answer_columns(module: SemanticPeftModule, size: int) -> dict[str, list[Any
     assert module.scores is not None
     # Of a fact's own prompt the table says yes or no, as set above.
     return module.scores.columns() | dict(columns)
+
+
+def _retention(scores: Scores) -> RetentionRecord | None:
+    measured = {name: value for name, value in scores.retention.items() if value == value}
+    if not measured:
+        return None
+    return RetentionRecord(
+        nll_before=measured.get("nll_before"),
+        nll_after=measured.get("nll_after"),
+        nll_delta=Estimate.of(scores.text_nll_delta),
+        known=Estimate.of(scores.is_still_known),
+    )
 
 
 def _probe_columns(comparisons: list[Comparison], prepared: PreparedFacts) -> dict[str, list[Any]]:

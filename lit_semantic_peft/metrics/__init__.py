@@ -15,7 +15,6 @@ from lit_semantic_peft.metrics.functional import (
     target_probability,
 )
 from lit_semantic_peft.metrics.gradient_interference import GradientInterference
-from lit_semantic_peft.metrics.intervals import Interval, bootstrap_interval
 from lit_semantic_peft.metrics.key_overlap import KeyOverlap
 from lit_semantic_peft.metrics.learning_dynamics import LearningDynamics
 from lit_semantic_peft.metrics.per_fact import MeanOverFacts, PerFactMean, PushedAway, RecallOverFacts
@@ -28,7 +27,6 @@ __all__ = [
     "FactScore",
     "Generalization",
     "GradientInterference",
-    "Interval",
     "KeyOverlap",
     "LearningDynamics",
     "Locality",
@@ -39,7 +37,6 @@ __all__ = [
     "RecallOverFacts",
     "Retention",
     "Robustness",
-    "bootstrap_interval",
     "distance_decile",
     "group_interference",
     "interference_summary",

@@ -1,15 +1,21 @@
 """Showing a run: its folder, its tables, its plots, and one page that needs no network."""
 
+from lit_semantic_peft.reports.compare import check_output, compare_runs, difference_table, write_comparison
 from lit_semantic_peft.reports.html import build_report, render_report
 from lit_semantic_peft.reports.plots import write_plots
 from lit_semantic_peft.reports.run_folder import RunFolder
+from lit_semantic_peft.reports.side_effects import SideEffects, measure_side_effects
 from lit_semantic_peft.reports.summary import (
     BeforeAfter,
     EpochRecord,
+    Estimate,
     InterferenceRecord,
     Recall,
     RecallByFate,
+    RetentionRecord,
+    ScoreRecord,
     Seconds,
+    Sides,
     Summary,
     summarize,
     terminal_summary,
@@ -29,18 +35,28 @@ __all__ = [
     "PROBE_COLUMNS",
     "BeforeAfter",
     "EpochRecord",
+    "Estimate",
     "InterferenceMatrix",
     "InterferenceRecord",
     "Recall",
     "RecallByFate",
+    "RetentionRecord",
     "RunFolder",
+    "ScoreRecord",
     "Seconds",
+    "SideEffects",
+    "Sides",
     "Summary",
     "build_report",
+    "check_output",
+    "compare_runs",
+    "difference_table",
     "fact_table",
+    "measure_side_effects",
     "render_report",
     "summarize",
     "terminal_summary",
+    "write_comparison",
     "write_fact_table",
     "write_interference",
     "write_plots",

@@ -11,10 +11,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lit_semantic_peft.files import write_text
+from lit_semantic_peft.reports.answers import score_rows, side_effect_view
 from lit_semantic_peft.reports.charts import before_after_svg, histogram_legend, histogram_svg, lines_svg
 from lit_semantic_peft.reports.plots import write_plots
 from lit_semantic_peft.reports.run_folder import RunFolder
 from lit_semantic_peft.reports.sentences import known_facts_were_dropped, summary_sentences
+from lit_semantic_peft.reports.side_effects import measure_side_effects
 from lit_semantic_peft.reports.summary import BeforeAfter, Seconds, Summary, percent, reason_phrase, total_seconds
 from lit_semantic_peft.reports.tables import EXTRA_DISTANCE_PREFIX, FACT_COLUMNS, Column, InterferenceMatrix
 from lit_semantic_peft.reports.views import (
@@ -104,6 +106,8 @@ def render_report(
         known_dropped=known_facts_were_dropped(summary, config),
         tiles=_tiles(summary),
         facts_line=_facts_line(summary),
+        scores=score_rows(summary),
+        side_effects=side_effect_view(measure_side_effects(facts, probes)),
         histogram=histogram_svg(histogram, summary.distance_name or "distance") if histogram is not None else None,
         histogram_legend=histogram_legend(histogram) if histogram is not None else [],
         without_distance=histogram.num_without_distance if histogram is not None else 0,

@@ -2,7 +2,7 @@
 
 import types
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Self, Union, get_args, get_origin, get_type_hints
@@ -11,6 +11,8 @@ import pyarrow as pa
 from rich.table import Table
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.intervals import bootstrap_interval
+from lit_semantic_peft.score_definitions import SCORES
 
 
 class _Json:
@@ -79,6 +81,70 @@ class RecallByFate(_Json):
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate(_Json):
+    """A mean with its 95 % bootstrap interval over facts (`bootstrap_interval`).
+
+    Attributes:
+        mean: The mean.
+        low: Lower end.
+        high: Upper end.
+        num_facts: Number of facts, or of what else is said, that it is a mean of.
+    """
+
+    mean: float
+    low: float
+    high: float
+    num_facts: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Self | None:
+        """The estimate from one number per fact; None is "not measured", and so is the result where all are."""
+        interval = bootstrap_interval([float(value) for value in values if value is not None])
+        return None if interval is None else cls(interval.mean, interval.low, interval.high, interval.num_facts)
+
+
+@dataclass(frozen=True, slots=True)
+class Sides(_Json):
+    """A score under the base model and after training; a score that compares the two is in `after` alone."""
+
+    before: Estimate | None = None
+    after: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRecord(_Json):
+    """One of `SCORES`, of the kept and of the dropped facts.
+
+    Attributes:
+        name: Name of the score.
+        kept: Over the kept facts.
+        dropped: Over the facts that a filter dropped.
+    """
+
+    name: str
+    kept: Sides = Sides()
+    dropped: Sides = Sides()
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionRecord(_Json):
+    """What happened to everything else.
+
+    Attributes:
+        nll_before: Mean negative log-likelihood of unrelated text, base model, nats per token, over all tokens.
+        nll_after: The same after training.
+        nll_delta: After minus before by text, positive is harm; `num_facts` is the number of texts. Its mean is over
+            texts, so it may differ from `nll_after` − `nll_before`.
+        known: Share of the untrained facts that the base model answers right and that the trained model still does.
+    """
+
+    nll_before: float | None = None
+    nll_after: float | None = None
+    nll_delta: Estimate | None = None
+    known: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EpochRecord(_Json):
     """What an epoch of training ended with.
 
@@ -140,6 +206,7 @@ class FactCounts(_Json):
         locality: Share of the neighbours whose answer stayed as it was.
         num_neighbors: Number of those neighbours.
         pushed_away: Share of the kept facts whose distance grew.
+        scores: What was really learned: every score that was measured, in the order of `SCORES`.
     """
 
     num_facts: int
@@ -150,6 +217,11 @@ class FactCounts(_Json):
     locality: float | None = None
     num_neighbors: int | None = None
     pushed_away: float | None = None
+    scores: tuple[ScoreRecord, ...] = ()
+
+    def score(self, name: str) -> ScoreRecord:
+        """A score by name; one without numbers where it was not measured."""
+        return next((one for one in self.scores if one.name == name), ScoreRecord(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +239,7 @@ class Summary(FactCounts):
         distance_name: Class name of the configured distance.
         epochs: One record per epoch.
         interference: One record per measurement of the gradient matrix, in order.
+        retention: What happened to unrelated text and to known facts.
         seconds: Where the time went.
         peak_memory_gb: Peak resident memory of the process, 10⁹ bytes.
         versions: Package versions by name.
@@ -183,6 +256,7 @@ class Summary(FactCounts):
     distance_name: str | None = None
     epochs: tuple[EpochRecord, ...] = ()
     interference: tuple[InterferenceRecord, ...] = ()
+    retention: RetentionRecord | None = None
     seconds: Seconds | None = None
     peak_memory_gb: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -215,6 +289,7 @@ def count_facts(facts: pa.Table, probes: pa.Table | None = None) -> FactCounts:
         locality=_share(row["unchanged"] for row in neighbors),
         num_neighbors=len(neighbors) if probes is not None else None,
         pushed_away=_share(row["pushed_away"] for row in kept),
+        scores=_scores(kept, dropped),
     )
 
 
@@ -229,6 +304,15 @@ def summarize(facts: pa.Table, probes: pa.Table | None = None, **fields_of_run: 
     counts = count_facts(facts, probes)
     from_tables = {item.name: getattr(counts, item.name) for item in fields(counts)}
     return Summary(**(from_tables | fields_of_run))
+
+
+_IN_TERMINAL = {
+    "paraphrases answered": "generalization",
+    "conclusions said": "portability",
+    "turns of doubt withstood": "robustness_plain",
+    "turns of doubt withstood, chat": "robustness_chat",
+}
+"""Scores of the kept facts in the short table, by label."""
 
 
 def terminal_summary(summary: Summary, report: str | Path | None = None) -> Table:
@@ -258,7 +342,16 @@ def terminal_summary(summary: Summary, report: str | Path | None = None) -> Tabl
     add("kept facts generated exactly", kept.generated)
     add("kept facts recalled, teacher-forced", kept.teacher_forced)
     add("dropped facts generated exactly", dropped.generated)
+    for label, name in _IN_TERMINAL.items():
+        sides = summary.score(name).kept
+        if sides.after is not None:
+            table.add_row(label, estimate_text(sides.before) if sides.before else "", estimate_text(sides.after))
     table.add_row("neighbours' answers unchanged", "", percent(summary.locality))
+    if (retention := summary.retention) is not None:
+        if retention.known is not None:
+            table.add_row("other known facts still known", "", estimate_text(retention.known))
+        if retention.nll_before is not None and retention.nll_after is not None:
+            table.add_row("unrelated text, nats per token", f"{retention.nll_before:.3f}", f"{retention.nll_after:.3f}")
     table.add_row("kept facts pushed away", "", percent(summary.pushed_away))
     if summary.interference:
         first, last = summary.interference[0], summary.interference[-1]
@@ -291,6 +384,20 @@ def percent(share: float | None) -> str:
     return f"{rounded} %"
 
 
+def estimate_text(estimate: Estimate | None, is_share: bool = True) -> str:
+    """A mean with its interval as text for people.
+
+    Example:
+        >>> estimate_text(Estimate(0.5, 0.35, 0.625, 40)), estimate_text(Estimate(0.25, 0.125, 1.0, 9), is_share=False)
+        ('50 % (35–62)', '0.250 (0.125 to 1.000)')
+    """
+    if estimate is None:
+        return "not measured"
+    if not is_share:
+        return f"{estimate.mean:.3f} ({estimate.low:.3f} to {estimate.high:.3f})".replace("-", "−")
+    return f"{percent(estimate.mean)} ({round(100 * estimate.low)}–{round(100 * estimate.high)})"
+
+
 def reason_phrase(reason: str) -> str:
     """A drop reason as words.
 
@@ -320,6 +427,19 @@ def _recall(rows: list[dict[str, Any]]) -> Recall:
         ),
         generated=BeforeAfter(*(_share(row[name] for row in rows) for name in ("generated_before", "generated_after"))),
     )
+
+
+def _scores(kept: list[dict[str, Any]], dropped: list[dict[str, Any]]) -> tuple[ScoreRecord, ...]:
+    def sides(rows: list[dict[str, Any]], before: str | None, after: str) -> Sides:
+        return Sides(
+            before=Estimate.of(row[before] for row in rows) if before is not None else None,
+            after=Estimate.of(row[after] for row in rows),
+        )
+
+    records = (
+        ScoreRecord(one.name, *(sides(rows, one.before, one.after) for rows in (kept, dropped))) for one in SCORES
+    )
+    return tuple(record for record in records if record.kept != Sides() or record.dropped != Sides())
 
 
 def _share(flags: Any) -> float | None:

@@ -20,6 +20,7 @@ from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts, Question,
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import facts_key
 from lit_semantic_peft.files import content_key
+from lit_semantic_peft.intervals import bootstrap_interval
 from lit_semantic_peft.metrics import LearningDynamics, PerFactMean, PushedAway
 from lit_semantic_peft.models import (
     DEFAULT_BASE_MODEL,
@@ -463,7 +464,7 @@ class SemanticPeftModule(LightningModule):
         self.dynamics.update(scores.is_recalled, batch.fact_index)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs recall and likelihood of the kept and of the other facts."""
+        """Logs recall and likelihood of the kept and of the other facts; `validate` adds intervals over facts."""
         if self.trainer.sanity_checking:
             return
         nll, recall = self.val_nll.compute(), self.val_recall.compute()
@@ -474,8 +475,18 @@ class SemanticPeftModule(LightningModule):
             if rows.any():
                 self.log(f"val/recall{suffix}", recall[rows].mean(), prog_bar=not suffix, batch_size=1)
                 self.log(f"val/nll{suffix}", nll[rows].mean(), prog_bar=not suffix, batch_size=1)
+                if self.trainer.state.fn == "validate":  # not after every epoch of training
+                    self._log_interval(f"val/recall{suffix}", recall[rows])
+                    self._log_interval(f"val/nll{suffix}", nll[rows])
         self.val_nll.reset()
         self.val_recall.reset()
+
+    def _log_interval(self, name: str, values: Tensor) -> None:
+        """Logs the ends of the bootstrap interval over facts as `<name>_low` and `<name>_high`."""
+        interval = bootstrap_interval(values.double().cpu().numpy())
+        assert interval is not None
+        for end in ("low", "high"):
+            self.log(f"{name}_{end}", getattr(interval, end), batch_size=1)
 
     def on_test_start(self) -> None:
         """Starts a new list of comparisons; answers of the base model that are known already are not asked again."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_semantic_peft.data import Answer
+from lit_semantic_peft.intervals import bootstrap_interval
 from lit_semantic_peft.metrics import (
     Efficacy,
     Generalization,
@@ -15,7 +16,6 @@ from lit_semantic_peft.metrics import (
     Portability,
     Retention,
     Robustness,
-    bootstrap_interval,
     starts_with_answer,
     target_probability,
 )

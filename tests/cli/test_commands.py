@@ -87,11 +87,25 @@ def test_validate_test_predict_export_and_report_work_on_the_run(settings, tiny_
     before = pq.read_table("runs/one/facts.parquet").to_pylist()
 
     assert main(["validate", *config, "--ckpt_path=last"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"val/{name}" in shown for name in ("recall", "recall_low", "recall_high", "nll_low", "nll_high"))
+    scores = RunFolder("runs/one").read_summary().scores
+    assert {"efficacy", "generalization", "locality", "portability"} <= {one.name for one in scores}
     assert main(["test", *config, "--ckpt_path=last"]) == 0
     after = pq.read_table("runs/one/facts.parquet").to_pylist()
     assert [row["answer_after"] for row in after] == [row["answer_after"] for row in before]
     assert [row["net_transfer"] for row in after] == [row["net_transfer"] for row in before]  # not measured: stays
     assert len(RunFolder("runs/one").read_summary().epochs) == 2
+    assert RunFolder("runs/one").read_summary().scores == scores
+    # An exported adapter in a folder of its own gives the same scores, in every file.
+    assert main(["test", *config, "--model.adapter=runs/one/adapter", "--trainer.default_root_dir=runs/again"]) == 0
+    again = RunFolder("runs/again")
+    assert again.read_summary().scores == scores
+    assert again.read_summary().retention is not None
+    assert again.read_summary().retention == RunFolder("runs/one").read_summary().retention
+    assert "<code>portability</code>" in again.report.read_text(encoding="utf-8")
+    assert main(["compare", "runs/one", "runs/again"]) == 0
+    assert "Facts lost: 0" in capsys.readouterr().out
 
     capsys.readouterr()
     prompts = "--data.prompts=['The capital of Aro is', 'The river is']"
@@ -202,7 +216,7 @@ def test_help_is_quick():
     program = ("-m", "lit_semantic_peft")
     took, text = min(cpu_seconds(*program, "--help") for _ in range(3))
     assert took < 1.0
-    for command in ("fit", "validate", "test", "predict", "score", "convert", "export", "report"):
+    for command in ("fit", "validate", "test", "predict", "score", "compare", "convert", "export", "report"):
         assert re.search(rf"^  {command} ", text, re.MULTILINE)
     libraries, _ = cpu_seconds("-c", "import lightning.pytorch.cli, peft, torch, transformers")
     took, text = cpu_seconds(*program, "fit", "--help")

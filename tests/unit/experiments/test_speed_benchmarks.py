@@ -109,3 +109,23 @@ def test_scale_measures_each_stage_and_fits_an_exponent():
     assert scale.exponent(rows, "filter") == pytest.approx(1.5)
     assert scale.exponent(rows[:1], "filter") is None
     assert math.isfinite(result["exponent"]["plan"])
+
+
+def test_evaluation_is_timed_by_part_and_generation_on_the_same_answers(tiny_model, tmp_path, monkeypatch):
+    import evaluation_speed
+
+    tiny = ["--base_model", str(tiny_model), "--num_facts", "6", "--doubt_turns", "1", "--generation_prompts", "8"]
+    arguments = [*tiny, "--output", str(tmp_path)]
+    evaluation_speed.main(arguments)
+    result = json.loads((tmp_path / "evaluation_speed.json").read_text())
+    assert [row["questions_of_each_side"] for row in result["parts"]][:2] == [6 * (1 + 3 + 2), 6 * 2 * 2]
+    assert all(row["seconds"] > 0 for row in result["parts"])
+    assert result["generation"]["prompts"] == 8
+    greedy = evaluation_speed.greedy_answers
+
+    def wrong_alone(*positional, batch_size, **named):
+        return [ids[: len(ids) if batch_size > 1 else 1] for ids in greedy(*positional, batch_size=batch_size, **named)]
+
+    monkeypatch.setattr(evaluation_speed, "greedy_answers", wrong_alone)
+    with pytest.raises(SystemExit, match="answers differ between batches and one prompt at a time"):
+        evaluation_speed.main(arguments)

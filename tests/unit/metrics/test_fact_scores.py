@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lit_semantic_peft.intervals import bootstrap_interval
 from lit_semantic_peft.metrics import (
     Efficacy,
     Generalization,
@@ -11,7 +12,6 @@ from lit_semantic_peft.metrics import (
     Portability,
     Retention,
     Robustness,
-    bootstrap_interval,
     kl_from_likeliest,
     likeliest_tokens,
     target_probability,

@@ -78,7 +78,7 @@ def test_the_course_of_interference_is_shown_before_anything_else_of_it(run_fold
     tags = Tags()
     tags.feed(page)
     sections = [attrs["id"] for tag, attrs in tags.seen if tag == "section"]
-    assert sections == ["summary", "interference", "training", "facts", "neighbours", "provenance"]
+    assert sections == ["summary", "learned", "interference", "training", "facts", "neighbours", "provenance"]
     course = page.index("Interference over training</h3>")
     assert course < page.index("Gradient cosine between facts</h3>") < page.index("Worst conflicts</h3>")
     # Start, worst and end, from the records: 3 %, 21 % after epoch 4, 15 %.
@@ -134,3 +134,15 @@ def test_without_the_facts_there_is_no_report(run_folder):
     with pytest.raises(InputError, match=r"facts\.parquet"):
         build_report(run_folder)
     assert not run_folder.report.exists()
+
+
+def test_scores_and_side_effects_are_shown(run_folder):
+    page = build_report(run_folder).read_text(encoding="utf-8")
+    section = page[page.index('<section id="learned"') : page.index('<section id="interference"')]
+    for name in ("efficacy", "generalization", "locality_kl", "retention_nll", "retention_known"):
+        assert f"<code>{name}</code>" in section
+    after = run_folder.read_summary().score("generalization").kept.after
+    assert f"{round(100 * after.mean)} % ({round(100 * after.low)}–{round(100 * after.high)})" in section
+    assert "0.060 (0.010 to 0.120)" in section
+    assert "side effects exceed chance; the largest:" in section
+    assert "portability" not in section  # not measured

@@ -7,8 +7,11 @@ from lit_semantic_peft.reports.run_folder import RunFolder
 from lit_semantic_peft.reports.sentences import summary_sentences
 from lit_semantic_peft.reports.summary import (
     EpochRecord,
+    Estimate,
     InterferenceRecord,
+    RetentionRecord,
     Seconds,
+    Sides,
     Summary,
     count_facts,
     summarize,
@@ -34,6 +37,9 @@ def small(tmp_path) -> RunFolder:
             "recalled_after": [True, True, True, None, True],
             "generated_before": [False, False, True, False, True],
             "generated_after": [True, False, True, False, True],
+            "paraphrase_before": [0.0, 0.5, 0.25, None, 1.0],
+            "paraphrase_after": [1.0, 0.5, 0.25, None, 1.0],
+            "locality": [0.5, 1.0, None, None, 0.0],
             "pushed_away": [False, True, True, True, None],
             "net_transfer": [-2.0, 0.5, None, None, None],
             "worst_aggressor": ["b", None, None, None, None],
@@ -65,12 +71,26 @@ def test_counts_are_over_the_facts_offered_and_shares_over_the_measured(small):
     assert count_facts(small.read_facts()).locality is None
 
 
+def test_scores_are_over_kept_and_over_dropped_facts(small):
+    counts = count_facts(small.read_facts(), small.read_probes())
+    assert [one.name for one in counts.scores] == [
+        "efficacy", "efficacy_teacher_forced", "generalization", "locality"
+    ]  # fmt: skip
+    one = counts.score("generalization")
+    assert one.kept == Sides(before=Estimate(0.25, 0.0, 0.5, 2), after=Estimate(0.75, 0.5, 1.0, 2))
+    assert one.dropped == Sides(before=Estimate(0.25, 0.25, 0.25, 1), after=Estimate(0.25, 0.25, 0.25, 1))
+    near = counts.score("locality")
+    assert (near.kept.before, near.kept.after.mean, near.dropped) == (None, 0.75, Sides())
+    assert counts.score("portability").kept == Sides()  # not measured
+
+
 def test_a_summary_survives_its_file(small):
     summary = summarize(
         small.read_facts(),
         name="x",
         epochs=(EpochRecord(0, 4, 1.5, float("nan"), 0.25),),
         interference=(InterferenceRecord(0, 0, 0.1),),
+        retention=RetentionRecord(3.0, 3.5, Estimate(0.5, 0.25, 0.75, 24)),
         seconds=Seconds(1.0, 2.0),
         config={"a": [1, {"b": None}]},
     )
@@ -79,6 +99,8 @@ def test_a_summary_survives_its_file(small):
     assert back.epochs == (EpochRecord(0, 4, 1.5, None, 0.25),)
     assert back.seconds == Seconds(1.0, 2.0, None)
     assert back.recall == summary.recall
+    assert back.scores == summary.scores
+    assert back.retention == summary.retention
     assert back.to_json() == json.loads(small.summary.read_text())
     assert Summary.from_json({"num_facts": 1, "num_kept": 1, "num_dropped": 0}) == Summary(1, 1, 0)
 
@@ -112,9 +134,14 @@ def test_sentences_say_what_happened_and_no_more(small):
 
 def test_the_terminal_table_shows_numbers_and_the_report(small):
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(terminal_summary(summarize(small.read_facts(), small.read_probes()), small.report))
+    retention = RetentionRecord(3.0, 3.5, known=Estimate(0.75, 0.5, 1.0, 16))
+    summary = summarize(small.read_facts(), small.read_probes(), retention=retention)
+    console.print(terminal_summary(summary, small.report))
     text = console.export_text()
     assert "2 of 4" in text
     assert "2 too far" in text
     assert "67 %" in text
+    assert "75 % (50–100)" in text
+    assert "3.500" in text
+    assert "conclusions" not in text  # not measured
     assert "report.html" in text.replace("\n", "")

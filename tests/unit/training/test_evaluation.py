@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lit_semantic_peft.data import Answer
 from lit_semantic_peft.data.questions import EvaluationPlan, doubt_questions, fact_questions, retention_questions
 from lit_semantic_peft.facts import Fact, Probe
 from lit_semantic_peft.models import attach_adapter
 from lit_semantic_peft.semantics import HiddenStateDistance
 from lit_semantic_peft.tokens import FactEncoder
-from lit_semantic_peft.training.evaluation import Evaluator
+from lit_semantic_peft.training.evaluation import Comparison, Evaluator
 from lit_semantic_peft.training.scores import measure_scores
 from peft import LoraConfig
 
@@ -144,6 +145,29 @@ def test_a_trained_adapter_is_seen_to_change_something(encoder):
     assert scores.per_fact["locality"].max() < 1
     assert scores.per_fact["locality_kl"].min() > 0.01
     assert scores.retention["nll_delta"] != 0
+
+
+def test_a_model_that_answers_everything_with_one_target_is_exposed_by_locality(encoder):
+    """Every fact has the target `Paris`, and whatever is asked, the trained model says it."""
+    facts = [replace(fact, target="Paris") for fact in FACTS]
+    questions = fact_questions(facts, encoder, EvaluationPlan(probes=["paraphrase", "neighborhood"]))
+
+    def answer(text, question):
+        neighbor = question.kind == "neighborhood"
+        return Answer(
+            text, text in question.accepted, text in question.accepted, 1.0, {}, (len(text),) * neighbor, kl=5.0
+        )
+
+    comparisons = [
+        Comparison(question, answer(f"answer {question.number}", question), answer("Paris", question))
+        for question in questions
+    ]
+    scores = measure_scores(comparisons, len(facts), torch.ones(len(facts), dtype=torch.bool))
+    everything_right = [1.0] * len(facts)
+    assert scores.per_fact["generated_after"].tolist() == everything_right
+    assert scores.per_fact["paraphrase_after"].tolist() == everything_right
+    assert scores.per_fact["locality"].tolist() == [0.0] * len(facts)
+    assert scores.per_fact["locality_recalled"].tolist() == [0.0] * len(facts)
 
 
 def test_known_answers_of_the_base_model_are_not_asked_again(encoder):

@@ -1,0 +1,239 @@
+"""Runs what is missing: one training at a time through the package's own command, one JSON file for each."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from experiments.benchmarks.measured import provenance
+from experiments.study.facts import StudyFacts, facts_of
+from experiments.study.plan import ROOT, Run, Setting, config_of, runs_of
+from experiments.study.results import ResultFolder, choose_learning_rate, measured, unfairness
+from lit_semantic_peft.cli import run as run_command
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.files import content_key, remove_leftovers, write_text
+from lit_semantic_peft.models import resolve_base_model
+
+STUDY_VERSION = 1
+"""Part of every run's key; raised whenever a change of the project changes what training or evaluation gives."""
+
+WORK = ROOT / "runs" / "study"
+_PACKAGES = ("torch", "transformers", "peft", "lightning")
+
+
+class Cancelled(Exception):
+    """The process was asked to end."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A run that is ready to go.
+
+    Attributes:
+        run: The run.
+        config: Its YAML as plain data.
+        facts: Its facts.
+        key: Content key of everything that its result depends on.
+        depends_on: The same, readable.
+    """
+
+    run: Run
+    config: dict[str, Any]
+    facts: StudyFacts
+    key: str
+    depends_on: dict[str, Any]
+
+
+def order_of(run: Run, setting: Setting, learning_rate: float) -> Order:
+    """Finds facts and configuration of a run, and the key of its result.
+
+    Args:
+        run: The run.
+        setting: The setting.
+        learning_rate: The one to train with.
+    """
+    facts = facts_of(run.block, run.role, setting, WORK / "facts")
+    config = config_of(run, setting, learning_rate, facts.path)
+    depends_on = {
+        "config": {**config, "data": {**config["data"], "facts": facts.key}},
+        "base_fingerprint": resolve_base_model(setting.base_model).fingerprint,
+        "versions": {name: version(name) for name in _PACKAGES},
+        "threads": setting.threads,
+        "study_version": STUDY_VERSION,
+    }
+    return Order(run, config, facts, content_key(depends_on), depends_on)
+
+
+def pending(setting: Setting, results: ResultFolder, role: str) -> list[Order]:
+    """The runs whose result is missing, outdated, failed or cancelled. Reported runs need the choice to be made.
+
+    Args:
+        setting: The setting.
+        results: What is there.
+        role: `tune` or `report`.
+    """
+    orders = []
+    for run in runs_of(setting, role):
+        rate = run.learning_rate or choose_learning_rate(run, setting, results)
+        if rate is None:
+            continue
+        order = order_of(run, setting, rate)
+        if not results.is_done(run.name, order.key):
+            orders.append(order)
+    return orders
+
+
+def run_all(setting: Setting, processes: int, minutes: float | None, say: Callable[[str], None] = print) -> int:
+    """Runs what is missing: first what chooses, then what is reported.
+
+    Args:
+        setting: The setting.
+        processes: How many at a time.
+        minutes: No run is begun that is not expected to end by then; None for no limit.
+        say: Shows progress.
+
+    Returns:
+        How many runs failed.
+    """
+    results = ResultFolder(setting.results)
+    remove_leftovers(setting.results)
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    num_failed = 0
+    for role in ("tune", "report"):
+        orders = pending(setting, results, role)
+        say(f"{role}: {len(orders)} runs to do")
+        for done, (name, status, seconds) in enumerate(_in_processes(orders, setting, processes, deadline), 1):
+            num_failed += status == "failed"
+            say(f"{role} {done}/{len(orders)} {name}: {status}, {seconds:.0f} s")
+        if left := pending(setting, results, role):
+            say(f"{role}: {len(left)} runs are left; run the same command again")
+            break
+    return num_failed
+
+
+def _in_processes(
+    orders: Sequence[Order], setting: Setting, processes: int, deadline: float | None
+) -> Iterator[tuple[str, str, float]]:
+    if processes == 1:
+        _set_up(setting.threads)
+        yield from (execute(order, setting, deadline) for order in orders)
+        return
+    signal.signal(signal.SIGTERM, _cancel)
+    environment = {"OMP_NUM_THREADS": str(setting.threads), "TOKENIZERS_PARALLELISM": "false"}
+    os.environ.update(environment)  # read by the libraries of the processes that are started now
+    with ProcessPoolExecutor(processes, get_context("spawn"), _set_up, (setting.threads,)) as pool:
+        futures = [pool.submit(_execute_here, order, setting, deadline) for order in orders]
+        try:
+            yield from (future.result() for future in as_completed(futures))
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in active_children():  # they write down that their run was cancelled
+                child.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise Cancelled("a process has ended by itself, or was ended from outside") from error
+            raise
+
+
+def _execute_here(order: Order, setting: Setting, deadline: float | None) -> tuple[str, str, float]:
+    """In a process of the pool, which would take a cancelled run for a result and go on with the next one."""
+    try:
+        return execute(order, setting, deadline)
+    except (Cancelled, KeyboardInterrupt):
+        os._exit(1)
+
+
+def _set_up(threads: int) -> None:
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, _cancel)
+
+
+def _cancel(number: int, frame: Any) -> None:
+    raise Cancelled(f"signal {number}")
+
+
+def execute(order: Order, setting: Setting, deadline: float | None = None) -> tuple[str, str, float]:
+    """Trains and evaluates one run and writes its result, also where it fails.
+
+    Args:
+        order: The run.
+        setting: Its setting.
+        deadline: Of `time.monotonic()`: a run that would end later is not begun.
+
+    Returns:
+        Name, status and seconds.
+    """
+    run, results = order.run, ResultFolder(setting.results)
+    begin = time.monotonic()
+    if deadline is not None and begin + run.seconds(setting) > deadline:
+        return run.name, "left for the next part", 0.0
+    about = {
+        "status": "done",
+        "key": order.key,
+        "block": run.block.name,
+        "arm": run.arm.name,
+        "role": run.role,
+        "pace": run.pace,
+        "is_control": run.is_control,
+        "seed": run.seed,
+        "learning_rate": order.config["model"]["optimizer"]["init_args"]["lr"],
+        "facts_key": order.facts.key,
+        "depends_on": order.depends_on,
+    }
+    try:
+        with _trained(order) as folder:
+            found, facts = measured(folder, run.block.num_facts, short=run.role == "tune")
+        results.write_facts(order.facts.key, facts)
+        about |= found
+        if problem := unfairness(run, about):
+            about |= {"status": "failed", "error": problem}
+    except (Cancelled, KeyboardInterrupt):
+        results.write(run.name, {**about, "status": "cancelled", "provenance": provenance()})
+        raise
+    except InputError as error:
+        about |= {"status": "failed", "error": str(error)}
+    seconds = time.monotonic() - begin
+    results.write(run.name, {**about, "seconds": round(seconds, 1), "provenance": provenance()})
+    return run.name, about["status"], seconds
+
+
+@contextmanager
+def _trained(order: Order) -> Iterator[Path]:
+    """The folder of a run of `lit-semantic-peft fit`, gone afterwards."""
+    folder = WORK / "runs" / f"{order.key}-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    path = folder.with_suffix(".yaml")
+    config = {**order.config, "trainer": {**order.config["trainer"], "default_root_dir": str(folder)}}
+    write_text(path, yaml.safe_dump(config, sort_keys=False))
+    try:
+        run_command(["fit", "--config", str(path)])
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        path.unlink(missing_ok=True)
+
+
+def status_of(setting: Setting) -> list[tuple[Run, str]]:
+    """Every run of a setting with what is known of it: done, missing, outdated, failed, cancelled, waits."""
+    results = ResultFolder(setting.results)
+    rows = []
+    for role in ("tune", "report"):
+        for run in runs_of(setting, role):
+            rate = run.learning_rate or choose_learning_rate(run, setting, results)
+            if rate is None:
+                rows.append((run, "waits for the choice of its learning rate"))
+                continue
+            key, kept = order_of(run, setting, rate).key, results.read(run.name)
+            state = "outdated" if kept and kept["key"] != key else (kept or {"status": "missing"})["status"]
+            rows.append((run, state))
+    return rows

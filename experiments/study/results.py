@@ -1,0 +1,185 @@
+"""What is kept of a run: a small JSON file with a number per fact, and what must hold for it to be compared."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from experiments.study.plan import Run, Setting, runs_of
+from experiments.study.recorder import FILE
+from lit_semantic_peft.files import write_json, write_text
+from lit_semantic_peft.reports import RunFolder
+
+TOKEN_TOLERANCE = 0.1
+"""At equal optimizer steps a filter's facts may be this much longer or shorter than all facts, as a share."""
+
+_DIGITS = 4
+
+
+class ResultFolder:
+    """A folder with a file per run.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The result of a run, or None."""
+        path = self.path / f"{name}.json"
+        if not path.is_file():
+            return None
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return result
+
+    def is_done(self, name: str, key: str) -> bool:
+        """Whether the result of exactly this run is there."""
+        result = self.read(name)
+        return result is not None and result["status"] == "done" and result["key"] == key
+
+    def write(self, name: str, result: Mapping[str, Any]) -> None:
+        """Keeps the result of a run, as a whole or not at all; a list of numbers stands in one line."""
+        lines = [f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items()]
+        write_text(self.path / f"{name}.json", "{\n" + ",\n".join(lines) + "\n}\n")
+
+    def write_facts(self, key: str, facts: Mapping[str, Any]) -> None:
+        """Keeps what is known of some facts before training, once for all their runs."""
+        path = self.path / "facts" / f"{key}.json"
+        if not path.is_file():
+            write_json(path, facts)
+
+    def facts(self, key: str) -> dict[str, Any]:
+        """What `write_facts` kept."""
+        facts: dict[str, Any] = json.loads((self.path / "facts" / f"{key}.json").read_text(encoding="utf-8"))
+        return facts
+
+
+def measured(folder: Path, num_taught: int, short: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads what a run has left behind.
+
+    Args:
+        folder: The run folder.
+        num_taught: The first so many facts are to be taught; the others are known to the base model.
+        short: Only what choosing needs.
+
+    Returns:
+        Of the run: what was spent, and by fact (the taught ones first, then the known ones) whether it was kept, its
+        recall, likelihood and areas under the learning curve. Of the facts: ids, relations, and where they stood.
+    """
+    run = RunFolder(folder)
+    table = run.read_facts()
+    column = {name: table.column(name).to_pylist() for name in table.column_names}
+    course = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    kept = column["kept"][:num_taught]
+    found: dict[str, Any] = {
+        "num_taught": num_taught,
+        "num_kept": sum(kept),
+        "num_steps": course["num_steps"],
+        "num_tokens": course["num_tokens"],
+        "num_exposures": course["num_exposures"],
+        "tokens_of_fact": sum(course["tokens_of_fact"][:num_taught]),
+        "tokens_of_kept": sum(
+            tokens for tokens, is_kept in zip(course["tokens_of_fact"], kept, strict=False) if is_kept
+        ),
+        "kept": _bits(kept),
+        "recalled": _bits(column["recalled_after"]),
+        "nll": _rounded(column["nll_after"]),
+    }
+    if not short:
+        found |= {
+            "generated": _bits(column["generated_after"]),
+            "nll_area": _rounded(_area(course, "nll", column["nll_before"], column["nll_after"])),
+            "recall_area": _rounded(_area(course, "recalled", column["recalled_before"], column["recalled_after"])),
+            "pushed_away": _bits(column["pushed_away"]),
+            "locality": _rounded(column["locality"]),
+            "text_nll_delta": _rounded(course["text_nll_delta"]),
+        }
+        if any(value is not None for value in course["start_transfer"]):
+            found["start_transfer"] = _rounded(course["start_transfer"])
+        alone = folder / "alone_versus_together.json"
+        if alone.is_file():
+            difference = json.loads(alone.read_text(encoding="utf-8"))["difference"]
+            found["alone_versus_together"] = _rounded([difference.get(one) for one in column["fact_id"]])
+    facts = {
+        "fact_id": column["fact_id"],
+        "relation": column["relation"],
+        "distance": _rounded(column["distance"]),
+        "nll_before": _rounded(column["nll_before"]),
+        "recalled_before": _bits(column["recalled_before"]),
+    }
+    return found, facts
+
+
+def unfairness(run: Run, found: Mapping[str, Any]) -> str | None:
+    """Why a run cannot be compared with the others of its block; None if it can.
+
+    Args:
+        run: The run.
+        found: What was measured of it.
+    """
+    epochs, num_facts, num_steps = run.block.epochs, run.block.num_facts, run.block.num_steps
+    if not run.arm.has_filter and found["num_kept"] != num_facts:
+        return f"{found['num_kept']} of {num_facts} facts were trained by an arm without a filter"
+    if run.arm.has_filter and run.pace == "exposures":
+        expected = (epochs * found["num_kept"], epochs * found["tokens_of_kept"])
+        if (found["num_exposures"], found["num_tokens"]) != expected:
+            return f"kept facts were not seen {epochs} times each"
+        return None
+    if found["num_steps"] != num_steps:
+        return f"{found['num_steps']} optimizer steps instead of the block's {num_steps}"
+    ratio = found["num_tokens"] / (epochs * found["tokens_of_fact"])
+    limit = TOKEN_TOLERANCE if run.arm.has_filter else 0.0
+    if abs(ratio - 1) > limit:
+        return f"{ratio:.3f} times the tokens of plain training were seen; the limit is 1 ± {limit:g}"
+    return None
+
+
+def choose_learning_rate(run: Run, setting: Setting, results: ResultFolder) -> float | None:
+    """The learning rate under which the arm's trained facts are likeliest, on the facts that choose.
+
+    Args:
+        run: A reported run.
+        setting: Its setting.
+        results: What is there.
+
+    Returns:
+        The rate; None while a run of the choice is missing. Of equal rates the smallest.
+    """
+    block = setting.blocks[run.block.tuned_in or run.block.name]
+    candidates = [one for one in runs_of(setting, "tune") if one.block == block and one.arm.name == run.arm.name]
+    found = [(one.learning_rate, results.read(one.name)) for one in candidates]
+    if any(result is None or result["status"] not in ("done", "failed") for _, result in found):
+        return None
+    losses = {rate: _trained_nll(result) for rate, result in found if result is not None and result["status"] == "done"}
+    return min(losses, key=lambda rate: (losses[rate], rate), default=None)
+
+
+def bits(text: str) -> np.ndarray:
+    """Yes or no per fact, float64 `(n,)`; NaN where not measured."""
+    return np.array([{"1": 1.0, "0": 0.0}.get(letter, np.nan) for letter in text])
+
+
+def _trained_nll(result: Mapping[str, Any]) -> float:
+    nll = np.array(result["nll"][: result["num_taught"]], dtype=np.float64)
+    return float(nll[bits(result["kept"]) == 1].mean())
+
+
+def _area(course: Mapping[str, Any], name: str, before: list[Any], after: list[Any]) -> list[float]:
+    """Mean over training of a number per fact: trapezoids between its values, over optimizer steps."""
+    steps, values = [0, *course["global_step"]], [before, *course[name]]
+    if steps[-1] < course["num_steps"]:
+        steps, values = [*steps, course["num_steps"]], [*values, after]
+    table = np.array(values, dtype=np.float64)
+    area: list[float] = (np.trapezoid(table, np.array(steps, dtype=np.float64), axis=0) / steps[-1]).tolist()
+    return area
+
+
+def _bits(values: list[Any]) -> str:
+    return "".join("-" if value is None else str(int(value)) for value in values)
+
+
+def _rounded(values: list[Any]) -> list[float | None]:
+    return [None if value is None or value != value else round(float(value), _DIGITS) for value in values]

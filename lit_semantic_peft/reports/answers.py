@@ -1,0 +1,123 @@
+"""The page's section on what was really learned: scores and side effects as text. No drawing."""
+
+from typing import Any
+
+from lit_semantic_peft.reports.side_effects import EVALUATED, SideEffect, SideEffects, most_facts
+from lit_semantic_peft.reports.summary import Estimate, Summary, estimate_text
+from lit_semantic_peft.score_definitions import SCORES
+
+MAX_RELATIONS = 40
+"""Relations in the page's matrix of side effects; those with most facts are shown."""
+
+_NONE = "–"
+
+
+def score_rows(summary: Summary) -> list[dict[str, str]]:
+    """A row per score that was measured: name, description, before, after with interval, number of facts."""
+    rows = []
+    for definition in SCORES:
+        record = summary.score(definition.name)
+        kept, dropped = record.kept, record.dropped
+        if any(side is not None for side in (kept.before, kept.after, dropped.after)):
+            is_share = definition.name != "locality_kl"
+            rows.append(_row(definition.name, definition.description, kept.before, kept.after, dropped.after, is_share))
+    retention = summary.retention
+    if retention is None:
+        return rows
+    if retention.nll_delta is not None:
+        rows.append(
+            _row(
+                "retention_nll",
+                "Likelihood loss of unrelated text, after minus before, nats per token; 0 is unchanged.",
+                None,
+                retention.nll_delta,
+                None,
+                is_share=False,
+            )
+        )
+    if retention.known is not None:
+        rows.append(
+            _row(
+                "retention_known",
+                "Untrained facts that the base model knows and the trained model still does.",
+                None,
+                retention.known,
+                None,
+            )
+        )
+    return rows
+
+
+def _row(
+    name: str,
+    description: str,
+    before: Estimate | None,
+    after: Estimate | None,
+    dropped: Estimate | None,
+    is_share: bool = True,
+) -> dict[str, str]:
+    def text(estimate: Estimate | None) -> str:
+        return _NONE if estimate is None else estimate_text(estimate, is_share)
+
+    def count(estimate: Estimate | None) -> str:
+        return _NONE if estimate is None else str(estimate.num_facts)
+
+    return {
+        "name": name,
+        "description": description,
+        "before": text(before),
+        "after": text(after),
+        "count": count(after or before),
+        "dropped": text(dropped),
+        "dropped_count": count(dropped),
+    }
+
+
+def side_effect_view(effects: SideEffects) -> dict[str, Any] | None:
+    """The matrix as text; None where nothing was measured."""
+    if not effects.cells:
+        return None
+    shown = most_facts(effects, MAX_RELATIONS)
+    columns = [name for name in EVALUATED if any(evaluated == name for _, evaluated in effects.cells)]
+    return {
+        "columns": columns,
+        "rows": [
+            {
+                "relation": relation,
+                "is_taught": relation in effects.taught,
+                "cells": [_cell(effects.cells.get((relation, column))) for column in columns],
+            }
+            for relation in shown
+        ],
+        "note": _note(effects, len(shown)),
+    }
+
+
+def _cell(cell: SideEffect | None) -> dict[str, Any]:
+    if cell is None:
+        return {"text": _NONE, "about": "not measured", "exceeds_chance": False}
+    star = " *" if cell.exceeds_chance else ""
+    return {
+        "text": f"{_signed(cell.nll_delta)}{star}",
+        "about": f"{cell.num_facts} facts, p = {cell.p_value:.2g}",
+        "exceeds_chance": cell.exceeds_chance,
+    }
+
+
+def _note(effects: SideEffects, num_shown: int) -> str:
+    beyond = effects.beyond_chance
+    text = "No side effect exceeds chance."
+    if beyond:
+        worst = beyond[0]
+        count = "One side effect exceeds" if len(beyond) == 1 else f"{len(beyond)} side effects exceed"
+        text = (
+            f"{count} chance; the largest: {worst.evaluated} of “{worst.relation}”, "
+            f"{_signed(worst.nll_delta)} over {worst.num_facts} facts."
+        )
+    if num_shown < len(effects.relations):
+        text += f" The {num_shown} of {len(effects.relations)} relations with most facts are shown."
+    return text
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")

@@ -1,0 +1,212 @@
+"""Two runs over the same facts: differences of the scores with paired intervals, and which facts flipped."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from rich.table import Table
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.files import atomic_path
+from lit_semantic_peft.reports.run_folder import RunFolder
+from lit_semantic_peft.reports.summary import Estimate
+from lit_semantic_peft.score_definitions import SCORES, ScoreDefinition
+
+OUTPUT_SUFFIXES = (".csv", ".parquet")
+
+_FLIPPING = "efficacy"
+_TEACHES = ("prompt", "target")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreDifference:
+    """A score in two runs, over the facts that both measured.
+
+    Attributes:
+        name: Name of the score.
+        first: Mean in the first run.
+        second: Mean in the second run.
+        difference: Second minus first, fact by fact, with the 95 % bootstrap interval over facts of the paired
+            differences.
+    """
+
+    name: str
+    first: float
+    second: float
+    difference: Estimate
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """What two runs say of the same facts.
+
+    Attributes:
+        scores: A difference per score that both runs measured.
+        gained: Facts whose free answer is right in the second run only, as rows of `facts`.
+        lost: Facts whose free answer is right in the first run only, as rows of `facts`.
+        facts: A row per common fact: `fact_id, prompt, target, answer_first, answer_second`, `flipped` (`gained`,
+            `lost` or null), and per score `<name>_first` and `<name>_second`.
+        num_only_first: Facts that only the first run has.
+        num_only_second: Facts that only the second run has.
+        num_kept_differently: Common facts that one of the runs trained and the other did not.
+    """
+
+    scores: tuple[ScoreDifference, ...]
+    gained: list[dict[str, Any]]
+    lost: list[dict[str, Any]]
+    facts: pa.Table
+    num_only_first: int
+    num_only_second: int
+    num_kept_differently: int
+
+
+def compare_runs(first: str | Path, second: str | Path, *, only_kept: bool = False) -> RunComparison:
+    """Compares two run folders fact by fact.
+
+    The interval says how much the choice of facts matters; of seeds and training runs it says nothing.
+
+    Args:
+        first: A run folder that `fit` or `test` left behind.
+        second: Another one.
+        only_kept: Whether only facts count that both runs trained.
+
+    Raises:
+        InputError: A folder is no run folder, its facts were not asked, or the two have no fact in common; or a
+            `fact_id` names another prompt or target in the other run.
+    """
+    tables = [_by_id(first), _by_id(second)]
+    common = [fact_id for fact_id in tables[0] if fact_id in tables[1]]
+    if not common:
+        raise InputError(
+            f"`{first}` and `{second}` have no fact in common by `fact_id`: {_some(tables[0])} against "
+            f"{_some(tables[1])}. Compare runs over the same facts."
+        )
+    _check_same(first, second, [(tables[0][fact_id], tables[1][fact_id]) for fact_id in common])
+    kept = [[table[fact_id]["kept"] is not False for fact_id in common] for table in tables]
+    if only_kept:
+        common = [fact_id for fact_id, *both in zip(common, *kept, strict=True) if all(both)]
+        if not common:
+            raise InputError(f"`{first}` and `{second}` trained no fact in common; leave `--only_kept` out")
+    pairs = [(tables[0][fact_id], tables[1][fact_id]) for fact_id in common]
+    facts = pa.Table.from_pylist([_row(*pair) for pair in pairs], schema=_schema())
+    rows = facts.to_pylist()
+    differences = (_difference(definition, rows) for definition in SCORES)
+    return RunComparison(
+        scores=tuple(one for one in differences if one is not None),
+        gained=[row for row in rows if row["flipped"] == "gained"],
+        lost=[row for row in rows if row["flipped"] == "lost"],
+        facts=facts,
+        num_only_first=len(tables[0].keys() - tables[1].keys()),
+        num_only_second=len(tables[1].keys() - tables[0].keys()),
+        num_kept_differently=sum(left != right for left, right in zip(*kept, strict=True)),
+    )
+
+
+def write_comparison(path: str | Path, comparison: RunComparison) -> None:
+    """Writes the row per common fact as CSV or Parquet, atomically.
+
+    Args:
+        path: The file; must end in one of `OUTPUT_SUFFIXES`.
+        comparison: From `compare_runs`.
+
+    Raises:
+        InputError: Another ending.
+    """
+    check_output(path)
+    with atomic_path(path) as temporary:
+        if Path(path).suffix == ".csv":
+            pa_csv.write_csv(comparison.facts, temporary)
+        else:
+            pq.write_table(comparison.facts, temporary, compression="zstd")
+
+
+def check_output(path: str | Path) -> None:
+    """Refuses a file that `write_comparison` could not write.
+
+    Raises:
+        InputError: Its name ends in something else than `OUTPUT_SUFFIXES`.
+    """
+    if Path(path).suffix not in OUTPUT_SUFFIXES:
+        raise InputError(f"`--output` must end in {' or '.join(OUTPUT_SUFFIXES)}, got {str(path)!r}")
+
+
+def difference_table(comparison: RunComparison, first: str, second: str) -> Table:
+    """The differences as a table for the terminal.
+
+    Args:
+        comparison: From `compare_runs`.
+        first: Name of the first run.
+        second: Name of the second run.
+    """
+    table = Table("score", first, second, "difference (95 % interval)", "n", title_justify="left")
+    for one in comparison.scores:
+        is_share = one.name != "locality_kl"
+        ends = one.difference
+        scale, unit = (100, " points") if is_share else (1, " nats")
+        digits = 1 if is_share else 3
+        signed = [f"{scale * value:+.{digits}f}".replace("-", "−") for value in (ends.mean, ends.low, ends.high)]
+        table.add_row(
+            one.name,
+            *(f"{100 * value:.1f} %" if is_share else f"{value:.3f}" for value in (one.first, one.second)),
+            f"{signed[0]}{unit} ({signed[1]} to {signed[2]})",
+            str(ends.num_facts),
+        )
+    return table
+
+
+def _by_id(run: str | Path) -> dict[str, dict[str, Any]]:
+    table = RunFolder(run).read_facts()
+    if table.column("generated_after").null_count == len(table):
+        raise InputError(
+            f"`{run}`: its facts were not asked, so there is nothing to compare; "
+            "`lit-semantic-peft test --config RUN/config.yaml --ckpt_path last` asks them"
+        )
+    return {row["fact_id"]: row for row in table.to_pylist()}
+
+
+def _check_same(first: str | Path, second: str | Path, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    for left, right in pairs:
+        for name in _TEACHES:
+            if left[name] != right[name]:
+                raise InputError(
+                    f"fact {left['fact_id']!r} is another fact in the two runs: `{name}` is {left[name]!r} in "
+                    f"`{first}` and {right[name]!r} in `{second}`"
+                )
+
+
+def _row(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+    row = {name: left[name] for name in ("fact_id", *_TEACHES)}
+    row |= {"answer_first": left["answer_after"], "answer_second": right["answer_after"], "flipped": None}
+    for definition in SCORES:
+        for name, fact in (("first", left), ("second", right)):
+            value = fact[definition.after]
+            row[f"{definition.name}_{name}"] = None if value is None else float(value)
+    before, after = row[f"{_FLIPPING}_first"], row[f"{_FLIPPING}_second"]
+    if before is not None and after is not None and before != after:
+        row["flipped"] = "gained" if after > before else "lost"
+    return row
+
+
+def _schema() -> pa.Schema:
+    texts = ("fact_id", *_TEACHES, "answer_first", "answer_second", "flipped")
+    numbers = [f"{definition.name}_{name}" for definition in SCORES for name in ("first", "second")]
+    return pa.schema([(name, pa.string()) for name in texts] + [(name, pa.float64()) for name in numbers])
+
+
+def _difference(definition: ScoreDefinition, rows: Sequence[dict[str, Any]]) -> ScoreDifference | None:
+    pairs = [(row[f"{definition.name}_first"], row[f"{definition.name}_second"]) for row in rows]
+    pairs = [(left, right) for left, right in pairs if left is not None and right is not None]
+    difference = Estimate.of(right - left for left, right in pairs)
+    if difference is None:
+        return None
+    first, second = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
+    return ScoreDifference(definition.name, first, second, difference)
+
+
+def _some(facts: dict[str, Any]) -> str:
+    names = ", ".join(repr(name) for name in list(facts)[:3])
+    return names + (", …" if len(facts) > 3 else "")

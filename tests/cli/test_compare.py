@@ -1,0 +1,103 @@
+"""`compare`: two runs over the same facts, by hand and on the command line."""
+
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from lit_semantic_peft.__main__ import main
+from lit_semantic_peft.reports import RunFolder, compare_runs, write_fact_table
+
+SIZE = 40
+
+
+def write_run(name, **changed):
+    columns = {
+        "fact_id": [f"f{row}" for row in range(SIZE)],
+        "prompt": [f"p{row}" for row in range(SIZE)],
+        "target": [f"t{row}" for row in range(SIZE)],
+        "kept": [True] * SIZE,
+        "generated_after": [True] * 20 + [False] * 20,
+        "answer_after": [f"t{row}" if row < 20 else "?" for row in range(SIZE)],
+        "paraphrase_after": [0.5] * SIZE,
+        "locality_kl": [0.25] * 4 + [None] * (SIZE - 4),
+    }
+    write_fact_table(RunFolder(name).facts, columns | changed)
+    return name
+
+
+@pytest.fixture
+def runs():
+    better = [row != 3 and row < 30 for row in range(SIZE)]  # ten gained, one lost
+    return write_run("a"), write_run("b", generated_after=better)
+
+
+def test_differences_are_paired_and_flips_are_named(runs):
+    found = compare_runs(*runs)
+    efficacy = next(one for one in found.scores if one.name == "efficacy")
+    assert (efficacy.first, efficacy.second) == (0.5, 29 / 40)
+    assert efficacy.difference.mean == pytest.approx(9 / 40)
+    assert 0 < efficacy.difference.low < 9 / 40 < efficacy.difference.high
+    assert [row["fact_id"] for row in found.lost] == ["f3"]
+    assert [row["fact_id"] for row in found.gained] == [f"f{row}" for row in range(20, 30)]
+    # Paired: equal numbers differ by nothing, whatever their spread, and only measured facts count.
+    kl = next(one for one in found.scores if one.name == "locality_kl")
+    assert (kl.difference.mean, kl.difference.low, kl.difference.high, kl.difference.num_facts) == (0, 0, 0, 4)
+    assert {one.name for one in found.scores} == {"efficacy", "generalization", "locality_kl"}
+
+
+def test_facts_pair_by_id_not_by_row(runs):
+    order = np.random.default_rng(0).permutation(SIZE)
+    table = RunFolder("b").read_facts().take(order)
+    pq.write_table(table, RunFolder("b").facts)
+    assert [row["fact_id"] for row in compare_runs(*runs).lost] == ["f3"]
+
+
+def test_the_command_prints_and_writes(runs, capsys):
+    assert main(["compare", *runs, "--output", "flips.csv", "--show", "2"]) == 0
+    output = capsys.readouterr().out
+    assert "+22.5 points" in output
+    assert "Facts gained: 10" in output
+    assert "f3: p3 t3 | 't3' -> 't3'" in output
+    assert "f21" in output
+    assert "f22" not in output
+    rows = pyarrow.csv.read_csv("flips.csv").to_pylist()
+    assert [row["fact_id"] for row in rows if row["flipped"] == "lost"] == ["f3"]
+    assert main(["compare", *runs, "--output", "flips.parquet"]) == 0
+    assert pq.read_table("flips.parquet").num_rows == SIZE
+
+
+def test_only_facts_that_both_trained(runs, capsys):
+    write_run("c", kept=[row > 9 for row in range(SIZE)])
+    assert main(["compare", "a", "c"]) == 0
+    assert "trained in one of the runs only, so their scores compare unlike things: 10" in capsys.readouterr().out
+    assert len(compare_runs("a", "c", only_kept=True).facts) == 30
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (None, "expected a run folder, but there is none"),
+        ({"fact_id": [f"g{row}" for row in range(SIZE)]}, "no fact in common by `fact_id`: 'f0', 'f1', 'f2', …"),
+        ({"target": ["other"] * SIZE}, "fact 'f0' is another fact in the two runs: `target` is 't0' in `a`"),
+        ({"generated_after": [None] * SIZE}, "its facts were not asked"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(runs, changed, message, capsys):
+    name = "nowhere" if changed is None else write_run("c", **changed)
+    assert main(["compare", "a", name, "--output", "x.csv"]) == 2
+    assert message in capsys.readouterr().err
+    assert not RunFolder("x.csv").path.exists()
+
+
+def test_a_wrong_output_or_number_is_refused_before_anything_is_read(capsys):
+    assert main(["compare", "nowhere", "nowhere", "--output", "x.txt"]) == 2
+    assert "`--output` must end in .csv or .parquet, got 'x.txt'" in capsys.readouterr().err
+    assert main(["compare", "nowhere", "nowhere", "--show", "-1"]) == 2
+    assert "`--show` must be at least 0, got -1" in capsys.readouterr().err
+
+
+def test_the_help_explains(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "--help"])
+    assert ended.value.code == 0
+    assert "nothing of seeds" in " ".join(capsys.readouterr().out.split())

@@ -1,0 +1,350 @@
+"""The study: what is run again, what is refused, what is exact, and what its statistics say."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from experiments.study import execute
+from experiments.study.__main__ import main
+from experiments.study.cells import Cell, effect_of_dropping, load_cells
+from experiments.study.control import RandomLike
+from experiments.study.facts import facts_of
+from experiments.study.ledger import ledger
+from experiments.study.plan import HERE, TUNE_SEED, load_arm, load_setting, runs_of
+from experiments.study.questions import answers, compare
+from experiments.study.results import TOKEN_TOLERANCE, ResultFolder, choose_learning_rate, unfairness
+from experiments.study.statistics import Sample, holm, rank_correlation, sample
+from experiments.study.table import README, is_published, readme_section, results_page, results_path, with_section
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.semantics import BandFilter, ScoredFacts
+from scipy.stats import spearmanr
+
+SETTINGS = ("smoke", "cpu", "gpu")
+TINY = {
+    "base_model": "given on the command line",
+    "accelerator": "cpu",
+    "threads": 1,
+    "processes": 1,
+    "num_known_facts": 2,
+    "num_neighbors": 4,
+    "max_candidates": 40,
+    "results": "nowhere",
+    "seconds": {"start": 1.0, "fact": 0.01, "evaluation": 0.01},
+    "methods": {
+        "lora": {
+            "class_path": "peft.LoraConfig",
+            "init_args": {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"},
+        }
+    },
+    "blocks": {
+        "primary": {
+            "facts": "fictional",
+            "num_facts": 8,
+            "facts_per_step": 2,
+            "epochs": 2,
+            "method": "lora",
+            "arms": ["plain", "mean_variance"],
+            "seeds": [0],
+            "learning_rates": [1.0e-2],
+            "with_filter_controls": True,
+            "alone_facts": 2,
+            "start_transfer": True,
+        }
+    },
+}
+
+
+@pytest.fixture
+def study(tmp_path, tiny_model, monkeypatch):
+    """A tiny study: its setting, and a function that runs one of its commands."""
+    monkeypatch.setattr(execute, "WORK", tmp_path / "work")
+    monkeypatch.setattr(execute, "_set_up", lambda threads: None)  # the threads of the tests are theirs
+    monkeypatch.setattr("lit_semantic_peft.callbacks.fact_report.build_report", lambda folder: None)  # nobody reads it
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    options = ["--setting", str(path), "--base_model", str(tiny_model), "--results", str(tmp_path / "results")]
+    return load_setting(str(path), str(tiny_model), tmp_path / "results"), lambda *words: main([*words, *options])
+
+
+def contents(setting) -> dict[str, bytes]:
+    return {str(path.relative_to(setting.results)): path.read_bytes() for path in setting.results.rglob("*.json")}
+
+
+def numbers(result: dict) -> dict:
+    return {name: value for name, value in result.items() if name not in ("seconds", "provenance")}
+
+
+def test_a_study_from_start_to_table(study, capsys):
+    setting, command = study
+    assert command("run") == 0
+    first = contents(setting)
+    names = [run.name for role in ("tune", "report") for run in runs_of(setting, role)]
+    assert len(names) == 7
+    assert {f"{name}.json" for name in names} | {name for name in first if name.startswith("facts/")} == set(first)
+    results = {name: json.loads(first[f"{name}.json"]) for name in names}
+    assert {one["status"] for one in results.values()} == {"done"}, [one.get("error") for one in results.values()]
+    assert all(one["provenance"]["commit"] is not None for one in results.values())
+
+    # The same steps for both; the filter and its control see fewer facts, of the same make.
+    plain = results["primary/plain-steps-0"]
+    own, control = (results[f"primary/mean_variance{one}-exposures-0"] for one in ("", "-control"))
+    assert plain["num_steps"] == results["primary/mean_variance-steps-0"]["num_steps"] == 8
+    assert plain["num_tokens"] == 2 * plain["tokens_of_fact"]
+    assert own["num_exposures"] == control["num_exposures"] == 2 * 6
+    assert own["kept"].count("1") == control["kept"].count("1") == 6
+    assert plain["nll"] != own["nll"] != control["nll"]
+    assert len(plain["start_transfer"]) == len(plain["nll"])
+    assert sum(one is not None for one in plain["alone_versus_together"]) == 2
+
+    # Nothing is run again; a deleted result is, alone, and comes out exactly the same.
+    assert command("run") == 0
+    assert contents(setting) == first
+    (setting.results / "primary" / "plain-steps-0.json").unlink()
+    assert command("run") == 0
+    again = contents(setting)
+    assert [name for name in first if first[name] != again[name]] == ["primary/plain-steps-0.json"]
+    assert numbers(json.loads(again["primary/plain-steps-0.json"])) == numbers(plain)
+
+    assert command("table") == 0
+    page = (setting.results / "RESULTS.md").read_text(encoding="utf-8")
+    assert "| mean_variance | 0.01 |" in page
+    assert "(8×1)" in page
+    for letter in "ef":
+        assert f"**({letter})" in page
+        assert "Not answered yet" in page.split(f"**({letter})")[1].split("**(")[0], "no such arm was run"
+    for letter in "abcdgh":
+        assert (setting.results / "plots" / f"{letter}.png").is_file(), letter
+        assert f"plots/{letter}.png" in page
+    capsys.readouterr()
+    assert command("list") == 0
+    assert "7 done" in capsys.readouterr().out
+
+
+def test_what_is_outdated_cancelled_or_failed_is_run_again(study, monkeypatch):
+    setting, _ = study
+    runs = runs_of(setting, "tune")
+    rate = 1e-2
+    order = execute.order_of(runs[0], setting, rate)
+    folder = ResultFolder(setting.results)
+
+    def interrupted(*_):
+        raise execute.Cancelled("signal 15")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "run_command", interrupted)
+        with pytest.raises(execute.Cancelled):
+            execute.execute(order, setting)
+    assert folder.read(runs[0].name)["status"] == "cancelled"
+    assert not list((execute.WORK / "runs").iterdir()), "a cancelled run leaves no folder"
+
+    def refused(*_):
+        raise InputError("`lr` is too large")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "run_command", refused)
+        assert execute.execute(order, setting)[1] == "failed"
+    assert folder.read(runs[0].name)["error"] == "`lr` is too large"
+    assert len(execute.pending(setting, folder, "tune")) == 2
+    (setting.results / f"{runs[0].name}.json").unlink()
+    assert not execute.pending(setting, folder, "report"), "the learning rate is not chosen yet"
+    folder.write(runs[0].name, {"status": "done", "key": order.key})
+    assert len(execute.pending(setting, folder, "tune")) == 1
+    assert execute.order_of(runs[0], setting, 2 * rate).key != order.key
+    other = replace(setting, threads=2)
+    assert execute.order_of(runs[0], other, rate).key != order.key
+
+    begun = execute.execute(order, setting, deadline=0.0)
+    assert begun[1] == "left for the next part"
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_plan_fair_blocks(name):
+    setting = load_setting(name)
+    for block in setting.blocks.values():
+        assert len(block.seeds) >= (2 if name == "smoke" else 5)
+        kept = 0.75 * block.num_facts
+        with_filter = [arm for arm in block.arms if load_arm(arm).has_filter]
+        assert not with_filter or kept % block.facts_per_step == 0, "a filter's steps would not be full"
+        assert block.num_facts % block.facts_per_step == 0
+    runs = [*runs_of(setting, "tune"), *runs_of(setting, "report")]
+    assert len({run.name for run in runs}) == len(runs)
+    tuned = {}
+    for run in runs_of(setting, "tune"):
+        assert run.seed == TUNE_SEED
+        tuned.setdefault((run.block.name, run.arm.name), []).append(run.learning_rate)
+    for block in {place[0] for place in tuned}:
+        assert len({tuple(rates) for place, rates in tuned.items() if place[0] == block}) == 1, "not the same budget"
+
+
+def test_the_cpu_setting_is_within_its_budget_and_its_ledger_is_written_down():
+    setting = load_setting("cpu")
+    runs = [*runs_of(setting, "tune"), *runs_of(setting, "report")]
+    assert sum(run.seconds(setting) for run in runs) / setting.processes <= 6 * 3600
+    assert max(run.seconds(setting) for run in runs) < 50 * 60
+    for name in ("cpu", "gpu"):
+        written = (HERE / "ledgers" / f"{name}.md").read_text(encoding="utf-8")
+        assert written == ledger(load_setting(name))
+    everything = {path.stem for path in (HERE / "arms").glob("*.yaml")}
+    assert set(setting.blocks["primary"].arms) == everything
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "group: weighting\ntrainer: {max_epochs: 9}",
+        "group: weighting\ndata: {num_facts: 9}",
+        "group: weighting\ndata: {seed: 1}",
+        "group: weighting\ndata: {micro_batch_size: 4}",
+        "group: weighting\nseed_everything: 1",
+        "group: weighting\nmodel: {optimizer: {class_path: torch.optim.SGD}}",
+    ],
+)
+def test_an_arm_that_would_not_be_fair_is_refused(tmp_path, text):
+    (tmp_path / "unfair.yaml").write_text(text, encoding="utf-8")
+    key = text.split("\n")[1].split(":")[0]
+    with pytest.raises(InputError, match=rf"unfair.yaml: `{key}[.\w]*` is the same for all arms of a block"):
+        load_arm("unfair", tmp_path)
+
+
+def test_a_run_that_was_not_fair_is_refused():
+    setting = load_setting("cpu")
+    by_name = {run.name: run for run in runs_of(setting, "report")}
+    fair = {"num_kept": 256, "num_steps": 48, "num_tokens": 3000, "tokens_of_fact": 1000, "num_exposures": 768}
+    plain = by_name["primary/proximity-steps-0"]
+    assert unfairness(plain, fair) is None
+    assert "47 optimizer steps" in unfairness(plain, fair | {"num_steps": 47})
+    assert "tokens" in unfairness(plain, fair | {"num_tokens": 3001})
+    assert "without a filter" in unfairness(plain, fair | {"num_kept": 255})
+    filtered = fair | {"num_kept": 192, "tokens_of_kept": 700}
+    at_steps, at_exposures = (by_name[f"primary/band-{pace}-0"] for pace in ("steps", "exposures"))
+    assert unfairness(at_steps, filtered | {"num_tokens": int(3000 * (1 + 0.9 * TOKEN_TOLERANCE))}) is None
+    assert "tokens" in unfairness(at_steps, filtered | {"num_tokens": int(3000 * (1 + 1.1 * TOKEN_TOLERANCE))})
+    assert unfairness(at_exposures, filtered | {"num_exposures": 576, "num_tokens": 2100}) is None
+    assert "3 times each" in unfairness(at_exposures, filtered | {"num_exposures": 576, "num_tokens": 2101})
+
+
+def test_facts_that_choose_and_facts_that_are_reported_have_no_subject_in_common(study, tmp_path):
+    setting, _ = study
+    (block,) = setting.blocks.values()
+
+    def subjects(role, size):
+        path = facts_of(replace(block, num_facts=size), role, setting, tmp_path / "facts").path
+        return [json.loads(line)["subject"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+    assert not set(subjects("tune", 8)) & set(subjects("report", 8))
+    assert set(subjects("report", 4)) <= set(subjects("report", 8)), "smaller blocks are part of larger ones"
+    with pytest.raises(InputError, match="asks for 99 facts to tune"):
+        subjects("tune", 99)
+
+
+def test_the_learning_rate_is_chosen_on_trained_facts_only(tmp_path):
+    setting = load_setting("cpu")
+    folder = ResultFolder(tmp_path)
+    run = next(run for run in runs_of(setting, "report") if run.arm.name == "random")
+    candidates = [one for one in runs_of(setting, "tune") if one.arm.name == "random" and one.block == run.block]
+    low, high = candidates
+    common = {"status": "done", "kept": "110", "num_taught": 3}
+    folder.write(low.name, common | {"nll": [1.0, 1.0, 0.0]})
+    assert choose_learning_rate(run, setting, folder) is None
+    folder.write(high.name, common | {"nll": [0.5, 0.5, 9.0]})
+    assert choose_learning_rate(run, setting, folder) == high.learning_rate
+    folder.write(high.name, {"status": "failed"})
+    assert choose_learning_rate(run, setting, folder) == low.learning_rate
+
+
+def test_the_random_control_drops_as_many_of_each_relation():
+    distance = np.linspace(0.1, 1.9, 24)
+    relation = tuple("xyz"[place % 3] if place < 16 else "x" for place in range(24))
+    facts = ScoredFacts(tuple(f"f{n}" for n in range(24)), relation, distance, distance, np.zeros(24, dtype=bool))
+    band = BandFilter(min_quantile=0.2, max_quantile=0.8)
+    own = band.select(facts).kept
+    controls = [RandomLike(band, seed).select(facts).kept for seed in range(3)]
+    for kept in controls:
+        for name in "xyz":
+            rows = np.array(relation) == name
+            assert kept[rows].sum() == own[rows].sum()
+        assert (kept != own).any()
+    assert (controls[0] != controls[1]).any()
+
+
+def test_the_bootstrap_covers_facts_and_seeds():
+    generator = np.random.default_rng(0)
+    hits, trials = 0, 40
+    for trial in range(trials):
+        values = generator.normal(size=(20, 1)) * 0.5 + generator.normal(size=(1, 40)) + generator.normal(size=(20, 40))
+        low, high = sample(values, seed=trial).interval()
+        hits += low <= 0 <= high
+    assert hits / trials > 0.85
+    # As if single values were independent, the interval would be a fraction of this.
+    naive = 2 * 1.96 * values.std() / np.sqrt(values.size)
+    assert high - low > 3 * naive
+
+
+def test_a_bootstrap_without_mask_is_the_mean_and_pairs_cancel():
+    values = np.arange(6.0).reshape(2, 3)
+    found = sample(values)
+    assert (found.value, found.num_facts, found.num_seeds) == (2.5, 3, 2)
+    shifted = sample(values + 1.0).minus(found)
+    np.testing.assert_allclose(shifted.draws, 1.0)
+    assert shifted.interval(20) == (pytest.approx(1.0), pytest.approx(1.0))
+    wide, narrow = found.interval(20), found.interval()
+    assert wide[0] <= narrow[0] < narrow[1] <= wide[1]
+
+
+def test_p_values_and_their_correction():
+    draws = np.concatenate([np.full(9_900, 1.0), np.full(100, -1.0)])
+    assert Sample(1.0, draws, 1, 1).p_value == pytest.approx(0.02, rel=0.02)
+    assert holm([0.02, 0.5]) == [pytest.approx(0.04), pytest.approx(0.5)]
+    certain = Sample(1.0, np.full(10_000, 1.0), 1, 1)
+    even = Sample(0.0, np.linspace(-1, 1, 10_000), 1, 1)
+    assert [one.sign for one in compare({"a": certain, "b": even})] == [1, 0]
+
+
+def test_rank_correlation_is_spearmans():
+    generator = np.random.default_rng(1)
+    left = generator.normal(size=(3, 30))
+    right = left + generator.normal(size=(3, 30))
+    found = rank_correlation(left, right)
+    expected = np.mean([spearmanr(*pair).statistic for pair in zip(left, right, strict=True)])
+    assert found.value == pytest.approx(expected)
+    assert found.interval()[0] < expected < found.interval()[1]
+
+
+def test_the_effect_of_dropping_is_measured_on_what_is_kept():
+    block = load_setting("cpu").blocks["primary"]
+
+    def cell(recalled, kept):
+        results = tuple({"num_taught": 4, "kept": k, "recalled": r} for k, r in zip(kept, recalled, strict=True))
+        return Cell(block, "x", "filter", (0, 1), results, {})
+
+    plain = cell(["1100", "1010"], ["1111", "1111"])
+    filtered = cell(["1110", "1110"], ["0110", "1100"])
+    # Seed 0 keeps facts 1 and 2: 1 − 1 and 1 − 0; seed 1 keeps 0 and 1: 1 − 1 and 1 − 0.
+    assert effect_of_dropping(filtered, plain, "recalled").value == pytest.approx(0.5)
+
+
+def test_the_readme_and_the_results_are_what_the_files_give():
+    setting = load_setting("cpu")
+    assert is_published(setting)
+    cells = load_cells(setting)
+    found = answers(setting, cells)
+    text = README.read_text(encoding="utf-8")
+    assert text == with_section(text, readme_section(setting, cells, found))
+    page = results_path(setting).read_text(encoding="utf-8")
+    assert page == results_page(setting, cells, found, Path("study/cpu/plots"))
+    assert with_section(text, "another\n") != text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "--setting", "huge"], "`setting` must be one of cpu, gpu, smoke"),
+        (["run", "--processes", "0"], "`processes` must be above 0"),
+    ],
+)
+def test_bad_input_is_one_message(words, message, capsys):
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
