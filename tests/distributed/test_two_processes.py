@@ -116,3 +116,28 @@ def test_a_failure_ends_both_processes_with_one_message(settings):
     assert done.stderr.count("leave no fact") == 1
     assert "Traceback" not in done.stderr
     assert not Path("runs/bad").exists()
+
+
+def test_strata_drawn_answers_and_filters_do_not_depend_on_the_number_of_processes(settings):
+    """Each run measures with a cache of its own; only the first rank decides."""
+    semantics = "lit_semantic_peft.semantics"
+    drawn = "{num_samples: 2, temperature: 2.0}"
+    asked = "{num_prompts: 2, num_shots: 1, num_samples: 1}"
+    chosen = [
+        *settings,
+        "--trainer.max_epochs=1",
+        "--data.evaluation.probes=[]",
+        f"--data.distance={{class_path: {semantics}.ResponseDistance, init_args: {drawn}}}",
+        f"--data.strata={{class_path: {semantics}.Strata, init_args: {asked}}}",
+        f"--data.filters=[{{class_path: {semantics}.RedundancyFilter, init_args: {{prompt_similarity: 0.999}}}},"
+        f"{{class_path: {semantics}.DispersionFilter, init_args: {{keep: 0.7}}}}]",
+    ]
+    one = ["--trainer.devices=1", "--trainer.strategy=auto", "--data.micro_batch_size=8"]
+    fit(*chosen, *one, "--trainer.default_root_dir=runs/one", "--data.cache_dir=cache_one")
+    fit(*chosen, "--data.micro_batch_size=4", "--trainer.default_root_dir=runs/two", "--data.cache_dir=cache_two")
+    rows = [RunFolder(f"runs/{name}").read_facts().to_pylist() for name in ("one", "two")]
+    for column in ("fact_id", "kept", "drop_reason", "stratum", "distance", "loss_weight"):
+        assert [row[column] for row in rows[0]] == [row[column] for row in rows[1]], column
+    assert {row["kept"] for row in rows[0]} == {True, False}
+    assert all(row["stratum"] for row in rows[0])
+    assert len({row["distance"] for row in rows[0]}) > 6
