@@ -13,7 +13,9 @@ from lit_semantic_peft.semantics.table import FloatArray, ScoredFacts
 Drops = Literal["near_duplicate", "contradiction"]
 
 _BLOCK = 2048
-_LEADING = 31  # coordinates that bound a similarity; one more holds what they leave out
+_LEADING = (31, 63, 127, 255)  # numbers of coordinates that may bound a similarity; one more holds what they leave out
+_SAMPLE = 1024  # facts whose pairs decide among them
+_PER_CANDIDATE = 20_000  # what looking at a pair costs, in multiplications of the bound
 _SLACK = 1e-4  # of the bound, in float32
 
 
@@ -78,7 +80,7 @@ class RedundancyFilter(FactFilter):
 
     def _reasons(self, prompt: FloatArray, target: FloatArray) -> list[str | None]:
         """Why each fact is dropped, in order of their visit."""
-        bound = _bounding_coordinates(prompt)
+        bound = _bounding_coordinates(prompt, self.prompt_similarity)
         kept: list[int] = []
         reasons: list[str | None] = []
         for start in range(0, len(prompt), _BLOCK):
@@ -113,17 +115,31 @@ class RedundancyFilter(FactFilter):
         return None
 
 
-def _bounding_coordinates(rows: FloatArray) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def _bounding_coordinates(rows: FloatArray, similarity: float) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     """Few coordinates whose inner products are never below those of the rows (Cauchy-Schwarz for what is left out).
+
+    How few is a matter of speed alone: more of them cost more per pair and leave fewer pairs to look at.
 
     Args:
         rows: Unit vectors, float64 `(n, H)`.
+        similarity: The cosine that a pair must reach.
 
     Returns:
         float32 `(n, c)`: the leading principal coordinates, and the length of the rest.
     """
-    _, vectors = np.linalg.eigh(rows.T @ rows)
-    leading = rows @ vectors[:, ::-1][:, :_LEADING]
+    vectors = np.linalg.eigh(rows.T @ rows)[1][:, ::-1]
+    sample = rows[:: -(-len(rows) // _SAMPLE)]
+
+    def cost(num_leading: int) -> float:
+        bound = _bounded(sample, vectors[:, :num_leading])
+        return num_leading + _PER_CANDIDATE * float((bound @ bound.T >= similarity - _SLACK).mean())
+
+    return _bounded(rows, vectors[:, : min(_LEADING, key=cost)])
+
+
+def _bounded(rows: FloatArray, vectors: FloatArray) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """Coordinates along orthonormal `vectors`, `(H, c)`, and the length of the rest."""
+    leading = rows @ vectors
     rest = np.sqrt(np.clip(np.einsum("ij,ij->i", rows, rows) - np.einsum("ij,ij->i", leading, leading), 0, None))
     return np.concatenate([leading, rest[:, None]], axis=1).astype(np.float32)
 
@@ -135,8 +151,9 @@ def _may_reach(
 ) -> dict[int, list[int]]:
     """For each row of `left` that has any, the rows of `right` whose cosine with it may reach `similarity`."""
     found: dict[int, list[int]] = {}
-    for start in range(0, len(right), 8 * _BLOCK):
-        rows, columns = np.nonzero(left @ right[start : start + 8 * _BLOCK].T >= similarity - _SLACK)
-        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+    for start in range(0, len(right), _BLOCK):
+        reaches = left @ right[start : start + _BLOCK].T >= similarity - _SLACK
+        for place in np.flatnonzero(reaches).tolist():  # many times faster than `nonzero` of two dimensions
+            row, column = divmod(place, reaches.shape[1])
             found.setdefault(row, []).append(start + column)
     return found

@@ -29,7 +29,9 @@ def test_notebook_runs(path, tiny_model, monkeypatch):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
     assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
-    assert any("image/png" in output.get("data", {}) for output in code[-1].outputs)
+    shown = [output.data for cell in code for output in cell.outputs if "data" in output]
+    assert not [data for data in shown if data["text/plain"].startswith("<Figure") and "image/png" not in data]
+    assert "image/png" in shown[-1]
 
 
 def test_there_are_notebooks():
