@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import DynamicCache
 
 from lit_semantic_peft.data import Answer, Question, dialogue_encoders, doubted
 from lit_semantic_peft.metrics import is_exact_match, kl_from_likeliest, likeliest_tokens, starts_with_answer
-from lit_semantic_peft.models import greedy_answers
+from lit_semantic_peft.models import greedy_answers, greedy_continuations, prompt_cache
 from lit_semantic_peft.semantics import Distance, TargetPass, score_pass, target_pass
 from lit_semantic_peft.tokens import FactEncoder, collate
 
@@ -52,7 +53,7 @@ class Evaluator:
 
     Under the true prefix a model that wins every target token up to some place would also have said these tokens
     freely. So the pass that measures the target gives the beginning of the free answer too, often all of it, and only
-    what differs from the target is generated, in a batch padded on the left, with a cache of keys and values.
+    what differs from the target is generated, in a batch padded on the left, from the keys and values of that pass.
 
     Args:
         encoder: How the facts are spelt.
@@ -150,11 +151,12 @@ class Evaluator:
             asks_for_end = question.max_new_tokens > 0 and end is not None
             rows.append(replace(question.encoded, end_ids=(end,) if asks_for_end else ()))
         batch = collate(rows, [one.fact_index for one in questions], self.encoder.pad_id)
-        outputs = target_pass(model, batch.to(next(model.parameters()).device))
+        cache = prompt_cache(model) if any(one.max_new_tokens for one in questions) else None
+        outputs = target_pass(model, batch.to(next(model.parameters()).device), cache)
         # Positions of each row: those of its target, then that of the end.
         sizes = [len(row.target_ids) + len(row.end_ids) for row in rows]
         winners = [part.tolist() for part in torch.split(outputs.logits.argmax(dim=-1), sizes)]
-        ids = self._free_ids(model, questions, winners)
+        ids = self._free_ids(model, questions, winners, cache)
         is_target = torch.tensor(
             [place < len(row.target_ids) for row, size in zip(rows, sizes, strict=True) for place in range(size)]
         )
@@ -177,7 +179,11 @@ class Evaluator:
             )
 
     def _free_ids(
-        self, model: PeftModel, questions: Sequence[Question], winners: Sequence[list[int]]
+        self,
+        model: PeftModel,
+        questions: Sequence[Question],
+        winners: Sequence[list[int]],
+        cache: DynamicCache | None,
     ) -> list[list[int]]:
         """Free answers, from the tokens that won under the true prefix and what must be generated behind them."""
         end = self.encoder.tokenizer.eos_token_id
@@ -194,11 +200,12 @@ class Evaluator:
             ids.append(said[:-1] if has_ended else said[: question.max_new_tokens])
             if not has_ended and len(said) < question.max_new_tokens:
                 open_rows.append(place)
-        continued = self._generate(
-            model,
-            [(*questions[place].prompt_ids, *ids[place]) for place in open_rows],
-            [questions[place].max_new_tokens - len(ids[place]) for place in open_rows],
-        )
+        beginnings = [(*questions[place].prompt_ids, *ids[place]) for place in open_rows]
+        most = [questions[place].max_new_tokens - len(ids[place]) for place in open_rows]
+        if cache is None or not open_rows:
+            continued = self._generate(model, beginnings, most)
+        else:
+            continued = greedy_continuations(model, cache, open_rows, beginnings, most, eos_id=end)
         for place, more in zip(open_rows, continued, strict=True):
             ids[place] += more
         return ids
