@@ -10,6 +10,7 @@ from lit_semantic_peft.facts import Fact, Probe
 from lit_semantic_peft.models import attach_adapter
 from lit_semantic_peft.semantics import HiddenStateDistance
 from lit_semantic_peft.tokens import FactEncoder
+from lit_semantic_peft.training import evaluation
 from lit_semantic_peft.training.evaluation import Comparison, Evaluator
 from lit_semantic_peft.training.scores import measure_scores
 from peft import LoraConfig
@@ -101,6 +102,17 @@ def test_answers_equal_one_prompt_at_a_time(encoder):
             assert answer.nll == pytest.approx(-float(target.mean()), abs=1e-5)
     assert any(row.before.text != row.after.text for row in comparisons), "the adapter must matter here"
     assert {row.question.kind for row in comparisons} >= {"rival", "wrong_choice", "doubt_plain", "text"}
+
+
+def test_answers_are_the_same_where_a_prompt_must_be_read_again(encoder, monkeypatch):
+    model, questions = model_of(encoder, 0.3), fact_questions(FACTS, encoder, ALL_PROBES)
+    taken_up = evaluator(encoder).compare(model, questions)
+    monkeypatch.setattr(evaluation, "prompt_cache", lambda _: None)
+    monkeypatch.setattr(evaluation, "greedy_continuations", None)
+    read_again = evaluator(encoder).compare(model, questions)
+    assert [(row.before.text, row.after.text) for row in read_again] == [
+        (row.before.text, row.after.text) for row in taken_up
+    ]
 
 
 @pytest.mark.parametrize("ends", [False, True])
