@@ -1,6 +1,7 @@
 """Lightning's Trainer with one more verb: `score` looks at facts without training on them."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,20 @@ from tqdm.auto import tqdm
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import find_contradictions, find_near_duplicates
+from lit_semantic_peft.files import write_json
 from lit_semantic_peft.interference import gradient_matrix, warm_up
-from lit_semantic_peft.metrics import GradientInterference
-from lit_semantic_peft.reports import RunFolder, build_report, summarize, write_fact_table, write_interference
+from lit_semantic_peft.metrics import Discrimination, GradientInterference
+from lit_semantic_peft.reports import (
+    DistanceComparison,
+    RunFolder,
+    build_report,
+    compare_distances,
+    read_learned,
+    summarize,
+    write_distance_plot,
+    write_fact_table,
+    write_interference,
+)
 from lit_semantic_peft.training import SemanticPeftModule
 
 logger = logging.getLogger(__name__)
@@ -49,6 +61,7 @@ class KnowledgeTrainer(Trainer):
         warmup_steps: int = 0,
         warmup_learning_rate: float = 2e-3,
         num_conflict_facts: int = 64,
+        run: str | None = None,
     ) -> None:
         """Says how far each fact is from the model, what the filter would keep and why, and what is suspicious.
 
@@ -57,12 +70,14 @@ class KnowledgeTrainer(Trainer):
         Args:
             model: Names the base model and, for a warm-up, the adapter.
             datamodule: Names the facts, distances, filters and weighting.
-            output: Folder for `facts.parquet`, `report.html` and, after a warm-up, `interference.safetensors`;
-                overwritten.
+            output: Folder for `facts.parquet`, `report.html`, `distances.json`, `plots/distances.png` and, after a
+                warm-up, `interference.safetensors`; overwritten.
             warmup_steps: Train a throw-away adapter for so many steps and measure which facts conflict. 0 for not at
                 all: before training there are hardly any conflicts to see.
             warmup_learning_rate: Constant learning rate of the warm-up.
             num_conflict_facts: How many of the kept facts are measured then, chosen by the data's seed.
+            run: Folder of a finished run on these facts and this base model: which distance predicts, from the base
+                model alone, what the run learned.
 
         Raises:
             InputError: If the facts or settings cannot be used.
@@ -71,23 +86,47 @@ class KnowledgeTrainer(Trainer):
             raise InputError(f"`warmup_steps` must be at least 0, got {warmup_steps}")
         if num_conflict_facts < 2:
             raise InputError(f"`num_conflict_facts` must be at least 2, got {num_conflict_facts}")
+        learned = None if run is None else _learned(RunFolder(run), datamodule)
         datamodule.contradictions = "keep"
         datamodule.setup("score")
         prepared = datamodule.prepared
+        scored = prepared.scored
+        comparison = compare_distances(scored.distances, scored.fact_id, learned)
         conflicts = None
         if warmup_steps:
             conflicts = _conflicts(model, datamodule, warmup_steps, warmup_learning_rate, num_conflict_facts)
         folder = RunFolder(output)
         _write(folder, datamodule, conflicts)
+        write_json(folder.distances, comparison.to_json())
+        write_distance_plot(folder, comparison)
         console = Console()
-        for table in (_distance_table(prepared), _fate_table(prepared), _extremes_table(prepared)):
+        for table in (
+            _distance_table(prepared),
+            _agreement_table(comparison),
+            _fate_table(prepared),
+            _extremes_table(prepared),
+        ):
             console.print(table)
+        if comparison.predicts is not None:
+            console.print(_prediction_table(comparison.predicts))
         _print_suspicious(console, prepared)
         if conflicts is None:
             console.print("Conflicts between facts: not measured; `--warmup_steps 20` does.")
         else:
             console.print(_conflict_table(prepared, conflicts))
         console.print(f"Written: {folder.facts} and {folder.report}", soft_wrap=True)
+
+
+def _learned(run: RunFolder, data: KnowledgeDataModule) -> dict[str, dict[str, bool]]:
+    """What a run learned, once it is known to have had the same base model."""
+    learned = read_learned(run)
+    base_model = run.read_summary().base_model
+    if base_model != data.base_model:
+        raise InputError(
+            f"`run` {run.path} was trained on the base model {base_model}, but `base_model` is {data.base_model}. "
+            f"Say `--model.base_model {base_model}`."
+        )
+    return learned
 
 
 def _conflicts(
@@ -136,6 +175,28 @@ def _distance_table(prepared: PreparedFacts) -> Table:
     )
     for name, values in prepared.scored.distances.items():
         table.add_row(name, *[f"{value:.3f}" for value in np.quantile(values, _QUANTILES)])
+    return table
+
+
+def _agreement_table(comparison: DistanceComparison) -> Table:
+    table = Table("", *comparison.names, title="How the distances agree (Spearman's rank correlation)")
+    table.title_justify = "left"
+    for name, row in zip(comparison.names, comparison.rank_correlation, strict=True):
+        table.add_row(name, *["–" if np.isnan(value) else f"{value:.2f}" for value in row])
+    return table
+
+
+def _prediction_table(predicts: Mapping[str, Mapping[str, Discrimination]]) -> Table:
+    table = Table("distance", *predicts, title="What predicts that a fact is learned (AUROC)", title_justify="left")
+    for name in next(iter(predicts.values())):
+        found = [of_distance[name] for of_distance in predicts.values()]
+        table.add_row(name, *[f"{one.auroc:.2f} [{one.low:.2f}, {one.high:.2f}]" for one in found])
+    counts = [
+        f"{outcome}: {one.num_learned} of {one.num_learned + one.num_not_learned} facts"
+        for outcome, of_distance in predicts.items()
+        for one in list(of_distance.values())[:1]
+    ]
+    table.caption = f"1: the near facts were learned; 0.5: says nothing. Learned by {'; '.join(counts)}"
     return table
 
 

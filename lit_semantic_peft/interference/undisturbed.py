@@ -6,6 +6,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from lit_semantic_peft.models.compiled import eagerly
+
 
 @contextmanager
 def modes_restored(model: nn.Module) -> Iterator[None]:
@@ -22,6 +24,7 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode with gradients enabled; modes and torch's random number generators are restored on leaving.
 
+    Compiled layers run as the ordinary ones, so that hooks see their parts.
     Works inside `torch.no_grad` and `torch.inference_mode` too (Lightning validates in the latter).
 
     Args:
@@ -33,5 +36,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=cuda_devices))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(eagerly())
         model.eval()
         yield

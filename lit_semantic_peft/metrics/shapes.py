@@ -1,6 +1,7 @@
 """Metrics whose results keep their shapes."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,8 @@ class ShapedMetric(Metric):
     """A metric that returns what `compute` returns: torchmetrics turns every one-element tensor into a scalar.
 
     For a single fact a per-fact result `(1,)` would become a scalar, and all code that reads rows would need a second
-    branch. `compute` may return a tensor or a dictionary of tensors.
+    branch. `compute` may return a tensor or a dictionary of tensors. Without any measurement it gives NaN for what was
+    not measured, which is a result and no reason to warn: a process may well have no fact.
     """
 
     full_state_update = False
@@ -32,7 +34,9 @@ class ShapedMetric(Metric):
 
         @functools.wraps(compute)
         def shaped(*args: Any, **kwargs: Any) -> Any:
-            value = wrapped(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The ``compute`` method of metric .* was called before")
+                value = wrapped(*args, **kwargs)
             restored = {name: tensor.reshape(shapes[name]) for name, tensor in _named(value).items()}
             return restored[""] if isinstance(value, Tensor) else restored
 

@@ -1,8 +1,9 @@
 """Showing a run: its folder, its tables, its plots, and one page that needs no network."""
 
 from lit_semantic_peft.reports.compare import check_output, compare_runs, difference_table, write_comparison
+from lit_semantic_peft.reports.distances import OUTCOMES, DistanceComparison, compare_distances, read_learned
 from lit_semantic_peft.reports.html import build_report, render_report
-from lit_semantic_peft.reports.plots import write_plots
+from lit_semantic_peft.reports.plots import write_distance_plot, write_plots
 from lit_semantic_peft.reports.run_folder import RunFolder
 from lit_semantic_peft.reports.side_effects import SideEffects, measure_side_effects
 from lit_semantic_peft.reports.summary import (
@@ -32,8 +33,10 @@ from lit_semantic_peft.reports.tables import (
 
 __all__ = [
     "FACT_COLUMNS",
+    "OUTCOMES",
     "PROBE_COLUMNS",
     "BeforeAfter",
+    "DistanceComparison",
     "EpochRecord",
     "Estimate",
     "InterferenceMatrix",
@@ -49,14 +52,17 @@ __all__ = [
     "Summary",
     "build_report",
     "check_output",
+    "compare_distances",
     "compare_runs",
     "difference_table",
     "fact_table",
     "measure_side_effects",
+    "read_learned",
     "render_report",
     "summarize",
     "terminal_summary",
     "write_comparison",
+    "write_distance_plot",
     "write_fact_table",
     "write_interference",
     "write_plots",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_semantic_peft.files import atomic_path
+from lit_semantic_peft.reports.distances import DistanceComparison
 from lit_semantic_peft.reports.run_folder import RunFolder
 from lit_semantic_peft.reports.summary import BeforeAfter, Summary
 from lit_semantic_peft.reports.views import HeatMap, Histogram, distance_histogram, heat_map, interference_course
@@ -158,6 +159,41 @@ def plot_recall(summary: Summary) -> "Figure":
     return figure
 
 
+def plot_distances(comparison: DistanceComparison) -> "Figure":
+    """Rank correlations of the distances and, of a finished run, how well each predicted what was learned.
+
+    Args:
+        comparison: What `score` found.
+
+    Returns:
+        The figure.
+    """
+    names, size = comparison.names, len(comparison.names)
+    figure = _figure(12.0 if comparison.predicts else 7.2, 1.6 + 0.7 * size)
+    axes, *others = figure.subplots(1, 2 if comparison.predicts else 1, squeeze=False)[0]
+    axes.imshow(np.ma.masked_invalid(comparison.rank_correlation), cmap="RdBu", vmin=-1, vmax=1, alpha=0.75)
+    for (row, column), value in np.ndenumerate(comparison.rank_correlation):
+        axes.annotate("–" if math.isnan(value) else f"{value:.2f}", (column, row), ha="center", va="center", color=INK)
+    _tidy(axes, "Rank correlation of the distances", "", "")
+    axes.set_xticks(range(size), names, rotation=20, ha="right")
+    axes.set_yticks(range(size), names)
+    axes.grid(visible=False)
+    for panel in others:
+        for shift, (outcome, color) in enumerate(zip(comparison.predicts or {}, (KEPT, CONFLICT), strict=False)):
+            for name, one in (comparison.predicts or {})[outcome].items():
+                height = names.index(name) + 0.12 * (2 * shift - 1)
+                label = outcome if name == names[0] else None
+                panel.plot([one.low, one.high], [height, height], color=color, linewidth=2, alpha=0.5)
+                panel.scatter([one.auroc], [height], color=color, s=40, label=label, zorder=3)
+        panel.axvline(0.5, color=MUTED, linewidth=1, linestyle="--")
+        panel.set_yticks(range(size), names)
+        panel.set_ylim(size - 0.5, -0.5)
+        panel.set_xlim(0, 1)
+        _tidy(panel, "What predicts that a fact is learned", "AUROC with 95 % interval; 0.5: nothing", "")
+        panel.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
 def write_plots(folder: str | os.PathLike[str] | RunFolder) -> list[Path]:
     """Draws every plot for which the run folder has numbers.
 
@@ -183,11 +219,30 @@ def write_plots(folder: str | os.PathLike[str] | RunFolder) -> list[Path]:
     figures["recall.png"] = plot_recall(summary)
     written = []
     for name, figure in figures.items():
-        with atomic_path(folder.plots / name) as temporary:
-            # Without `Software` the bytes do not depend on matplotlib's version string.
-            figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None})
+        _save(figure, folder.plots / name)
         written.append(folder.plots / name)
     return written
+
+
+def write_distance_plot(folder: RunFolder, comparison: DistanceComparison) -> Path:
+    """Draws `plot_distances` into the folder's `plots/`.
+
+    Args:
+        folder: Where to.
+        comparison: What `score` found.
+
+    Returns:
+        The file.
+    """
+    path = folder.plots / "distances.png"
+    _save(plot_distances(comparison), path)
+    return path
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    with atomic_path(path) as temporary:
+        # Without `Software` the bytes do not depend on matplotlib's version string.
+        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None})
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -77,6 +77,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def distances(self) -> Path:
+        """How the distances agree and what they predict, from `score`."""
+        return self.path / "distances.json"
+
+    @property
     def report(self) -> Path:
         """The report, one self-contained page."""
         return self.path / "report.html"

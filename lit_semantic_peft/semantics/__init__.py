@@ -34,7 +34,9 @@ from lit_semantic_peft.semantics.scoring import (
     score_targets,
     scoring_parts,
     target_pass,
+    with_answers,
 )
+from lit_semantic_peft.semantics.sentence_distance import SentenceDistance
 from lit_semantic_peft.semantics.shaping import Scheduled, Tempered
 from lit_semantic_peft.semantics.strata import STRATA, Strata, StrataFilter, strata_of, with_strata
 from lit_semantic_peft.semantics.table import ScoredFacts
@@ -77,6 +79,7 @@ __all__ = [
     "Scheduled",
     "ScoredFacts",
     "Selection",
+    "SentenceDistance",
     "SentenceEncoder",
     "Strata",
     "StrataFilter",
@@ -97,5 +100,6 @@ __all__ = [
     "strata_of",
     "target_pass",
     "weights_of",
+    "with_answers",
     "with_strata",
 ]

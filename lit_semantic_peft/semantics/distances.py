@@ -6,7 +6,8 @@ that measures the target's likelihood), leave the end token out, and lie in [0, 
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models.sampling import Sampling
 
 Pooling = Literal["mean", "first", "last"]
 
@@ -30,8 +32,9 @@ class TargetPass:
         num_facts: B.
         input_embeddings: float `(V, H)`.
         output_embeddings: float `(V, H)`.
-        answers: For each fact the ids of its greedy answer, at most as many as the target has; None unless a
-            distance asked for them by `needs_answers`.
+        answers: For each fact the ids of its greedy answer, at most as many as the target has; None in a training step.
+        samples: For each way of drawing that a distance asked for by `sampling`: each fact's drawn answers, as long.
+        decode: From ids to text, for distances that read.
     """
 
     logits: Tensor
@@ -42,6 +45,8 @@ class TargetPass:
     input_embeddings: Tensor
     output_embeddings: Tensor
     answers: list[list[int]] | None = None
+    samples: Mapping[Sampling, list[list[list[int]]]] = field(default_factory=dict)
+    decode: Callable[[Sequence[int]], str] | None = None
 
 
 class Distance(ABC):
@@ -51,7 +56,12 @@ class Distance(ABC):
     """Whether only the order of the values means something, so that a weighting goes by ranks."""
 
     needs_answers: bool = False
-    """Whether greedy answers are needed: one generation of at most the target's length per fact."""
+    """Whether free answers are needed, each a generation of at most the target's length."""
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How the free answers are drawn; None where no more than the greedy one is needed."""
+        return None
 
     @property
     def name(self) -> str:
@@ -100,47 +110,124 @@ class _TokenDistance(Distance):
 class ExpectedEmbeddingDistance(_TokenDistance):
     """1 − cos(Σ_v p(v) e_v, e_y): from the expected input embedding under the model to the target token's.
 
-    Our reading; the default. Unlike an argmax it moves smoothly with the model's belief.
+    Our reading; the default. In [0, 2]; no pass of its own. Unlike an argmax it moves smoothly with the model's belief.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> sure, unsure = [0.0, -100.0], [0.0, 0.0]
+        >>> outputs = TargetPass(torch.tensor([sure, unsure]), torch.zeros(2, 2), torch.tensor([0, 0]),
+        ...     torch.tensor([0, 1]), 2, embeddings, embeddings)
+        >>> [round(one, 4) for one in ExpectedEmbeddingDistance().measure(outputs).tolist()]
+        [0.0, 0.2929]
     """
 
     def token_distance(self, outputs: TargetPass) -> Tensor:
         """Distance of each target token, float `(N,)` in [0, 2]."""
         embeddings = _table(outputs.input_embeddings, self.centered)
         expected = outputs.logits.float().softmax(dim=-1) @ embeddings
-        return _cosine_distance(expected, embeddings[outputs.targets])
+        return cosine_distance(expected, embeddings[outputs.targets])
 
 
 class HiddenStateDistance(_TokenDistance):
     """1 − cos(h, u_y): from the last hidden state that predicts the target token to the token's output embedding.
 
-    Our reading. Ignores the length of both, which the logit does not.
+    Our reading. In [0, 2]; no pass of its own. Ignores the length of both, which the logit does not.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> hidden = torch.tensor([[7.0, 0.0], [0.0, 7.0], [-7.0, 0.0]])
+        >>> outputs = TargetPass(torch.zeros(3, 2), hidden, torch.tensor([0, 0, 0]), torch.arange(3), 3,
+        ...     embeddings, embeddings)
+        >>> HiddenStateDistance().measure(outputs).tolist()
+        [0.0, 1.0, 2.0]
     """
 
     def token_distance(self, outputs: TargetPass) -> Tensor:
         """Distance of each target token, float `(N,)` in [0, 2]."""
         embeddings = _table(outputs.output_embeddings, self.centered)
-        return _cosine_distance(outputs.hidden.float(), embeddings[outputs.targets])
+        return cosine_distance(outputs.hidden.float(), embeddings[outputs.targets])
 
 
-class ResponseDistance(Distance):
-    """1 − cos(mean embedding of the greedy answer, mean embedding of the target): the literal reading.
+class AnswerDistance(Distance):
+    """A distance between what the model answers freely and the target.
 
-    The answer is generated freely, at most as long as the target, up to the first end token. An empty answer has
-    distance 1: no direction. Costs one short generation per fact.
+    An answer is at most as long as the target and ends at the first end token; an empty one has distance 1: no
+    direction. With `num_samples` the distance is the mean (1/n) Σ_s d(a_s, y) over n answers drawn at `temperature`,
+    which depend on `seed` and the prompt alone, in place of the greedy answer's. Cost: the greedy generation is made
+    anyway, to find what is known; each sample is one more.
 
     Args:
-        centered: Whether the mean embedding of the vocabulary is subtracted first.
+        num_samples: n; 0 for the greedy answer.
+        temperature: Of the samples, > 0.
+        seed: Of the samples.
+
+    Raises:
+        InputError: If a setting is out of its range.
     """
 
     needs_answers = True
 
-    def __init__(self, centered: bool = False) -> None:
-        self.centered = centered
+    def __init__(self, num_samples: int = 0, temperature: float = 0.5, seed: int = 0) -> None:
+        if num_samples < 0:
+            raise InputError(f"`num_samples` must be at least 0 (the greedy answer), got {num_samples}")
+        Sampling(max(num_samples, 1), temperature, seed)  # checks the rest
+        self.num_samples = num_samples
+        self.temperature = temperature
+        self.seed = seed
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How the answers are drawn; None for the greedy one."""
+        return Sampling(self.num_samples, self.temperature, self.seed) if self.num_samples else None
+
+    @abstractmethod
+    def answer_distance(self, answers: list[list[int]], outputs: TargetPass) -> Tensor:
+        """Distance of one answer per fact to the fact's target, float `(B,)` in [0, 2].
+
+        Args:
+            answers: The ids of each fact's answer.
+            outputs: The forward pass.
+        """
 
     def measure(self, outputs: TargetPass) -> Tensor:
-        """Distance of each fact, float `(B,)` in [0, 2]."""
-        if outputs.answers is None:
-            raise ValueError("ResponseDistance needs `answers` in the outputs")
+        """Mean of `answer_distance` over each fact's answers, float `(B,)` in [0, 2]."""
+        if self.sampling is not None:
+            rounds = [list(answers) for answers in zip(*outputs.samples[self.sampling], strict=True)]
+        elif outputs.answers is not None:
+            rounds = [outputs.answers]
+        else:
+            raise ValueError(f"{self.name} needs `answers` in the outputs")
+        return torch.stack([self.answer_distance(answers, outputs) for answers in rounds]).mean(dim=0)
+
+
+class ResponseDistance(AnswerDistance):
+    """1 − cos(mean embedding of the answer, mean embedding of the target): the literal reading. In [0, 2].
+
+    Range and cost: see `AnswerDistance`. Source: our reading of Wang & Li 2024.
+
+    Args:
+        centered: Whether the mean embedding of the vocabulary is subtracted first.
+        num_samples: Drawn answers that are averaged over; 0 for the greedy answer.
+        temperature: Of the samples, > 0.
+        seed: Of the samples.
+
+    Raises:
+        InputError: If a setting is out of its range.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> outputs = TargetPass(torch.zeros(2, 2), torch.zeros(2, 2), torch.tensor([0, 0]), torch.tensor([0, 1]), 2,
+        ...     embeddings, embeddings, answers=[[0], [1]])
+        >>> ResponseDistance().measure(outputs).tolist()
+        [0.0, 1.0]
+    """
+
+    def __init__(self, centered: bool = False, num_samples: int = 0, temperature: float = 0.5, seed: int = 0) -> None:
+        super().__init__(num_samples, temperature, seed)
+        self.centered = centered
+
+    def answer_distance(self, answers: list[list[int]], outputs: TargetPass) -> Tensor:
+        """See `AnswerDistance.answer_distance`."""
         embeddings = _table(outputs.input_embeddings, self.centered)
         target = _pool(embeddings[outputs.targets], outputs.row, outputs.num_facts, "mean")
         answer = torch.stack(
@@ -148,16 +235,23 @@ class ResponseDistance(Distance):
                 embeddings[torch.tensor(ids, device=embeddings.device)].mean(dim=0)
                 if ids
                 else torch.zeros_like(embeddings[0])
-                for ids in outputs.answers
+                for ids in answers
             ]
         )
-        return _cosine_distance(answer, target)
+        return cosine_distance(answer, target)
 
 
 class Surprisal(Distance):
     """Mean negative log-likelihood of the target, in nats per token: [0, ∞).
 
     Not a semantic distance but the baseline that one must beat. Filters use it as it is; weightings use its ranks.
+    No pass of its own.
+
+    Example:
+        >>> outputs = TargetPass(torch.zeros(1, 4), torch.zeros(1, 2), torch.tensor([0]), torch.tensor([0]), 1,
+        ...     torch.zeros(4, 2), torch.zeros(4, 2))
+        >>> round(Surprisal().measure(outputs).item(), 4)  # ln 4: all four tokens are equally likely
+        1.3863
     """
 
     is_rank_based = True
@@ -173,8 +267,13 @@ def _table(embeddings: Tensor, centered: bool) -> Tensor:
     return embeddings - embeddings.mean(dim=0) if centered else embeddings
 
 
-def _cosine_distance(left: Tensor, right: Tensor) -> Tensor:
-    """1 − cosine along the last dimension, clamped to [0, 2] against rounding; 1 where either is zero."""
+def cosine_distance(left: Tensor, right: Tensor) -> Tensor:
+    """1 − cosine along the last dimension, clamped to [0, 2] against rounding; 1 where either is zero.
+
+    Args:
+        left: float `(..., H)`.
+        right: float `(..., H)`.
+    """
     return (1.0 - F.cosine_similarity(left, right, dim=-1)).clamp(0.0, 2.0)
 
 

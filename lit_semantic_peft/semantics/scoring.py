@@ -11,10 +11,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.metrics import starts_with_answer
 from lit_semantic_peft.models.generation import greedy_answers
 from lit_semantic_peft.models.objective import predicting_mask, target_logits
+from lit_semantic_peft.models.sampling import sampled_answers
 from lit_semantic_peft.semantics.distances import Distance, TargetPass
 from lit_semantic_peft.semantics.table import BoolArray, FloatArray, ScoredFacts
 from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, EncodedFact, FactEncoder, collate
@@ -49,9 +51,17 @@ def target_pass(model: PreTrainedModel | PeftModel, batch: Batch, cache: Dynamic
         model: A causal language model, with or without an adapter.
         batch: Facts; what is labelled is what is measured.
         cache: Where the pass leaves its keys and values; None where nobody goes on from them.
+
+    Raises:
+        InputError: If the model has no output embeddings.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     projection = base.get_output_embeddings()
+    if projection is None:
+        raise InputError(
+            f"`base_model`: {type(base).__name__} has no output embeddings, by which distances are measured; "
+            "expected a causal language model."
+        )
     with InputOf(projection) as captured:
         keeping = {} if cache is None else {"past_key_values": cache, "use_cache": True}
         logits, targets, _ = target_logits(model, batch, **keeping)
@@ -91,20 +101,54 @@ def score_targets(
     model: PreTrainedModel | PeftModel,
     batch: Batch,
     distances: Sequence[Distance] = (),
-    answers: list[list[int]] | None = None,
 ) -> TargetScores:
     """Measures one batch in one forward pass.
 
     Args:
         model: A causal language model, with or without an adapter.
         batch: Facts without end tokens.
-        distances: What to measure.
-        answers: Greedy answers of the facts, for distances that need them.
+        distances: What to measure; none that needs answers.
 
     Returns:
         The scores of the batch's facts.
     """
-    return score_pass(replace(target_pass(model, batch), answers=answers), distances)
+    return score_pass(target_pass(model, batch), distances)
+
+
+def with_answers(
+    outputs: TargetPass,
+    model: PreTrainedModel | PeftModel,
+    encoder: FactEncoder,
+    prompts: Sequence[Sequence[int]],
+    greedy: Sequence[list[int]],
+    distances: Sequence[Distance],
+) -> TargetPass:
+    """The pass with the free answers that distances need, none longer than its target.
+
+    Args:
+        outputs: The pass over the targets.
+        model: The model that answers.
+        encoder: Spells the facts.
+        prompts: Token ids of each fact's prompt.
+        greedy: Each fact's greedy answer, at least as long as the target or up to its end.
+        distances: What to measure; what they draw is drawn once.
+    """
+    longest = torch.bincount(outputs.row, minlength=outputs.num_facts).tolist()
+    samples = {
+        sampling: sampled_answers(
+            model,
+            prompts,
+            longest,
+            sampling,
+            pad_id=encoder.pad_id,
+            eos_id=encoder.tokenizer.eos_token_id,
+            batch_size=len(prompts),
+        )
+        for sampling in {distance.sampling for distance in distances}
+        if sampling is not None
+    }
+    answers = [ids[:most] for ids, most in zip(greedy, longest, strict=True)]
+    return replace(outputs, answers=answers, samples=samples, decode=encoder.decode_answer)
 
 
 def score_facts(
@@ -141,17 +185,18 @@ def score_facts(
     recalled: BoolArray = np.zeros(len(facts), dtype=np.bool_)
     for rows in _by_length(encoded, batch_size):
         chunk = [encoded[row] for row in rows]
+        prompts = [one.prompt_ids for one in chunk]
         generated = greedy_answers(
             model,
-            [one.prompt_ids for one in chunk],
+            prompts,
             [_longest_answer(encoder, facts[row], encoded[row]) for row in rows],
             pad_id=encoder.pad_id,
             eos_id=encoder.tokenizer.eos_token_id,
             batch_size=batch_size,
         )
-        within_target = [ids[: one.num_target_tokens] for ids, one in zip(generated, chunk, strict=True)]
         batch = collate(chunk, rows, encoder.pad_id, with_end=False).to(device)
-        scores = score_targets(model, batch, distances, within_target)
+        outputs = with_answers(target_pass(model, batch), model, encoder, prompts, generated, distances)
+        scores = score_pass(outputs, distances)
         for name, values in scores.distances.items():
             columns[name][rows] = values.double().cpu().numpy()
         nll[rows] = scores.nll.double().cpu().numpy()

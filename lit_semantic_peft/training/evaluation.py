@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from lit_semantic_peft.data import Answer, Question, dialogue_encoders, doubted
 from lit_semantic_peft.metrics import is_exact_match, kl_from_likeliest, likeliest_tokens, starts_with_answer
 from lit_semantic_peft.models import greedy_answers, greedy_continuations, prompt_cache
-from lit_semantic_peft.semantics import Distance, TargetPass, score_pass, target_pass
+from lit_semantic_peft.semantics import Distance, TargetPass, score_pass, target_pass, with_answers
 from lit_semantic_peft.tokens import FactEncoder, collate
 
 EVALUATION_VERSION = 1
@@ -162,7 +162,7 @@ class Evaluator:
         )
         targets = _restricted(outputs, is_target, range(len(rows)))
         scores = score_pass(targets)
-        distances = self._distances(targets, questions, ids)
+        distances = self._distances(model, targets, questions, ids)
         divergence = _divergence(targets, questions, reference)
         for place, question in enumerate(questions):
             text = self.encoder.decode_answer(ids[place])
@@ -211,16 +211,16 @@ class Evaluator:
         return ids
 
     def _distances(
-        self, targets: TargetPass, questions: Sequence[Question], ids: Sequence[list[int]]
+        self, model: PeftModel, targets: TargetPass, questions: Sequence[Question], ids: Sequence[list[int]]
     ) -> dict[int, dict[str, float]]:
         """Distances of the facts' own prompts, by row."""
         rows = [place for place, question in enumerate(questions) if question.kind == "fact"]
         if not rows:
             return {}
         is_fact = torch.isin(targets.row, torch.tensor(rows, device=targets.row.device))
+        prompts, greedy = [questions[row].prompt_ids for row in rows], [ids[row] for row in rows]
         own = _restricted(targets, is_fact, rows)
-        count = torch.bincount(own.row, minlength=len(rows)).tolist()
-        own = replace(own, answers=[ids[row][:most] for row, most in zip(rows, count, strict=True)])
+        own = with_answers(own, model, self.encoder, prompts, greedy, self.distances)
         measured = {name: values.tolist() for name, values in score_pass(own, self.distances).distances.items()}
         return {row: {name: values[at] for name, values in measured.items()} for at, row in enumerate(rows)}
 

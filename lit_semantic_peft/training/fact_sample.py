@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from lit_semantic_peft.interference import gradient_matrix
+from lit_semantic_peft.data import from_all_ranks
+from lit_semantic_peft.interference import gradient_matrix, gradient_matrix_rows
 from lit_semantic_peft.training.module import SemanticPeftModule
 from lit_semantic_peft.training.rotation import rotating_choice
 
@@ -12,19 +14,28 @@ from lit_semantic_peft.training.rotation import rotating_choice
 def agreed_gradient_matrix(module: SemanticPeftModule, rows: Sequence[int]) -> Tensor:
     """Inner products K of the gradients of some facts, as the model stands.
 
-    Cost: about one forward and one backward pass of these facts on every rank, see `gradient_matrix`. A collective:
-    ranks differ in rounding, and what they decide by it must not, so all take the first rank's matrix.
+    Cost: about one forward and one backward pass of these facts, shared out to the ranks, see `gradient_matrix`. A
+    collective, after which every rank has the same matrix to the last bit, so that all decide alike by it.
 
     Args:
         module: In a running trainer.
         rows: Fact indices.
 
     Returns:
-        float32 `(k, k)` on the CPU.
+        float32 `(k, k)` on the CPU, symmetric.
     """
-    matrix = gradient_matrix(module.model, module.data.training_batches(rows, module.data.micro_batch_size))
-    agreed: Tensor = module.trainer.strategy.broadcast(matrix)
-    return agreed
+    trainer, size = module.trainer, module.data.micro_batch_size
+    if trainer.world_size == 1:
+        return gradient_matrix(module.model, module.data.training_batches(rows, size))
+    mine = rows[trainer.global_rank :: trainer.world_size]
+    block, _ = gradient_matrix_rows(module.model, module.data.training_batches(mine, size))
+    by_rank = torch.cat(from_all_ranks(block))
+    order = torch.tensor(
+        [row for rank in range(trainer.world_size) for row in range(rank, len(rows), trainer.world_size)]
+    )
+    back = order.argsort()
+    matrix = by_rank[back][:, back]
+    return (matrix + matrix.T) / 2  # K_ij and K_ji come from different ranks and differ in rounding
 
 
 def kept_sample(module: SemanticPeftModule, num_facts: int, number: int) -> list[int]:

@@ -38,6 +38,7 @@ from lit_semantic_peft.models import (
     weight_normalizer,
 )
 from lit_semantic_peft.models.adapters import orthogonality_penalty
+from lit_semantic_peft.models.compiled import compile_layers, eagerly
 from lit_semantic_peft.semantics.online import Online, nll_and_online_weight
 from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.tokens import Batch
@@ -92,6 +93,8 @@ class SemanticPeftModule(LightningModule):
         retain_batch_size: `retain` facts per optimizer step, over all processes.
         retain_known: Whether facts that are not trained because the base model says them already are retained too.
         dtype: Type of the base weights in memory; the adapter is float32 in any case.
+        compile: Whether training runs compiled layers (`torch.compile`), which takes a minute at the first step and
+            pays for long runs only; evaluation and measurements run the ordinary model. Needs a C++ compiler on a CPU.
         gradient_checkpointing: Whether activations are recomputed in the backward pass to save memory.
         reuse_frozen_layers: Whether what the layers below the lowest adapter make of a fact is computed once and kept,
             which is exact. None: where the model allows it and it fits into `frozen_layers_memory_mb`. True: always; an
@@ -118,6 +121,7 @@ class SemanticPeftModule(LightningModule):
         retain_batch_size: int = 16,
         retain_known: bool = False,
         dtype: BaseDtype = "float32",
+        compile: bool = False,
         gradient_checkpointing: bool = False,
         reuse_frozen_layers: bool | None = None,
         frozen_layers_memory_mb: int = 2048,
@@ -152,6 +156,7 @@ class SemanticPeftModule(LightningModule):
         self.retain_weight = retain_weight
         self.retain_batch_size = retain_batch_size
         self.retain_known = retain_known
+        self.is_compiled = compile  # `compile` is a method of every nn.Module
         self.gradient_checkpointing = gradient_checkpointing
         self.reuse_frozen_layers = reuse_frozen_layers
         self.frozen_layers_memory_mb = frozen_layers_memory_mb
@@ -208,6 +213,8 @@ class SemanticPeftModule(LightningModule):
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             # A hook that only reentrant checkpoints need, and that cannot be sent to a spawned process.
             base.disable_input_require_grads()
+        if self.is_compiled:
+            compile_layers(model)
         self._model = model.train()  # Lightning keeps the modes that it finds; dropout belongs to training
 
     def _load(self) -> PeftModel:
@@ -236,6 +243,12 @@ class SemanticPeftModule(LightningModule):
             raise InputError(
                 "`strategy: deepspeed` accumulates gradients by itself, which breaks the exact normalisation over an "
                 "optimizer step. Use `ddp`."
+            )
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            raise InputError(
+                f"`trainer.precision: {self.trainer.precision}` would train the adapter itself in half precision, "
+                "where small steps are lost. Use `32-true` with `dtype: bfloat16` for a bfloat16 base under a float32 "
+                "adapter, and `bf16-mixed` for products in bfloat16."
             )
         if self._is_sharded and not hasattr(self.trainer.strategy, "average_gradients"):
             raise InputError(
@@ -425,7 +438,8 @@ class SemanticPeftModule(LightningModule):
         rows = self._retain.rows(self.global_step)[self.global_rank :: self.trainer.world_size]
         batches = data.training_batches(rows, data.micro_batch_size, with_end=False)
         precision = self.trainer.precision_plugin.train_step_context
-        mean, gradient = self._retain.gradient(self.model, parameters, batches, precision)
+        with eagerly():
+            mean, gradient = self._retain.gradient(self.model, parameters, batches, precision)
         total = sum_over_ranks(self.trainer, torch.cat([mean[None], gradient]))
         for parameter, part in zip(parameters, unflattened(total[1:], parameters), strict=True):
             if parameter.grad is not None:
@@ -443,7 +457,8 @@ class SemanticPeftModule(LightningModule):
         """
         if self.trainer.sanity_checking:
             return
-        scores = score_targets(self.model, batch)
+        with eagerly():
+            scores = score_targets(self.model, batch)
         self.val_nll.update(scores.nll, batch.fact_index)
         self.val_recall.update(scores.is_recalled, batch.fact_index)
         self.dynamics.update(scores.is_recalled, batch.fact_index)
@@ -492,7 +507,8 @@ class SemanticPeftModule(LightningModule):
             questions: What to ask.
             batch_idx: Number of the batch.
         """
-        self.comparisons += self._evaluator.compare(self.model, questions)
+        with eagerly():
+            self.comparisons += self._evaluator.compare(self.model, questions)
 
     def on_test_epoch_end(self) -> None:
         """Collects the comparisons of all ranks, each question once, in order, and logs what they say."""
@@ -531,7 +547,8 @@ class SemanticPeftModule(LightningModule):
         Returns:
             One answer per question, in order.
         """
-        return Evaluator(self.data.encoder, self.data.distances).free_answers(self.model, questions)
+        with eagerly():
+            return Evaluator(self.data.encoder, self.data.distances).free_answers(self.model, questions)
 
     # ------------------------------------------------------------ checkpoints
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from lit_semantic_peft.__main__ import main
+from lit_semantic_peft.facts import read_facts
 from lit_semantic_peft.reports import RunFolder
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -66,6 +67,8 @@ def test_fit_leaves_a_whole_run_folder(settings, capsys):
     assert all(row["nll_after"] is not None and row["answer_after"] is not None for row in rows)
     lines = [json.loads(line) for line in folder.dropped.read_text(encoding="utf-8").splitlines()]
     assert {line["id"] for line in lines} == {row["fact_id"] for row in dropped}
+    # ... in the form that `data.facts` reads, for a second adapter.
+    assert {fact.id for fact in read_facts(str(folder.dropped)).facts} == {row["fact_id"] for row in dropped}
     assert sum(row["net_transfer"] is not None for row in rows) == 6
     assert {row["kind"] for row in folder.read_probes().to_pylist()} == {
         "neighborhood", "paraphrase", "portability", "reversed",
@@ -188,6 +191,41 @@ def test_score_says_what_a_filter_would_do_and_trains_nothing(settings, capsys):
     assert "after 3 steps" in output
     rows = pq.read_table("scores/facts.parquet").to_pylist()
     assert sum(row["conflict_rate"] is not None for row in rows) == 6
+
+
+def test_score_says_which_distance_predicts_what_a_run_learned(settings, capsys):
+    run = [*settings, "--trainer.default_root_dir=runs/one"]
+    assert main(["fit", *run]) == 0
+    score = ["score", *settings, "--run=runs/one", "--output=scores"]
+    more = "--data.more_distances=[{class_path: lit_semantic_peft.semantics.HiddenStateDistance}]"
+    table = pq.read_table("runs/one/facts.parquet")
+
+    def with_outcome(values):  # a run of two epochs learns nothing: an outcome is put in its place
+        at = table.column_names.index("recalled_after")
+        pq.write_table(table.set_column(at, "recalled_after", [values]), "runs/one/facts.parquet")
+
+    with_outcome([False] * 12)
+    capsys.readouterr()
+    assert main(score) == 2
+    assert "at least two of the trained facts must have been learned" in capsys.readouterr().err
+    assert not Path("scores").exists()
+    median = sorted(table.column("distance").to_pylist())[6]
+    with_outcome([distance < median for distance in table.column("distance").to_pylist()])
+    assert main([*score, more]) == 0, capsys.readouterr().err
+    output = capsys.readouterr().out
+    assert "How the distances agree" in output
+    assert re.search(r"What predicts that a fact is learned \(AUROC\)", output)
+    found = json.loads(Path("scores/distances.json").read_text(encoding="utf-8"))
+    assert found["distances"] == ["ExpectedEmbeddingDistance", "HiddenStateDistance", "Surprisal"]
+    assert [row[at] for at, row in enumerate(found["rank_correlation"])] == pytest.approx([1.0] * 3)
+    of_distance = found["predicts_learned"]["recalled"]
+    assert of_distance["ExpectedEmbeddingDistance"]["auroc"] == 1.0
+    assert of_distance["HiddenStateDistance"]["auroc"] < 1.0
+    assert Path("scores/plots/distances.png").is_file()
+    assert main([*score, "--model.base_model=smollm2-135m"]) == 2
+    assert "was trained on the base model" in capsys.readouterr().err
+    assert main(["score", *settings, "--run=runs/none"]) == 2
+    assert "expected a run folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.name)

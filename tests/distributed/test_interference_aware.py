@@ -5,10 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from lightning.pytorch import Callback
+from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix
 from safetensors.numpy import load_file
 
 from distributed.test_two_processes import EXPERIMENTS, fit
+from fixtures.processes import run_group
 from fixtures.training import with_retained
+from fixtures.trajectory import train
 
 pytestmark = pytest.mark.distributed
 
@@ -60,3 +65,39 @@ def test_two_processes_equal_one(settings):
     columns = Path("runs/two/logs/metrics.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
     for name in ("retain_kl", "conflicts_within_steps", "progress_mean", "group_conflicts"):
         assert f"train/{name}" in columns
+
+
+SAMPLES = {"uneven": [0, 2, 3, 5, 7, 8, 11], "a rank without facts": [4]}
+
+
+class Matrices(Callback):
+    """The matrices of the samples at the end of training."""
+
+    def on_train_end(self, trainer, pl_module):
+        self.of = {name: agreed_gradient_matrix(pl_module, rows) for name, rows in SAMPLES.items()}
+
+
+def _matrices(tiny_model, facts_file, world_size):
+    callback = Matrices()
+    size = 4 // world_size  # the same optimizer steps, so that the adapter is the same at the end
+    train(tiny_model, facts_file, micro_batch_size=size, callbacks=[callback], world_size=world_size)
+    return callback.of
+
+
+def _save_matrices(tiny_model, facts_file, folder):
+    found = _matrices(tiny_model, facts_file, world_size=2)
+    torch.save((torch.distributed.get_world_size(), found), f"{folder}/matrices-{torch.distributed.get_rank()}.pt")
+
+
+def test_ranks_share_a_matrix_and_agree_on_it(tiny_model, facts_file, tmp_path):
+    run_group(_save_matrices, 2, tmp_path, tiny_model, facts_file, tmp_path)
+    saved = [torch.load(tmp_path / f"matrices-{rank}.pt") for rank in range(2)]
+    assert [world_size for world_size, _ in saved] == [2, 2]
+    torch.set_num_threads(1)
+    for name, expected in _matrices(tiny_model, facts_file, world_size=1).items():
+        (_, first), (_, second) = saved
+        assert torch.equal(first[name], second[name])
+        assert torch.equal(first[name], first[name].T)
+        scale = expected.diagonal().sqrt()
+        difference = (first[name] - expected) / scale[:, None] / scale[None, :]
+        assert difference.abs().max() <= 1e-4, name

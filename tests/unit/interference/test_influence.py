@@ -164,3 +164,36 @@ def test_shapes_are_checked():
             function(*arguments)
     with pytest.raises(ValueError, match="num_trained_facts"):
         net_transfer(torch.eye(2), torch.ones(2), 0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "gradients",
+    {
+        "not a number": [[1.0, 2.0], [NAN, 0.0], [3.0, -1.0]],
+        "infinite": [[1.0, 2.0], [math.inf, 0.0], [3.0, -1.0]],
+        "zero": [[1.0, 2.0], [0.0, 0.0], [3.0, -1.0]],
+        "all zero": [[0.0, 0.0], [0.0, 0.0]],
+        "one fact": [[1.0, 2.0]],
+        "two identical": [[1.0, 2.0], [1.0, 2.0]],
+        "none": [],
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_degenerate_facts_give_defined_results_without_a_warning(gradients):
+    rows = torch.tensor(gradients[1]).reshape(-1, 2)
+    matrix, weight = rows @ rows.T, torch.ones(len(rows))
+    is_bad = ~matrix.diagonal().isfinite()
+    matrix[is_bad], matrix[:, is_bad] = NAN, NAN  # as `gradient_matrix` gives it
+    has_gradient = ~is_bad & (matrix.diagonal() > 0)
+    num_others = has_gradient.sum() - has_gradient.long()
+    cosine = gradient_cosine(matrix)
+    assert torch.equal(cosine.isfinite(), has_gradient[:, None] & has_gradient[None, :])
+    assert torch.equal(conflict_rate(matrix).isfinite(), has_gradient & (num_others > 0))
+    assert torch.equal(harm_done(matrix, weight).isfinite(), ~is_bad)
+    assert torch.equal(worst_aggressor(matrix, weight)[1].isfinite(), ~is_bad)
+    finite = net_transfer(matrix, weight, max(len(rows), 1)).isfinite()
+    assert torch.equal(finite, has_gradient & ((~is_bad).sum() > 1))
+    if gradients[0] == "two identical":
+        torch.testing.assert_close(cosine, torch.ones(2, 2))
+        assert net_transfer(matrix, weight, 2).tolist() == [1.0, 1.0]

@@ -19,6 +19,7 @@ def test_alone_versus_together():
         AloneVersusTogether(2, 1, -1)
 
 
+@pytest.mark.filterwarnings("error")
 def test_alone_versus_together_without_measurements():
     result = AloneVersusTogether(2, 1, 1).compute()
     assert result["difference"].isnan().all()

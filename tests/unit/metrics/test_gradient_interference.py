@@ -60,6 +60,19 @@ def test_rows_of_two_ranks_are_the_whole_matrix():
         torch.testing.assert_close(left.compute()[name], value)
 
 
+@pytest.mark.filterwarnings("error")
+def test_all_facts_of_one_relation_are_one_group():
+    matrix = torch.tensor([[4.0, -2.0, 1.0], [-2.0, 4.0, 0.0], [1.0, 0.0, 4.0]])
+    metric = GradientInterference([0, 1, 2], [1.0, 1.0, 1.0], 3)
+    metric.update(matrix)
+    grouped = metric.by_group(["capital"] * 3)
+    assert list(grouped) == ["capital"]
+    assert grouped["capital"]["num_facts"] == 3
+    assert grouped["capital"]["conflict_rate_within"] == pytest.approx(metric.summary()["conflict_rate"])
+    assert math.isnan(grouped["capital"]["conflict_rate_across"])
+    assert grouped["capital"]["share_of_harm_done"] == 1.0
+
+
 def test_undefined_facts_are_counted_and_left_out():
     matrix = torch.tensor([[4.0, math.nan, -2.0], [math.nan] * 3, [-2.0, math.nan, 4.0]])
     metric = GradientInterference([0, 1, 2], [1.0, 1.0, 1.0], 3)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.models import attach_adapter
 from lit_semantic_peft.semantics import (
@@ -12,8 +13,10 @@ from lit_semantic_peft.semantics import (
     ResponseDistance,
     Surprisal,
     score_facts,
+    score_pass,
     score_targets,
     scoring,
+    target_pass,
 )
 from lit_semantic_peft.tokens import FactEncoder, collate
 from peft import LoraConfig, PromptTuningConfig
@@ -206,7 +209,11 @@ def test_a_model_that_projects_every_position_gives_the_same(model, encoder):
     encoded = encoder.encode_facts(FACTS)
     batch = collate(encoded, range(len(FACTS)), encoder.pad_id, with_end=False)
     answers = [[5, 6]] * len(FACTS)
-    expected = score_targets(model, batch, DISTANCES, answers)
+
+    def scores_of(model):
+        return score_pass(dataclasses.replace(target_pass(model, batch), answers=answers), DISTANCES)
+
+    expected = scores_of(model)
     forward = type(model).forward
 
     class Everywhere(type(model)):
@@ -214,7 +221,7 @@ def test_a_model_that_projects_every_position_gives_the_same(model, encoder):
             return forward(self, input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
 
     model.__class__ = Everywhere
-    scores = score_targets(model, batch, DISTANCES, answers)
+    scores = scores_of(model)
     torch.testing.assert_close(scores.nll, expected.nll, atol=1e-6, rtol=1e-6)
     assert torch.equal(scores.is_recalled, expected.is_recalled)
     for name, values in expected.distances.items():
@@ -236,3 +243,10 @@ def test_teacher_forced_recall_needs_every_token(model, encoder):
     assert scores.is_recalled.tolist() == [True, False, False]
     counts = torch.tensor([one.num_target_tokens for one in encoded])
     torch.testing.assert_close(scores.nll, torch.tensor([0.0, 50.0, 50.0]) / counts, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_without_output_embeddings_is_refused(model, encoder, monkeypatch):
+    batch = collate(encoder.encode_facts(FACTS[:1]), [0], encoder.pad_id, with_end=False)
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    with pytest.raises(InputError, match=r"`base_model`: LlamaForCausalLM has no output embeddings.*causal"):
+        target_pass(model, batch)

@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+import torch
+from lit_semantic_peft.metrics import discrimination, rank_correlation
+from scipy.stats import rankdata
+from torchmetrics.functional.classification import binary_auroc
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_auroc_is_that_of_torchmetrics_also_with_ties(seed):
+    generator = np.random.default_rng(seed)
+    is_learned = generator.random(60) < 0.4
+    distance = np.round(generator.random(60) - 0.3 * is_learned, 1)
+    found = discrimination(distance, is_learned)
+    oracle = binary_auroc(torch.from_numpy(-distance).sigmoid(), torch.from_numpy(is_learned).long())
+    assert found.auroc == pytest.approx(float(oracle), abs=1e-6)
+    assert found.low < found.auroc < found.high
+    assert (found.num_learned, found.num_not_learned) == (is_learned.sum(), (~is_learned).sum())
+    assert discrimination(distance, is_learned) == found
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    """Two normal distributions a standard deviation apart: the truth is Φ(1/√2) = 0.760."""
+    generator = np.random.default_rng(0)
+    is_learned = np.arange(60) < 30
+    found = [discrimination(generator.normal(~is_learned), is_learned) for _ in range(60)]
+    assert 0.85 <= np.mean([one.low <= 0.760 <= one.high for one in found]) <= 1.0
+
+
+def test_one_sided_outcomes_say_nothing():
+    assert discrimination(np.arange(4.0), np.array([True, True, True, False])) is None
+    assert discrimination(np.arange(4.0), np.zeros(4, dtype=bool)) is None
+
+
+def test_rank_correlation_is_that_of_the_ranks():
+    generator = np.random.default_rng(0)
+    columns = {"a": generator.random(40), "b": np.round(generator.random(40), 1), "c": np.zeros(40)}
+    found = rank_correlation(columns)
+    expected = np.corrcoef(rankdata(columns["a"]), rankdata(columns["b"]))
+    np.testing.assert_allclose(found[:2, :2], expected, atol=1e-12)
+    assert np.isnan(found[2]).all()
