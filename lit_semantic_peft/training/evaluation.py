@@ -106,14 +106,14 @@ class Evaluator:
         Returns:
             The questions with their answers, in order, and behind them the further turns of the dialogues.
         """
-        answered = [pair for chunk in _chunks(questions) for pair in self._ask_chunk(model, chunk, reference)]
+        answered = self._ask_turn(model, questions, reference)
         dialogues = [(one, [(one.prompt, answer.text)]) for one, answer in answered if one.kind in _DIALOGUES]
         for _ in range(self.doubt_turns if dialogues else 0):
             asked = [
                 doubted(first, history, self.joiners[first.fact_index], self._dialogue_encoders[first.kind])
                 for first, history in dialogues
             ]
-            turn = [pair for chunk in _chunks(asked) for pair in self._ask_chunk(model, chunk, reference)]
+            turn = self._ask_turn(model, asked, reference)
             for (_, history), (question, answer) in zip(dialogues, turn, strict=True):
                 history.append((question.prompt, answer.text))
             answered += turn
@@ -140,6 +140,19 @@ class Evaluator:
             eos_id=self.encoder.tokenizer.eos_token_id,
             batch_size=max(1, len(prompts)),
         )
+
+    def _ask_turn(
+        self, model: PeftModel, questions: Sequence[Question], reference: Mapping[int, Answer] | None
+    ) -> list[tuple[Question, Answer]]:
+        """Asks every question; what differs only in whom it belongs to (a neighbour of several facts) is asked once."""
+        first: dict[Question, Question] = {}
+        same = [first.setdefault(replace(question, number=0, fact_index=0), question) for question in questions]
+        answers = {
+            question.number: answer
+            for chunk in _chunks(list(first.values()))
+            for question, answer in self._ask_chunk(model, chunk, reference)
+        }
+        return [(question, answers[asked.number]) for question, asked in zip(questions, same, strict=True)]
 
     def _ask_chunk(
         self, model: PeftModel, questions: Sequence[Question], reference: Mapping[int, Answer] | None

@@ -115,6 +115,23 @@ def test_answers_are_the_same_where_a_prompt_must_be_read_again(encoder, monkeyp
     ]
 
 
+def test_what_belongs_to_several_facts_is_asked_once(encoder, monkeypatch):
+    model, questions = model_of(encoder, 0.3), fact_questions(FACTS, encoder, ALL_PROBES)
+    rows = []
+    once = evaluation.target_pass
+    monkeypatch.setattr(evaluation, "target_pass", lambda *given: rows.append(len(given[1])) or once(*given))
+    together = evaluator(encoder).compare(model, questions)
+    distinct = {(one.kind, one.prompt, one.accepted) for one in questions}
+    assert sum(rows) == 2 * len(distinct) < 2 * len(questions), "the neighbour is the same for all facts"
+    for number, row in enumerate(together):
+        (alone,) = evaluator(encoder).compare(model, [questions[number]])
+        assert row.question == alone.question == questions[number]
+        for one, other in ((row.before, alone.before), (row.after, alone.after)):
+            assert (one.text, one.is_correct, one.is_recalled) == (other.text, other.is_correct, other.is_recalled)
+            assert one.nll == pytest.approx(other.nll, abs=1e-5)
+            assert one.kl == pytest.approx(other.kl, abs=1e-5)
+
+
 @pytest.mark.parametrize("ends", [False, True])
 def test_what_the_true_prefix_gave_is_what_would_have_been_said(ends):
     """Targets that begin as the model's own answers do, in tokens, so that the shortcut is taken to every length."""
