@@ -242,17 +242,17 @@ class InterferenceMonitor(Callback):
 
     def _decide_sample_size(self, trainer: Trainer, pl_module: LightningModule) -> int:
         assert isinstance(pl_module, SemanticPeftModule)
-        num_kept = len(pl_module.data.prepared.kept_index)
+        num_trained = int(pl_module.data.prepared.is_trained.sum())
         if self.num_facts == "all":
-            return num_kept
+            return num_trained
         if isinstance(self.num_facts, int):
-            return min(self.num_facts, num_kept)
+            return min(self.num_facts, num_trained)
         size = self._size_for_budget(trainer, pl_module) if trainer.is_global_zero else 0
         size = int(trainer.strategy.broadcast(size))
         logger.info(
-            "Interference: %s of %d kept facts are measured in training (%.0f %% of its time), all after it",
+            "Interference: %s of %d facts are measured in training (%.0f %% of its time), all after it",
             size or "none",
-            num_kept,
+            num_trained,
             100 * self.time_budget,
         )
         return size

@@ -695,9 +695,10 @@ def _prepare_deferral(trainer: Trainer, first_epoch: int) -> None:
             f"`deferred_from_epoch` must be below `trainer.max_epochs`, which is {trainer.max_epochs}, got "
             f"{first_epoch}: epochs count from 0, so training would end before the dropped facts come back."
         )
-    if trainer.limit_train_batches != 1.0:
+    limit = trainer.limit_train_batches  # a count or a share: 1 is one micro-batch, 1.0 is all
+    if isinstance(limit, int) or limit != 1.0:
         raise InputError(
             "`deferred_from_epoch` needs whole epochs, but `trainer.limit_train_batches` (or `overfit_batches`) is "
-            f"{trainer.limit_train_batches}. Leave it out; `data.num_facts` makes a run short as well."
+            f"{limit}. Leave it out; `data.num_facts` makes a run short as well."
         )
     trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]

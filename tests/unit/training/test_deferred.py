@@ -1,12 +1,10 @@
 """Dropped facts that come back in a later epoch: which facts, with what weight, at which learning rate."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lit_semantic_peft.callbacks import AdapterCheckpoint
+from lit_semantic_peft.callbacks import InterferenceMonitor
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics import (
     Focal,
@@ -16,7 +14,6 @@ from lit_semantic_peft.semantics import (
     RandomFilter,
     Remoteness,
     Scheduled,
-    Uniform,
 )
 from lit_semantic_peft.training import ConflictAwareBatching, InterferenceWeighting
 from peft import LoraConfig
@@ -55,12 +52,10 @@ def test_each_epoch_has_its_facts_once(tiny_model, facts_file):
 
 
 def test_before_that_epoch_it_is_the_run_without(tiny_model, facts_file):
-    plain = fit(tiny_model, facts_file, data={"filters": LATE["filters"]})[0]
-    late = fit(tiny_model, facts_file, data=LATE, trainer={"max_steps": 5, "max_epochs": -1})[1].logged
-    assert plain.global_step == 4
-    assert [row["train/loss"] for row in late][:4] == pytest.approx(
-        fit(tiny_model, facts_file, data={"filters": LATE["filters"]})[1].of("train/loss"), abs=0
-    )
+    plain = fit(tiny_model, facts_file, data={"filters": LATE["filters"]})[1].of("train/loss")
+    late = fit(tiny_model, facts_file, data=LATE, trainer={"max_steps": 5, "max_epochs": -1})[1].of("train/loss")
+    assert len(plain) == 4
+    assert late[:4] == plain
 
 
 def test_a_deferred_run_in_which_nothing_was_dropped_is_the_plain_run(tiny_model, facts_file):
@@ -124,8 +119,6 @@ def test_an_interrupted_run_goes_on_to_the_last_bit(tiny_model, facts_file, tmp_
             if trainer.global_step == step:
                 trainer.save_checkpoint(tmp_path / "half.ckpt")
 
-    config = {"peft_config": None}
-    del config
     settings = {
         "data": {**LATE, "weighting": Scheduled(Proximity(4.0), Remoteness(8.0))},
         "model": {"schedule": "cosine", "warmup_ratio": 0.2},
@@ -158,6 +151,23 @@ def test_methods_that_sample_facts_take_the_late_ones_when_they_are_trained(tiny
     assert sorted(sum(steps.facts[4:7], [])) == list(range(12))
     assert batching.sample == list(range(12))
     assert (weighting.factor != 1).all()
+
+
+def test_the_monitor_samples_the_facts_of_the_epoch(tiny_model, facts_file, tmp_path):
+    class Sampled(Callback):
+        def __init__(self):
+            self.num_facts = []
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.num_facts.append((len(monitor.latest.fact_index), monitor.latest.num_trained_facts))
+
+    monitor, sampled = InterferenceMonitor(num_facts=8, every_n_epochs=1), Sampled()
+    trainer = {**FOUR_EPOCHS, "default_root_dir": tmp_path}
+    module, _ = fit(tiny_model, facts_file, data=LATE, trainer=trainer, callbacks=[monitor, sampled])
+    assert sampled.num_facts[:3] == [(6, 6), (6, 6), (8, 12)]
+    assert monitor.latest.num_trained_facts == 12
+    assert monitor.latest.loss_weight.sum() == pytest.approx(12, rel=1e-5)
+    assert [record.global_step for record in monitor.records] == [0, 2, 4, 7, 10], "the last epoch is not measured twice"
 
 
 def test_frozen_layers_have_room_for_the_late_facts(tiny_model, facts_file):
