@@ -60,7 +60,7 @@ def _filtering(summary: Summary) -> str:
 def _deferral(summary: Summary, facts: pa.Table) -> list[str]:
     first_epoch = facts.column("trained_from_epoch").drop_null().to_pylist()
     deferred = [epoch for epoch in first_epoch if epoch > 0]
-    if not deferred:
+    if not deferred or not summary.epochs:
         return []
     verb = "was" if len(deferred) == 1 else "were"
     number = _count(len(deferred), "dropped fact")

@@ -73,7 +73,8 @@ class SemanticPeftModule(LightningModule):
       [0, ∞), each optimizer step where `retain_weight` > 0.
     - `val/recall`: share of kept facts that are recalled teacher-forced, [0, 1], each validation.
     - `val/nll`: mean negative log-likelihood of the kept facts, nats per token, each validation.
-    - `val/recall_dropped`, `val/nll_dropped`: the same for the facts that are not trained, where there are any.
+    - `val/recall_dropped`, `val/nll_dropped`: the same for the facts that are not kept, where there are any; deferred
+      ones stay among them when they are trained.
     - `test/recall`, `test/recall_generated`, each also with `_dropped`: share of facts that are recalled
       teacher-forced, and whose free answer is exactly right, [0, 1].
     - `test/pushed_away`: share of kept facts that are farther after training than before, [0, 1].

@@ -60,9 +60,7 @@ def test_before_that_epoch_it_is_the_run_without(tiny_model, facts_file):
 
 def test_a_deferred_run_in_which_nothing_was_dropped_is_the_plain_run(tiny_model, facts_file):
     plain = fit(tiny_model, facts_file, trainer=FOUR_EPOCHS)[0]
-    assert is_same_adapter(
-        plain, fit(tiny_model, facts_file, data={"deferred_from_epoch": 2}, trainer=FOUR_EPOCHS)[0]
-    )
+    assert is_same_adapter(plain, fit(tiny_model, facts_file, data={"deferred_from_epoch": 2}, trainer=FOUR_EPOCHS)[0])
 
 
 @pytest.mark.parametrize("weighting", [Remoteness(gamma=8.0), Scheduled(Proximity(4.0), Remoteness(8.0))])
@@ -77,9 +75,7 @@ def test_weights_are_those_of_the_facts_of_the_epoch(tiny_model, facts_file, wei
         done = number / 9
         expected = sum(
             share * np.where(np.isin(np.arange(12), trained), raw / raw[trained].mean(), 0.0)
-            for share, raw in zip(
-                (1 - done, done), (end.raw(distance).numpy() for end in weighting.ends), strict=True
-            )
+            for share, raw in zip((1 - done, done), (end.raw(distance).numpy() for end in weighting.ends), strict=True)
         )
         for row, weight in batch.items():
             assert weight == pytest.approx(expected[row], rel=1e-5)
@@ -167,7 +163,9 @@ def test_the_monitor_samples_the_facts_of_the_epoch(tiny_model, facts_file, tmp_
     assert sampled.num_facts[:3] == [(6, 6), (6, 6), (8, 12)]
     assert monitor.latest.num_trained_facts == 12
     assert monitor.latest.loss_weight.sum() == pytest.approx(12, rel=1e-5)
-    assert [record.global_step for record in monitor.records] == [0, 2, 4, 7, 10], "the last epoch is not measured twice"
+    assert [record.global_step for record in monitor.records] == [0, 2, 4, 7, 10], (
+        "the last epoch is not measured twice"
+    )
 
 
 def test_frozen_layers_have_room_for_the_late_facts(tiny_model, facts_file):
