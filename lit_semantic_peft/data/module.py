@@ -179,7 +179,7 @@ class KnowledgeDataModule(LightningDataModule):
         distance: What filters and weightings go by; `ExpectedEmbeddingDistance` where None.
         more_distances: Further distances to measure and report. `Surprisal` is always measured.
         filters: Applied in order, each to what the one before left; nothing is dropped where None.
-        deferred_from_epoch: Epoch (from 0) from which the dropped facts are trained too, once an epoch each and weighted
+        deferred_from_epoch: Epoch (from 0) from which the dropped facts are trained too, each once an epoch, weighted
             among all facts of the epoch; None for never. Facts that were dropped as known already, as near-duplicates
             or as contradictions stay dropped.
         strata: How the strata of the facts are found, a column of the fact table; None to find them (with the settings
@@ -339,7 +339,7 @@ class KnowledgeDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches of the facts of the current epoch; the order depends on `seed` and epoch only."""
         prepared = self.prepared
-        rows = [int(row) for row in np.flatnonzero(prepared.is_trained)]
+        rows = np.flatnonzero(prepared.is_trained).tolist()
         epoch = self.trainer.current_epoch if self.trainer else 0
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         plan = StepPlan(

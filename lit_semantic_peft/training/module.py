@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
@@ -420,7 +421,7 @@ class SemanticPeftModule(LightningModule):
         if self._is_sharded:  # ranks would wait for each other's shards while they need them for different facts
             raise InputError("`reuse_frozen_layers` cannot be used: the strategy shards the layers over the ranks.")
         prepared = self.data.prepared
-        num_tokens = sum(len(prepared.encoded[row]) for row in range(len(prepared.facts)) if prepared.is_trained[row])
+        num_tokens = sum(len(prepared.encoded[row]) for row in np.flatnonzero(prepared.is_trained))
         frozen = FrozenLayers(self.model, num_tokens, self.frozen_layers_memory_mb)
         if self.reuse_frozen_layers is None and not frozen.fits_in_memory:
             return None
@@ -655,7 +656,7 @@ class SemanticPeftModule(LightningModule):
         }
 
     def _loss_weights(self) -> Tensor:
-        """The weights at the start and at the end of training, `(2, n)`; `(4, n)` where they change with deferred facts."""
+        """The weights at the start and at the end of training, `(2, n)`, and those with deferred facts, `(4, n)`."""
         prepared = self.data.prepared
         weights = (prepared.loss_weight, prepared.final_loss_weight, *prepared.deferred_loss_weight)
         return torch.stack([torch.tensor(one) for one in weights])

@@ -1,5 +1,7 @@
 """Dropped facts that come back in a later epoch: which facts, with what weight, at which learning rate."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -7,13 +9,14 @@ from lightning.pytorch import Callback
 from lit_semantic_peft.callbacks import InterferenceMonitor
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics import (
+    FactFilter,
     Focal,
-    KnownFilter,
     Online,
     Proximity,
     RandomFilter,
     Remoteness,
     Scheduled,
+    Selection,
 )
 from lit_semantic_peft.training import ConflictAwareBatching, InterferenceWeighting
 from peft import LoraConfig
@@ -42,7 +45,7 @@ def test_each_epoch_has_its_facts_once(tiny_model, facts_file):
     # 6 facts are a step of 4 and one of 2; 12 facts are three steps of 4
     assert [len(step) for step in steps.facts] == [4, 2, 4, 2, 4, 4, 4, 4, 4, 4]
     first, second, third, fourth = (
-        sorted(sum(steps.facts[start:stop], [])) for start, stop in ((0, 2), (2, 4), (4, 7), (7, 10))
+        sorted(chain(*steps.facts[start:stop])) for start, stop in ((0, 2), (2, 4), (4, 7), (7, 10))
     )
     assert first == second == kept
     assert third == fourth == list(range(12))
@@ -143,8 +146,8 @@ def test_a_checkpoint_of_another_epoch_is_refused(tiny_model, facts_file, tmp_pa
 def test_methods_that_sample_facts_take_the_late_ones_when_they_are_trained(tiny_model, facts_file):
     weighting = InterferenceWeighting(beta=0, every_n_steps=2, num_facts=12)
     batching = ConflictAwareBatching(num_facts=12)
-    module, steps = fit(tiny_model, facts_file, data=LATE, trainer=FOUR_EPOCHS, callbacks=[weighting, batching])
-    assert sorted(sum(steps.facts[4:7], [])) == list(range(12))
+    _, steps = fit(tiny_model, facts_file, data=LATE, trainer=FOUR_EPOCHS, callbacks=[weighting, batching])
+    assert sorted(chain(*steps.facts[4:7])) == list(range(12))
     assert batching.sample == list(range(12))
     assert (weighting.factor != 1).all()
 
@@ -159,7 +162,7 @@ def test_the_monitor_samples_the_facts_of_the_epoch(tiny_model, facts_file, tmp_
 
     monitor, sampled = InterferenceMonitor(num_facts=8, every_n_epochs=1), Sampled()
     trainer = {**FOUR_EPOCHS, "default_root_dir": tmp_path}
-    module, _ = fit(tiny_model, facts_file, data=LATE, trainer=trainer, callbacks=[monitor, sampled])
+    fit(tiny_model, facts_file, data=LATE, trainer=trainer, callbacks=[monitor, sampled])
     assert sampled.num_facts[:3] == [(6, 6), (6, 6), (8, 12)]
     assert monitor.latest.num_trained_facts == 12
     assert monitor.latest.loss_weight.sum() == pytest.approx(12, rel=1e-5)
@@ -176,13 +179,21 @@ def test_frozen_layers_have_room_for_the_late_facts(tiny_model, facts_file):
     assert_same_adapter(run(False), run(True))
 
 
+class DropsFour(FactFilter):
+    """Drops the first four facts, each for another reason."""
+
+    reasons = ("too_far", "already_known", "near_duplicate", "contradiction")
+
+    def select(self, facts):
+        return Selection(np.arange(len(facts)) >= 4, self.reasons + (None,) * (len(facts) - 4))
+
+
 def test_what_need_not_or_must_not_be_taught_stays_dropped(tiny_model, facts_file):
-    everything_is_known = {**LATE, "filters": [*LATE["filters"], KnownFilter()]}
-    module, _ = fit(tiny_model, with_retained(facts_file), data=everything_is_known, trainer=FOUR_EPOCHS)
-    prepared = module.data.prepared
-    assert {prepared.reason[row] for row in np.flatnonzero(prepared.is_deferred)} == {"random"}
-    for fact, row in zip(prepared.facts, prepared.columns()["trained_from_epoch"], strict=True):
-        assert (row is None) == (fact.split == "retain")
+    data = {"filters": [DropsFour()], "deferred_from_epoch": 1}
+    module, steps = fit(tiny_model, with_retained(facts_file), data=data)
+    assert sorted(chain(*steps.facts[2:])) == [0, *range(4, 12)]
+    first_epoch = [1, None, None, None] + [0] * 8 + [None] * 5  # the last five have the split `retain`
+    assert module.data.prepared.columns()["trained_from_epoch"] == first_epoch
 
 
 @pytest.mark.parametrize(
