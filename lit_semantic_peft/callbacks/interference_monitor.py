@@ -158,7 +158,7 @@ class InterferenceMonitor(Callback):
             batch_idx: Its number in the epoch.
         """
         step = trainer.global_step
-        if self.every_n_steps and step and step % self.every_n_steps == 0 and not _is_last_step(trainer):
+        if self.every_n_steps and step and step % self.every_n_steps == 0 and not _is_last_step(pl_module):
             self._measure_in_training(trainer, pl_module, epoch=trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -169,7 +169,7 @@ class InterferenceMonitor(Callback):
             pl_module: The `SemanticPeftModule`.
         """
         done = trainer.current_epoch + 1
-        if self.every_n_epochs and done % self.every_n_epochs == 0 and not _is_last_step(trainer):
+        if self.every_n_epochs and done % self.every_n_epochs == 0 and not _is_last_step(pl_module):
             self._measure_in_training(trainer, pl_module, epoch=done)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -242,17 +242,17 @@ class InterferenceMonitor(Callback):
 
     def _decide_sample_size(self, trainer: Trainer, pl_module: LightningModule) -> int:
         assert isinstance(pl_module, SemanticPeftModule)
-        num_kept = len(pl_module.data.prepared.kept_index)
+        num_trained = int(pl_module.data.prepared.is_trained.sum())
         if self.num_facts == "all":
-            return num_kept
+            return num_trained
         if isinstance(self.num_facts, int):
-            return min(self.num_facts, num_kept)
+            return min(self.num_facts, num_trained)
         size = self._size_for_budget(trainer, pl_module) if trainer.is_global_zero else 0
         size = int(trainer.strategy.broadcast(size))
         logger.info(
-            "Interference: %s of %d kept facts are measured in training (%.0f %% of its time), all after it",
+            "Interference: %s of %d facts are measured in training (%.0f %% of its time), all after it",
             size or "none",
-            num_kept,
+            num_trained,
             100 * self.time_budget,
         )
         return size
@@ -271,7 +271,7 @@ class InterferenceMonitor(Callback):
 
         num_kept = len(module.data.prepared.kept_index)
         steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        steps = trainer.estimated_stepping_batches
+        steps = module.num_optimizer_steps
         if not math.isfinite(steps):  # the share holds over each stretch between two measurements
             steps = self.every_n_steps or steps_per_epoch * max(self.every_n_epochs, 1)
         epochs = steps / steps_per_epoch
@@ -296,8 +296,8 @@ class InterferenceMonitor(Callback):
         sample = self._sample(module, size)
         metric = GradientInterference(
             fact_index=sample,
-            loss_weight=torch.tensor(prepared.loss_weight[sample]),
-            num_trained_facts=len(prepared.kept_index),
+            loss_weight=torch.tensor(prepared.loss_weights(trainer.current_epoch)[0][sample]),
+            num_trained_facts=len(prepared.trained_index(trainer.current_epoch)),
             threshold=self.threshold,
         ).to(module.device)
         num_parameters = sum(parameter.numel() for parameter in _trained(module))
@@ -337,7 +337,8 @@ class InterferenceMonitor(Callback):
         prepared = module.data.prepared
         rates = [total / count for total, count in self._rates if count]
         metric = AloneVersusTogether(len(prepared.facts), trainer.global_step, len(rates)).to(module.device)
-        mine = self._sample(module, self.alone_facts)[trainer.global_rank :: trainer.world_size]
+        # Kept facts, deferred ones not: training alone takes as many epochs as there were.
+        mine = self._chosen(prepared.kept_index, self.alone_facts)[trainer.global_rank :: trainer.world_size]
         for batch in self._batches(module, mine):
             together = fact_log_probability(module.model, batch)
             alone = train_alone(module.model, batch, rates, module.optimizer_of, self._start)
@@ -354,8 +355,10 @@ class InterferenceMonitor(Callback):
             write_json(path, _without_nan({**summary, "difference": by_fact}))
 
     def _sample(self, module: SemanticPeftModule, size: int) -> list[int]:
-        kept = module.data.prepared.kept_index
-        return sorted(np.random.default_rng(self.seed).permutation(kept)[:size].tolist())
+        return self._chosen(module.data.prepared.trained_index(module.current_epoch), size)
+
+    def _chosen(self, rows: Sequence[int], size: int) -> list[int]:
+        return sorted(np.random.default_rng(self.seed).permutation(rows)[:size].tolist())
 
     def _batches(self, module: SemanticPeftModule, sample: Sequence[int]) -> list[Any]:
         return module.data.training_batches(sample, self.batch_size)
@@ -365,8 +368,9 @@ def _trained(module: LightningModule) -> list[torch.nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-def _is_last_step(trainer: Trainer) -> bool:
-    return trainer.should_stop or trainer.global_step >= trainer.estimated_stepping_batches
+def _is_last_step(module: LightningModule) -> bool:
+    assert isinstance(module, SemanticPeftModule)
+    return module.trainer.should_stop or module.global_step >= module.num_optimizer_steps
 
 
 def _groups(module: SemanticPeftModule) -> dict[str, list[Any]]:

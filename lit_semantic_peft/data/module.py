@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm.auto import tqdm
 
@@ -61,6 +61,8 @@ logger = logging.getLogger(__name__)
 
 
 _DEFAULT_PLAN = EvaluationPlan()
+# Reasons for which a fact stays dropped: there is nothing to teach, another fact teaches it, or the opposite is taught.
+_DROPPED_FOR_GOOD = {"already_known", "near_duplicate", "contradiction"}
 _NUM_BUILTIN_KNOWN = 64  # a base model of 135M parameters knows about a sixth of them
 
 
@@ -72,11 +74,14 @@ class PreparedFacts:
         facts: All facts that were read.
         encoded: Their token ids.
         scored: What the base model says of them.
-        is_kept: Whether a fact is trained, bool `(n,)`.
-        reason: Why a fact is not trained: a filter's reason, or `retain` or `probe` for its split; None if it is.
+        is_kept: Whether the filters kept a fact, bool `(n,)`.
+        reason: Why a fact is not kept: a filter's reason, or `retain` or `probe` for its split; None if it is.
         loss_weight: Factor of each fact's loss, float64 `(n,)`: mean 1 over the kept facts, 0 for the others.
         final_loss_weight: The same at the end of training, where the weighting moves; else equal.
         key: Content key of the facts and of everything that decided their fate.
+        deferred_from_epoch: Epoch from which dropped facts are trained too; None for never.
+        deferred_loss_weight: `loss_weight` and `final_loss_weight` from that epoch on: mean 1 over all facts that are
+            trained then. Empty where nothing is deferred.
     """
 
     facts: tuple[Fact, ...]
@@ -87,11 +92,48 @@ class PreparedFacts:
     loss_weight: np.ndarray
     final_loss_weight: np.ndarray
     key: str
+    deferred_from_epoch: int | None = None
+    deferred_loss_weight: tuple[np.ndarray, ...] = ()
 
     @property
     def kept_index(self) -> list[int]:
-        """Fact indices that are trained, ascending."""
+        """Fact indices that the filters kept, ascending."""
         return [int(index) for index in np.flatnonzero(self.is_kept)]
+
+    @property
+    def is_deferred(self) -> np.ndarray:
+        """Whether a fact is dropped but trained from `deferred_from_epoch` on, bool `(n,)`."""
+        if self.deferred_from_epoch is None:
+            return np.zeros_like(self.is_kept)
+        return _is_deferrable(self.facts, self.reason)
+
+    @property
+    def is_trained(self) -> np.ndarray:
+        """Whether a fact is trained in any epoch, bool `(n,)`."""
+        is_trained: np.ndarray = self.is_kept | self.is_deferred
+        return is_trained
+
+    def trained_index(self, epoch: int) -> list[int]:
+        """Fact indices that are trained in an epoch, ascending.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+        """
+        return [int(index) for index in np.flatnonzero(self.is_trained)] if self._is_late(epoch) else self.kept_index
+
+    def loss_weights(self, epoch: int) -> tuple[np.ndarray, ...]:
+        """Each fact's loss weight by the start's and by the end's weighting, among the facts of an epoch.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+
+        Returns:
+            Twice float64 `(n,)`, each with mean 1 over the epoch's facts and 0 for the others.
+        """
+        return self.deferred_loss_weight if self._is_late(epoch) else (self.loss_weight, self.final_loss_weight)
+
+    def _is_late(self, epoch: int) -> bool:
+        return self.deferred_from_epoch is not None and epoch >= self.deferred_from_epoch
 
     def columns(self) -> dict[str, list[Any]]:
         """The columns of the fact table that are known before training, by name."""
@@ -107,11 +149,15 @@ class PreparedFacts:
             "source": [fact.source for fact in self.facts],
             "kept": self.is_kept.tolist(),
             "drop_reason": list(self.reason),
+            "trained_from_epoch": [
+                0 if is_kept else self.deferred_from_epoch if is_deferred else None
+                for is_kept, is_deferred in zip(self.is_kept, self.is_deferred, strict=True)
+            ],
             "num_target_tokens": [one.num_target_tokens for one in self.encoded],
             "distance": self.scored.distance.tolist(),
             "stratum": list(self.scored.stratum) or [None] * len(self.facts),
             "nll_before": self.scored.base_nll.tolist(),
-            "loss_weight": self.loss_weight.tolist(),
+            "loss_weight": self.loss_weights(self.deferred_from_epoch or 0)[0].tolist(),
             **{f"distance_{name}": values.tolist() for name, values in self.scored.distances.items()},
         }
 
@@ -133,6 +179,9 @@ class KnowledgeDataModule(LightningDataModule):
         distance: What filters and weightings go by; `ExpectedEmbeddingDistance` where None.
         more_distances: Further distances to measure and report. `Surprisal` is always measured.
         filters: Applied in order, each to what the one before left; nothing is dropped where None.
+        deferred_from_epoch: Epoch (from 0) from which the dropped facts are trained too, each once an epoch, weighted
+            among all facts of the epoch; None for never. Facts that were dropped as known already, as near-duplicates
+            or as contradictions stay dropped.
         strata: How the strata of the facts are found, a column of the fact table; None to find them (with the settings
             of `Strata()`) only if a filter or `mix_strata` needs them.
         mix_strata: Whether every optimizer step gets each stratum's share of facts, instead of facts of like length.
@@ -168,6 +217,7 @@ class KnowledgeDataModule(LightningDataModule):
         distance: Distance | None = None,
         more_distances: list[Distance] | None = None,
         filters: list[FactFilter] | None = None,
+        deferred_from_epoch: int | None = None,
         strata: Strata | None = None,
         mix_strata: bool = False,
         weighting: Weighting | None = None,
@@ -198,12 +248,18 @@ class KnowledgeDataModule(LightningDataModule):
         ):
             if value < 1:
                 raise InputError(f"`{name}` must be at least 1, got {value}")
+        if deferred_from_epoch is not None and deferred_from_epoch < 1:
+            raise InputError(
+                f"`deferred_from_epoch` must be at least 1, got {deferred_from_epoch}. Epochs count from 0; facts that "
+                "are to be trained from the first one on need no filter."
+            )
         self.facts = facts
         self.num_facts = num_facts
         self.contradictions: Literal["error", "keep"] = contradictions
         self.dataset_split = dataset_split
         self.distances = _distances(distance or ExpectedEmbeddingDistance(), more_distances or [])
         self.filters: list[FactFilter] = filters or [NoFilter()]
+        self.deferred_from_epoch = deferred_from_epoch
         needs_strata = mix_strata or any(one.needs_strata for one in self.filters)
         self.strata = strata or (Strata() if needs_strata else None)
         self.mix_strata = mix_strata
@@ -262,6 +318,8 @@ class KnowledgeDataModule(LightningDataModule):
         Args:
             stage: Lightning's stage. For `predict` with free prompts no fact is read.
         """
+        if stage == "fit" and self.trainer is not None and self.deferred_from_epoch is not None:
+            _prepare_deferral(self.trainer, self.deferred_from_epoch)
         if self._encoder is None:
             self._encoder = agreed(self._load_encoder)
         if self._prepared is None and not (stage == "predict" and self.prompts):
@@ -279,9 +337,10 @@ class KnowledgeDataModule(LightningDataModule):
             self._prepared = self._select(facts, encoded, scored, measure)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Micro-batches of kept facts; the order depends on `seed` and epoch only."""
+        """Micro-batches of the facts of the current epoch; the order depends on `seed` and epoch only."""
         prepared = self.prepared
-        rows = prepared.kept_index
+        rows = np.flatnonzero(prepared.is_trained).tolist()
+        epoch = self.trainer.current_epoch if self.trainer else 0
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         plan = StepPlan(
             rows,
@@ -294,9 +353,13 @@ class KnowledgeDataModule(LightningDataModule):
             bucket_steps=self.bucket_steps,
             max_epochs=self.trainer.max_epochs if self.trainer else None,
             mix=[prepared.scored.stratum[row] for row in rows] if self.mix_strata else None,
+            deferred=np.flatnonzero(prepared.is_deferred).tolist(),
+            deferred_from_epoch=prepared.deferred_from_epoch or 0,
         )
+        self._require_enough_steps(plan)
+        plan.set_epoch(epoch)  # Lightning asks for the length before it does
         plan.resume(*self._position)
-        return _loader(_FactBatches(prepared, self.encoder.pad_id, with_end=True), plan)
+        return _loader(_FactBatches(prepared, self.encoder.pad_id, with_end=True, epoch=epoch), plan)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Facts to measure after each epoch: all of them, or `max_val_facts` chosen by `seed`."""
@@ -362,7 +425,7 @@ class KnowledgeDataModule(LightningDataModule):
     def _further_known_facts(self) -> list[Fact]:
         """Built-in facts about other subjects, where too few of the run's own known facts stay untrained."""
         prepared = self.prepared
-        if (prepared.scored.is_known & ~prepared.is_kept).sum() >= self.evaluation.min_known_facts:
+        if (prepared.scored.is_known & ~prepared.is_trained).sum() >= self.evaluation.min_known_facts:
             return []
         subjects = {fact.subject for fact in prepared.facts}
         prompts = {fact.prompt for fact in prepared.facts}
@@ -422,6 +485,15 @@ class KnowledgeDataModule(LightningDataModule):
         lengths = [max(len(one.prompt_ids) + one.max_new_tokens, len(one.encoded or ())) for one in questions]
         return _loader(_QuestionBatches(questions), self._shard(range(len(questions)), lengths))
 
+    def _require_enough_steps(self, plan: StepPlan) -> None:
+        num_steps = self.trainer.max_steps if self.trainer else -1
+        before = plan.steps_before(plan.deferred_from_epoch)
+        if 0 <= num_steps <= before > 0:
+            raise InputError(
+                f"`deferred_from_epoch` {plan.deferred_from_epoch} begins after {before} optimizer steps, but "
+                f"`trainer.max_steps` is {num_steps}: training would end before the dropped facts come back."
+            )
+
     def _shard(self, rows: Sequence[int], lengths: Sequence[int]) -> RankShard:
         return RankShard(rows, lengths, batch_size=self.eval_batch_size, world_size=self._world_size, rank=self._rank)
 
@@ -457,19 +529,28 @@ class KnowledgeDataModule(LightningDataModule):
         to_inject = replace(scored.take(inject), measure=measure)
         selection = from_first_rank(lambda: apply_filters(self.filters, to_inject))
         is_kept, reason = _spread(selection, inject, facts)
+        if isinstance(self.weighting, Online):
+            self.weighting.prepare(self.distances[0], scored.distance[is_kept])
         loss_weight, final_loss_weight = self._weigh(scored, is_kept)
+        deferred_loss_weight: tuple[np.ndarray, ...] = ()
+        if self.deferred_from_epoch is not None:
+            is_deferred = _is_deferrable(facts, reason)
+            deferred_loss_weight = tuple(self._weigh(scored, is_kept | is_deferred))
+            logger.info("Facts dropped but trained from epoch %d on: %d", self.deferred_from_epoch, is_deferred.sum())
         logger.info("Facts kept: %d, dropped: %d", int(is_kept.sum()), len(inject) - int(is_kept.sum()))
         key = content_key(
             facts_key(facts), self._source.fingerprint, self.template, self.append_eos,
             np.flatnonzero(is_kept).tolist(), loss_weight.tolist(), final_loss_weight.tolist(),
+            self.deferred_from_epoch, [weights.tolist() for weights in deferred_loss_weight],
         )  # fmt: skip
-        return PreparedFacts(tuple(facts), tuple(encoded), scored, is_kept, reason, loss_weight, final_loss_weight, key)
+        return PreparedFacts(
+            tuple(facts), tuple(encoded), scored, is_kept, reason, loss_weight, final_loss_weight, key,
+            self.deferred_from_epoch, deferred_loss_weight,
+        )  # fmt: skip
 
     def _weigh(self, scored: ScoredFacts, is_trained: np.ndarray) -> list[np.ndarray]:
         """Loss weights at the start and at the end of training, 0 for what is not trained."""
         trained = scored.take(np.flatnonzero(is_trained))
-        if isinstance(self.weighting, Online):
-            self.weighting.prepare(self.distances[0], trained.distance)
         weights = []
         for weighting in self.weighting.ends:
             weight = np.zeros(len(scored))
@@ -536,16 +617,17 @@ class KnowledgeDataModule(LightningDataModule):
 
 
 class _FactBatches(Dataset[Batch]):
-    """Collates the rows that a sampler asks for; fillers get weight 0."""
+    """Collates the rows that a sampler asks for, weighted as in an epoch; fillers get weight 0."""
 
-    def __init__(self, prepared: PreparedFacts, pad_id: int, with_end: bool) -> None:
+    def __init__(self, prepared: PreparedFacts, pad_id: int, with_end: bool, epoch: int = 0) -> None:
         self._prepared = prepared
+        self._loss_weights = prepared.loss_weights(epoch)
         self._pad_id = pad_id
         self._with_end = with_end
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         rows = micro_batch.rows
-        first, last = self._prepared.loss_weight, self._prepared.final_loss_weight
+        first, last = self._loss_weights
         done = micro_batch.progress
         weights = [float((1 - done) * first[row] + done * last[row]) for row in rows]
         if micro_batch.num_fillers:
@@ -594,3 +676,29 @@ def _spread(
     for row, why in zip(inject, selection.reason, strict=True):
         reason[row] = why
     return is_kept, tuple(reason)
+
+
+def _is_deferrable(facts: Sequence[Fact], reason: Sequence[str | None]) -> np.ndarray:
+    """Which facts a filter dropped for what may pass, bool `(n,)`."""
+    return np.array(
+        [
+            fact.split == "inject" and why is not None and why not in _DROPPED_FOR_GOOD
+            for fact, why in zip(facts, reason, strict=True)
+        ]
+    )
+
+
+def _prepare_deferral(trainer: Trainer, first_epoch: int) -> None:
+    """Has a loader made for each epoch, since epochs differ in length, and refuses what would cut them short."""
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= first_epoch:
+        raise InputError(
+            f"`deferred_from_epoch` must be below `trainer.max_epochs`, which is {trainer.max_epochs}, got "
+            f"{first_epoch}: epochs count from 0, so training would end before the dropped facts come back."
+        )
+    limit = trainer.limit_train_batches  # a count or a share: 1 is one micro-batch, 1.0 is all
+    if isinstance(limit, int) or limit != 1.0:
+        raise InputError(
+            "`deferred_from_epoch` needs whole epochs, but `trainer.limit_train_batches` (or `overfit_batches`) is "
+            f"{limit}. Leave it out; `data.num_facts` makes a run short as well."
+        )
+    trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]

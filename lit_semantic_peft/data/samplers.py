@@ -5,7 +5,7 @@ processes with 4 × 1 see the same facts in the same step.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -54,6 +54,8 @@ class StepPlan(DistributedSampler[MicroBatch]):
             then nothing ever is.
         mix: A label for each fact, such as its stratum, for steps that each hold every label's share of the facts, to
             within one; lengths then do not matter. None for steps by length.
+        deferred: Those of `rows` that are left out of the first epochs.
+        deferred_from_epoch: The first epoch that has them, from 0.
     """
 
     def __init__(
@@ -69,8 +71,13 @@ class StepPlan(DistributedSampler[MicroBatch]):
         bucket_steps: int = 8,
         max_epochs: int | None = None,
         mix: Sequence[str] | None = None,
+        deferred: Collection[int] = (),
+        deferred_from_epoch: int = 0,
     ) -> None:
-        self.rows = list(rows)
+        self._all_rows = list(rows)
+        later = set(deferred)
+        self._first_rows = [row for row in rows if row not in later]
+        self.deferred_from_epoch = deferred_from_epoch
         self.length_of = dict(zip(rows, lengths, strict=True))
         self.micro_batch_size = micro_batch_size
         self.accumulate_grad_batches = accumulate_grad_batches
@@ -93,6 +100,24 @@ class StepPlan(DistributedSampler[MicroBatch]):
         """
         self._resumed = (epoch, num_done)
 
+    def rows(self, epoch: int) -> list[int]:
+        """The facts that an epoch trains, in file order.
+
+        Args:
+            epoch: Number of the epoch.
+        """
+        return self._all_rows if epoch >= self.deferred_from_epoch else self._first_rows
+
+    def steps_before(self, epoch: int) -> int:
+        """Optimizer steps of all epochs before this one.
+
+        Args:
+            epoch: Number of the epoch; of a training of n epochs there are `steps_before(n)` steps.
+        """
+        num_first = min(epoch, self.deferred_from_epoch)
+        size = self.facts_per_step
+        return num_first * -(-len(self._first_rows) // size) + (epoch - num_first) * -(-len(self._all_rows) // size)
+
     @property
     def facts_per_step(self) -> int:
         """Facts of one optimizer step over all ranks."""
@@ -106,7 +131,8 @@ class StepPlan(DistributedSampler[MicroBatch]):
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         size = self.facts_per_step
-        shuffled = [self.rows[i] for i in torch.randperm(len(self.rows), generator=generator).tolist()]
+        rows = self.rows(epoch)
+        shuffled = [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
         if self.arrange is not None:
             arranged = [sorted(step, key=self._length) for step in self.arrange(shuffled, size)]
             num_whole = len(shuffled) // size
@@ -136,7 +162,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
         steps = self.steps(self.epoch)
         stride = self.micro_batch_size * self.world_size
         for number, step in enumerate(steps):
-            progress = self._progress(number, len(steps))
+            progress = self._progress(number)
             for start in range(0, len(step), stride):
                 # Interleaved, so that ranks get equally long rows and equally many of them.
                 mine = step[start : start + stride][self.rank :: self.world_size]
@@ -145,17 +171,17 @@ class StepPlan(DistributedSampler[MicroBatch]):
                 yield MicroBatch(rows, num_fillers, progress)
 
     def __len__(self) -> int:
-        """Micro-batches of an epoch on each rank."""
-        whole, rest = divmod(len(self.rows), self.facts_per_step)
+        """Micro-batches of the epoch on each rank."""
+        whole, rest = divmod(len(self.rows(self.epoch)), self.facts_per_step)
         stride = self.micro_batch_size * self.world_size
         return whole * self.accumulate_grad_batches + -(-rest // stride)
 
-    def _progress(self, number: int, num_steps: int) -> float:
+    def _progress(self, number: int) -> float:
         """From 0 at the first step of the first epoch to 1 at the last step of the last."""
         if not self.max_epochs or self.max_epochs < 1:
             return 0.0
-        last = self.max_epochs * num_steps - 1
-        return min(1.0, (self.epoch * num_steps + number) / last) if last else 0.0
+        last = self.steps_before(self.max_epochs) - 1
+        return min(1.0, (self.steps_before(self.epoch) + number) / last) if last else 0.0
 
     def _length(self, row: int) -> tuple[int, int]:
         return self.length_of[row], row

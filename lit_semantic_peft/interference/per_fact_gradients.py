@@ -46,9 +46,9 @@ def gradient_matrix(model: nn.Module, batches: Sequence[Batch], features_folder:
     it was: modes, random number generators, parameters, `.grad`, `requires_grad`, hooks.
 
     Cost: about one forward and backward of the facts on the hook path, k backward passes of single facts otherwise.
-    Memory: 4·k·P bytes for k facts and P trainable parameters (256 facts × 2.4 million: 2.5 GB), freed parameter by
-    parameter while the matrix is summed up; with `features_folder` those bytes are on disk instead. The activations
-    of one micro-batch come on top. For more facts than either holds: `gradient_sketch`.
+    Memory: 4·k·P bytes for k facts and P trainable parameters (256 facts × 2.4 million: 2.5 GB); with
+    `features_folder` those bytes are on disk instead. The activations of one micro-batch come on top. For more facts
+    than either holds: `gradient_sketch`.
 
     Args:
         model: A causal language model of transformers or a `peft` model around one; not wrapped in DDP.
@@ -308,7 +308,7 @@ def usable(batch: Batch, model: nn.Module) -> Batch:
 def _features(
     model: nn.Module, batches: Sequence[Batch], folder: str | Path | None
 ) -> Iterator[tuple[Iterator[Tensor], int]]:
-    """The facts' gradients parameter by parameter, each freed when the next one comes, and the number of facts."""
+    """The facts' gradients parameter by parameter, and the number of facts."""
     num_facts = sum(len(batch) for batch in batches)
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))  # the store too must not be made in inference mode

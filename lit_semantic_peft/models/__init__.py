@@ -17,7 +17,7 @@ from lit_semantic_peft.models.base import (
     resolve_base_model,
 )
 from lit_semantic_peft.models.frozen_layers import FrozenLayers, frozen_layers_obstacle
-from lit_semantic_peft.models.generation import greedy_answers
+from lit_semantic_peft.models.generation import greedy_answers, greedy_continuations, prompt_cache
 from lit_semantic_peft.models.objective import fact_nll, target_logits, token_nll, weight_normalizer
 
 __all__ = [
@@ -32,10 +32,12 @@ __all__ = [
     "fact_nll",
     "frozen_layers_obstacle",
     "greedy_answers",
+    "greedy_continuations",
     "load_adapter",
     "load_adapter_state_dict",
     "load_base_model",
     "load_tokenizer",
+    "prompt_cache",
     "resolve_base_model",
     "target_logits",
     "token_nll",

@@ -1,12 +1,15 @@
 """Free answers: what a model says when nobody shows it the target."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from lit_semantic_peft.models.objective import num_virtual_tokens
 
@@ -62,6 +65,93 @@ def greedy_answers(
         if on_batch is not None:
             on_batch(len(rows))
     return answers
+
+
+def prompt_cache(model: PreTrainedModel | PeftModel) -> DynamicCache | None:
+    """An empty cache for a pass over padded prompts, from which `greedy_continuations` can go on.
+
+    Args:
+        model: A causal language model.
+
+    Returns:
+        The cache; None where the model keeps something else than keys and values of every position (a sliding window,
+        a recurrent state, virtual tokens) or does not take positions.
+    """
+    base = model
+    if isinstance(model, PeftModel):
+        base = model.get_base_model()
+        if model.active_peft_config.is_prompt_learning and not model._adapters_disabled:
+            return None
+    if not {"past_key_values", "position_ids"} <= inspect.signature(base.forward).parameters.keys():
+        return None
+    cache = DynamicCache(config=base.config)
+    # Exactly this type: the layers that keep less are derived from it.
+    return cache if all(type(layer) is DynamicLayer for layer in cache.layers) else None
+
+
+@torch.no_grad()
+def greedy_continuations(
+    model: PreTrainedModel | PeftModel,
+    cache: DynamicCache,
+    cache_rows: Sequence[int],
+    beginnings: Sequence[Sequence[int]],
+    max_new_tokens: Sequence[int],
+    *,
+    eos_id: int | None,
+) -> list[list[int]]:
+    """Greedy continuations of texts that a model has read but for their last token; a text that ends leaves the batch.
+
+    Args:
+        model: A causal language model; evaluated in the mode it is in.
+        cache: Keys and values of a pass over rows padded on the right, each of which begins with all tokens of a text
+            but the last. Used up.
+        cache_rows: Row of the pass in which each text stands.
+        beginnings: Token ids of each text, at least one text.
+        max_new_tokens: Longest continuation of each text, at least 1.
+        eos_id: Where a continuation ends; None for never.
+
+    Returns:
+        For each text the generated ids, as `greedy_answers` of the same beginnings gives them.
+    """
+    device = next(model.parameters()).device
+    positions = torch.tensor([len(ids) - 1 for ids in beginnings], device=device)
+    mask = _move_to_the_right(cache, torch.tensor(cache_rows, device=device), positions)
+    tokens = torch.tensor([ids[-1] for ids in beginnings], device=device)
+    answers: list[list[int]] = [[] for _ in beginnings]
+    running = list(range(len(beginnings)))
+    while running:
+        mask = F.pad(mask, (0, 1), value=1)
+        output = model(
+            input_ids=tokens[:, None],
+            attention_mask=mask,
+            position_ids=positions[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        tokens, positions = output.logits[:, -1].argmax(dim=-1), positions + 1
+        going_on = []
+        for place, (text, token) in enumerate(zip(running, tokens.tolist(), strict=True)):
+            if token != eos_id:
+                answers[text].append(token)
+                if len(answers[text]) < max_new_tokens[text]:
+                    going_on.append(place)
+        if len(going_on) < len(running):
+            running = [running[place] for place in going_on]
+            kept = torch.tensor(going_on, dtype=torch.long, device=device)
+            cache.batch_select_indices(kept)
+            mask, tokens, positions = mask[kept], tokens[kept], positions[kept]
+    return answers
+
+
+def _move_to_the_right(cache: DynamicCache, rows: Tensor, lengths: Tensor) -> Tensor:
+    """Keeps the first `lengths` positions of the given rows of a cache, padded on the left; returns their mask."""
+    longest = int(lengths.max())
+    source = torch.arange(longest, device=lengths.device) - (longest - lengths)[:, None]
+    for layer in cache.layers:
+        index = source.clamp(min=0)[:, None, :, None]
+        layer.keys = torch.take_along_dim(layer.keys[rows], index, dim=2)
+        layer.values = torch.take_along_dim(layer.values[rows], index, dim=2)
+    return (source >= 0).long()
 
 
 def _batches(

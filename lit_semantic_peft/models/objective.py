@@ -58,7 +58,7 @@ def target_logits(
     if _takes_logits_to_keep(model):
         forward_arguments["logits_to_keep"] = kept
     with frozen.upper_layers_only() if frozen is not None else nullcontext():
-        output = model(**inputs, use_cache=False, **forward_arguments)
+        output = model(**inputs, **{"use_cache": False, **forward_arguments})
     logits = output.logits if output.logits.dim() == 2 else output.logits[kept]
     return logits, targets, output
 

@@ -17,7 +17,7 @@ def summary_sentences(summary: Summary, facts: pa.Table) -> list[str]:
     Returns:
         Sentences of plain text; fact text in them is not escaped.
     """
-    sentences = [_filtering(summary), *_recall(summary), *_interference(summary, facts)]
+    sentences = [_filtering(summary), *_deferral(summary, facts), *_recall(summary), *_interference(summary, facts)]
     if summary.pushed_away is not None:
         pushed = round(summary.pushed_away * summary.num_kept)
         sentences.append(
@@ -55,6 +55,18 @@ def _filtering(summary: Summary) -> str:
         reason = " (" + ", ".join(f"{count} {reason_phrase(name)}" for name, count in reasons) + ")" if reasons else ""
     verb = "was" if summary.num_dropped == 1 else "were"
     return f"{summary.num_dropped} of {summary.num_facts} facts {verb} dropped{reason}; {summary.num_kept} were kept."
+
+
+def _deferral(summary: Summary, facts: pa.Table) -> list[str]:
+    first_epoch = facts.column("trained_from_epoch").drop_null().to_pylist()
+    deferred = [epoch for epoch in first_epoch if epoch > 0]
+    if not deferred or not summary.epochs:
+        return []
+    verb = "was" if len(deferred) == 1 else "were"
+    number = _count(len(deferred), "dropped fact")
+    if not any(record.epoch >= deferred[0] for record in summary.epochs):
+        return [f"Training ended before epoch {deferred[0]}, in which {number} {verb} to come back."]
+    return [f"{number} {verb} brought back and trained from epoch {deferred[0]} on (epochs count from 0)."]
 
 
 def _recall(summary: Summary) -> list[str]:

@@ -88,10 +88,12 @@ def measure_side_effects(facts: pa.Table, probes: pa.Table | None = None, seed: 
     relation_of: dict[str, str] = {}
     is_taught: dict[str, bool] = {}
     deltas: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in facts.select(["fact_id", "relation", "split", "kept", "nll_before", "nll_after"]).to_pylist():
+    columns = ["fact_id", "relation", "split", "kept", "trained_from_epoch", "nll_before", "nll_after"]
+    for row in facts.select(columns).to_pylist():
         fact_id = row["fact_id"]
         relation_of[fact_id] = row["relation"] or NO_RELATION
-        is_taught[fact_id] = row["split"] in (None, "", "inject") and row["kept"] is not False
+        is_trained = row["kept"] is not False or row["trained_from_epoch"] is not None
+        is_taught[fact_id] = row["split"] in (None, "", "inject") and is_trained
         if row["nll_before"] is not None and row["nll_after"] is not None:
             evaluated = TAUGHT if is_taught[fact_id] else UNTAUGHT
             deltas[relation_of[fact_id], evaluated][fact_id].append(row["nll_after"] - row["nll_before"])

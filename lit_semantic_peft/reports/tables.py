@@ -61,6 +61,12 @@ FACT_COLUMNS: tuple[Column, ...] = (
     Column("source", _TEXT, "Where the fact comes from."),
     Column("kept", _FLAG, "Whether the filters kept the fact for training."),
     Column("drop_reason", _TEXT, "Why a filter dropped the fact, one word; null for a kept fact."),
+    Column(
+        "trained_from_epoch",
+        _INT,
+        "Epoch, from 0, from which the fact is trained: 0 for a kept fact, later for a dropped one that comes back; "
+        "null for one that is never trained.",
+    ),
     Column("num_target_tokens", _INT, "Tokens of the target, without the end token."),
     Column("distance", _FLOAT, "The configured distance under the base model; larger is farther."),
     Column(
@@ -71,7 +77,7 @@ FACT_COLUMNS: tuple[Column, ...] = (
     Column("nll_before", _FLOAT, "Mean negative log-likelihood of the target, base model, nats per token."),
     Column("nll_after", _FLOAT, "The same after training."),
     Column("nll_delta", _FLOAT, "`nll_after` − `nll_before`; positive is harm."),
-    Column("loss_weight", _FLOAT, "Factor of the fact's loss, mean 1 over the kept facts, 0 for a dropped one."),
+    Column("loss_weight", _FLOAT, "Factor of the fact's loss, mean 1 over the trained facts, 0 for the others."),
     Column(
         "recalled_before", _FLAG, "Teacher-forced recall, base model: every target token wins under the true prefix."
     ),

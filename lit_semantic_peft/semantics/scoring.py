@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
@@ -44,12 +44,13 @@ class TargetScores:
 
 
 @torch.no_grad()
-def target_pass(model: PreTrainedModel | PeftModel, batch: Batch) -> TargetPass:
+def target_pass(model: PreTrainedModel | PeftModel, batch: Batch, cache: DynamicCache | None = None) -> TargetPass:
     """Runs a model over targets under their true prefixes, in one forward pass.
 
     Args:
         model: A causal language model, with or without an adapter.
         batch: Facts; what is labelled is what is measured.
+        cache: Where the pass leaves its keys and values; None where nobody goes on from them.
 
     Raises:
         InputError: If the model has no output embeddings.
@@ -62,7 +63,8 @@ def target_pass(model: PreTrainedModel | PeftModel, batch: Batch) -> TargetPass:
             "expected a causal language model."
         )
     with InputOf(projection) as captured:
-        logits, targets, _ = target_logits(model, batch)
+        keeping = {} if cache is None else {"past_key_values": cache, "use_cache": True}
+        logits, targets, _ = target_logits(model, batch, **keeping)
     # Without `logits_to_keep` the projection saw every position.
     hidden = captured.value if captured.value.dim() == 2 else captured.value[predicting_mask(batch.labels)]
     return TargetPass(

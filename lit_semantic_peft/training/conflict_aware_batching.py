@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_semantic_peft.data import StepPlan
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference import gradient_cosine, is_conflict
-from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix, kept_sample
+from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix, trained_sample
 from lit_semantic_peft.training.module import SemanticPeftModule
 
 Mode = Literal["apart", "together"]
@@ -198,7 +198,7 @@ class ConflictAwareBatching(Callback):
         epoch = trainer.current_epoch
         if epoch and epoch % self.every_n_epochs == 0:
             assert isinstance(pl_module, SemanticPeftModule)
-            self.sample = kept_sample(pl_module, self.num_facts, epoch // self.every_n_epochs - 1)
+            self.sample = trained_sample(pl_module, self.num_facts, epoch // self.every_n_epochs - 1)
             cosine = gradient_cosine(agreed_gradient_matrix(pl_module, self.sample))
             self.severity = torch.where(is_conflict(cosine, self.threshold), -cosine, 0.0)
         if self.sample:

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import DynamicCache
 
 from lit_semantic_peft.data import Answer, Question, dialogue_encoders, doubted
 from lit_semantic_peft.metrics import is_exact_match, kl_from_likeliest, likeliest_tokens, starts_with_answer
-from lit_semantic_peft.models import greedy_answers
+from lit_semantic_peft.models import greedy_answers, greedy_continuations, prompt_cache
 from lit_semantic_peft.semantics import Distance, TargetPass, score_pass, target_pass, with_answers
 from lit_semantic_peft.tokens import FactEncoder, collate
 
@@ -52,7 +53,7 @@ class Evaluator:
 
     Under the true prefix a model that wins every target token up to some place would also have said these tokens
     freely. So the pass that measures the target gives the beginning of the free answer too, often all of it, and only
-    what differs from the target is generated, in a batch padded on the left, with a cache of keys and values.
+    what differs from the target is generated, in a batch padded on the left, from the keys and values of that pass.
 
     Args:
         encoder: How the facts are spelt.
@@ -105,14 +106,14 @@ class Evaluator:
         Returns:
             The questions with their answers, in order, and behind them the further turns of the dialogues.
         """
-        answered = [pair for chunk in _chunks(questions) for pair in self._ask_chunk(model, chunk, reference)]
+        answered = self._ask_turn(model, questions, reference)
         dialogues = [(one, [(one.prompt, answer.text)]) for one, answer in answered if one.kind in _DIALOGUES]
         for _ in range(self.doubt_turns if dialogues else 0):
             asked = [
                 doubted(first, history, self.joiners[first.fact_index], self._dialogue_encoders[first.kind])
                 for first, history in dialogues
             ]
-            turn = [pair for chunk in _chunks(asked) for pair in self._ask_chunk(model, chunk, reference)]
+            turn = self._ask_turn(model, asked, reference)
             for (_, history), (question, answer) in zip(dialogues, turn, strict=True):
                 history.append((question.prompt, answer.text))
             answered += turn
@@ -140,6 +141,19 @@ class Evaluator:
             batch_size=max(1, len(prompts)),
         )
 
+    def _ask_turn(
+        self, model: PeftModel, questions: Sequence[Question], reference: Mapping[int, Answer] | None
+    ) -> list[tuple[Question, Answer]]:
+        """Asks every question; what differs only in whom it belongs to (a neighbour of several facts) is asked once."""
+        first: dict[Question, Question] = {}
+        same = [first.setdefault(replace(question, number=0, fact_index=0), question) for question in questions]
+        answers = {
+            question.number: answer
+            for chunk in _chunks(list(first.values()))
+            for question, answer in self._ask_chunk(model, chunk, reference)
+        }
+        return [(question, answers[asked.number]) for question, asked in zip(questions, same, strict=True)]
+
     def _ask_chunk(
         self, model: PeftModel, questions: Sequence[Question], reference: Mapping[int, Answer] | None
     ) -> Iterator[tuple[Question, Answer]]:
@@ -150,11 +164,12 @@ class Evaluator:
             asks_for_end = question.max_new_tokens > 0 and end is not None
             rows.append(replace(question.encoded, end_ids=(end,) if asks_for_end else ()))
         batch = collate(rows, [one.fact_index for one in questions], self.encoder.pad_id)
-        outputs = target_pass(model, batch.to(next(model.parameters()).device))
+        cache = prompt_cache(model) if any(one.max_new_tokens for one in questions) else None
+        outputs = target_pass(model, batch.to(next(model.parameters()).device), cache)
         # Positions of each row: those of its target, then that of the end.
         sizes = [len(row.target_ids) + len(row.end_ids) for row in rows]
         winners = [part.tolist() for part in torch.split(outputs.logits.argmax(dim=-1), sizes)]
-        ids = self._free_ids(model, questions, winners)
+        ids = self._free_ids(model, questions, winners, cache)
         is_target = torch.tensor(
             [place < len(row.target_ids) for row, size in zip(rows, sizes, strict=True) for place in range(size)]
         )
@@ -177,7 +192,11 @@ class Evaluator:
             )
 
     def _free_ids(
-        self, model: PeftModel, questions: Sequence[Question], winners: Sequence[list[int]]
+        self,
+        model: PeftModel,
+        questions: Sequence[Question],
+        winners: Sequence[list[int]],
+        cache: DynamicCache | None,
     ) -> list[list[int]]:
         """Free answers, from the tokens that won under the true prefix and what must be generated behind them."""
         end = self.encoder.tokenizer.eos_token_id
@@ -194,11 +213,12 @@ class Evaluator:
             ids.append(said[:-1] if has_ended else said[: question.max_new_tokens])
             if not has_ended and len(said) < question.max_new_tokens:
                 open_rows.append(place)
-        continued = self._generate(
-            model,
-            [(*questions[place].prompt_ids, *ids[place]) for place in open_rows],
-            [questions[place].max_new_tokens - len(ids[place]) for place in open_rows],
-        )
+        beginnings = [(*questions[place].prompt_ids, *ids[place]) for place in open_rows]
+        most = [questions[place].max_new_tokens - len(ids[place]) for place in open_rows]
+        if cache is None or not open_rows:
+            continued = self._generate(model, beginnings, most)
+        else:
+            continued = greedy_continuations(model, cache, open_rows, beginnings, most, eos_id=end)
         for place, more in zip(open_rows, continued, strict=True):
             ids[place] += more
         return ids

@@ -38,15 +38,16 @@ def agreed_gradient_matrix(module: SemanticPeftModule, rows: Sequence[int]) -> T
     return (matrix + matrix.T) / 2  # K_ij and K_ji come from different ranks and differ in rounding
 
 
-def kept_sample(module: SemanticPeftModule, num_facts: int, number: int) -> list[int]:
-    """Some of the kept facts, another part of them at each number, ascending.
+def trained_sample(module: SemanticPeftModule, num_facts: int, number: int) -> list[int]:
+    """Some of the facts of the current epoch, another part of them at each number, ascending.
 
     Args:
         module: In a running trainer.
-        num_facts: Size of the sample; all kept facts where there are fewer.
+        num_facts: Size of the sample; all facts of the epoch where there are fewer.
         number: Number of the sample, from 0.
 
     Returns:
         Fact indices.
     """
-    return sorted(rotating_choice(module.data.prepared.kept_index, num_facts, number, module.data.seed))
+    trained = module.data.prepared.trained_index(module.current_epoch)
+    return sorted(rotating_choice(trained, num_facts, number, module.data.seed))

@@ -14,7 +14,7 @@ from lit_semantic_peft.interference import gradient_cosine
 from lit_semantic_peft.models import fact_nll
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.clusters import agreement_clusters
-from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix, kept_sample
+from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix, trained_sample
 from lit_semantic_peft.training.module import SemanticPeftModule
 from lit_semantic_peft.training.own_gradient import flattened, refuse_loss_scaling, sum_over_ranks, unflattened
 
@@ -148,7 +148,7 @@ class GradientSurgery(Callback):
         elif self.groups == "relation":
             numbers = {relation: number for number, relation in enumerate(sorted({fact.relation for fact in facts}))}
             self.group_of = [numbers[fact.relation] for fact in facts]
-            if len({self.group_of[row] for row in module.data.prepared.kept_index}) == 1:
+            if len(set(np.array(self.group_of)[module.data.prepared.is_trained])) == 1:
                 raise InputError(
                     "`groups: relation` of GradientSurgery finds one relation only, so there is nothing between "
                     "groups. Give the facts a `relation`, or use `groups: conflict`."
@@ -227,7 +227,7 @@ class GradientSurgery(Callback):
         self.group_of = list(state_dict["group_of"])
 
     def _measure(self, module: SemanticPeftModule, epoch: int) -> None:
-        sample = kept_sample(module, self.num_facts, epoch // self.every_n_epochs)
+        sample = trained_sample(module, self.num_facts, epoch // self.every_n_epochs)
         cosine = gradient_cosine(agreed_gradient_matrix(module, sample)).numpy()
         group_of = np.zeros(len(module.data.prepared.facts), dtype=np.int64)  # 0: not in the sample
         group_of[sample] = 1 + agreement_clusters(cosine)

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.tokens import Batch
-from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix, kept_sample
+from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix, trained_sample
 from lit_semantic_peft.training.module import SemanticPeftModule
 from lit_semantic_peft.training.progress_weights import Objective, predicted_progress, progress_weights
 
@@ -116,11 +116,11 @@ class InterferenceWeighting(Callback):
         self.factor, self._solved_at = state_dict["factor"], state_dict["solved_at"]
 
     def _solve(self, module: SemanticPeftModule, number: int) -> None:
-        sample = np.array(kept_sample(module, self.num_facts, number))
+        sample = np.array(trained_sample(module, self.num_facts, number))
         matrix = agreed_gradient_matrix(module, sample.tolist()).double().numpy()
         is_finite = np.isfinite(matrix.diagonal())
         sample, matrix = sample[is_finite], matrix[np.ix_(is_finite, is_finite)]
-        given = module.data.prepared.loss_weight[sample]
+        given = module.data.prepared.loss_weights(module.current_epoch)[0][sample]
         before = given * self.factor[sample].double().numpy()
         if len(sample) < 2:
             return

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
@@ -73,7 +74,8 @@ class SemanticPeftModule(LightningModule):
       [0, ∞), each optimizer step where `retain_weight` > 0.
     - `val/recall`: share of kept facts that are recalled teacher-forced, [0, 1], each validation.
     - `val/nll`: mean negative log-likelihood of the kept facts, nats per token, each validation.
-    - `val/recall_dropped`, `val/nll_dropped`: the same for the facts that are not trained, where there are any.
+    - `val/recall_dropped`, `val/nll_dropped`: the same for the facts that are not kept, where there are any; deferred
+      ones stay among them when they are trained.
     - `test/recall`, `test/recall_generated`, each also with `_dropped`: share of facts that are recalled
       teacher-forced, and whose free answer is exactly right, [0, 1].
     - `test/pushed_away`: share of kept facts that are farther after training than before, [0, 1].
@@ -380,7 +382,7 @@ class SemanticPeftModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the adapter's parameters, and a schedule with warm-up over all optimizer steps."""
         optimizer = self.optimizer_of(self._trained_parameters())
-        num_steps = self.trainer.estimated_stepping_batches
+        num_steps = self.num_optimizer_steps
         if num_steps == float("inf"):
             if self.schedule != "constant" or self.warmup_ratio > 0:
                 raise InputError(
@@ -397,6 +399,20 @@ class SemanticPeftModule(LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    @property
+    def num_optimizer_steps(self) -> float:
+        """Optimizer steps of the whole training; infinite where neither `max_epochs` nor `max_steps` ends it.
+
+        Lightning takes every epoch to be as long as the one that runs, which deferred facts make wrong.
+        """
+        trainer = self.trainer
+        estimate = trainer.estimated_stepping_batches  # loads the training data
+        if self.data.prepared.deferred_from_epoch is None or trainer.max_epochs in (None, -1):
+            return estimate
+        assert trainer.train_dataloader is not None
+        num_steps: int = trainer.train_dataloader.sampler.steps_before(trainer.max_epochs)
+        return num_steps if trainer.max_steps == -1 else min(num_steps, trainer.max_steps)
+
     def _frozen_layers(self) -> FrozenLayers | None:
         if self.reuse_frozen_layers is False:
             return None
@@ -405,7 +421,7 @@ class SemanticPeftModule(LightningModule):
         if self._is_sharded:  # ranks would wait for each other's shards while they need them for different facts
             raise InputError("`reuse_frozen_layers` cannot be used: the strategy shards the layers over the ranks.")
         prepared = self.data.prepared
-        num_tokens = sum(len(prepared.encoded[row]) for row in prepared.kept_index)
+        num_tokens = sum(len(prepared.encoded[row]) for row in np.flatnonzero(prepared.is_trained))
         frozen = FrozenLayers(self.model, num_tokens, self.frozen_layers_memory_mb)
         if self.reuse_frozen_layers is None and not frozen.fits_in_memory:
             return None
@@ -517,7 +533,7 @@ class SemanticPeftModule(LightningModule):
         data = self.data
         agreed(self._keep_base_answers)
         is_kept = torch.as_tensor(data.prepared.is_kept)
-        self.scores = measure_scores(self.comparisons, len(is_kept), is_kept)
+        self.scores = measure_scores(self.comparisons, len(is_kept), torch.as_tensor(data.prepared.is_trained))
         for name, value in self.scores.scalars(is_kept).items():
             self.log(f"test/{name}", value, batch_size=1)
         facts = [row for row in self.comparisons if row.question.kind == "fact"]
@@ -621,6 +637,7 @@ class SemanticPeftModule(LightningModule):
         return {
             "facts": f"{len(prepared.facts)} facts (content {facts_key(prepared.facts)[:12]})",
             "filters": f"{len(kept)} facts kept (content {content_key(kept)[:12]})",
+            "deferred_from_epoch": str(data.deferred_from_epoch),
             "template": data.template,
             "append_eos": str(data.append_eos),
             "dtype": self.dtype_of_base,
@@ -639,9 +656,10 @@ class SemanticPeftModule(LightningModule):
         }
 
     def _loss_weights(self) -> Tensor:
-        """The weights at the start and at the end of training, `(2, n)`."""
+        """The weights at the start and at the end of training, `(2, n)`, and those with deferred facts, `(4, n)`."""
         prepared = self.data.prepared
-        return torch.stack([torch.tensor(prepared.loss_weight), torch.tensor(prepared.final_loss_weight)])
+        weights = (prepared.loss_weight, prepared.final_loss_weight, *prepared.deferred_loss_weight)
+        return torch.stack([torch.tensor(one) for one in weights])
 
     def _differences(self, about: dict[str, Any], is_within_epoch: bool) -> str:
         there, here = about["settings"], self._settings()
@@ -669,7 +687,7 @@ class SemanticPeftModule(LightningModule):
 
 
 def _retained(prepared: PreparedFacts, with_known: bool) -> list[int]:
-    is_known = prepared.scored.is_known & ~prepared.is_kept
+    is_known = prepared.scored.is_known & ~prepared.is_trained
     return [
         row
         for row, fact in enumerate(prepared.facts)

@@ -53,7 +53,7 @@ class Scores:
         """What is logged: the trained model's scores over the kept facts with their intervals, and retention.
 
         Args:
-            is_kept: Which facts were trained, bool `(n,)`.
+            is_kept: Which facts the filters kept, bool `(n,)`.
         """
         logged: dict[str, float] = {}
         for score in SCORES:
@@ -73,13 +73,13 @@ class Scores:
 _RECALLS = {"efficacy": "recall_generated", "efficacy_teacher_forced": "recall"}
 
 
-def measure_scores(comparisons: Sequence[Comparison], num_facts: int, is_kept: Tensor) -> Scores:
+def measure_scores(comparisons: Sequence[Comparison], num_facts: int, is_trained: Tensor) -> Scores:
     """The scores of an evaluation.
 
     Args:
         comparisons: Every question once, with both sides' answers.
         num_facts: Number of facts n.
-        is_kept: Which facts were trained, bool `(n,)`.
+        is_trained: Which facts were trained, bool `(n,)`.
     """
     per_fact: dict[str, Tensor] = {}
     for side in ("before", "after"):
@@ -100,7 +100,7 @@ def measure_scores(comparisons: Sequence[Comparison], num_facts: int, is_kept: T
     known = [
         row
         for row in comparisons
-        if row.question.kind == "known" or (row.question.kind == "fact" and not is_kept[row.question.fact_index])
+        if row.question.kind == "known" or (row.question.kind == "fact" and not is_trained[row.question.fact_index])
     ]
     # A base model that knows an answer does not stop behind it.
     known = [row for row in known if starts_with_answer(row.before.text, row.question.accepted)]

@@ -190,3 +190,24 @@ def test_progress_runs_from_zero_to_one_whatever_the_cut():
         np.testing.assert_allclose(np.concatenate(seen), np.linspace(0, 1, 24))
     assert {one.progress for one in plans(61, (8, 1, 1))[0]} == {0.0}
     assert {one.progress for one in plans(5, (8, 1, 1), max_epochs=1)[0]} == {0.0}
+
+
+@pytest.mark.parametrize("num_deferred", [1, 8, 30])
+@pytest.mark.parametrize("cut", EIGHT, ids=str)
+def test_deferred_facts_come_with_their_epoch(cut, num_deferred):
+    rows, _ = facts(61)
+    deferred = rows[::2][:num_deferred]
+    settings = {"deferred": deferred, "deferred_from_epoch": 2, "max_epochs": 5}
+    progress, num_steps = [], 0
+    for epoch in range(5):
+        ranks = plans(61, cut, epoch, **settings)
+        steps = steps_over_ranks(ranks)
+        expected = rows if epoch >= 2 else [row for row in rows if row not in deferred]
+        assert sorted(itertools.chain(*steps)) == sorted(expected) == sorted(ranks[0].rows(epoch))
+        assert [len(list(plan)) for plan in ranks] == [len(plan) for plan in ranks]
+        assert steps == steps_over_ranks(plans(61, (8, 1, 1), epoch, **settings))
+        assert ranks[0].steps_before(epoch) == num_steps
+        progress += [one.progress for one in list(ranks[0])[:: ranks[0].accumulate_grad_batches]]
+        num_steps += len(steps)
+    assert plans(61, cut, **settings)[0].steps_before(5) == num_steps
+    np.testing.assert_allclose(progress, np.linspace(0, 1, num_steps))

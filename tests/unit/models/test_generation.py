@@ -1,7 +1,8 @@
 import pytest
 import torch
 from architectures import ADAPTERS, ARCHITECTURES, VOCABULARY, llama, trained
-from lit_semantic_peft.models import greedy_answers
+from lit_semantic_peft.models import greedy_answers, greedy_continuations, prompt_cache
+from transformers import MistralConfig, MistralForCausalLM
 
 LENGTHS = [3, 11, 1, 6, 6, 2, 9]
 MAX_NEW = [5, 2, 8, 1, 5, 3, 8]
@@ -88,3 +89,58 @@ def test_progress_counts_every_prompt():
     assert done == [1, 1, 2, 1, 1, 1], "with virtual tokens equally long prompts run together"
     assert greedy_answers(llama(), [], [], pad_id=0, eos_id=None, on_batch=done.append) == []
     assert sum(done) == len(LENGTHS)
+
+
+def read(model, texts):
+    """A cache of the texts in one rectangle, padded on the right."""
+    cache = prompt_cache(model)
+    input_ids = torch.zeros((len(texts), max(map(len, texts))), dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, text in enumerate(texts):
+        input_ids[row, : len(text)] = torch.tensor(text)
+        attention_mask[row, : len(text)] = 1
+    with torch.no_grad():
+        model(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
+    return cache
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_continuations_equal_one_argmax_after_the_other(architecture, adapter, ends):
+    model = ARCHITECTURES[architecture]()
+    if adapter != "none":
+        model = trained(model, ADAPTERS[adapter]())
+    beginnings, rows = prompts()[:6], [7, 0, 5, 2, 3, 4]
+    texts = prompts(seed=4) + prompts(seed=5)[:1]
+    for row, beginning, more in zip(rows, beginnings, [3, 0, 1, 2, 0, 5], strict=True):
+        texts[row] = beginning[:-1] + texts[row][:more]  # what follows in the row is not what was said
+    texts[rows[2]] = texts[rows[2]] or [2]  # a text of one token has nothing in the cache
+    free = [by_argmax(model, *pair, None) for pair in zip(beginnings, MAX_NEW, strict=False)]
+    eos_id = next(one[1] for one in free if len(one) > 1 and one[1] != one[0]) if ends else None
+    answers = greedy_continuations(model, read(model, texts), rows, beginnings, MAX_NEW[:6], eos_id=eos_id)
+    assert answers == [by_argmax(model, *pair, eos_id) for pair in zip(beginnings, MAX_NEW, strict=False)]
+    assert (answers != free) == ends
+
+
+def sliding_window():
+    return MistralForCausalLM(
+        MistralConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            sliding_window=3,
+        )
+    ).eval()
+
+
+def test_nobody_goes_on_from_a_cache_that_lacks_something():
+    assert prompt_cache(sliding_window()) is None
+    for adapter in ("prompt_tuning", "prefix_tuning", "p_tuning"):
+        model = trained(llama(), ADAPTERS[adapter]())
+        assert prompt_cache(model) is None
+        with model.disable_adapter():
+            assert prompt_cache(model) is not None

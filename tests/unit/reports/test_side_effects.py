@@ -91,3 +91,11 @@ def test_noise_alone_rarely_exceeds_chance(tables):
         after = 4.0 + np.random.default_rng(seed).normal(0, 1, len(facts))
         alarms += bool(measure_side_effects(facts.set_column(place, "nll_after", [after])).beyond_chance)
     assert alarms <= 3
+
+
+def test_a_dropped_fact_that_came_back_was_taught(tables):
+    facts, probes, _ = tables
+    late = [None] * SIZE + [2] * SIZE + [None] * SIZE  # `moved`
+    table = facts.set_column(facts.schema.get_field_index("trained_from_epoch"), "trained_from_epoch", [late])
+    effects = measure_side_effects(table, probes)
+    assert {cell for cell in effects.cells if cell[0] == "moved"} == {("moved", TAUGHT), ("moved", "neighbours")}

@@ -145,3 +145,21 @@ def test_the_terminal_table_shows_numbers_and_the_report(small):
     assert "3.500" in text
     assert "conclusions" not in text  # not measured
     assert "report.html" in text.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("last_epoch", "sentence"),
+    [
+        (2, "2 dropped facts were brought back and trained from epoch 2 on (epochs count from 0)."),
+        (1, "Training ended before epoch 2, in which 2 dropped facts were to come back."),
+    ],
+)
+def test_deferred_facts_are_said_to_have_come_back_only_if_they_have(small, last_epoch, sentence):
+    facts = small.read_facts()
+    column = facts.schema.get_field_index("trained_from_epoch")
+    epochs = tuple(EpochRecord(epoch, 4 * (epoch + 1)) for epoch in range(last_epoch + 1))
+    plain = summary_sentences(summarize(facts, epochs=epochs), facts)
+    late = facts.set_column(column, "trained_from_epoch", [[0, 0, 2, 2, None]])
+    told = summary_sentences(summarize(late, epochs=epochs), late)
+    assert told == [plain[0], sentence, *plain[1:]]
+    assert summary_sentences(summarize(late), late) == plain, "facts that were only scored"

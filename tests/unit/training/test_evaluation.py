@@ -10,6 +10,7 @@ from lit_semantic_peft.facts import Fact, Probe
 from lit_semantic_peft.models import attach_adapter
 from lit_semantic_peft.semantics import HiddenStateDistance
 from lit_semantic_peft.tokens import FactEncoder
+from lit_semantic_peft.training import evaluation
 from lit_semantic_peft.training.evaluation import Comparison, Evaluator
 from lit_semantic_peft.training.scores import measure_scores
 from peft import LoraConfig
@@ -101,6 +102,34 @@ def test_answers_equal_one_prompt_at_a_time(encoder):
             assert answer.nll == pytest.approx(-float(target.mean()), abs=1e-5)
     assert any(row.before.text != row.after.text for row in comparisons), "the adapter must matter here"
     assert {row.question.kind for row in comparisons} >= {"rival", "wrong_choice", "doubt_plain", "text"}
+
+
+def test_answers_are_the_same_where_a_prompt_must_be_read_again(encoder, monkeypatch):
+    model, questions = model_of(encoder, 0.3), fact_questions(FACTS, encoder, ALL_PROBES)
+    taken_up = evaluator(encoder).compare(model, questions)
+    monkeypatch.setattr(evaluation, "prompt_cache", lambda _: None)
+    monkeypatch.setattr(evaluation, "greedy_continuations", None)
+    read_again = evaluator(encoder).compare(model, questions)
+    assert [(row.before.text, row.after.text) for row in read_again] == [
+        (row.before.text, row.after.text) for row in taken_up
+    ]
+
+
+def test_what_belongs_to_several_facts_is_asked_once(encoder, monkeypatch):
+    model, questions = model_of(encoder, 0.3), fact_questions(FACTS, encoder, ALL_PROBES)
+    rows = []
+    once = evaluation.target_pass
+    monkeypatch.setattr(evaluation, "target_pass", lambda *given: rows.append(len(given[1])) or once(*given))
+    together = evaluator(encoder).compare(model, questions)
+    distinct = {(one.kind, one.prompt, one.accepted) for one in questions}
+    assert sum(rows) == 2 * len(distinct) < 2 * len(questions), "the neighbour is the same for all facts"
+    for number, row in enumerate(together):
+        (alone,) = evaluator(encoder).compare(model, [questions[number]])
+        assert row.question == alone.question == questions[number]
+        for one, other in ((row.before, alone.before), (row.after, alone.after)):
+            assert (one.text, one.is_correct, one.is_recalled) == (other.text, other.is_correct, other.is_recalled)
+            assert one.nll == pytest.approx(other.nll, abs=1e-5)
+            assert one.kl == pytest.approx(other.kl, abs=1e-5)
 
 
 @pytest.mark.parametrize("ends", [False, True])
