@@ -28,11 +28,12 @@ class RedundancyFilter(FactFilter):
     the model comes closest to saying. Prompts and targets are embedded by `TextEmbedding`. Source: ours.
 
     With the base model's own embeddings word order does not matter, so what asks for two directions of a relation with
-    the same words is taken for the same; a sentence encoder sees more. Exact: a bound on the
-    cosine from the leading principal coordinates rules out nearly all pairs. Still every pair is bounded, so time grows
-    with the square of what is kept. Measured once each for 10⁵ facts on 2 cores, H = 576, defaults: 27 s for real and
-    made-up facts of which 78 % are kept, 16 s for clusters, 19 s for directions at random; a busy machine takes longer.
-    Cost: no pass over the model; one of the encoder per text where there is one.
+    the same words is taken for the same; a sentence encoder sees more.
+
+    Exact: a bound on the cosine from the leading principal coordinates rules out nearly all pairs. Still every pair is
+    bounded, so time grows with the square of what is kept. Measured once each for 10⁵ facts on 2 cores, H = 576,
+    defaults: 28 s for real and made-up facts of which 78 % are kept, 16 s for clusters, 19 s for directions at random;
+    a busy machine takes longer. Cost: no pass over the model; one of the encoder per text where there is one.
 
     Args:
         prompt_similarity: Least cosine of prompts that ask the same, in (0, 1].
