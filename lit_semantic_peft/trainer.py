@@ -15,8 +15,9 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import find_contradictions, find_near_duplicates
 from lit_semantic_peft.files import write_json
 from lit_semantic_peft.interference import gradient_matrix, warm_up
-from lit_semantic_peft.metrics import Discrimination, GradientInterference
+from lit_semantic_peft.metrics import GradientInterference
 from lit_semantic_peft.reports import (
+    Discrimination,
     DistanceComparison,
     RunFolder,
     build_report,

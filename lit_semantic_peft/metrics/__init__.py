@@ -1,7 +1,6 @@
 """What is measured per fact: sums and counts that add up over processes, and when an answer counts as right."""
 
 from lit_semantic_peft.metrics.alone_versus_together import AloneVersusTogether
-from lit_semantic_peft.metrics.distance_comparison import Discrimination, discrimination, rank_correlation
 from lit_semantic_peft.metrics.fact_scores import Efficacy, FactScore, Generalization, Locality, Portability, Robustness
 from lit_semantic_peft.metrics.functional import (
     distance_decile,
@@ -24,7 +23,6 @@ from lit_semantic_peft.metrics.text import is_exact_match, normalize_answer, sta
 
 __all__ = [
     "AloneVersusTogether",
-    "Discrimination",
     "Efficacy",
     "FactScore",
     "Generalization",
@@ -39,7 +37,6 @@ __all__ = [
     "RecallOverFacts",
     "Retention",
     "Robustness",
-    "discrimination",
     "distance_decile",
     "group_interference",
     "interference_summary",
@@ -50,7 +47,6 @@ __all__ = [
     "mean_over_facts",
     "normalize_answer",
     "per_fact_mean",
-    "rank_correlation",
     "share",
     "starts_with_answer",
     "target_probability",

@@ -1,6 +1,7 @@
 """Showing a run: its folder, its tables, its plots, and one page that needs no network."""
 
 from lit_semantic_peft.reports.compare import check_output, compare_runs, difference_table, write_comparison
+from lit_semantic_peft.reports.distance_comparison import Discrimination
 from lit_semantic_peft.reports.distances import OUTCOMES, DistanceComparison, compare_distances, read_learned
 from lit_semantic_peft.reports.html import build_report, render_report
 from lit_semantic_peft.reports.plots import write_distance_plot, write_plots
@@ -36,6 +37,7 @@ __all__ = [
     "OUTCOMES",
     "PROBE_COLUMNS",
     "BeforeAfter",
+    "Discrimination",
     "DistanceComparison",
     "EpochRecord",
     "Estimate",

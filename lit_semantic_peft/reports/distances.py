@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.metrics import Discrimination, discrimination, rank_correlation
+from lit_semantic_peft.reports.distance_comparison import Discrimination, discrimination, rank_correlation
 from lit_semantic_peft.reports.run_folder import RunFolder
 
 OUTCOMES = ("recalled", "generated")
