@@ -34,6 +34,7 @@ def settings(tiny_model, facts_file) -> list[str]:
     ]
 
 
+@pytest.mark.long
 def test_two_processes_equal_one(settings):
     """All parts at once; 12 facts in steps of 8, so that there is a partial step too.
 

@@ -89,6 +89,7 @@ def test_two_processes_equal_one(settings):
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.long
 def test_more_processes_than_facts_in_the_last_step(settings):
     """13 = 12 + 1: the second rank has no fact in the last step, and takes part all the same."""
     facts = Path("more.jsonl")
@@ -118,6 +119,7 @@ def test_a_failure_ends_both_processes_with_one_message(settings):
     assert not Path("runs/bad").exists()
 
 
+@pytest.mark.long
 def test_strata_drawn_answers_and_filters_do_not_depend_on_the_number_of_processes(settings):
     """Each run measures with a cache of its own; only the first rank decides."""
     semantics = "lit_semantic_peft.semantics"
