@@ -35,7 +35,7 @@ def summary_sentences(summary: Summary, facts: pa.Table) -> list[str]:
         )
     else:
         sentences.append("Neighbouring questions were not measured.")
-    return sentences
+    return sentences + _retention(summary)
 
 
 def known_facts_were_dropped(summary: Summary, config: str = "") -> bool:
@@ -67,6 +67,19 @@ def _deferral(summary: Summary, facts: pa.Table) -> list[str]:
     if not any(record.epoch >= deferred[0] for record in summary.epochs):
         return [f"Training ended before epoch {deferred[0]}, in which {number} {verb} to come back."]
     return [f"{number} {verb} brought back and trained from epoch {deferred[0]} on (epochs count from 0)."]
+
+
+def _retention(summary: Summary) -> list[str]:
+    retention = summary.retention
+    if retention is None or retention.nll_before is None or retention.nll_after is None:
+        return []
+    if retention.nll_after == retention.nll_before:
+        return ["Unrelated text is as likely as before."]
+    verb = "less" if retention.nll_after > retention.nll_before else "more"
+    return [
+        f"Unrelated text became {verb} likely: its loss went from {retention.nll_before:.2f} to "
+        f"{retention.nll_after:.2f} nats per token."
+    ]
 
 
 def _recall(summary: Summary) -> list[str]:

@@ -130,6 +130,13 @@ def test_sentences_say_what_happened_and_no_more(small):
     assert "for example to “p2 t2”" in text
     assert "67 % of 3 neighbouring questions kept their answer" in text
     assert "Neighbouring questions were not measured." in summary_sentences(summarize(facts), facts)
+    for after, said in (
+        (3.5, "less likely: its loss went from 3.00 to 3.50"),
+        (2.5, "more likely"),
+        (3.0, "as likely"),
+    ):
+        told = summary_sentences(summarize(facts, retention=RetentionRecord(3.0, after)), facts)
+        assert said in told[-1]
 
 
 def test_the_terminal_table_shows_numbers_and_the_report(small):
