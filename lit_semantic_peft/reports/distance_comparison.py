@@ -6,12 +6,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, mannwhitneyu, spearmanr
+from scipy.stats import mannwhitneyu, spearmanr
 
-from lit_semantic_peft.intervals import CONFIDENCE
-
-_RESAMPLES = 2000
-_NUMBERS_AT_ONCE = 2_000_000  # 16 MB of resampled values
+from lit_semantic_peft.intervals import percentile_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +56,8 @@ def discrimination(
     near, far = distance[is_learned], distance[~is_learned]
     if min(len(near), len(far)) < 2:
         return None
-    interval = bootstrap(
-        (near, far),
-        _auroc,
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        n_resamples=_RESAMPLES,
-        batch=max(1, _NUMBERS_AT_ONCE // len(distance)),
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Discrimination(float(_auroc(near, far)), float(interval.low), float(interval.high), len(near), len(far))
+    low, high = percentile_interval((near, far), _auroc, seed)
+    return Discrimination(float(_auroc(near, far)), low, high, len(near), len(far))
 
 
 def rank_correlation(columns: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -5,11 +5,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from peft import PeftModel
-from torch import distributed, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lit_semantic_peft.errors import InputError
@@ -17,6 +16,7 @@ from lit_semantic_peft.training.conflict_aware_batching import ConflictAwareBatc
 from lit_semantic_peft.training.gradient_surgery import GradientSurgery
 from lit_semantic_peft.training.interference_weighting import InterferenceWeighting
 from lit_semantic_peft.training.module import SemanticPeftModule
+from lit_semantic_peft.training.own_gradient import flattened, unflattened
 
 
 class ShardedBaseStrategy(ModelParallelStrategy):
@@ -75,12 +75,11 @@ class ShardedBaseStrategy(ModelParallelStrategy):
         Args:
             parameters: The trained parameters, the same on every rank.
         """
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        distributed.all_reduce(flat)
-        flat /= self.world_size
-        for gradient, averaged in zip(gradients, torch.split(flat, [one.numel() for one in gradients]), strict=True):
-            gradient.copy_(averaged.view_as(gradient))
+        own = flattened([parameter.grad for parameter in parameters], parameters)
+        averaged = unflattened(self.reduce(own, reduce_op="mean"), parameters)
+        for parameter, gradient in zip(parameters, averaged, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.copy_(gradient)
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """One batch of validation, with the base model gathered."""
