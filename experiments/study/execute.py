@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from itertools import product
 from multiprocessing import active_children, get_context
@@ -68,12 +69,17 @@ def order_of(run: Run, setting: Setting, learning_rate: float) -> Order:
     config = config_of(run, setting, learning_rate, facts.path)
     depends_on = {
         "config": {**config, "data": {**config["data"], "facts": facts.key}},
-        "base_fingerprint": resolve_base_model(setting.base_model).fingerprint,
+        "base_fingerprint": _fingerprint(setting.base_model),
         "versions": {name: version(name) for name in _PACKAGES},
         "threads": setting.threads,
         "study_version": STUDY_VERSION,
     }
     return Order(run, config, facts, content_key(depends_on), depends_on)
+
+
+@cache  # it reads the whole file of the weights
+def _fingerprint(base_model: str) -> str:
+    return resolve_base_model(base_model).fingerprint
 
 
 def pending(setting: Setting, results: ResultFolder, role: Role, arms: Collection[str] | None = None) -> list[Order]:
