@@ -270,12 +270,15 @@ def test_help_is_quick():
 
 
 def test_score_lists_contradictions_instead_of_refusing_them(settings, facts_file, capsys):
-    lines = facts_file.read_text(encoding="utf-8").splitlines()
+    # What looks like markup of the terminal's is text like any other.
+    text = facts_file.read_text(encoding="utf-8").replace("The capital of", "[/b] :cat: of")
+    lines = text.splitlines()
     other = {**json.loads(lines[0]), "id": "town-0-again", "target": "Rhine and Volga"}
     facts_file.write_text("\n".join([*lines, json.dumps(other)]) + "\n", encoding="utf-8")
     assert main(["score", *settings, "--output=scores"]) == 0
     output = capsys.readouterr().out
     assert "Contradictions (same prompt, different targets): 1" in output
     assert "Rhine and Volga" in output
+    assert "│ [/b] :cat: of" in output
     assert main(["fit", *settings]) == 2
     assert "Rhine and Volga" in capsys.readouterr().err
