@@ -38,7 +38,12 @@ from lit_semantic_peft.models import (
     resolve_base_model,
     weight_normalizer,
 )
-from lit_semantic_peft.models.adapters import orthogonality_penalty
+from lit_semantic_peft.models.adapters import (
+    load_rank_budget_state,
+    orthogonality_penalty,
+    rank_budget_state,
+    update_rank_budget,
+)
 from lit_semantic_peft.models.compiled import compile_layers, eagerly
 from lit_semantic_peft.semantics.online import Online, nll_and_online_weight
 from lit_semantic_peft.semantics.scoring import score_targets
@@ -172,6 +177,7 @@ class SemanticPeftModule(LightningModule):
         self._step_totals: Tensor | None = None
         self._retain: RetainPenalty | None = None
         self._rng_state: dict[str, Tensor] | None = None
+        self._rank_budget: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ model
 
@@ -277,8 +283,9 @@ class SemanticPeftModule(LightningModule):
     # --------------------------------------------------------------- training
 
     def on_fit_start(self) -> None:
-        """Decides whether the frozen layers' outputs are kept."""
+        """Decides whether the frozen layers' outputs are kept, and goes on with the rank budget of a resumed run."""
         self._frozen = self._frozen_layers()
+        load_rank_budget_state(self.model, self._rank_budget)
 
     def on_fit_end(self) -> None:
         """Lets go of the frozen layers' outputs."""
@@ -375,9 +382,7 @@ class SemanticPeftModule(LightningModule):
     ) -> None:
         """Steps; then lets AdaLoRA move its rank budget, which it does between the step and zero_grad."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        allocate = getattr(self.model.base_model, "update_and_allocate", None)
-        if allocate is not None:
-            allocate(self.global_step)
+        update_rank_budget(self.model, self.global_step)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the adapter's parameters, and a schedule with warm-up over all optimizer steps."""
@@ -600,6 +605,7 @@ class SemanticPeftModule(LightningModule):
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "dynamics": self.dynamics.state_dict(),
             "epoch_loss": self.epoch_loss.state_dict(),
+            "rank_budget": rank_budget_state(self.model),
             "rng": from_all_ranks(rng_state),
         }
 
@@ -627,6 +633,7 @@ class SemanticPeftModule(LightningModule):
             )
         self.dynamics.load_state_dict(about["dynamics"])
         self.epoch_loss.load_state_dict(about["epoch_loss"])
+        self._rank_budget = about["rank_budget"]
         self._rng_state = about["rng"][self.trainer.global_rank % len(about["rng"])]
 
     def _settings(self) -> dict[str, str]:
