@@ -419,6 +419,7 @@ class KnowledgeDataModule(LightningDataModule):
             "eval_batch_size": self.eval_batch_size,
             "num_processes": self._world_size,
             "device": self.device.type,
+            "precision": str(self.trainer.precision) if self.trainer else "32-true",
             "evaluation_version": version,
         }
 
