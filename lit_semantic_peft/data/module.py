@@ -313,11 +313,13 @@ class KnowledgeDataModule(LightningDataModule):
         resolve_base_model(self.base_model, self.revision)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads, spells, scores, filters and weights the facts. A second call does nothing.
+        """Reads, spells, scores, filters and weights the facts. A second call does none of this again.
 
         Args:
             stage: Lightning's stage. For `predict` with free prompts no fact is read.
         """
+        if stage == "fit":
+            self._position = (0, 0)  # where an earlier training was resumed; a checkpoint is read after this
         if stage == "fit" and self.trainer is not None and self.deferred_from_epoch is not None:
             _prepare_deferral(self.trainer, self.deferred_from_epoch)
         if self._encoder is None:
