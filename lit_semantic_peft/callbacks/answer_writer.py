@@ -63,7 +63,7 @@ class AnswerWriter(Callback):
         for question, answer in answers[:_SHOWN]:
             table.add_row(question.prompt, answer, question.target)
         table.caption = f"{len(answers)} answers in {path}"
-        Console().print(table)
+        Console(markup=False, emoji=False).print(table)
 
 
 def _row(question: Question, answer: str) -> dict[str, Any]:

@@ -194,7 +194,7 @@ class FactReport(Callback):
             if self.wandb_artifact:
                 log_run_files(trainer.loggers, folder, with_text=self.log_fact_text)
             if self.show_summary:
-                Console().print(terminal_summary(summary, folder.report))
+                Console(markup=False, emoji=False).print(terminal_summary(summary, folder.report))
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs' numbers and the seconds so far, for the checkpoint."""
