@@ -305,6 +305,15 @@ class KnowledgeDataModule(LightningDataModule):
             self._questions = questions
         return self._questions
 
+    def hold(self, rows: Sequence[int]) -> None:
+        """Notes which facts training holds in place, so that they are not taken for a measure of what is retained.
+
+        Args:
+            rows: Fact indices.
+        """
+        self._prepared = replace(self.prepared, held_index=tuple(rows))
+        self._questions = None
+
     def answer_manifest(self, version: int) -> dict[str, Any]:
         """Everything that the base model's answers depend on, as plain data.
 
@@ -329,9 +338,9 @@ class KnowledgeDataModule(LightningDataModule):
         }
 
     def _further_known_facts(self) -> list[Fact]:
-        """Built-in facts about other subjects, where too few of the run's own known facts stay untrained."""
+        """Built-in facts about other subjects, where too few of the run's own known facts are untouched by training."""
         prepared = self.prepared
-        if (prepared.scored.is_known & ~prepared.is_trained).sum() >= self.evaluation.min_known_facts:
+        if (prepared.scored.is_known & prepared.is_untouched).sum() >= self.evaluation.min_known_facts:
             return []
         subjects = {fact.subject for fact in prepared.facts}
         prompts = {fact.prompt for fact in prepared.facts}

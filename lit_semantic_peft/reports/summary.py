@@ -135,7 +135,8 @@ class RetentionRecord(_Json):
         nll_after: The same after training.
         nll_delta: After minus before by text, positive is harm; `num_facts` is the number of texts. Its mean is over
             texts, so it may differ from `nll_after` − `nll_before`.
-        known: Share of the untrained facts that the base model answers right and that the trained model still does.
+        known: Share of the facts without a part in training that the base model answers right and that the trained
+            model still does.
     """
 
     nll_before: float | None = None

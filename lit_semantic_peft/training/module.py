@@ -262,9 +262,10 @@ class SemanticPeftModule(LightningModule):
             )
         if self._is_sharded and self.retain_weight:
             raise InputError("`retain_weight` cannot be used with a sharded base model. Use `strategy: ddp`.")
+        retained = _retained(data.prepared, self.retain_known) if self.retain_weight else []
+        data.hold(retained)
         if stage == "fit" and self.retain_weight:
             refuse_loss_scaling(self.trainer, "retain_weight")
-            retained = _retained(data.prepared, self.retain_known)
             if retained or not self.retain_known:
                 self._retain = RetainPenalty(self.retain_weight, self.retain_batch_size, retained, data.seed)
             else:
@@ -547,7 +548,7 @@ class SemanticPeftModule(LightningModule):
         data = self.data
         agreed(self._keep_base_answers)
         is_kept = torch.as_tensor(data.prepared.is_kept)
-        self.scores = measure_scores(self.comparisons, len(is_kept), torch.as_tensor(data.prepared.is_trained))
+        self.scores = measure_scores(self.comparisons, torch.as_tensor(data.prepared.is_untouched))
         for name, value in self.scores.scalars(is_kept).items():
             self.log(f"test/{name}", value, batch_size=1)
         facts = [row for row in self.comparisons if row.question.kind == "fact"]
