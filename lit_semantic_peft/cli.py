@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -28,7 +29,7 @@ from lit_semantic_peft.callbacks import (
 )
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.files import atomic_path, remove_leftovers
+from lit_semantic_peft.files import remove_leftovers, write_text
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.trainer import KnowledgeTrainer
 from lit_semantic_peft.training import SemanticPeftModule
@@ -36,6 +37,8 @@ from lit_semantic_peft.training import SemanticPeftModule
 logger = logging.getLogger(__name__)
 
 _DEFAULT_RUN = "runs/default"
+# Options of `fit` that say where one call begins: every command takes a run's configuration.
+_OF_THE_CALL = ("ckpt_path", "weights_only")
 _LINKED = ("base_model", "revision", "dtype", "trust_remote_code")
 
 
@@ -130,6 +133,8 @@ class SemanticPeftCLI(LightningCLI):
         self.run_folder = RunFolder(config.trainer.default_root_dir)
         self._run_folder_existed = self.run_folder.path.exists()
         _keep_wandb_in(config.trainer, self.run_folder)
+        if self.subcommand == "score":  # looks at facts in one process, whatever the configuration trains with
+            config.trainer.update(Namespace(devices=1, num_nodes=1, strategy="auto"))
         ckpt_path = self._checkpoint(config)
         # A child process of a distributed run meets the folder that the first one has just made.
         is_new = self.subcommand == "fit" and config.get("ckpt_path") is None
@@ -239,14 +244,17 @@ class RunConfig(SaveConfigCallback):
             trainer: The trainer.
             pl_module: The module.
         """
-        self._write(Path(trainer.default_root_dir) / self.config_filename)
+        config = self.config.clone()
+        for name in _OF_THE_CALL:
+            config.pop(name, None)
+        text = self.parser.dump(config, skip_none=False)
+        self._write(Path(trainer.default_root_dir) / self.config_filename, text)
         for one in trainer.loggers:
-            one.log_hyperparams({"config": self.parser.dump(self.config, skip_none=False)})
+            one.log_hyperparams({"config": text})
 
     @rank_zero_only
-    def _write(self, path: Path) -> None:
-        with atomic_path(path) as temporary:
-            self.parser.save(self.config, str(temporary), skip_none=False, overwrite=True, multifile=False)
+    def _write(self, path: Path, text: str) -> None:
+        write_text(path, text)
 
 
 def _next_version(logs: Path) -> str:

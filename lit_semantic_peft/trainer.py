@@ -73,7 +73,7 @@ class KnowledgeTrainer(Trainer):
             model: Names the base model and, for a warm-up, the adapter.
             datamodule: Names the facts, distances, filters and weighting.
             output: Folder for `facts.parquet`, `report.html`, `distances.json`, `plots/distances.png` and, after a
-                warm-up, `interference.safetensors`; overwritten.
+                warm-up, `interference.safetensors`; overwritten, unless it is the folder of a run.
             warmup_steps: Train a throw-away adapter for so many steps and measure which facts conflict. 0 for not at
                 all: before training there are hardly any conflicts to see.
             warmup_learning_rate: Constant learning rate of the warm-up.
@@ -88,6 +88,12 @@ class KnowledgeTrainer(Trainer):
             raise InputError(f"`warmup_steps` must be at least 0, got {warmup_steps}")
         if num_conflict_facts < 2:
             raise InputError(f"`num_conflict_facts` must be at least 2, got {num_conflict_facts}")
+        folder = RunFolder(output)
+        if folder.manifest.is_file() or folder.checkpoints.is_dir():
+            raise InputError(
+                f"`output` {output} is the folder of a run, whose table, summary and report would be overwritten. "
+                "Choose another."
+            )
         learned = None if run is None else _learned(RunFolder(run), datamodule)
         datamodule.contradictions = "keep"
         datamodule.setup("score")
@@ -97,7 +103,6 @@ class KnowledgeTrainer(Trainer):
         conflicts = None
         if warmup_steps:
             conflicts = _conflicts(model, datamodule, warmup_steps, warmup_learning_rate, num_conflict_facts)
-        folder = RunFolder(output)
         _write(folder, datamodule, conflicts)
         write_json(folder.distances, comparison.to_json())
         write_distance_plot(folder, comparison)
@@ -126,7 +131,8 @@ def _learned(run: RunFolder, data: KnowledgeDataModule) -> dict[str, dict[str, b
     if manifest.get("base_fingerprint") != resolve_base_model(data.base_model, data.revision).fingerprint:
         raise InputError(
             f"`run` {run.path} was trained on the base model {manifest.get('base_model')}, but `base_model` is "
-            f"{data.base_model}, or the same model with other weights. Take `model.base_model` from {run.config}."
+            f"{data.base_model}, or the same model with other weights. Take the run's own configuration: "
+            f"`--config {run.config}`."
         )
     return learned
 

@@ -56,6 +56,7 @@ from lit_semantic_peft.semantics import (
     weights_of,
     with_strata,
 )
+from lit_semantic_peft.stopwatch import Stopwatch
 from lit_semantic_peft.tokens import Batch, EncodedFact, FactEncoder, Template, collate
 
 logger = logging.getLogger(__name__)
@@ -184,6 +185,7 @@ class KnowledgeDataModule(LightningDataModule):
         self.revision = revision
         self.dtype: BaseDtype = dtype
         self.trust_remote_code = trust_remote_code
+        self.stopwatch = Stopwatch()
         self._prepared: PreparedFacts | None = None
         self._encoder: FactEncoder | None = None
         self._questions: list[Question] | None = None
@@ -213,7 +215,8 @@ class KnowledgeDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Downloads or converts the base model, in one process of each machine before the others look for it."""
-        resolve_base_model(self.base_model, self.revision)
+        with self.stopwatch.during("setup"):
+            resolve_base_model(self.base_model, self.revision)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads, spells, scores, filters and weights the facts. A second call does none of this again.
@@ -225,21 +228,26 @@ class KnowledgeDataModule(LightningDataModule):
             self._position = (0, 0)  # where an earlier training was resumed; a checkpoint is read after this
         if stage == "fit" and self.trainer is not None and self.deferred_from_epoch is not None:
             _prepare_deferral(self.trainer, self.deferred_from_epoch)
-        if self._encoder is None:
-            self._encoder = agreed(self._load_encoder)
-        if self._prepared is None and not (stage == "predict" and self.prompts):
-            facts, encoded = agreed(self._read)
-            bench = Bench(
-                lambda: load_base_model(self._source, self.dtype, self.trust_remote_code).to(self.device),
-                self.encoder,
-                self.eval_batch_size,
-            )
+        with self.stopwatch.during("setup"):
+            if self._encoder is None:
+                self._encoder = agreed(self._load_encoder)
+            if self._prepared is None and not (stage == "predict" and self.prompts):
+                self._prepared = self._prepare()
+
+    def _prepare(self) -> PreparedFacts:
+        facts, encoded = agreed(self._read)
+        bench = Bench(
+            lambda: load_base_model(self._source, self.dtype, self.trust_remote_code).to(self.device),
+            self.encoder,
+            self.eval_batch_size,
+        )
+        measure = FeatureCache(self.cache.folder, self._source, self.dtype, bench, facts)
+        with self.stopwatch.during("scoring"):
             scored = self._scores(facts, encoded, bench)
-            measure = FeatureCache(self.cache.folder, self._source, self.dtype, bench, facts)
             if self.strata:
                 strata = self.strata
                 scored = from_first_rank(lambda: with_strata(scored, measure(strata, scored.fact_id)))
-            self._prepared = self._select(facts, encoded, scored, measure)
+        return self._select(facts, encoded, scored, measure)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches of the facts of the current epoch; the order depends on `seed` and epoch only."""

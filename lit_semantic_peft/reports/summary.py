@@ -187,9 +187,19 @@ class InterferenceRecord(_Json):
 
 @dataclass(frozen=True, slots=True)
 class Seconds(_Json):
-    """Wall-clock seconds by part of the run."""
+    """Wall-clock seconds by part of the run, those of an interrupted run with it up to its last checkpoint.
+
+    They add up to what the user waited, without the start of the program and the making of the last report.
+
+    Attributes:
+        setup: Reading facts, filtering, loading the base model.
+        scoring: What the base model says of the facts, for distances and strata; next to nothing where it is known.
+        training: The epochs, and the interference measured during and after them.
+        evaluation: Asking the trained model, and writing down what is known.
+    """
 
     setup: float | None = None
+    scoring: float | None = None
     training: float | None = None
     evaluation: float | None = None
 
@@ -417,7 +427,7 @@ def total_seconds(seconds: Seconds | None) -> float | None:
     """The sum of what was measured; None where nothing was."""
     if seconds is None:
         return None
-    parts = [part for part in (seconds.setup, seconds.training, seconds.evaluation) if part is not None]
+    parts = [part for part in seconds.to_json().values() if part is not None]
     return sum(parts) if parts else None
 
 

@@ -196,25 +196,29 @@ def test_score_says_what_a_filter_would_do_and_trains_nothing(settings, capsys):
     assert sum(row["conflict_rate"] is not None for row in rows) == 6
 
 
+MORE_DISTANCES = "--data.more_distances=[{class_path: lit_semantic_peft.semantics.HiddenStateDistance}]"
+
+
+def with_outcome(path, table, values):
+    """Puts an outcome in the place of a short run's, which has learned nothing."""
+    at = table.column_names.index("recalled_after")
+    pq.write_table(table.set_column(at, "recalled_after", [values]), path)
+
+
 def test_score_says_which_distance_predicts_what_a_run_learned(settings, tiny_model, capsys):
     run = [*settings, "--trainer.default_root_dir=runs/one"]
     assert main(["fit", *run]) == 0
     score = ["score", *settings, "--run=runs/one", "--output=scores"]
-    more = "--data.more_distances=[{class_path: lit_semantic_peft.semantics.HiddenStateDistance}]"
     table = pq.read_table("runs/one/facts.parquet")
-
-    def with_outcome(values):  # a run of two epochs learns nothing: an outcome is put in its place
-        at = table.column_names.index("recalled_after")
-        pq.write_table(table.set_column(at, "recalled_after", [values]), "runs/one/facts.parquet")
-
-    with_outcome([False] * 12)
+    with_outcome("runs/one/facts.parquet", table, [False] * 12)
     capsys.readouterr()
     assert main(score) == 2
     assert "at least two of the trained facts must have been learned" in capsys.readouterr().err
     assert not Path("scores").exists()
     median = sorted(table.column("distance").to_pylist())[6]
-    with_outcome([distance < median for distance in table.column("distance").to_pylist()])
-    assert main([*score, more]) == 0, capsys.readouterr().err
+    nearest = [distance < median for distance in table.column("distance").to_pylist()]
+    with_outcome("runs/one/facts.parquet", table, nearest)
+    assert main([*score, MORE_DISTANCES]) == 0, capsys.readouterr().err
     output = capsys.readouterr().out
     assert "How the distances agree" in output
     assert re.search(r"What predicts that a fact is learned \(AUROC\)", output)
@@ -232,6 +236,28 @@ def test_score_says_which_distance_predicts_what_a_run_learned(settings, tiny_mo
     assert "was trained on the base model" in capsys.readouterr().err
     assert main(["score", *settings, "--run=runs/none"]) == 2
     assert "expected a run folder" in capsys.readouterr().err
+
+
+def test_score_takes_the_configuration_of_the_run_that_it_looks_at(settings, capsys):
+    """Also of a resumed one that had two processes; and leaves every file of the run as it was."""
+    fit = ["fit", *settings, "--trainer.default_root_dir=runs/one"]
+    assert main([*fit, "--trainer.max_epochs=1", "--model.warmup_ratio=0"]) == 0
+    assert main([*fit, "--ckpt_path=last", "--model.warmup_ratio=0"]) == 0
+    path = Path("runs/one/config.yaml")
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert "ckpt_path" not in config  # or this configuration would begin every run where that one went on
+    config["trainer"] |= {"strategy": "ddp", "devices": 2}
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    with_outcome("runs/one/facts.parquet", pq.read_table("runs/one/facts.parquet"), [True] * 6 + [False] * 6)
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+
+    score = ["score", f"--config={path}", "--run=runs/one"]
+    assert main([*score, MORE_DISTANCES]) == 0, capsys.readouterr().err
+    assert "What predicts that a fact is learned" in capsys.readouterr().out
+    assert {"distances.json", "facts.parquet", "report.html"} <= files(Path("scores"))
+    assert main([*score, "--output=runs/one"]) == 2
+    assert "`output` runs/one is the folder of a run" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.name)

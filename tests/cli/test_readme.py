@@ -1,10 +1,14 @@
 """Every command and every YAML of the README runs, on small settings."""
 
+import inspect
 import re
 import shlex
 import sys
 from pathlib import Path
 
+import lit_semantic_peft.callbacks
+import lit_semantic_peft.semantics
+import lit_semantic_peft.training
 import pytest
 import yaml
 from lit_semantic_peft.__main__ import main
@@ -81,3 +85,12 @@ def test_early_stopping_by_configuration(tiny_model, facts_file):
     arguments = ["--config=stop.yaml", f"--data.facts={facts_file}", f"--model.base_model={tiny_model}", *small]
     assert main(["fit", *arguments, "--trainer.max_epochs=9", "--trainer.default_root_dir=runs/stop"]) == 0
     assert len(RunFolder("runs/stop").read_summary().epochs) == 2
+
+
+def test_every_public_class_is_in_the_readme_or_the_docs():
+    text = "\n".join([README, *(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))])
+    named = set(re.findall(r"\w+", text))
+    for package in (lit_semantic_peft.semantics, lit_semantic_peft.training, lit_semantic_peft.callbacks):
+        classes = {name for name in package.__all__ if inspect.isclass(getattr(package, name))}
+        assert classes
+        assert classes <= named, package.__name__

@@ -91,13 +91,13 @@ def test_a_summary_survives_its_file(small):
         epochs=(EpochRecord(0, 4, 1.5, float("nan"), 0.25),),
         interference=(InterferenceRecord(0, 0, 0.1),),
         retention=RetentionRecord(3.0, 3.5, Estimate(0.5, 0.25, 0.75, 24)),
-        seconds=Seconds(1.0, 2.0),
+        seconds=Seconds(setup=1.0, training=2.0),
         config={"a": [1, {"b": None}]},
     )
     small.write_summary(summary)
     back = small.read_summary()
     assert back.epochs == (EpochRecord(0, 4, 1.5, None, 0.25),)
-    assert back.seconds == Seconds(1.0, 2.0, None)
+    assert back.seconds == Seconds(setup=1.0, training=2.0)
     assert back.recall == summary.recall
     assert back.scores == summary.scores
     assert back.retention == summary.retention
