@@ -221,7 +221,9 @@ class SemanticPeftModule(LightningModule):
 
     def _load(self) -> PeftModel:
         base = load_base_model(self.source, self.dtype_of_base, self.trust_remote_code)
-        return load_adapter(base, self.adapter) if self.adapter else attach_adapter(base, self.peft_config)
+        if self.adapter:
+            return load_adapter(base, self.adapter, self.source)
+        return attach_adapter(base, self.peft_config)
 
     def setup(self, stage: str) -> None:
         """Checks the trainer's settings and makes the metrics, which need the number of facts.
