@@ -221,8 +221,8 @@ class SemanticPeftCLI(LightningCLI):
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
 
     def _remove_useless_run_folder(self) -> None:
-        made_here = self.subcommand == "fit" and not self._run_folder_existed
-        if made_here and _is_first_process() and not self.run_folder.has_checkpoint():
+        # Whatever the command: the logger of a `predict` that failed must not stand in the way of a later `fit`.
+        if not self._run_folder_existed and _is_first_process() and not self.run_folder.has_checkpoint():
             shutil.rmtree(self.run_folder.path, ignore_errors=True)
 
 
