@@ -313,7 +313,6 @@ def _configure_logging() -> None:
     for noise in (
         ".*loftq_config.*",  # jsonargparse passes peft's defaults explicitly
         ".*does not have many workers.*",  # batches are a lookup and a pad; workers would cost more
-        ".*is_gradient_checkpointing.*",
         ".*LeafSpec.*",
         ".*sync_dist=True.*",  # what is logged was reduced over the ranks before
         ".*LightningCLI's args parameter.*",

@@ -2,7 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,8 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     if unmatched:  # PEFT goes on as long as one name matches, and adapts less than was asked for
         raise _matches_nothing(base, unmatched)
     try:
-        model = get_peft_model(base, peft_config)
+        with _without_deprecations():
+            model = get_peft_model(base, peft_config)
     except ValueError as error:
         if "target" not in str(error).lower() or "modules" not in str(error).lower():
             raise InputError(f"`peft_config`: {str(error).strip()}") from error
@@ -69,7 +72,8 @@ def load_adapter(base: PreTrainedModel, folder: str | Path, source: BaseModelSou
         raise InputError(f"`adapter` {str(folder)!r} holds no adapter (adapter_config.json is missing).")
     name, fingerprint = base_of(folder)
     try:
-        model = PeftModel.from_pretrained(base, str(folder))
+        with _without_deprecations():
+            model = PeftModel.from_pretrained(base, str(folder))
     except (RuntimeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if not line.endswith(":")]
         remedy = "" if name in (source.name, source.public_name) else f" Say `--model.base_model {name}`."
@@ -225,6 +229,14 @@ def orthogonality_penalty(model: PeftModel) -> Tensor | None:
             gram = parameter @ parameter.T if "lora_A" in name else parameter.T @ parameter
             terms.append(torch.linalg.matrix_norm(gram - torch.eye(gram.shape[0], device=gram.device)))
     return float(config.orth_reg_weight) * torch.stack(terms).mean()
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Hides that PEFT reads a property which transformers has renamed; no user can do anything about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 def _model_card(base: BaseModelSource, peft_type: str, about: str) -> str:

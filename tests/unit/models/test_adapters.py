@@ -205,6 +205,12 @@ def test_folders_that_hold_no_fitting_adapter_are_refused(source, tmp_path):
         load_adapter(gpt2(), tmp_path / "adapter", other)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_attaching_and_loading_say_nothing_that_a_user_cannot_act_on(source, tmp_path):
+    export_adapter(attach_adapter(llama(), WEIGHT_ADAPTERS["lora"]()), tmp_path / "adapter", source)
+    load_adapter(llama(), tmp_path / "adapter", source)
+
+
 def test_an_adapter_of_other_weights_is_loaded_with_a_warning(source, tmp_path, caplog):
     export_adapter(trained(llama(), WEIGHT_ADAPTERS["lora"]()), tmp_path / "adapter", source)
     load_adapter(llama(), tmp_path / "adapter", source)
