@@ -100,7 +100,7 @@ class KnowledgeTrainer(Trainer):
         _write(folder, datamodule, conflicts)
         write_json(folder.distances, comparison.to_json())
         write_distance_plot(folder, comparison)
-        console = Console()
+        console = Console(markup=False)  # facts are shown as they are, brackets too
         for table in (
             _distance_table(prepared),
             _agreement_table(comparison),
@@ -237,10 +237,10 @@ def _print_suspicious(console: Console, prepared: PreparedFacts) -> None:
     duplicates = find_near_duplicates(prepared.facts)
     console.print(f"Contradictions (same prompt, different targets): {len(contradictions)}")
     for contradiction in contradictions[:_SHOWN]:
-        console.print(f"  {contradiction}", markup=False)
+        console.print(f"  {contradiction}")
     console.print(f"Near-duplicates in the text: {len(duplicates)}")
     for duplicate in duplicates[:_SHOWN]:
-        console.print(f"  {duplicate}", markup=False)
+        console.print(f"  {duplicate}")
 
 
 def _conflict_table(prepared: PreparedFacts, conflicts: Conflicts) -> Table:

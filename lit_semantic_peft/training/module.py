@@ -287,7 +287,10 @@ class SemanticPeftModule(LightningModule):
         self._frozen = None
 
     def on_train_start(self) -> None:
-        """Continues the random numbers of the run that is resumed."""
+        """Says how long the training is, and continues the random numbers of the run that is resumed."""
+        if math.isfinite(self.num_optimizer_steps):
+            per_step = self.data.micro_batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+            logger.info("Optimizer steps: %d, of at most %d facts each", self.num_optimizer_steps, per_step)
         if self._rng_state is not None:
             torch.set_rng_state(self._rng_state["cpu"])
             if "cuda" in self._rng_state:
