@@ -149,6 +149,17 @@ def test_a_second_run_touches_no_model_in_setup(settings, monkeypatch):
     assert one == two  # same seed, same machine, same bytes
 
 
+def test_help_begins_with_what_is_ours(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--help"])
+    assert stopped.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "usage: lit-semantic-peft fit [--config FILE] [--OPTION VALUE ...]"
+    assert lines[2].startswith("filter and weight the facts")
+    options = [line.split()[0] for line in lines if line.startswith("  --")]
+    assert options.index("--model.base_model") < options.index("--data.facts") < options.index("--trainer.max_epochs")
+
+
 def test_facts_with_brackets_are_shown_as_they_are(settings, capsys):
     rows = [{"prompt": "The tag that ends bold text is", "target": "[/b]"}, {"prompt": "Red is [red]", "target": "so"}]
     Path("tags.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
