@@ -149,7 +149,7 @@ def _compare(arguments: Sequence[str]) -> None:
     if options.output:
         check_output(options.output)
     found = compare_runs(options.first, options.second, only_kept=options.only_kept)
-    Console(markup=False).print(difference_table(found, options.first, options.second))
+    Console(markup=False, emoji=False).print(difference_table(found, options.first, options.second))
     print(f"Facts in common: {len(found.facts)}")
     for count, what in (
         (found.num_only_first, f"only in {options.first}"),

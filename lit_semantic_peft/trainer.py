@@ -16,6 +16,7 @@ from lit_semantic_peft.facts import find_contradictions, find_near_duplicates
 from lit_semantic_peft.files import write_json
 from lit_semantic_peft.interference import gradient_matrix, warm_up
 from lit_semantic_peft.metrics import GradientInterference
+from lit_semantic_peft.models import resolve_base_model
 from lit_semantic_peft.reports import (
     Discrimination,
     DistanceComparison,
@@ -100,7 +101,7 @@ class KnowledgeTrainer(Trainer):
         _write(folder, datamodule, conflicts)
         write_json(folder.distances, comparison.to_json())
         write_distance_plot(folder, comparison)
-        console = Console(markup=False)  # facts are shown as they are, brackets too
+        console = Console(markup=False, emoji=False)
         for table in (
             _distance_table(prepared),
             _agreement_table(comparison),
@@ -119,13 +120,13 @@ class KnowledgeTrainer(Trainer):
 
 
 def _learned(run: RunFolder, data: KnowledgeDataModule) -> dict[str, dict[str, bool]]:
-    """What a run learned, once it is known to have had the same base model."""
+    """What a run learned, once it is known to have had the same base model, by whatever name."""
     learned = read_learned(run)
-    base_model = run.read_summary().base_model
-    if base_model != data.base_model:
+    manifest = run.read_manifest()
+    if manifest.get("base_fingerprint") != resolve_base_model(data.base_model, data.revision).fingerprint:
         raise InputError(
-            f"`run` {run.path} was trained on the base model {base_model}, but `base_model` is {data.base_model}. "
-            f"Say `--model.base_model {base_model}`."
+            f"`run` {run.path} was trained on the base model {manifest.get('base_model')}, but `base_model` is "
+            f"{data.base_model}, or the same model with other weights. Take `model.base_model` from {run.config}."
         )
     return learned
 

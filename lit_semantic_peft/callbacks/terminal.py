@@ -16,6 +16,6 @@ def show(trainer: Trainer, pl_module: LightningModule, *lines: RenderableType) -
     """
     if trainer.progress_bar_callback is not None:
         trainer.progress_bar_callback.teardown(trainer, pl_module, str(trainer.state.fn))
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, emoji=False, highlight=False)
     for line in lines:
         console.print(line, soft_wrap=isinstance(line, str))

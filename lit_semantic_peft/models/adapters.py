@@ -23,6 +23,7 @@ BASE_FILE = "lit_semantic_peft.json"
 """Beside an exported adapter: which base model it was trained on, as the user named it, and its fingerprint."""
 
 _PROMPT_ENCODER = "prompt_encoder."
+_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # attributes of PEFT's rank allocator
 
 
 def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
@@ -125,13 +126,14 @@ def linear_module_names(model: nn.Module) -> list[str]:
 def adapter_state_dict(model: PeftModel) -> dict[str, Tensor]:
     """The adapter's tensors alone, as they are trained; on the device they are on.
 
-    Under the names that PEFT exports, but for prompt, prefix and p-tuning: of those PEFT exports only the virtual
-    tokens that come out of the encoder, from which training could not go on.
+    Under the names that PEFT exports, but more than it exports where training could not go on from that: of prompt,
+    prefix and p-tuning the encoder instead of the virtual tokens that come out of it, of AdaLoRA all ranks.
     """
     if model.active_peft_config.is_prompt_learning:
         encoder = model.prompt_encoder[model.active_adapter]
         return {_PROMPT_ENCODER + name: value for name, value in encoder.state_dict().items()}
-    return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
+    with _all_ranks(model):
+        return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
 
 
 def load_adapter_state_dict(model: PeftModel, state: Mapping[str, Tensor]) -> None:
@@ -166,7 +168,53 @@ def load_adapter_state_dict(model: PeftModel, state: Mapping[str, Tensor]) -> No
         encoder = model.prompt_encoder[model.active_adapter]
         encoder.load_state_dict({name.removeprefix(_PROMPT_ENCODER): value for name, value in state.items()})
     else:
-        set_peft_model_state_dict(model, dict(state))
+        with _all_ranks(model):
+            set_peft_model_state_dict(model, dict(state))
+
+
+def rank_budget_state(model: PeftModel) -> dict[str, Any]:
+    """What AdaLoRA goes on with beside the adapter's tensors: which ranks are left, and how important each entry was.
+
+    Returns:
+        Plain data and tensors; empty for every other kind of adapter.
+    """
+    allocator = getattr(model.base_model, "rankallocator", None)
+    if allocator is None:
+        return {}
+    left = model.peft_config[model.active_adapter].rank_pattern
+    return {"rank_pattern": left, **{name: dict(getattr(allocator, name)) for name in _IMPORTANCE}}
+
+
+def load_rank_budget_state(model: PeftModel, state: Mapping[str, Any]) -> None:
+    """Goes on with a rank budget.
+
+    Args:
+        model: On the device where it is trained.
+        state: From `rank_budget_state` of a model with an adapter of the same configuration.
+    """
+    if not state:
+        return
+    model.peft_config[model.active_adapter].rank_pattern = state["rank_pattern"]
+    device = next(model.parameters()).device
+    for name in _IMPORTANCE:
+        setattr(model.base_model.rankallocator, name, {key: value.to(device) for key, value in state[name].items()})
+
+
+def update_rank_budget(model: PeftModel, step: int) -> None:
+    """Lets AdaLoRA move its rank budget, after an optimizer step and before its gradients are gone.
+
+    A step without gradients says nothing of how important a rank is: until the ranks are settled it is passed over.
+
+    Args:
+        model: With any kind of adapter; others than AdaLoRA's have no budget.
+        step: Number of optimizer steps done.
+    """
+    if getattr(model.base_model, "rankallocator", None) is None:
+        return
+    config = model.peft_config[model.active_adapter]
+    has_gradient = any(parameter.grad is not None for parameter in model.parameters())
+    if has_gradient or step >= config.total_step - config.tfinal:
+        model.base_model.update_and_allocate(step)
 
 
 def export_adapter(model: PeftModel, folder: str | Path, base: BaseModelSource, about: str = "") -> None:
@@ -237,6 +285,21 @@ def _without_deprecations() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield
+
+
+@contextmanager
+def _all_ranks(model: PeftModel) -> Iterator[None]:
+    """Within the block PEFT does not cut AdaLoRA's tensors down to the ranks that its budget has left."""
+    config = model.peft_config[model.active_adapter]
+    left = getattr(config, "rank_pattern", None)
+    if config.peft_type.value != "ADALORA":
+        yield
+        return
+    config.rank_pattern = None
+    try:
+        yield
+    finally:
+        config.rank_pattern = left
 
 
 def _model_card(base: BaseModelSource, peft_type: str, about: str) -> str:

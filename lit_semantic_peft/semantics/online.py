@@ -42,7 +42,7 @@ class Online(Weighting):
 
     def __init__(self, weighting: Weighting) -> None:
         require_plain("Online", weighting)
-        if getattr(weighting, "tau", 0) is None:
+        if weighting.needs_all_facts:
             raise InputError("FLOW inside Online needs a fixed `tau`: the median of a step depends on its other facts.")
         self.weighting = weighting
         self.reference: Tensor | None = None

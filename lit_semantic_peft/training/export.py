@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.files import atomic_folder
 from lit_semantic_peft.models import (
     BaseModelSource,
     export_merged,
@@ -37,8 +38,8 @@ def export_run(
     if output.exists():
         raise InputError(f"{output} exists already; name another folder or delete it.")
     if not merge:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(adapter, output)
+        with atomic_folder(output) as temporary:
+            shutil.copytree(adapter, temporary, dirs_exist_ok=True)
         return
     source = base_of_adapter(adapter, base_model)
     model = load_adapter(load_base_model(source), adapter, source)

@@ -126,6 +126,12 @@ def test_a_filter_that_leaves_nothing(refused):
     assert "too_near" in message
 
 
+def test_a_checkpoint_monitor_that_nobody_logs(refused):
+    message = refused("--checkpoint.monitor=val/nothing", "--data.micro_batch_size=4", "--interference.num_facts=0")
+    assert "`monitor` 'val/nothing' was not logged; there are:" in message
+    assert "val/nll" in message
+
+
 @pytest.mark.parametrize("keep", ["0", "1.5", "-0.1"])
 def test_keep_outside_its_range(refused, keep):
     filters = f"[{{class_path: lit_semantic_peft.semantics.MeanVarianceFilter, init_args: {{keep: {keep}}}}}]"

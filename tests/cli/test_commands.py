@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ import yaml
 from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.facts import read_facts
 from lit_semantic_peft.reports import RunFolder
+
+from fixtures.tiny import save_tiny_model
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 SMALL = [
@@ -219,7 +222,7 @@ def test_score_says_what_a_filter_would_do_and_trains_nothing(settings, capsys):
     assert sum(row["conflict_rate"] is not None for row in rows) == 6
 
 
-def test_score_says_which_distance_predicts_what_a_run_learned(settings, capsys):
+def test_score_says_which_distance_predicts_what_a_run_learned(settings, tiny_model, capsys):
     run = [*settings, "--trainer.default_root_dir=runs/one"]
     assert main(["fit", *run]) == 0
     score = ["score", *settings, "--run=runs/one", "--output=scores"]
@@ -248,7 +251,10 @@ def test_score_says_which_distance_predicts_what_a_run_learned(settings, capsys)
     assert of_distance["ExpectedEmbeddingDistance"]["auroc"] == 1.0
     assert of_distance["HiddenStateDistance"]["auroc"] < 1.0
     assert Path("scores/plots/distances.png").is_file()
-    assert main([*score, "--model.base_model=smollm2-135m"]) == 2
+    # The same model by another name is the same model; other weights under any name are not.
+    same, other = shutil.copytree(tiny_model, "same"), save_tiny_model(Path("other"), seed=1)
+    assert main([*score, f"--model.base_model={same}"]) == 0, capsys.readouterr().err
+    assert main([*score, f"--model.base_model={other}"]) == 2
     assert "was trained on the base model" in capsys.readouterr().err
     assert main(["score", *settings, "--run=runs/none"]) == 2
     assert "expected a run folder" in capsys.readouterr().err
@@ -290,12 +296,15 @@ def test_help_is_quick():
 
 
 def test_score_lists_contradictions_instead_of_refusing_them(settings, facts_file, capsys):
-    lines = facts_file.read_text(encoding="utf-8").splitlines()
+    # What looks like markup of the terminal's is text like any other.
+    text = facts_file.read_text(encoding="utf-8").replace("The capital of", "[/b] :cat: of")
+    lines = text.splitlines()
     other = {**json.loads(lines[0]), "id": "town-0-again", "target": "Rhine and Volga"}
     facts_file.write_text("\n".join([*lines, json.dumps(other)]) + "\n", encoding="utf-8")
     assert main(["score", *settings, "--output=scores"]) == 0
     output = capsys.readouterr().out
     assert "Contradictions (same prompt, different targets): 1" in output
     assert "Rhine and Volga" in output
+    assert "│ [/b] :cat: of" in output
     assert main(["fit", *settings]) == 2
     assert "Rhine and Volga" in capsys.readouterr().err
