@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command in _LIGHTNING_COMMANDS:
             from lit_semantic_peft.cli import run
 
-            run(arguments)
+            run(arguments, _LIGHTNING_COMMANDS)
         elif command == "export":
             _export(arguments[1:])
         elif command == "report":

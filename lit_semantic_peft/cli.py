@@ -5,7 +5,7 @@ import logging
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,11 +42,12 @@ _OF_THE_CALL = ("ckpt_path", "weights_only")
 _LINKED = ("base_model", "revision", "dtype", "trust_remote_code")
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None) -> None:
     """Runs one command.
 
     Args:
         arguments: The command and its options.
+        descriptions: What each command does, by its name, for `--help`; Lightning's words where None.
 
     Raises:
         InputError: If the input cannot be used. A run folder that this call made, and in which nothing can be resumed
@@ -62,6 +63,7 @@ def run(arguments: Sequence[str]) -> None:
         seed_everything_default=0,
         trainer_defaults={"callbacks": [AnswerWriter(), LossWeightDistribution()]},
         parser_class=SuggestingParser,
+        parser_kwargs={name: {"description": text} for name, text in (descriptions or {}).items()},
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         args=list(arguments),
@@ -96,6 +98,16 @@ class SuggestingParser(LightningArgumentParser):
 
 class SemanticPeftCLI(LightningCLI):
     """LightningCLI with the run folder, the callbacks that every run has, and `score`."""
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """A usage of one line instead of a hundred, and the trainer's options behind those of this package."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.usage = f"lit-semantic-peft {subcommand} [--config FILE] [--OPTION VALUE ...]"
+        parser._action_groups.sort(key=lambda group: str(group.title).startswith("`lightning.pytorch.Trainer`"))
+        for action in parser._actions:
+            if action.dest == "ckpt_path":  # of Lightning's special words only one is of use here
+                action.help = "`last` for the newest checkpoint of the run folder, or the path of a checkpoint file."
+        return parser
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -226,8 +238,8 @@ class SemanticPeftCLI(LightningCLI):
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
 
     def _remove_useless_run_folder(self) -> None:
-        made_here = self.subcommand == "fit" and not self._run_folder_existed
-        if made_here and _is_first_process() and not self.run_folder.has_checkpoint():
+        # Whatever the command: the logger of a `predict` that failed must not stand in the way of a later `fit`.
+        if not self._run_folder_existed and _is_first_process() and not self.run_folder.has_checkpoint():
             shutil.rmtree(self.run_folder.path, ignore_errors=True)
 
 
@@ -321,7 +333,6 @@ def _configure_logging() -> None:
     for noise in (
         ".*loftq_config.*",  # jsonargparse passes peft's defaults explicitly
         ".*does not have many workers.*",  # batches are a lookup and a pad; workers would cost more
-        ".*is_gradient_checkpointing.*",
         ".*LeafSpec.*",
         ".*sync_dist=True.*",  # what is logged was reduced over the ranks before
         ".*LightningCLI's args parameter.*",

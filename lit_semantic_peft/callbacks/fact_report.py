@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
 
 from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
+from lit_semantic_peft.callbacks.terminal import show
 from lit_semantic_peft.callbacks.wandb_tables import log_fact_table, log_run_files, log_run_to_wandb
 from lit_semantic_peft.data import PreparedFacts
 from lit_semantic_peft.errors import InputError
@@ -204,7 +204,7 @@ class FactReport(Callback):
             if self.wandb_artifact:
                 log_run_files(trainer.loggers, folder, with_text=self.log_fact_text)
             if self.show_summary:
-                Console(markup=False, emoji=False).print(terminal_summary(summary, folder.report))
+                show(trainer, pl_module, terminal_summary(summary), f"Report: {folder.report}")
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs' numbers and the seconds so far, for the checkpoint."""

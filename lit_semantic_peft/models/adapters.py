@@ -1,5 +1,8 @@
 """The adapter: attached by any PEFT configuration, kept without its base, exported as PEFT reads it."""
 
+import json
+import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,8 @@ from transformers import PreTrainedModel
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_folder, write_json, write_text
 from lit_semantic_peft.models.base import BaseModelSource
+
+logger = logging.getLogger(__name__)
 
 BASE_FILE = "lit_semantic_peft.json"
 """Beside an exported adapter: which base model it was trained on, as the user named it, and its fingerprint."""
@@ -42,7 +47,8 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     if unmatched:  # PEFT goes on as long as one name matches, and adapts less than was asked for
         raise _matches_nothing(base, unmatched)
     try:
-        model = get_peft_model(base, peft_config)
+        with _without_deprecations():
+            model = get_peft_model(base, peft_config)
     except ValueError as error:
         if "target" not in str(error).lower() or "modules" not in str(error).lower():
             raise InputError(f"`peft_config`: {str(error).strip()}") from error
@@ -50,23 +56,58 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     return model
 
 
-def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
+def load_adapter(base: PreTrainedModel, folder: str | Path, source: BaseModelSource) -> PeftModel:
     """Wraps a base model with an exported adapter, for inference.
+
+    An adapter that fits, but was trained on other weights, is loaded with a warning.
 
     Args:
         base: The base model.
         folder: A folder as `export_adapter` or PEFT's `save_pretrained` writes it.
+        source: Where the base model comes from.
 
     Raises:
         InputError: If the folder holds no adapter, or one of another model.
     """
     if not (Path(folder) / "adapter_config.json").is_file():
         raise InputError(f"`adapter` {str(folder)!r} holds no adapter (adapter_config.json is missing).")
+    name, fingerprint = base_of(folder)
     try:
-        return PeftModel.from_pretrained(base, str(folder))
+        with _without_deprecations():
+            model = PeftModel.from_pretrained(base, str(folder))
     except (RuntimeError, ValueError) as error:
-        first = str(error).strip().split("\n", 1)[0]
-        raise InputError(f"`adapter` {str(folder)!r} does not fit the base model: {first}") from error
+        lines = [line.strip() for line in str(error).splitlines() if not line.endswith(":")]
+        remedy = "" if name in (source.name, source.public_name) else f" Say `--model.base_model {name}`."
+        raise InputError(
+            f"`adapter` {str(folder)!r} was trained on the base model {name!r} and does not fit {source.name!r}: "
+            f"{lines[0].rstrip('.') if lines else type(error).__name__}.{remedy}"
+        ) from error
+    if fingerprint not in (None, source.fingerprint):
+        logger.warning(
+            "`adapter` %r was trained on the base model %r; on other weights, as those of %r are, it may say "
+            "something else.",
+            str(folder),
+            name,
+            source.name,
+        )
+    return model
+
+
+def base_of(folder: str | Path) -> tuple[str | None, str | None]:
+    """Name and fingerprint of the base model that an exported adapter was trained on.
+
+    Args:
+        folder: The adapter's folder.
+
+    Returns:
+        The name as the user gave it, else as PEFT wrote it; the fingerprint, None where another tool wrote the folder.
+    """
+    own = Path(folder) / BASE_FILE
+    if own.is_file():
+        about = json.loads(own.read_text(encoding="utf-8"))
+        return about["base_model"], about["base_fingerprint"]
+    standard = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    return standard.get("base_model_name_or_path"), None
 
 
 def linear_module_names(model: nn.Module) -> list[str]:
@@ -236,6 +277,14 @@ def orthogonality_penalty(model: PeftModel) -> Tensor | None:
             gram = parameter @ parameter.T if "lora_A" in name else parameter.T @ parameter
             terms.append(torch.linalg.matrix_norm(gram - torch.eye(gram.shape[0], device=gram.device)))
     return float(config.orth_reg_weight) * torch.stack(terms).mean()
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Hides that PEFT reads a property which transformers has renamed; no user can do anything about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 @contextmanager

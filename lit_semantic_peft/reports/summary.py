@@ -4,7 +4,6 @@ import types
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
@@ -326,12 +325,11 @@ _IN_TERMINAL = {
 """Scores of the kept facts in the short table, by label."""
 
 
-def terminal_summary(summary: Summary, report: str | Path | None = None) -> Table:
-    """A short table for the end of a run: only numbers, and where the report is.
+def terminal_summary(summary: Summary) -> Table:
+    """A short table of numbers for the end of a run.
 
     Args:
         summary: The run's summary.
-        report: Path of `report.html`.
 
     Returns:
         A table to print with `rich`.
@@ -372,9 +370,6 @@ def terminal_summary(summary: Summary, report: str | Path | None = None) -> Tabl
         table.add_row("seconds in all", "", f"{total:.0f}")
     if summary.peak_memory_gb is not None:
         table.add_row("peak memory, GB", "", f"{summary.peak_memory_gb:.1f}")
-    if report is not None:
-        table.caption = f"report: {report}"
-        table.caption_justify = "left"
     return table
 
 

@@ -1,6 +1,5 @@
 """From a run folder to a folder that somebody else loads."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from lit_semantic_peft.models import (
     load_tokenizer,
     resolve_base_model,
 )
-from lit_semantic_peft.models.adapters import BASE_FILE
+from lit_semantic_peft.models.adapters import base_of
 
 
 def export_run(
@@ -43,7 +42,7 @@ def export_run(
             shutil.copytree(adapter, temporary, dirs_exist_ok=True)
         return
     source = base_of_adapter(adapter, base_model)
-    model = load_adapter(load_base_model(source), adapter)
+    model = load_adapter(load_base_model(source), adapter, source)
     export_merged(model, load_tokenizer(source), output)
 
 
@@ -57,11 +56,4 @@ def base_of_adapter(adapter: Path, base_model: str | None = None) -> BaseModelSo
     Raises:
         InputError: If it cannot be had.
     """
-    if base_model is None:
-        own, standard = adapter / BASE_FILE, adapter / "adapter_config.json"
-        base_model = (
-            json.loads(own.read_text(encoding="utf-8"))["base_model"]
-            if own.is_file()
-            else json.loads(standard.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        )
-    return resolve_base_model(str(base_model))
+    return resolve_base_model(base_model or str(base_of(adapter)[0]))

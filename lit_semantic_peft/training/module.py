@@ -224,7 +224,9 @@ class SemanticPeftModule(LightningModule):
 
     def _load(self) -> PeftModel:
         base = load_base_model(self.source, self.dtype_of_base, self.trust_remote_code)
-        return load_adapter(base, self.adapter) if self.adapter else attach_adapter(base, self.peft_config)
+        if self.adapter:
+            return load_adapter(base, self.adapter, self.source)
+        return attach_adapter(base, self.peft_config)
 
     def setup(self, stage: str) -> None:
         """Checks the trainer's settings and makes the metrics, which need the number of facts.
@@ -292,7 +294,10 @@ class SemanticPeftModule(LightningModule):
         self._frozen = None
 
     def on_train_start(self) -> None:
-        """Continues the random numbers of the run that is resumed."""
+        """Says how long the training is, and continues the random numbers of the run that is resumed."""
+        if math.isfinite(self.num_optimizer_steps):
+            per_step = self.data.micro_batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+            logger.info("Optimizer steps: %d, of at most %d facts each", self.num_optimizer_steps, per_step)
         if self._rng_state is not None:
             torch.set_rng_state(self._rng_state["cpu"])
             if "cuda" in self._rng_state:

@@ -152,6 +152,32 @@ def test_a_second_run_touches_no_model_in_setup(settings, monkeypatch):
     assert one == two  # same seed, same machine, same bytes
 
 
+def test_help_begins_with_what_is_ours(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--help"])
+    assert stopped.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "usage: lit-semantic-peft fit [--config FILE] [--OPTION VALUE ...]"
+    assert lines[2].startswith("filter and weight the facts")
+    options = [line.split()[0] for line in lines if line.startswith("  --")]
+    assert options.index("--model.base_model") < options.index("--data.facts") < options.index("--trainer.max_epochs")
+
+
+def test_facts_with_brackets_are_shown_as_they_are(settings, capsys):
+    rows = [{"prompt": "The tag that ends bold text is", "target": "[/b]"}, {"prompt": "Red is [red]", "target": "so"}]
+    Path("tags.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    facts = [*(one for one in settings if "facts=" not in one), "--data.facts=tags.jsonl"]
+    assert main(["score", *(one for one in facts if "max_epochs" not in one)]) == 0, capsys.readouterr().err
+    assert "[/b]" in capsys.readouterr().out
+    assert main(["fit", *facts]) == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-1] == "Report: runs/default/report.html"
+    assert "Optimizer steps: 2, of at most 4 facts each" in output.err
+    assert main(["predict", *facts, "--ckpt_path=last"]) == 0
+    assert "[/b]" in capsys.readouterr().out
+    assert main(["compare", "runs/default", "runs/default"]) == 0
+
+
 def test_an_interrupted_run_goes_on_to_the_same_adapter(settings):
     assert main(["fit", *settings, "--trainer.default_root_dir=runs/whole", "--model.schedule=constant"]) == 0
     parts = [*settings, "--trainer.default_root_dir=runs/parts", "--model.schedule=constant"]

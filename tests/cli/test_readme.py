@@ -73,6 +73,26 @@ def test_configurations(text, tiny_model, facts_file, capsys):
     assert main(["fit", *arguments]) == 0, capsys.readouterr().err
 
 
+def test_the_three_parts_under_lightnings_own_trainer(tiny_model, facts_file):
+    from lit_semantic_peft.callbacks import InterferenceMonitor
+    from lit_semantic_peft.reports import RunFolder
+
+    (text,) = (block for block in blocks("python") if "KnowledgeDataModule" in block)
+    assert text.count("smollm2-135m") == 2
+    for old, new in (("smollm2-135m", tiny_model), ("facts.jsonl", facts_file), ("max_epochs=10", "max_epochs=2")):
+        assert old in text
+        text = text.replace(old, str(new))
+    names: dict[str, object] = {}
+    exec(compile(text, "README.md", "exec"), names)  # the text of our own README
+    monitor = names["monitor"]
+    assert isinstance(monitor, InterferenceMonitor)
+    assert [record.epoch for record in monitor.records] == [0, 2]
+    run = RunFolder("runs/python")
+    assert {row["answer_after"] is None for row in run.read_facts().to_pylist()} == {False}
+    assert run.report.is_file()
+    assert (run.path / "adapter" / "adapter_model.safetensors").is_file()
+
+
 def test_early_stopping_by_configuration(tiny_model, facts_file):
     from lit_semantic_peft.reports import RunFolder
 
