@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from lightning.pytorch import Trainer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from tqdm.auto import tqdm
 
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
@@ -176,7 +176,7 @@ def _write(folder: RunFolder, data: KnowledgeDataModule, conflicts: Conflicts | 
 
 def _distance_table(prepared: PreparedFacts) -> Table:
     table = Table(
-        "distance",
+        Column("distance", overflow="fold"),
         *[f"{quantile:.0%}" for quantile in _QUANTILES],
         title="How far the facts are (quantiles)",
         title_justify="left",
@@ -187,7 +187,11 @@ def _distance_table(prepared: PreparedFacts) -> Table:
 
 
 def _agreement_table(comparison: DistanceComparison) -> Table:
-    table = Table("", *comparison.names, title="How the distances agree (Spearman's rank correlation)")
+    table = Table(
+        Column("distance", overflow="fold"),
+        *[Column(name, overflow="fold") for name in comparison.names],
+        title="How the distances agree (Spearman's rank correlation)",
+    )
     table.title_justify = "left"
     for name, row in zip(comparison.names, comparison.rank_correlation, strict=True):
         table.add_row(name, *["–" if np.isnan(value) else f"{value:.2f}" for value in row])
@@ -195,7 +199,12 @@ def _agreement_table(comparison: DistanceComparison) -> Table:
 
 
 def _prediction_table(predicts: Mapping[str, Mapping[str, Discrimination]]) -> Table:
-    table = Table("distance", *predicts, title="What predicts that a fact is learned (AUROC)", title_justify="left")
+    table = Table(
+        Column("distance", overflow="fold"),
+        *predicts,
+        title="What predicts that a fact is learned (AUROC)",
+        title_justify="left",
+    )
     for name in next(iter(predicts.values())):
         found = [of_distance[name] for of_distance in predicts.values()]
         table.add_row(name, *[f"{one.auroc:.2f} [{one.low:.2f}, {one.high:.2f}]" for one in found])
@@ -215,7 +224,7 @@ def _fate_table(prepared: PreparedFacts) -> Table:
         rows = [row for row, other in enumerate(fates) if other == fate]
         table.add_row(fate, str(len(rows)), f"{prepared.scored.distance[rows].mean():.3f}")
     known = int(prepared.scored.is_known.sum())
-    table.caption = f"{known} of {len(prepared.facts)} facts are generated correctly by the base model already"
+    table.caption = f"{known} of {len(prepared.facts)} facts are known to the base model already"
     return table
 
 
