@@ -239,8 +239,8 @@ def _filters(cells: Cells) -> tuple[str, str, list[Bar]] | None:
     if not recall:
         return None
     sentence = (
-        f"At equal exposures of the kept facts {_winners(recall, 'filters', 'the random control', 1)} in what dropping "
-        f"does to the recall of the rest, and {_winners(nll, 'filters', 'it', -1)} in its likelihood."
+        "What dropping does to the rest, against the random control, at equal exposures of the kept facts. In recall: "
+        f"{_verdict(recall, 1)}. In likelihood: {_verdict(nll, -1)}."
     )
     return sentence, "effect of dropping on the rest's recall, minus the random control's", _bars(recall)
 
@@ -255,11 +255,10 @@ def _weightings(setting: Setting, cells: Cells) -> tuple[str, str, list[Bar]] | 
     for name, block in setting.blocks.items():
         found = [] if name == PRIMARY else against_plain(cells, name, "recalled", groups)
         if found and cells[name, PLAIN, "steps", False].block.epochs != setting.blocks[PRIMARY].epochs:
-            others.append(f"after {block.epochs} epochs of {block.num_facts} facts {_winners(found, 'arms', 'it', 1)}")
+            others.append(f" In recall after {block.epochs} epochs of {block.num_facts} facts: {_verdict(found, 1)}.")
     sentence = (
-        f"At the primary budget {_winners(primary, 'weightings and rivals', 'uniform weights', 1)} in recall, and "
-        f"{_winners(likelihood, 'weightings and rivals', 'them', -1)} in likelihood"
-        f"{'; ' + '; '.join(others) if others else ''}."
+        f"Against uniform weights at the primary budget. In recall: {_verdict(primary, 1)}. In likelihood: "
+        f"{_verdict(likelihood, -1)}.{''.join(others)}"
     )
     return sentence, "recall minus that of uniform weights", _bars(primary)
 
@@ -269,7 +268,8 @@ def _both(cells: Cells) -> tuple[str, str, list[Bar]] | None:
     if not found:
         return None
     sentence = (
-        f"At equal optimizer steps {_winners(found, 'combinations', 'plain training', 1)} in recall over all facts."
+        f"Against plain training at equal optimizer steps, in recall over all facts, dropped ones too: "
+        f"{_verdict(found, 1)}."
     )
     return sentence, "recall over all facts, minus that of plain training", _bars(found)
 
@@ -282,8 +282,7 @@ def _cost(cells: Cells) -> tuple[str, str, list[Bar]] | None:
     known = known_recall(plain)
     sentence = (
         f"Plain training leaves {_share(plain.sample('locality'))} of the neighbours' answers as they were and "
-        f"{_share(known)} of the known facts recalled; {_winners(locality, 'arms', 'it', 1)} in locality, and "
-        f"{_losers(locality)} worse."
+        f"{_share(known)} of the known facts recalled. Against it, in locality: {_verdict(locality, 1)}."
     )
     return sentence, "locality minus that of plain training", _bars(locality)
 
@@ -310,15 +309,13 @@ def known_recall(cell: Cell) -> Sample:
     return sample(after, np.broadcast_to(before, after.shape))
 
 
-def _winners(found: Sequence[Comparison], what: str, rival: str, better: int) -> str:
-    names = [one.label for one in found if one.sign == better]
-    listed = f" ({', '.join(names)})" if names else ""
-    return f"{len(names) or 'none'} of {len(found)} {what}{listed} beat {rival} beyond the interval"
-
-
-def _losers(found: Sequence[Comparison]) -> str:
-    names = [one.label for one in found if one.sign < 0]
-    return f"{len(names) or 'none'}{' (' + ', '.join(names) + ')' if names else ''} of {len(found)} are"
+def _verdict(found: Sequence[Comparison], better: int) -> str:
+    """Which arms lie beyond their corrected intervals, and on which side."""
+    parts = []
+    for sign, said in ((better, "better"), (-better, "worse"), (0, "within the interval")):
+        if names := [one.label for one in found if one.sign == sign]:
+            parts.append(f"{f'{len(names)} arms' if sign == 0 and len(names) > 4 else ', '.join(names)} {said}")
+    return "; ".join(parts)
 
 
 def _bars(found: Sequence[Comparison]) -> list[Bar]:
