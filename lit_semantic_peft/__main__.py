@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command in _LIGHTNING_COMMANDS:
             from lit_semantic_peft.cli import run
 
-            run(arguments)
+            run(arguments, _LIGHTNING_COMMANDS)
         elif command == "export":
             _export(arguments[1:])
         elif command == "report":
@@ -149,7 +149,7 @@ def _compare(arguments: Sequence[str]) -> None:
     if options.output:
         check_output(options.output)
     found = compare_runs(options.first, options.second, only_kept=options.only_kept)
-    Console().print(difference_table(found, options.first, options.second))
+    Console(markup=False, emoji=False).print(difference_table(found, options.first, options.second))
     print(f"Facts in common: {len(found.facts)}")
     for count, what in (
         (found.num_only_first, f"only in {options.first}"),

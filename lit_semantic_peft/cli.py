@@ -5,12 +5,13 @@ import logging
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -28,7 +29,7 @@ from lit_semantic_peft.callbacks import (
 )
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.files import atomic_path, remove_leftovers
+from lit_semantic_peft.files import remove_leftovers, write_text
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.trainer import KnowledgeTrainer
 from lit_semantic_peft.training import SemanticPeftModule
@@ -36,14 +37,17 @@ from lit_semantic_peft.training import SemanticPeftModule
 logger = logging.getLogger(__name__)
 
 _DEFAULT_RUN = "runs/default"
+# Options of `fit` that say where one call begins: every command takes a run's configuration.
+_OF_THE_CALL = ("ckpt_path", "weights_only")
 _LINKED = ("base_model", "revision", "dtype", "trust_remote_code")
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None) -> None:
     """Runs one command.
 
     Args:
         arguments: The command and its options.
+        descriptions: What each command does, by its name, for `--help`; Lightning's words where None.
 
     Raises:
         InputError: If the input cannot be used. A run folder that this call made, and in which nothing can be resumed
@@ -59,6 +63,7 @@ def run(arguments: Sequence[str]) -> None:
         seed_everything_default=0,
         trainer_defaults={"callbacks": [AnswerWriter(), LossWeightDistribution()]},
         parser_class=SuggestingParser,
+        parser_kwargs={name: {"description": text} for name, text in (descriptions or {}).items()},
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         args=list(arguments),
@@ -93,6 +98,16 @@ class SuggestingParser(LightningArgumentParser):
 
 class SemanticPeftCLI(LightningCLI):
     """LightningCLI with the run folder, the callbacks that every run has, and `score`."""
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """A usage of one line instead of a hundred, and the trainer's options behind those of this package."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.usage = f"lit-semantic-peft {subcommand} [--config FILE] [--OPTION VALUE ...]"
+        parser._action_groups.sort(key=lambda group: str(group.title).startswith("`lightning.pytorch.Trainer`"))
+        for action in parser._actions:
+            if action.dest == "ckpt_path":  # of Lightning's special words only one is of use here
+                action.help = "`last` for the newest checkpoint of the run folder, or the path of a checkpoint file."
+        return parser
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -130,6 +145,8 @@ class SemanticPeftCLI(LightningCLI):
         self.run_folder = RunFolder(config.trainer.default_root_dir)
         self._run_folder_existed = self.run_folder.path.exists()
         _keep_wandb_in(config.trainer, self.run_folder)
+        if self.subcommand == "score":  # looks at facts in one process, whatever the configuration trains with
+            config.trainer.update(Namespace(devices=1, num_nodes=1, strategy="auto"))
         ckpt_path = self._checkpoint(config)
         # A child process of a distributed run meets the folder that the first one has just made.
         is_new = self.subcommand == "fit" and config.get("ckpt_path") is None
@@ -221,8 +238,8 @@ class SemanticPeftCLI(LightningCLI):
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
 
     def _remove_useless_run_folder(self) -> None:
-        made_here = self.subcommand == "fit" and not self._run_folder_existed
-        if made_here and _is_first_process() and not self.run_folder.has_checkpoint():
+        # Whatever the command: the logger of a `predict` that failed must not stand in the way of a later `fit`.
+        if not self._run_folder_existed and _is_first_process() and not self.run_folder.has_checkpoint():
             shutil.rmtree(self.run_folder.path, ignore_errors=True)
 
 
@@ -239,14 +256,17 @@ class RunConfig(SaveConfigCallback):
             trainer: The trainer.
             pl_module: The module.
         """
-        self._write(Path(trainer.default_root_dir) / self.config_filename)
+        config = self.config.clone()
+        for name in _OF_THE_CALL:
+            config.pop(name, None)
+        text = self.parser.dump(config, skip_none=False)
+        self._write(Path(trainer.default_root_dir) / self.config_filename, text)
         for one in trainer.loggers:
-            one.log_hyperparams({"config": self.parser.dump(self.config, skip_none=False)})
+            one.log_hyperparams({"config": text})
 
     @rank_zero_only
-    def _write(self, path: Path) -> None:
-        with atomic_path(path) as temporary:
-            self.parser.save(self.config, str(temporary), skip_none=False, overwrite=True, multifile=False)
+    def _write(self, path: Path, text: str) -> None:
+        write_text(path, text)
 
 
 def _next_version(logs: Path) -> str:
@@ -313,7 +333,6 @@ def _configure_logging() -> None:
     for noise in (
         ".*loftq_config.*",  # jsonargparse passes peft's defaults explicitly
         ".*does not have many workers.*",  # batches are a lookup and a pad; workers would cost more
-        ".*is_gradient_checkpointing.*",
         ".*LeafSpec.*",
         ".*sync_dist=True.*",  # what is logged was reduced over the ranks before
         ".*LightningCLI's args parameter.*",

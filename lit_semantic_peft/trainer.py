@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from lightning.pytorch import Trainer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from tqdm.auto import tqdm
 
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
@@ -16,6 +16,7 @@ from lit_semantic_peft.facts import find_contradictions, find_near_duplicates
 from lit_semantic_peft.files import write_json
 from lit_semantic_peft.interference import gradient_matrix, warm_up
 from lit_semantic_peft.metrics import GradientInterference
+from lit_semantic_peft.models import resolve_base_model
 from lit_semantic_peft.reports import (
     Discrimination,
     DistanceComparison,
@@ -72,7 +73,7 @@ class KnowledgeTrainer(Trainer):
             model: Names the base model and, for a warm-up, the adapter.
             datamodule: Names the facts, distances, filters and weighting.
             output: Folder for `facts.parquet`, `report.html`, `distances.json`, `plots/distances.png` and, after a
-                warm-up, `interference.safetensors`; overwritten.
+                warm-up, `interference.safetensors`; overwritten, unless it is the folder of a run.
             warmup_steps: Train a throw-away adapter for so many steps and measure which facts conflict. 0 for not at
                 all: before training there are hardly any conflicts to see.
             warmup_learning_rate: Constant learning rate of the warm-up.
@@ -87,6 +88,12 @@ class KnowledgeTrainer(Trainer):
             raise InputError(f"`warmup_steps` must be at least 0, got {warmup_steps}")
         if num_conflict_facts < 2:
             raise InputError(f"`num_conflict_facts` must be at least 2, got {num_conflict_facts}")
+        folder = RunFolder(output)
+        if folder.manifest.is_file() or folder.checkpoints.is_dir():
+            raise InputError(
+                f"`output` {output} is the folder of a run, whose table, summary and report would be overwritten. "
+                "Choose another."
+            )
         learned = None if run is None else _learned(RunFolder(run), datamodule)
         datamodule.contradictions = "keep"
         datamodule.setup("score")
@@ -96,11 +103,10 @@ class KnowledgeTrainer(Trainer):
         conflicts = None
         if warmup_steps:
             conflicts = _conflicts(model, datamodule, warmup_steps, warmup_learning_rate, num_conflict_facts)
-        folder = RunFolder(output)
         _write(folder, datamodule, conflicts)
         write_json(folder.distances, comparison.to_json())
         write_distance_plot(folder, comparison)
-        console = Console()
+        console = Console(markup=False, emoji=False)
         for table in (
             _distance_table(prepared),
             _agreement_table(comparison),
@@ -119,13 +125,14 @@ class KnowledgeTrainer(Trainer):
 
 
 def _learned(run: RunFolder, data: KnowledgeDataModule) -> dict[str, dict[str, bool]]:
-    """What a run learned, once it is known to have had the same base model."""
+    """What a run learned, once it is known to have had the same base model, by whatever name."""
     learned = read_learned(run)
-    base_model = run.read_summary().base_model
-    if base_model != data.base_model:
+    manifest = run.read_manifest()
+    if manifest.get("base_fingerprint") != resolve_base_model(data.base_model, data.revision).fingerprint:
         raise InputError(
-            f"`run` {run.path} was trained on the base model {base_model}, but `base_model` is {data.base_model}. "
-            f"Say `--model.base_model {base_model}`."
+            f"`run` {run.path} was trained on the base model {manifest.get('base_model')}, but `base_model` is "
+            f"{data.base_model}, or the same model with other weights. Take the run's own configuration: "
+            f"`--config {run.config}`."
         )
     return learned
 
@@ -169,7 +176,7 @@ def _write(folder: RunFolder, data: KnowledgeDataModule, conflicts: Conflicts | 
 
 def _distance_table(prepared: PreparedFacts) -> Table:
     table = Table(
-        "distance",
+        Column("distance", overflow="fold"),
         *[f"{quantile:.0%}" for quantile in _QUANTILES],
         title="How far the facts are (quantiles)",
         title_justify="left",
@@ -180,7 +187,11 @@ def _distance_table(prepared: PreparedFacts) -> Table:
 
 
 def _agreement_table(comparison: DistanceComparison) -> Table:
-    table = Table("", *comparison.names, title="How the distances agree (Spearman's rank correlation)")
+    table = Table(
+        Column("distance", overflow="fold"),
+        *[Column(name, overflow="fold") for name in comparison.names],
+        title="How the distances agree (Spearman's rank correlation)",
+    )
     table.title_justify = "left"
     for name, row in zip(comparison.names, comparison.rank_correlation, strict=True):
         table.add_row(name, *["–" if np.isnan(value) else f"{value:.2f}" for value in row])
@@ -188,7 +199,12 @@ def _agreement_table(comparison: DistanceComparison) -> Table:
 
 
 def _prediction_table(predicts: Mapping[str, Mapping[str, Discrimination]]) -> Table:
-    table = Table("distance", *predicts, title="What predicts that a fact is learned (AUROC)", title_justify="left")
+    table = Table(
+        Column("distance", overflow="fold"),
+        *predicts,
+        title="What predicts that a fact is learned (AUROC)",
+        title_justify="left",
+    )
     for name in next(iter(predicts.values())):
         found = [of_distance[name] for of_distance in predicts.values()]
         table.add_row(name, *[f"{one.auroc:.2f} [{one.low:.2f}, {one.high:.2f}]" for one in found])
@@ -208,7 +224,7 @@ def _fate_table(prepared: PreparedFacts) -> Table:
         rows = [row for row, other in enumerate(fates) if other == fate]
         table.add_row(fate, str(len(rows)), f"{prepared.scored.distance[rows].mean():.3f}")
     known = int(prepared.scored.is_known.sum())
-    table.caption = f"{known} of {len(prepared.facts)} facts are generated correctly by the base model already"
+    table.caption = f"{known} of {len(prepared.facts)} facts are known to the base model already"
     return table
 
 
@@ -237,10 +253,10 @@ def _print_suspicious(console: Console, prepared: PreparedFacts) -> None:
     duplicates = find_near_duplicates(prepared.facts)
     console.print(f"Contradictions (same prompt, different targets): {len(contradictions)}")
     for contradiction in contradictions[:_SHOWN]:
-        console.print(f"  {contradiction}", markup=False)
+        console.print(f"  {contradiction}")
     console.print(f"Near-duplicates in the text: {len(duplicates)}")
     for duplicate in duplicates[:_SHOWN]:
-        console.print(f"  {duplicate}", markup=False)
+        console.print(f"  {duplicate}")
 
 
 def _conflict_table(prepared: PreparedFacts, conflicts: Conflicts) -> Table:

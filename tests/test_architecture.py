@@ -14,7 +14,7 @@ ORDER = [
     *("facts", "tokens", "models", "interference", "metrics"),
     *("semantics", "data", "training", "reports", "callbacks"),
 ]
-GROUND = ["errors", "files", "intervals", "score_definitions"]  # below all
+GROUND = ["errors", "files", "intervals", "score_definitions", "stopwatch"]  # below all
 TOP = ["trainer", "cli", "__main__"]
 LEVEL = {name: level for level, name in enumerate([*GROUND, *ORDER, *TOP])}
 HEAVY = {"torch", "lightning", "transformers", "peft", "torchmetrics", "datasets", "wandb", "pyarrow", "matplotlib"}

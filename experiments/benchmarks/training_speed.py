@@ -1,6 +1,7 @@
 """How fast training is: ours, Hugging Face Trainer + peft, and TRL's SFTTrainer, interleaved in one command.
 
     python experiments/benchmarks/training_speed.py [--precision bf16-mixed] [--repetitions 3]
+    python experiments/benchmarks/training_speed.py --online --num_facts 64  # what online weights add to our own step
 
 All train the same token ids of the same facts with the same base model, LoRA, optimizer, precision, micro-batch and
 number of steps, and minimise the same loss, the mean over the target tokens of a step. Before anything is timed, each
@@ -435,6 +436,50 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
 
 
+def online_cost(settings: Settings, repetitions: int) -> dict[str, Any]:
+    """Processor seconds of the same training steps with given and with online weights, each micro-batch in turn.
+
+    One adapter learns throughout, so that both ways meet the same weights but for the steps in between.
+    """
+    from lit_semantic_peft.models import fact_nll
+    from lit_semantic_peft.semantics import ExpectedEmbeddingDistance, Online, Proximity
+    from lit_semantic_peft.semantics.online import nll_and_online_weight
+
+    data = _token_mean_facts(settings)
+    model = _peft_model(Contender("ours"), settings).train()
+    parameters = [one for one in model.parameters() if one.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
+    weighting, distance = Online(Proximity()), ExpectedEmbeddingDistance()
+
+    def step(batch: Any, is_online: bool) -> None:
+        if is_online:
+            nll, weight = nll_and_online_weight(model, batch, weighting, distance, has_end=True)
+        else:
+            nll, weight = fact_nll(model, batch), batch.loss_weight
+        ((weight * nll).sum() / weight.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    batches = data.training_batches(data.prepared.kept_index, settings.micro_batch_size)
+    seconds: dict[str, list[float]] = {"given": [], "online": []}
+    for repetition in range(repetitions + 1):  # the first warms up
+        spent = dict.fromkeys(seconds, 0.0)
+        for batch in batches:
+            for way in _rotated(list(seconds), repetition):
+                begun = time.process_time()
+                step(batch, way == "online")
+                spent[way] += time.process_time() - begun
+        if repetition:
+            for way, value in spent.items():
+                seconds[way].append(value)
+    added = [online / given - 1 for given, online in zip(*seconds.values(), strict=True)]
+    return {
+        "num_facts": len(data.prepared.kept_index),
+        "processor_seconds": seconds,
+        "added_by_online": {"median": statistics.median(added), "min": min(added), "max": max(added)},
+    }
+
+
 def best_precision() -> str:
     """`bf16-mixed` where the device multiplies bfloat16 in hardware, else `32-true`."""
     if torch.cuda.is_available():
@@ -456,9 +501,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--only", nargs="+", help="names of contenders, for example: --only ours 'HF Trainer'")
     parser.add_argument("--output", type=Path, help="folder of the result; experiments/results where left out")
+    parser.add_argument("--online", action="store_true", help="only what online weights add to a step of ours")
     options = vars(parser.parse_args(arguments))
-    output, repetitions, only = (options.pop(name) for name in ("output", "repetitions", "only"))
+    output, repetitions, only, online = (options.pop(name) for name in ("output", "repetitions", "only", "online"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if online:
+        result = online_cost(Settings(**options), repetitions)
+        added = result["added_by_online"]
+        print(f"online weights add {added['median']:.1%} ({added['min']:.1%} to {added['max']:.1%}) to a step")
+        print(keep("online_weighting", result, output))
+        return
     result = measure(Settings(**options), repetitions, only)
     show(result)
     print(keep(f"training_speed_{options['precision']}", result, output))

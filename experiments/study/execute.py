@@ -4,21 +4,23 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
+from itertools import product
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
 from experiments.benchmarks.measured import provenance
 from experiments.study.facts import StudyFacts, facts_of
-from experiments.study.plan import ROOT, Run, Setting, config_of, runs_of
+from experiments.study.plan import ROOT, Role, Run, Setting, config_of, runs_of
 from experiments.study.results import ResultFolder, choose_learning_rate, measured, unfairness
 from lit_semantic_peft.cli import run as run_command
 from lit_semantic_peft.errors import InputError
@@ -67,7 +69,7 @@ def order_of(run: Run, setting: Setting, learning_rate: float) -> Order:
     config = config_of(run, setting, learning_rate, facts.path)
     depends_on = {
         "config": {**config, "data": {**config["data"], "facts": facts.key}},
-        "base_fingerprint": resolve_base_model(setting.base_model).fingerprint,
+        "base_fingerprint": _fingerprint(setting.base_model),
         "versions": {name: version(name) for name in _PACKAGES},
         "threads": setting.threads,
         "study_version": STUDY_VERSION,
@@ -75,16 +77,24 @@ def order_of(run: Run, setting: Setting, learning_rate: float) -> Order:
     return Order(run, config, facts, content_key(depends_on), depends_on)
 
 
-def pending(setting: Setting, results: ResultFolder, role: str) -> list[Order]:
+@cache  # it reads the whole file of the weights
+def _fingerprint(base_model: str) -> str:
+    return resolve_base_model(base_model).fingerprint
+
+
+def pending(setting: Setting, results: ResultFolder, role: Role, arms: Collection[str] | None = None) -> list[Order]:
     """The runs whose result is missing, outdated, failed or cancelled. Reported runs need the choice to be made.
 
     Args:
         setting: The setting.
         results: What is there.
         role: `tune` or `report`.
+        arms: Only runs of these; all where None.
     """
     orders = []
     for run in runs_of(setting, role):
+        if arms is not None and run.arm.name not in arms:
+            continue
         rate = run.learning_rate or choose_learning_rate(run, setting, results)
         if rate is None:
             continue
@@ -95,7 +105,7 @@ def pending(setting: Setting, results: ResultFolder, role: str) -> list[Order]:
 
 
 def run_all(setting: Setting, processes: int, minutes: float | None, say: Callable[[str], None] = print) -> int:
-    """Runs what is missing: first what chooses, then what is reported.
+    """Runs what is missing, stage by stage: first what chooses, then what is reported.
 
     Args:
         setting: The setting.
@@ -110,13 +120,13 @@ def run_all(setting: Setting, processes: int, minutes: float | None, say: Callab
     remove_leftovers(setting.results)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     num_failed = 0
-    for role in ("tune", "report"):
-        orders = pending(setting, results, role)
-        say(f"{role}: {len(orders)} runs to do")
+    for stage, role in product(setting.stages, get_args(Role)):
+        orders = pending(setting, results, role, stage)
+        say(f"{role} {', '.join(stage)}: {len(orders)} runs to do")
         for done, (name, status, seconds) in enumerate(_in_processes(orders, setting, processes, deadline), 1):
             num_failed += status == "failed"
             say(f"{role} {done}/{len(orders)} {name}: {status}, {seconds:.0f} s")
-        if left := pending(setting, results, role):
+        if left := pending(setting, results, role, stage):
             say(f"{role}: {len(left)} runs are left; run the same command again")
             break
     return num_failed

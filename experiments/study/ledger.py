@@ -38,6 +38,15 @@ def ledger(setting: Setting) -> str:
         f"In all {len(runs)} runs, {total / 3600:.1f} hours of one process, {total / 3600 / setting.processes:.1f} "
         f"hours with {setting.processes}.",
         "",
+        "| stage | arms, chosen for and run before those of the next stage | runs | hours |",
+        "| --- | --- | --- | --- |",
+    ]
+    for place, stage in enumerate(setting.stages, 1):
+        mine = [run for run in runs if run.arm.name in stage]
+        hours = sum(run.seconds(setting) for run in mine) / 3600
+        lines.append(f"| {place} | {', '.join(stage)} | {len(mine)} | {hours:.2f} |")
+    lines += [
+        "",
         "| runs of one arm | runs | seconds each |",
         "| --- | --- | --- |",
     ]

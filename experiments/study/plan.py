@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -110,6 +110,8 @@ class Setting:
         results: Folder of the results, below the repository.
         seconds: Measured: `start` of a run, one `fact` in training, one in an `evaluation`.
         methods: Configurations of `peft` by name.
+        stages: Arms that are chosen for, then run, before those of the next stage: what is there after some hours
+            can answer something.
         blocks: By name.
     """
 
@@ -124,6 +126,7 @@ class Setting:
     results: Path
     seconds: Mapping[str, float]
     methods: Mapping[str, Any]
+    stages: tuple[tuple[str, ...], ...]
     blocks: Mapping[str, Block] = field(default_factory=dict)
 
 
@@ -203,7 +206,8 @@ def load_setting(name: str, base_model: str | None = None, results: Path | None 
         results = ROOT / raw["results"]
         if base_model is not None:
             results = results.with_name(f"{results.name}-{base_model.strip('/').replace('/', '-')}")
-    raw |= {"results": results, "base_model": base_model or raw["base_model"], "blocks": blocks}
+    stages = _stages(raw.get("stages", []), blocks.values(), path)
+    raw |= {"results": results, "base_model": base_model or raw["base_model"], "stages": stages, "blocks": blocks}
     try:
         setting = Setting(name=path.stem, **raw)
     except TypeError as error:
@@ -250,7 +254,8 @@ def runs_of(setting: Setting, role: Role) -> list[Run]:
         setting: The setting.
         role: Which runs: those that choose, or those that are reported.
     """
-    return [run for block in setting.blocks.values() for run in _runs_of_block(block, role)]
+    runs = [run for block in setting.blocks.values() for run in _runs_of_block(block, role)]
+    return [run for stage in setting.stages for run in runs if run.arm.name in stage]
 
 
 def config_of(run: Run, setting: Setting, learning_rate: float, facts: Path) -> dict[str, Any]:
@@ -315,6 +320,16 @@ def _arm_names(names: Any, block: str) -> tuple[str, ...]:
     if PLAIN not in names:
         raise InputError(f"block {block!r}: `arms` must contain `{PLAIN}`, which the others are compared with")
     return (PLAIN, *(name for name in names if name != PLAIN))
+
+
+def _stages(named: Sequence[Sequence[str]], blocks: Iterable[Block], path: Path) -> tuple[tuple[str, ...], ...]:
+    """The named stages, and one of all other arms."""
+    rest = list(dict.fromkeys(arm for block in blocks for arm in block.arms))
+    for arm in (arm for stage in named for arm in stage):
+        if arm not in rest:
+            raise InputError(f"{path.name}: `stages` must name each arm of a block once at most, got {arm!r}")
+        rest.remove(arm)
+    return tuple(tuple(stage) for stage in [*named, rest] if stage)
 
 
 def _check(setting: Setting, path: Path) -> None:

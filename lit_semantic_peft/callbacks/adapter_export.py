@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_semantic_peft.callbacks.checkpoint import require_logged
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import export_adapter
 from lit_semantic_peft.reports import RunFolder
@@ -37,9 +38,7 @@ class AdapterExport(Callback):
         """
         if trainer.sanity_checking or trainer.state.fn != "fit" or self.monitor is None:
             return
-        if self.monitor not in trainer.callback_metrics:
-            available = ", ".join(sorted(trainer.callback_metrics))
-            raise InputError(f"`monitor` {self.monitor!r} was not logged; there are: {available}")
+        require_logged(trainer, self.monitor)
         value = float(trainer.callback_metrics[self.monitor])
         if self.best is None or (value < self.best if self.mode == "min" else value > self.best):
             self.best = value

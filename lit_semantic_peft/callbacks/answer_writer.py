@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
 from rich.table import Table
 
+from lit_semantic_peft.callbacks.terminal import show
 from lit_semantic_peft.data import Question, from_all_ranks
 from lit_semantic_peft.files import write_text
 
@@ -62,8 +62,7 @@ class AnswerWriter(Callback):
         table = Table("prompt", "answer", "target")
         for question, answer in answers[:_SHOWN]:
             table.add_row(question.prompt, answer, question.target)
-        table.caption = f"{len(answers)} answers in {path}"
-        Console().print(table)
+        show(trainer, pl_module, table, f"Written: {path} (answers: {len(answers)})")
 
 
 def _row(question: Question, answer: str) -> dict[str, Any]:

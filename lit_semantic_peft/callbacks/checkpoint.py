@@ -12,6 +12,21 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_path
 
 
+def require_logged(trainer: Trainer, monitor: str) -> None:
+    """Refuses to watch what nobody logs.
+
+    Args:
+        trainer: The trainer, after a validation or at the end of an epoch.
+        monitor: Name of the metric.
+
+    Raises:
+        InputError: If it is not among the logged metrics; they are listed.
+    """
+    if monitor not in trainer.callback_metrics:
+        available = ", ".join(sorted(trainer.callback_metrics))
+        raise InputError(f"`monitor` {monitor!r} was not logged; there are: {available}")
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and then renames it.
 
@@ -46,7 +61,8 @@ class AdapterCheckpoint(ModelCheckpoint):
         every_n_steps: Optimizer steps between two versions of `last.ckpt` within an epoch; none where None.
 
     Raises:
-        InputError: If an interval is below 1.
+        InputError: If an interval is below 1; at the end of the first epoch, if `monitor` is not among the logged
+            metrics; they are listed.
     """
 
     def __init__(
@@ -86,6 +102,17 @@ class AdapterCheckpoint(ModelCheckpoint):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         super().setup(trainer, pl_module, stage)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the checkpoint of the epoch.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        if self.monitor is not None:
+            require_logged(trainer, self.monitor)
+        super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remembers how many optimizer steps there were.

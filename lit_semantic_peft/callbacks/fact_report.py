@@ -7,7 +7,6 @@ import math
 import resource
 import shlex
 import sys
-import time
 from collections import defaultdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
 
 from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
+from lit_semantic_peft.callbacks.terminal import show
 from lit_semantic_peft.callbacks.wandb_tables import log_fact_table, log_run_files, log_run_to_wandb
 from lit_semantic_peft.data import PreparedFacts
 from lit_semantic_peft.errors import InputError
@@ -38,6 +37,7 @@ from lit_semantic_peft.reports import (
     write_fact_table,
     write_probe_table,
 )
+from lit_semantic_peft.stopwatch import Stopwatch
 from lit_semantic_peft.training import Comparison, Scores, SemanticPeftModule
 
 logger = logging.getLogger(__name__)
@@ -87,17 +87,26 @@ class FactReport(Callback):
         self.wandb_artifact = wandb_artifact
         self.epochs: list[EpochRecord] = []
         self._epoch_columns: dict[str, list[Any]] = {}
-        self._clock = _Clock()
+        self._stopwatch = Stopwatch()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Starts the clock of the part that begins.
+        """Takes over the time that the data module took, and starts the clock of the part that begins.
 
         Args:
             trainer: The trainer.
             pl_module: The module.
             stage: `fit`, `validate`, `test` or `predict`.
         """
-        self._clock.start("evaluation" if stage == "test" else "setup")
+        if stage == "predict":
+            return
+        assert isinstance(pl_module, SemanticPeftModule)
+        seconds, pl_module.data.stopwatch = pl_module.data.stopwatch.seconds, Stopwatch()
+        if stage == "test":  # reading the facts again is part of it where the training was another process
+            self._stopwatch.add({"evaluation": sum(seconds.values())})
+            self._stopwatch.start("evaluation")
+        else:
+            self._stopwatch.add(seconds)
+            self._stopwatch.start("setup")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes which facts were dropped and why, and what a resumed run must have in common with this one.
@@ -106,7 +115,7 @@ class FactReport(Callback):
             trainer: The trainer.
             pl_module: The `SemanticPeftModule`.
         """
-        self._clock.start("training")
+        self._stopwatch.start("training")
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, SemanticPeftModule)
@@ -175,8 +184,9 @@ class FactReport(Callback):
             trainer: The trainer.
             pl_module: The `SemanticPeftModule`.
         """
-        self._clock.stop()
+        self._stopwatch.start("evaluation")
         self._write(trainer, pl_module)
+        self._stopwatch.stop()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes everything, logs it to W&B where that is in use, and shows the summary.
@@ -185,8 +195,8 @@ class FactReport(Callback):
             trainer: The trainer.
             pl_module: The `SemanticPeftModule`.
         """
-        self._clock.stop()
         summary = self._write(trainer, pl_module)
+        self._stopwatch.stop()
         if summary is not None:
             folder = RunFolder(trainer.default_root_dir)
             self._log_fact_table(trainer, folder.read_facts())
@@ -194,11 +204,11 @@ class FactReport(Callback):
             if self.wandb_artifact:
                 log_run_files(trainer.loggers, folder, with_text=self.log_fact_text)
             if self.show_summary:
-                Console().print(terminal_summary(summary, folder.report))
+                show(trainer, pl_module, terminal_summary(summary), f"Report: {folder.report}")
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs' numbers and the seconds so far, for the checkpoint."""
-        return {"epochs": [dataclasses.asdict(epoch) for epoch in self.epochs], "seconds": dict(self._clock.seconds)}
+        return {"epochs": [dataclasses.asdict(epoch) for epoch in self.epochs], "seconds": self._stopwatch.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the epochs' numbers from a checkpoint.
@@ -207,8 +217,7 @@ class FactReport(Callback):
             state_dict: From `state_dict`.
         """
         self.epochs = [EpochRecord(**epoch) for epoch in state_dict["epochs"]]
-        for part, seconds in state_dict["seconds"].items():
-            self._clock.seconds[part] += seconds
+        self._stopwatch.add(state_dict["seconds"])
 
     def _is_table_due(self, trainer: Trainer) -> bool:
         every = self.wandb_table_every_n_epochs
@@ -244,6 +253,8 @@ class FactReport(Callback):
         if previous is not None and folder.summary.is_file():
             earlier = folder.read_summary()
             about = {name: value or getattr(earlier, name) for name, value in about.items()}
+            if earlier.seconds is not None:
+                about["seconds"] = Seconds(**{**earlier.seconds.to_json(), **self._stopwatch.seconds})
         summary = summarize(folder.read_facts(), probes, **about)
         folder.write_summary(summary)
         build_report(folder)
@@ -264,29 +275,11 @@ class FactReport(Callback):
             "epochs": tuple(self.epochs),
             "interference": tuple(monitor.records) if monitor else (),
             "retention": _retention(module.scores) if module.scores else None,
-            "seconds": Seconds(**self._clock.seconds) if self._clock.seconds else None,
+            "seconds": Seconds(**self._stopwatch.seconds),
             "peak_memory_gb": _peak_memory_gb(),
             "versions": _versions(),
             "config": yaml.safe_load(folder.config.read_text(encoding="utf-8")) if folder.config.is_file() else {},
         }
-
-
-class _Clock:
-    """Adds up seconds by part; one part runs at a time."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._running: tuple[str, float] | None = None
-
-    def start(self, part: str) -> None:
-        self.stop()
-        self._running = (part, time.monotonic())
-
-    def stop(self) -> None:
-        if self._running is not None:
-            part, since = self._running
-            self.seconds[part] += time.monotonic() - since
-        self._running = None
 
 
 def _monitor(trainer: Trainer) -> InterferenceMonitor | None:

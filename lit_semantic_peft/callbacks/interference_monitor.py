@@ -249,12 +249,14 @@ class InterferenceMonitor(Callback):
             return min(self.num_facts, num_trained)
         size = self._size_for_budget(trainer, pl_module) if trainer.is_global_zero else 0
         size = int(trainer.strategy.broadcast(size))
-        logger.info(
-            "Interference: %s of %d facts are measured in training (%.0f %% of its time), all after it",
-            size or "none",
-            num_trained,
-            100 * self.time_budget,
-        )
+        if size:
+            logger.info("Interference: measured in training over a sample of %d of %d facts", size, num_trained)
+        else:
+            logger.info(
+                "Interference: measured after training only; a sample of 2 facts would already take more than %.0f %% "
+                "of so short a training. `--interference.num_facts 32` measures one all the same.",
+                100 * self.time_budget,
+            )
         return size
 
     def _size_for_budget(self, trainer: Trainer, module: SemanticPeftModule) -> int:

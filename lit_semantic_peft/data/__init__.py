@@ -2,7 +2,8 @@
 
 from lit_semantic_peft.data.answers import Answer, AnswerCache
 from lit_semantic_peft.data.cache import ScoreCache
-from lit_semantic_peft.data.module import KnowledgeDataModule, PreparedFacts
+from lit_semantic_peft.data.module import KnowledgeDataModule
+from lit_semantic_peft.data.prepared import PreparedFacts
 from lit_semantic_peft.data.questions import (
     EvaluationPlan,
     Question,

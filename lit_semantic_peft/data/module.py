@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from lit_semantic_peft.data.answers import AnswerCache, questions_key
 from lit_semantic_peft.data.cache import ScoreCache
 from lit_semantic_peft.data.features import FeatureCache
+from lit_semantic_peft.data.prepared import PreparedFacts, is_deferrable
 from lit_semantic_peft.data.questions import (
     EvaluationPlan,
     Question,
@@ -55,111 +56,14 @@ from lit_semantic_peft.semantics import (
     weights_of,
     with_strata,
 )
+from lit_semantic_peft.stopwatch import Stopwatch
 from lit_semantic_peft.tokens import Batch, EncodedFact, FactEncoder, Template, collate
 
 logger = logging.getLogger(__name__)
 
 
 _DEFAULT_PLAN = EvaluationPlan()
-# Reasons for which a fact stays dropped: there is nothing to teach, another fact teaches it, or the opposite is taught.
-_DROPPED_FOR_GOOD = {"already_known", "near_duplicate", "contradiction"}
 _NUM_BUILTIN_KNOWN = 64  # a base model of 135M parameters knows about a sixth of them
-
-
-@dataclass(frozen=True)
-class PreparedFacts:
-    """What `setup` decides, one row per fact in file order; `fact_index` is the row number.
-
-    Attributes:
-        facts: All facts that were read.
-        encoded: Their token ids.
-        scored: What the base model says of them.
-        is_kept: Whether the filters kept a fact, bool `(n,)`.
-        reason: Why a fact is not kept: a filter's reason, or `retain` or `probe` for its split; None if it is.
-        loss_weight: Factor of each fact's loss, float64 `(n,)`: mean 1 over the kept facts, 0 for the others.
-        final_loss_weight: The same at the end of training, where the weighting moves; else equal.
-        key: Content key of the facts and of everything that decided their fate.
-        deferred_from_epoch: Epoch from which dropped facts are trained too; None for never.
-        deferred_loss_weight: `loss_weight` and `final_loss_weight` from that epoch on: mean 1 over all facts that are
-            trained then. Empty where nothing is deferred.
-    """
-
-    facts: tuple[Fact, ...]
-    encoded: tuple[EncodedFact, ...]
-    scored: ScoredFacts
-    is_kept: np.ndarray
-    reason: tuple[str | None, ...]
-    loss_weight: np.ndarray
-    final_loss_weight: np.ndarray
-    key: str
-    deferred_from_epoch: int | None = None
-    deferred_loss_weight: tuple[np.ndarray, ...] = ()
-
-    @property
-    def kept_index(self) -> list[int]:
-        """Fact indices that the filters kept, ascending."""
-        return [int(index) for index in np.flatnonzero(self.is_kept)]
-
-    @property
-    def is_deferred(self) -> np.ndarray:
-        """Whether a fact is dropped but trained from `deferred_from_epoch` on, bool `(n,)`."""
-        if self.deferred_from_epoch is None:
-            return np.zeros_like(self.is_kept)
-        return _is_deferrable(self.facts, self.reason)
-
-    @property
-    def is_trained(self) -> np.ndarray:
-        """Whether a fact is trained in any epoch, bool `(n,)`."""
-        is_trained: np.ndarray = self.is_kept | self.is_deferred
-        return is_trained
-
-    def trained_index(self, epoch: int) -> list[int]:
-        """Fact indices that are trained in an epoch, ascending.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-        """
-        return [int(index) for index in np.flatnonzero(self.is_trained)] if self._is_late(epoch) else self.kept_index
-
-    def loss_weights(self, epoch: int) -> tuple[np.ndarray, ...]:
-        """Each fact's loss weight by the start's and by the end's weighting, among the facts of an epoch.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-
-        Returns:
-            Twice float64 `(n,)`, each with mean 1 over the epoch's facts and 0 for the others.
-        """
-        return self.deferred_loss_weight if self._is_late(epoch) else (self.loss_weight, self.final_loss_weight)
-
-    def _is_late(self, epoch: int) -> bool:
-        return self.deferred_from_epoch is not None and epoch >= self.deferred_from_epoch
-
-    def columns(self) -> dict[str, list[Any]]:
-        """The columns of the fact table that are known before training, by name."""
-        return {
-            "fact_id": [fact.id for fact in self.facts],
-            "fact_index": list(range(len(self.facts))),
-            "subject": [fact.subject for fact in self.facts],
-            "relation": [fact.relation for fact in self.facts],
-            "prompt": [fact.prompt for fact in self.facts],
-            "target": [fact.target for fact in self.facts],
-            "target_true": [fact.target_true for fact in self.facts],
-            "split": [fact.split for fact in self.facts],
-            "source": [fact.source for fact in self.facts],
-            "kept": self.is_kept.tolist(),
-            "drop_reason": list(self.reason),
-            "trained_from_epoch": [
-                0 if is_kept else self.deferred_from_epoch if is_deferred else None
-                for is_kept, is_deferred in zip(self.is_kept, self.is_deferred, strict=True)
-            ],
-            "num_target_tokens": [one.num_target_tokens for one in self.encoded],
-            "distance": self.scored.distance.tolist(),
-            "stratum": list(self.scored.stratum) or [None] * len(self.facts),
-            "nll_before": self.scored.base_nll.tolist(),
-            "loss_weight": self.loss_weights(self.deferred_from_epoch or 0)[0].tolist(),
-            **{f"distance_{name}": values.tolist() for name, values in self.scored.distances.items()},
-        }
 
 
 class KnowledgeDataModule(LightningDataModule):
@@ -281,6 +185,7 @@ class KnowledgeDataModule(LightningDataModule):
         self.revision = revision
         self.dtype: BaseDtype = dtype
         self.trust_remote_code = trust_remote_code
+        self.stopwatch = Stopwatch()
         self._prepared: PreparedFacts | None = None
         self._encoder: FactEncoder | None = None
         self._questions: list[Question] | None = None
@@ -310,31 +215,39 @@ class KnowledgeDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Downloads or converts the base model, in one process of each machine before the others look for it."""
-        resolve_base_model(self.base_model, self.revision)
+        with self.stopwatch.during("setup"):
+            resolve_base_model(self.base_model, self.revision)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads, spells, scores, filters and weights the facts. A second call does nothing.
+        """Reads, spells, scores, filters and weights the facts. A second call does none of this again.
 
         Args:
             stage: Lightning's stage. For `predict` with free prompts no fact is read.
         """
+        if stage == "fit":
+            self._position = (0, 0)  # where an earlier training was resumed; a checkpoint is read after this
         if stage == "fit" and self.trainer is not None and self.deferred_from_epoch is not None:
             _prepare_deferral(self.trainer, self.deferred_from_epoch)
-        if self._encoder is None:
-            self._encoder = agreed(self._load_encoder)
-        if self._prepared is None and not (stage == "predict" and self.prompts):
-            facts, encoded = agreed(self._read)
-            bench = Bench(
-                lambda: load_base_model(self._source, self.dtype, self.trust_remote_code).to(self.device),
-                self.encoder,
-                self.eval_batch_size,
-            )
+        with self.stopwatch.during("setup"):
+            if self._encoder is None:
+                self._encoder = agreed(self._load_encoder)
+            if self._prepared is None and not (stage == "predict" and self.prompts):
+                self._prepared = self._prepare()
+
+    def _prepare(self) -> PreparedFacts:
+        facts, encoded = agreed(self._read)
+        bench = Bench(
+            lambda: load_base_model(self._source, self.dtype, self.trust_remote_code).to(self.device),
+            self.encoder,
+            self.eval_batch_size,
+        )
+        measure = FeatureCache(self.cache.folder, self._source, self.dtype, bench, facts)
+        with self.stopwatch.during("scoring"):
             scored = self._scores(facts, encoded, bench)
-            measure = FeatureCache(self.cache.folder, self._source, self.dtype, bench, facts)
             if self.strata:
                 strata = self.strata
                 scored = from_first_rank(lambda: with_strata(scored, measure(strata, scored.fact_id)))
-            self._prepared = self._select(facts, encoded, scored, measure)
+        return self._select(facts, encoded, scored, measure)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches of the facts of the current epoch; the order depends on `seed` and epoch only."""
@@ -400,6 +313,15 @@ class KnowledgeDataModule(LightningDataModule):
             self._questions = questions
         return self._questions
 
+    def hold(self, rows: Sequence[int]) -> None:
+        """Notes which facts training holds in place, so that they are not taken for a measure of what is retained.
+
+        Args:
+            rows: Fact indices.
+        """
+        self._prepared = replace(self.prepared, held_index=tuple(rows))
+        self._questions = None
+
     def answer_manifest(self, version: int) -> dict[str, Any]:
         """Everything that the base model's answers depend on, as plain data.
 
@@ -419,13 +341,14 @@ class KnowledgeDataModule(LightningDataModule):
             "eval_batch_size": self.eval_batch_size,
             "num_processes": self._world_size,
             "device": self.device.type,
+            "precision": str(self.trainer.precision) if self.trainer else "32-true",
             "evaluation_version": version,
         }
 
     def _further_known_facts(self) -> list[Fact]:
-        """Built-in facts about other subjects, where too few of the run's own known facts stay untrained."""
+        """Built-in facts about other subjects, where too few of the run's own known facts are untouched by training."""
         prepared = self.prepared
-        if (prepared.scored.is_known & ~prepared.is_trained).sum() >= self.evaluation.min_known_facts:
+        if (prepared.scored.is_known & prepared.is_untouched).sum() >= self.evaluation.min_known_facts:
             return []
         subjects = {fact.subject for fact in prepared.facts}
         prompts = {fact.prompt for fact in prepared.facts}
@@ -534,7 +457,7 @@ class KnowledgeDataModule(LightningDataModule):
         loss_weight, final_loss_weight = self._weigh(scored, is_kept)
         deferred_loss_weight: tuple[np.ndarray, ...] = ()
         if self.deferred_from_epoch is not None:
-            is_deferred = _is_deferrable(facts, reason)
+            is_deferred = is_deferrable(facts, reason)
             deferred_loss_weight = tuple(self._weigh(scored, is_kept | is_deferred))
             logger.info("Facts dropped but trained from epoch %d on: %d", self.deferred_from_epoch, is_deferred.sum())
         logger.info("Facts kept: %d, dropped: %d", int(is_kept.sum()), len(inject) - int(is_kept.sum()))
@@ -676,16 +599,6 @@ def _spread(
     for row, why in zip(inject, selection.reason, strict=True):
         reason[row] = why
     return is_kept, tuple(reason)
-
-
-def _is_deferrable(facts: Sequence[Fact], reason: Sequence[str | None]) -> np.ndarray:
-    """Which facts a filter dropped for what may pass, bool `(n,)`."""
-    return np.array(
-        [
-            fact.split == "inject" and why is not None and why not in _DROPPED_FOR_GOOD
-            for fact, why in zip(facts, reason, strict=True)
-        ]
-    )
 
 
 def _prepare_deferral(trainer: Trainer, first_epoch: int) -> None:

@@ -1,6 +1,10 @@
 """The adapter: attached by any PEFT configuration, kept without its base, exported as PEFT reads it."""
 
-from collections.abc import Mapping
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +17,13 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_folder, write_json, write_text
 from lit_semantic_peft.models.base import BaseModelSource
 
+logger = logging.getLogger(__name__)
+
 BASE_FILE = "lit_semantic_peft.json"
 """Beside an exported adapter: which base model it was trained on, as the user named it, and its fingerprint."""
 
 _PROMPT_ENCODER = "prompt_encoder."
+_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # attributes of PEFT's rank allocator
 
 
 def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
@@ -40,7 +47,8 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     if unmatched:  # PEFT goes on as long as one name matches, and adapts less than was asked for
         raise _matches_nothing(base, unmatched)
     try:
-        model = get_peft_model(base, peft_config)
+        with _without_deprecations():
+            model = get_peft_model(base, peft_config)
     except ValueError as error:
         if "target" not in str(error).lower() or "modules" not in str(error).lower():
             raise InputError(f"`peft_config`: {str(error).strip()}") from error
@@ -48,23 +56,58 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     return model
 
 
-def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
+def load_adapter(base: PreTrainedModel, folder: str | Path, source: BaseModelSource) -> PeftModel:
     """Wraps a base model with an exported adapter, for inference.
+
+    An adapter that fits, but was trained on other weights, is loaded with a warning.
 
     Args:
         base: The base model.
         folder: A folder as `export_adapter` or PEFT's `save_pretrained` writes it.
+        source: Where the base model comes from.
 
     Raises:
         InputError: If the folder holds no adapter, or one of another model.
     """
     if not (Path(folder) / "adapter_config.json").is_file():
         raise InputError(f"`adapter` {str(folder)!r} holds no adapter (adapter_config.json is missing).")
+    name, fingerprint = base_of(folder)
     try:
-        return PeftModel.from_pretrained(base, str(folder))
+        with _without_deprecations():
+            model = PeftModel.from_pretrained(base, str(folder))
     except (RuntimeError, ValueError) as error:
-        first = str(error).strip().split("\n", 1)[0]
-        raise InputError(f"`adapter` {str(folder)!r} does not fit the base model: {first}") from error
+        lines = [line.strip() for line in str(error).splitlines() if not line.endswith(":")]
+        remedy = "" if name in (source.name, source.public_name) else f" Say `--model.base_model {name}`."
+        raise InputError(
+            f"`adapter` {str(folder)!r} was trained on the base model {name!r} and does not fit {source.name!r}: "
+            f"{lines[0].rstrip('.') if lines else type(error).__name__}.{remedy}"
+        ) from error
+    if fingerprint not in (None, source.fingerprint):
+        logger.warning(
+            "`adapter` %r was trained on the base model %r; on other weights, as those of %r are, it may say "
+            "something else.",
+            str(folder),
+            name,
+            source.name,
+        )
+    return model
+
+
+def base_of(folder: str | Path) -> tuple[str | None, str | None]:
+    """Name and fingerprint of the base model that an exported adapter was trained on.
+
+    Args:
+        folder: The adapter's folder.
+
+    Returns:
+        The name as the user gave it, else as PEFT wrote it; the fingerprint, None where another tool wrote the folder.
+    """
+    own = Path(folder) / BASE_FILE
+    if own.is_file():
+        about = json.loads(own.read_text(encoding="utf-8"))
+        return about["base_model"], about["base_fingerprint"]
+    standard = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    return standard.get("base_model_name_or_path"), None
 
 
 def linear_module_names(model: nn.Module) -> list[str]:
@@ -83,13 +126,14 @@ def linear_module_names(model: nn.Module) -> list[str]:
 def adapter_state_dict(model: PeftModel) -> dict[str, Tensor]:
     """The adapter's tensors alone, as they are trained; on the device they are on.
 
-    Under the names that PEFT exports, but for prompt, prefix and p-tuning: of those PEFT exports only the virtual
-    tokens that come out of the encoder, from which training could not go on.
+    Under the names that PEFT exports, but more than it exports where training could not go on from that: of prompt,
+    prefix and p-tuning the encoder instead of the virtual tokens that come out of it, of AdaLoRA all ranks.
     """
     if model.active_peft_config.is_prompt_learning:
         encoder = model.prompt_encoder[model.active_adapter]
         return {_PROMPT_ENCODER + name: value for name, value in encoder.state_dict().items()}
-    return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
+    with _all_ranks(model):
+        return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
 
 
 def load_adapter_state_dict(model: PeftModel, state: Mapping[str, Tensor]) -> None:
@@ -124,7 +168,53 @@ def load_adapter_state_dict(model: PeftModel, state: Mapping[str, Tensor]) -> No
         encoder = model.prompt_encoder[model.active_adapter]
         encoder.load_state_dict({name.removeprefix(_PROMPT_ENCODER): value for name, value in state.items()})
     else:
-        set_peft_model_state_dict(model, dict(state))
+        with _all_ranks(model):
+            set_peft_model_state_dict(model, dict(state))
+
+
+def rank_budget_state(model: PeftModel) -> dict[str, Any]:
+    """What AdaLoRA goes on with beside the adapter's tensors: which ranks are left, and how important each entry was.
+
+    Returns:
+        Plain data and tensors; empty for every other kind of adapter.
+    """
+    allocator = getattr(model.base_model, "rankallocator", None)
+    if allocator is None:
+        return {}
+    left = model.peft_config[model.active_adapter].rank_pattern
+    return {"rank_pattern": left, **{name: dict(getattr(allocator, name)) for name in _IMPORTANCE}}
+
+
+def load_rank_budget_state(model: PeftModel, state: Mapping[str, Any]) -> None:
+    """Goes on with a rank budget.
+
+    Args:
+        model: On the device where it is trained.
+        state: From `rank_budget_state` of a model with an adapter of the same configuration.
+    """
+    if not state:
+        return
+    model.peft_config[model.active_adapter].rank_pattern = state["rank_pattern"]
+    device = next(model.parameters()).device
+    for name in _IMPORTANCE:
+        setattr(model.base_model.rankallocator, name, {key: value.to(device) for key, value in state[name].items()})
+
+
+def update_rank_budget(model: PeftModel, step: int) -> None:
+    """Lets AdaLoRA move its rank budget, after an optimizer step and before its gradients are gone.
+
+    A step without gradients says nothing of how important a rank is: until the ranks are settled it is passed over.
+
+    Args:
+        model: With any kind of adapter; others than AdaLoRA's have no budget.
+        step: Number of optimizer steps done.
+    """
+    if getattr(model.base_model, "rankallocator", None) is None:
+        return
+    config = model.peft_config[model.active_adapter]
+    has_gradient = any(parameter.grad is not None for parameter in model.parameters())
+    if has_gradient or step >= config.total_step - config.tfinal:
+        model.base_model.update_and_allocate(step)
 
 
 def export_adapter(model: PeftModel, folder: str | Path, base: BaseModelSource, about: str = "") -> None:
@@ -187,6 +277,29 @@ def orthogonality_penalty(model: PeftModel) -> Tensor | None:
             gram = parameter @ parameter.T if "lora_A" in name else parameter.T @ parameter
             terms.append(torch.linalg.matrix_norm(gram - torch.eye(gram.shape[0], device=gram.device)))
     return float(config.orth_reg_weight) * torch.stack(terms).mean()
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Hides that PEFT reads a property which transformers has renamed; no user can do anything about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
+
+
+@contextmanager
+def _all_ranks(model: PeftModel) -> Iterator[None]:
+    """Within the block PEFT does not cut AdaLoRA's tensors down to the ranks that its budget has left."""
+    config = model.peft_config[model.active_adapter]
+    left = getattr(config, "rank_pattern", None)
+    if config.peft_type.value != "ADALORA":
+        yield
+        return
+    config.rank_pattern = None
+    try:
+        yield
+    finally:
+        config.rank_pattern = left
 
 
 def _model_card(base: BaseModelSource, peft_type: str, about: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
-from rich.table import Table
+from rich.table import Column, Table
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_path
@@ -142,7 +142,9 @@ def difference_table(comparison: RunComparison, first: str, second: str) -> Tabl
         first: Name of the first run.
         second: Name of the second run.
     """
-    table = Table("score", first, second, "difference (95 % interval)", "n", title_justify="left")
+    table = Table(
+        Column("score", overflow="fold"), first, second, "difference (95 % interval)", "n", title_justify="left"
+    )
     for one in comparison.scores:
         is_share = one.name != "locality_kl"
         ends = one.difference

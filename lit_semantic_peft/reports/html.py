@@ -275,13 +275,7 @@ def _probe_view(probes: pa.Table, facts: pa.Table) -> dict[str, Any]:
 def _provenance(summary: Summary) -> list[tuple[str, str]]:
     seconds = summary.seconds or Seconds()
     total = total_seconds(seconds)
-    parts = ", ".join(
-        f"{label} {value:.0f}"
-        for label, value in (
-            ("setup", seconds.setup), ("training", seconds.training), ("evaluation", seconds.evaluation)
-        )
-        if value is not None
-    )  # fmt: skip
+    parts = ", ".join(f"{part} {value:.0f}" for part, value in seconds.to_json().items() if value is not None)
     rows = [
         ("Command", summary.command),
         ("Ended", summary.created),

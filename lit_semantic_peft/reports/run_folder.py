@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -143,12 +144,18 @@ class RunFolder:
         Raises:
             InputError: The file is missing, is no JSON, or has another form.
         """
-        path = self._existing(self.summary)
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"`{path}`: expected JSON, got: {error}") from error
-        return Summary.from_json(value, str(path))
+        return Summary.from_json(self._read_json(self.summary), str(self.summary))
+
+    def read_manifest(self) -> dict[str, Any]:
+        """What a resumed run must have in common with this one.
+
+        Raises:
+            InputError: The file is missing or holds no JSON object.
+        """
+        value = self._read_json(self.manifest)
+        if not isinstance(value, dict):
+            raise InputError(f"`{self.manifest}`: expected an object, got {type(value).__name__}")
+        return value
 
     def read_config(self) -> str:
         """The configuration as text.
@@ -161,6 +168,13 @@ class RunFolder:
     def write_summary(self, summary: Summary) -> None:
         """Writes `summary.json`, atomically."""
         write_json(self.summary, summary.to_json())
+
+    def _read_json(self, path: Path) -> Any:
+        text = self._existing(path).read_text(encoding="utf-8")
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise InputError(f"`{path}`: expected JSON, got: {error}") from error
 
     def _existing(self, path: Path) -> Path:
         if not self.path.is_dir():

@@ -4,7 +4,6 @@ import types
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
@@ -135,7 +134,8 @@ class RetentionRecord(_Json):
         nll_after: The same after training.
         nll_delta: After minus before by text, positive is harm; `num_facts` is the number of texts. Its mean is over
             texts, so it may differ from `nll_after` − `nll_before`.
-        known: Share of the untrained facts that the base model answers right and that the trained model still does.
+        known: Share of the facts without a part in training that the base model answers right and that the trained
+            model still does.
     """
 
     nll_before: float | None = None
@@ -186,9 +186,19 @@ class InterferenceRecord(_Json):
 
 @dataclass(frozen=True, slots=True)
 class Seconds(_Json):
-    """Wall-clock seconds by part of the run."""
+    """Wall-clock seconds by part of the run, those of an interrupted run with it up to its last checkpoint.
+
+    They add up to what the user waited, without the start of the program and the making of the last report.
+
+    Attributes:
+        setup: Reading facts, filtering, loading the base model.
+        scoring: What the base model says of the facts, for distances and strata; next to nothing where it is known.
+        training: The epochs, and the interference measured during and after them.
+        evaluation: Asking the trained model, and writing down what is known.
+    """
 
     setup: float | None = None
+    scoring: float | None = None
     training: float | None = None
     evaluation: float | None = None
 
@@ -315,12 +325,11 @@ _IN_TERMINAL = {
 """Scores of the kept facts in the short table, by label."""
 
 
-def terminal_summary(summary: Summary, report: str | Path | None = None) -> Table:
-    """A short table for the end of a run: only numbers, and where the report is.
+def terminal_summary(summary: Summary) -> Table:
+    """A short table of numbers for the end of a run.
 
     Args:
         summary: The run's summary.
-        report: Path of `report.html`.
 
     Returns:
         A table to print with `rich`.
@@ -361,9 +370,6 @@ def terminal_summary(summary: Summary, report: str | Path | None = None) -> Tabl
         table.add_row("seconds in all", "", f"{total:.0f}")
     if summary.peak_memory_gb is not None:
         table.add_row("peak memory, GB", "", f"{summary.peak_memory_gb:.1f}")
-    if report is not None:
-        table.caption = f"report: {report}"
-        table.caption_justify = "left"
     return table
 
 
@@ -416,7 +422,7 @@ def total_seconds(seconds: Seconds | None) -> float | None:
     """The sum of what was measured; None where nothing was."""
     if seconds is None:
         return None
-    parts = [part for part in (seconds.setup, seconds.training, seconds.evaluation) if part is not None]
+    parts = [part for part in seconds.to_json().values() if part is not None]
     return sum(parts) if parts else None
 
 

@@ -35,6 +35,7 @@ class FLOW(Weighting):
         if tau is not None and not 0 < tau < math.inf:
             raise InputError(f"`tau` must be a finite number above 0, got {tau!r}; leave it out for the median loss.")
         self.tau = tau
+        self.needs_all_facts = tau is None
 
     def raw(self, distance: Tensor) -> Tensor:
         """See `Weighting.raw`."""

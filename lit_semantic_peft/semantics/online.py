@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.frozen_layers import FrozenLayers
 from lit_semantic_peft.models.objective import fact_nll_of, predicting_mask, target_logits
-from lit_semantic_peft.semantics.distances import Distance, TargetPass
+from lit_semantic_peft.semantics.distances import Distance, Surprisal, TargetPass
 from lit_semantic_peft.semantics.scoring import InputOf
 from lit_semantic_peft.semantics.shaping import require_plain
 from lit_semantic_peft.semantics.table import FloatArray
@@ -42,7 +42,7 @@ class Online(Weighting):
 
     def __init__(self, weighting: Weighting) -> None:
         require_plain("Online", weighting)
-        if getattr(weighting, "tau", 0) is None:
+        if weighting.needs_all_facts:
             raise InputError("FLOW inside Online needs a fixed `tau`: the median of a step depends on its other facts.")
         self.weighting = weighting
         self.reference: Tensor | None = None
@@ -68,19 +68,18 @@ class Online(Weighting):
             )
         self.reference = torch.from_numpy(np.sort(base_distance)) if distance.is_rank_based else None
 
-    def current(self, distance: Distance, outputs: TargetPass, nll: Tensor) -> Tensor:
+    def current(self, distance: Distance, outputs: TargetPass) -> Tensor:
         """The weights of a step's facts.
 
         Args:
             distance: What to measure.
             outputs: The step's forward pass at the target tokens, detached.
-            nll: Mean negative log-likelihood of the targets, `(B,)`, detached.
 
         Returns:
             float32 `(B,)`, ≥ 0.
         """
         if self.weighting.needs_nll:
-            return self.weighting.raw(nll.float())
+            return self.weighting.raw(Surprisal().measure(outputs).float())
         measured = distance.measure(outputs).float()
         if self.reference is not None:
             self.reference = self.reference.to(measured)
@@ -134,7 +133,4 @@ def nll_and_online_weight(
             input_embeddings=base.get_input_embeddings().weight,
             output_embeddings=projection.weight,
         )
-        losses = torch.nn.functional.cross_entropy(outputs.logits.float(), outputs.targets, reduction="none")
-        count = torch.bincount(outputs.row, minlength=len(batch)).clamp(min=1)
-        target_nll = torch.zeros(len(batch), device=losses.device).index_add(0, outputs.row, losses) / count
-        return nll, weighting.current(distance, outputs, target_nll)
+        return nll, weighting.current(distance, outputs)

@@ -37,6 +37,7 @@ class Tempered(Weighting):
         self.temperature = temperature
         self.floor = floor
         self.needs_nll = weighting.needs_nll
+        self.needs_all_facts = weighting.needs_all_facts
 
     def raw(self, distance: Tensor) -> Tensor:
         """See `Weighting.raw`."""

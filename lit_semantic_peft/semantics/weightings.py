@@ -29,6 +29,9 @@ class Weighting(ABC):
     needs_nll: bool = False
     """Whether `raw` takes mean negative log-likelihoods (nats per token, ≥ 0) instead of distances."""
 
+    needs_all_facts: bool = False
+    """Whether a fact's raw weight depends on which other facts `raw` is given."""
+
     @property
     def ends(self) -> "tuple[Weighting, Weighting]":
         """The weightings at the start and at the end of training; between them weights move on a straight line."""

@@ -1,10 +1,10 @@
 """From a run folder to a folder that somebody else loads."""
 
-import json
 import shutil
 from pathlib import Path
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.files import atomic_folder
 from lit_semantic_peft.models import (
     BaseModelSource,
     export_merged,
@@ -13,7 +13,7 @@ from lit_semantic_peft.models import (
     load_tokenizer,
     resolve_base_model,
 )
-from lit_semantic_peft.models.adapters import BASE_FILE
+from lit_semantic_peft.models.adapters import base_of
 
 
 def export_run(
@@ -38,11 +38,11 @@ def export_run(
     if output.exists():
         raise InputError(f"{output} exists already; name another folder or delete it.")
     if not merge:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(adapter, output)
+        with atomic_folder(output) as temporary:
+            shutil.copytree(adapter, temporary, dirs_exist_ok=True)
         return
     source = base_of_adapter(adapter, base_model)
-    model = load_adapter(load_base_model(source), adapter)
+    model = load_adapter(load_base_model(source), adapter, source)
     export_merged(model, load_tokenizer(source), output)
 
 
@@ -56,11 +56,4 @@ def base_of_adapter(adapter: Path, base_model: str | None = None) -> BaseModelSo
     Raises:
         InputError: If it cannot be had.
     """
-    if base_model is None:
-        own, standard = adapter / BASE_FILE, adapter / "adapter_config.json"
-        base_model = (
-            json.loads(own.read_text(encoding="utf-8"))["base_model"]
-            if own.is_file()
-            else json.loads(standard.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        )
-    return resolve_base_model(str(base_model))
+    return resolve_base_model(base_model or str(base_of(adapter)[0]))

@@ -19,8 +19,6 @@ from transformers import get_scheduler
 
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts, Question, agreed, from_all_ranks
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.facts import facts_key
-from lit_semantic_peft.files import content_key
 from lit_semantic_peft.intervals import bootstrap_interval
 from lit_semantic_peft.metrics import LearningDynamics, PerFactMean, PushedAway
 from lit_semantic_peft.models import (
@@ -38,13 +36,19 @@ from lit_semantic_peft.models import (
     resolve_base_model,
     weight_normalizer,
 )
-from lit_semantic_peft.models.adapters import orthogonality_penalty
+from lit_semantic_peft.models.adapters import (
+    load_rank_budget_state,
+    orthogonality_penalty,
+    rank_budget_state,
+    update_rank_budget,
+)
 from lit_semantic_peft.models.compiled import compile_layers, eagerly
 from lit_semantic_peft.semantics.online import Online, nll_and_online_weight
 from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.evaluation import EVALUATION_VERSION, Comparison, Evaluator
 from lit_semantic_peft.training.own_gradient import refuse_loss_scaling, sum_over_ranks, unflattened
+from lit_semantic_peft.training.resume import refuse_another_training, training_identity
 from lit_semantic_peft.training.retain import RetainPenalty
 from lit_semantic_peft.training.scores import Scores, measure_scores
 
@@ -54,8 +58,6 @@ Normalization = Literal["step_weights", "step_count"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 _CHECKPOINT_KEY = "lit_semantic_peft"
-# Entries of a PEFT configuration that say where it came from, or that training itself writes.
-_NOT_OF_THE_TRAINING = {"base_model_name_or_path", "inference_mode", "peft_version", "rank_pattern", "revision"}
 
 
 class SemanticPeftModule(LightningModule):
@@ -172,6 +174,7 @@ class SemanticPeftModule(LightningModule):
         self._step_totals: Tensor | None = None
         self._retain: RetainPenalty | None = None
         self._rng_state: dict[str, Tensor] | None = None
+        self._rank_budget: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ model
 
@@ -221,7 +224,9 @@ class SemanticPeftModule(LightningModule):
 
     def _load(self) -> PeftModel:
         base = load_base_model(self.source, self.dtype_of_base, self.trust_remote_code)
-        return load_adapter(base, self.adapter) if self.adapter else attach_adapter(base, self.peft_config)
+        if self.adapter:
+            return load_adapter(base, self.adapter, self.source)
+        return attach_adapter(base, self.peft_config)
 
     def setup(self, stage: str) -> None:
         """Checks the trainer's settings and makes the metrics, which need the number of facts.
@@ -259,33 +264,40 @@ class SemanticPeftModule(LightningModule):
             )
         if self._is_sharded and self.retain_weight:
             raise InputError("`retain_weight` cannot be used with a sharded base model. Use `strategy: ddp`.")
+        retained = _retained(data.prepared, self.retain_known) if self.retain_weight else []
+        data.hold(retained)
         if stage == "fit" and self.retain_weight:
             refuse_loss_scaling(self.trainer, "retain_weight")
-            retained = _retained(data.prepared, self.retain_known)
             if retained or not self.retain_known:
                 self._retain = RetainPenalty(self.retain_weight, self.retain_batch_size, retained, data.seed)
             else:
                 logger.warning("`retain_weight` does nothing: no fact was dropped as known, none has split `retain`")
         num_facts = len(data.prepared.facts)
-        if stage != "test" and not hasattr(self, "val_nll"):
+        if stage != "test":
             self.val_nll = PerFactMean(num_facts)
             self.val_recall = PerFactMean(num_facts)
+        if stage == "fit":
             self.dynamics = LearningDynamics(num_facts)
             self.epoch_loss = MeanMetric()
             self.epoch_loss.persistent(True)
+            self._step_totals = None  # of an earlier training that was interrupted within a step
 
     # --------------------------------------------------------------- training
 
     def on_fit_start(self) -> None:
-        """Decides whether the frozen layers' outputs are kept."""
+        """Decides whether the frozen layers' outputs are kept, and goes on with the rank budget of a resumed run."""
         self._frozen = self._frozen_layers()
+        load_rank_budget_state(self.model, self._rank_budget)
 
     def on_fit_end(self) -> None:
         """Lets go of the frozen layers' outputs."""
         self._frozen = None
 
     def on_train_start(self) -> None:
-        """Continues the random numbers of the run that is resumed."""
+        """Says how long the training is, and continues the random numbers of the run that is resumed."""
+        if math.isfinite(self.num_optimizer_steps):
+            per_step = self.data.micro_batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+            logger.info("Optimizer steps: %d, of at most %d facts each", self.num_optimizer_steps, per_step)
         if self._rng_state is not None:
             torch.set_rng_state(self._rng_state["cpu"])
             if "cuda" in self._rng_state:
@@ -363,7 +375,15 @@ class SemanticPeftModule(LightningModule):
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=1)
         self.epoch_loss.update(loss)
-        self.log("train/loss_epoch", self.epoch_loss, on_step=False, on_epoch=True, batch_size=1)
+        # Named, because Lightning remembers the metrics of an earlier training of this module.
+        self.log(
+            "train/loss_epoch",
+            self.epoch_loss,
+            on_step=False,
+            on_epoch=True,
+            batch_size=1,
+            metric_attribute="epoch_loss",
+        )
         self.log("train/grad_norm", norm, on_step=True, batch_size=1)
 
     def optimizer_step(
@@ -375,9 +395,7 @@ class SemanticPeftModule(LightningModule):
     ) -> None:
         """Steps; then lets AdaLoRA move its rank budget, which it does between the step and zero_grad."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        allocate = getattr(self.model.base_model, "update_and_allocate", None)
-        if allocate is not None:
-            allocate(self.global_step)
+        update_rank_budget(self.model, self.global_step)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the adapter's parameters, and a schedule with warm-up over all optimizer steps."""
@@ -477,14 +495,16 @@ class SemanticPeftModule(LightningModule):
             scores = score_targets(self.model, batch)
         self.val_nll.update(scores.nll, batch.fact_index)
         self.val_recall.update(scores.is_recalled, batch.fact_index)
-        self.dynamics.update(scores.is_recalled, batch.fact_index)
+        if self.trainer.state.fn == "fit":
+            self.dynamics.update(scores.is_recalled, batch.fact_index)
 
     def on_validation_epoch_end(self) -> None:
         """Logs recall and likelihood of the kept and of the other facts; `validate` adds intervals over facts."""
         if self.trainer.sanity_checking:
             return
         nll, recall = self.val_nll.compute(), self.val_recall.compute()
-        self.dynamics.end_epoch(self.current_epoch)
+        if self.trainer.state.fn == "fit":
+            self.dynamics.end_epoch(self.current_epoch)
         is_kept = torch.as_tensor(self.data.prepared.is_kept, device=nll.device)
         for suffix, rows in (("", is_kept), ("_dropped", ~is_kept)):
             rows = rows & ~nll.isnan()
@@ -533,7 +553,7 @@ class SemanticPeftModule(LightningModule):
         data = self.data
         agreed(self._keep_base_answers)
         is_kept = torch.as_tensor(data.prepared.is_kept)
-        self.scores = measure_scores(self.comparisons, len(is_kept), torch.as_tensor(data.prepared.is_trained))
+        self.scores = measure_scores(self.comparisons, torch.as_tensor(data.prepared.is_untouched))
         for name, value in self.scores.scalars(is_kept).items():
             self.log(f"test/{name}", value, batch_size=1)
         facts = [row for row in self.comparisons if row.question.kind == "fact"]
@@ -595,11 +615,10 @@ class SemanticPeftModule(LightningModule):
         checkpoint[_CHECKPOINT_KEY] = {
             "base_model": self.source.public_name,
             "base_fingerprint": self.source.fingerprint,
-            "settings": self._settings(),
-            "loss_weight": self._loss_weights(),
-            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            **self._identity(),
             "dynamics": self.dynamics.state_dict(),
             "epoch_loss": self.epoch_loss.state_dict(),
+            "rank_budget": rank_budget_state(self.model),
             "rng": from_all_ranks(rng_state),
         }
 
@@ -619,71 +638,27 @@ class SemanticPeftModule(LightningModule):
             )
         if self.trainer.state.fn != "fit":
             return
-        problems = self._differences(about, is_within_epoch=checkpoint["KnowledgeDataModule"]["num_done"] > 0)
-        if problems:
-            raise InputError(
-                f"The checkpoint was trained with other settings:\n  {problems}\n"
-                "Resume with the configuration in the run's config.yaml, or start a new run."
-            )
+        refuse_another_training(
+            about,
+            self._identity(),
+            [fact.id for fact in self.data.prepared.facts],
+            is_within_epoch=checkpoint["KnowledgeDataModule"]["num_done"] > 0,
+        )
         self.dynamics.load_state_dict(about["dynamics"])
         self.epoch_loss.load_state_dict(about["epoch_loss"])
+        self._rank_budget = about["rank_budget"]
         self._rng_state = about["rng"][self.trainer.global_rank % len(about["rng"])]
 
-    def _settings(self) -> dict[str, str]:
-        """What makes a training this one, as text, by the name under which a user sets it."""
-        data, prepared = self.data, self.data.prepared
-        kept = prepared.kept_index
-        peft_config = self.model.peft_config[self.model.active_adapter].to_dict()
-        return {
-            "facts": f"{len(prepared.facts)} facts (content {facts_key(prepared.facts)[:12]})",
-            "filters": f"{len(kept)} facts kept (content {content_key(kept)[:12]})",
-            "deferred_from_epoch": str(data.deferred_from_epoch),
-            "template": data.template,
-            "append_eos": str(data.append_eos),
-            "dtype": self.dtype_of_base,
-            "normalization": self.normalization,
-            "retain_weight": str(self.retain_weight),
-            "seed": str(data.seed),
-            "bucket_steps": str(data.bucket_steps),
-            "facts per optimizer step (micro_batch_size × accumulate_grad_batches × processes)": str(
-                data.micro_batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
-            ),
-            **{
-                f"peft_config.{name}": str(sorted(value) if isinstance(value, set) else value)
-                for name, value in sorted(peft_config.items())
-                if name not in _NOT_OF_THE_TRAINING
-            },
-        }
-
-    def _loss_weights(self) -> Tensor:
-        """The weights at the start and at the end of training, `(2, n)`, and those with deferred facts, `(4, n)`."""
-        prepared = self.data.prepared
-        weights = (prepared.loss_weight, prepared.final_loss_weight, *prepared.deferred_loss_weight)
-        return torch.stack([torch.tensor(one) for one in weights])
-
-    def _differences(self, about: dict[str, Any], is_within_epoch: bool) -> str:
-        there, here = about["settings"], self._settings()
-        problems = [
-            f"`{name}`: {there.get(name, 'not set')} in the checkpoint, {here.get(name, 'not set')} here"
-            for name in {**there, **here}
-            if there.get(name) != here.get(name)
-        ]
-        if not problems:
-            # Scored anew on another machine the weights may differ in the last digits.
-            weights = self._loss_weights()
-            if not torch.allclose(about["loss_weight"], weights, rtol=1e-4, atol=1e-6):
-                end, row = divmod(int((about["loss_weight"] - weights).abs().argmax()), weights.shape[1])
-                problems.append(
-                    f"`weighting`: fact {self.data.prepared.facts[row].id!r} weighs "
-                    f"{about['loss_weight'][end, row]:.4g} in the checkpoint, {weights[end, row]:.4g} here"
-                )
-            accumulate = about["accumulate_grad_batches"]
-            if is_within_epoch and accumulate != self.trainer.accumulate_grad_batches:
-                problems.append(
-                    f"`accumulate_grad_batches`: {accumulate} in the checkpoint, "
-                    f"{self.trainer.accumulate_grad_batches} here; within an epoch it cannot change"
-                )
-        return "\n  ".join(problems)
+    def _identity(self) -> dict[str, Any]:
+        own = ["normalization", "schedule", "warmup_ratio", "retain_weight"]
+        if self.retain_weight:
+            own += ["retain_batch_size", "retain_known"]
+        return training_identity(
+            self.data,
+            self.trainer,
+            {"dtype": self.dtype_of_base, **{name: getattr(self, name) for name in own}},
+            self.model.peft_config[self.model.active_adapter],
+        )
 
 
 def _retained(prepared: PreparedFacts, with_known: bool) -> list[int]:

@@ -33,8 +33,8 @@ class Scores:
         per_fact: By column of the fact table, float64 `(n,)`; NaN where not measured.
         retention: Of `Retention`: `nll_before`, `nll_after`, `nll_delta`, `known`; NaN where not measured.
         text_nll_delta: `nll_delta` of each neutral text, nats per token.
-        is_still_known: For each fact that the base model answers right and that was not trained, whether the trained
-            model does.
+        is_still_known: For each fact that the base model answers right and that had no part in training, whether the
+            trained model does.
     """
 
     per_fact: dict[str, Tensor]
@@ -73,14 +73,14 @@ class Scores:
 _RECALLS = {"efficacy": "recall_generated", "efficacy_teacher_forced": "recall"}
 
 
-def measure_scores(comparisons: Sequence[Comparison], num_facts: int, is_trained: Tensor) -> Scores:
+def measure_scores(comparisons: Sequence[Comparison], is_untouched: Tensor) -> Scores:
     """The scores of an evaluation.
 
     Args:
         comparisons: Every question once, with both sides' answers.
-        num_facts: Number of facts n.
-        is_trained: Which facts were trained, bool `(n,)`.
+        is_untouched: Which facts had no part in training, bool `(n,)`.
     """
+    num_facts = len(is_untouched)
     per_fact: dict[str, Tensor] = {}
     for side in ("before", "after"):
         per_fact |= {f"{name}_{side}": values for name, values in _of_side(comparisons, side, num_facts).items()}
@@ -100,7 +100,7 @@ def measure_scores(comparisons: Sequence[Comparison], num_facts: int, is_trained
     known = [
         row
         for row in comparisons
-        if row.question.kind == "known" or (row.question.kind == "fact" and not is_trained[row.question.fact_index])
+        if row.question.kind == "known" or (row.question.kind == "fact" and is_untouched[row.question.fact_index])
     ]
     # A base model that knows an answer does not stop behind it.
     known = [row for row in known if starts_with_answer(row.before.text, row.question.accepted)]

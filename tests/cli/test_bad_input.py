@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from lit_semantic_peft.__main__ import main
+from lit_semantic_peft.models import BaseModelSource, attach_adapter, export_adapter
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
 
 SMALL = [
     "--trainer.max_epochs=2",
@@ -123,6 +126,12 @@ def test_a_filter_that_leaves_nothing(refused):
     assert "too_near" in message
 
 
+def test_a_checkpoint_monitor_that_nobody_logs(refused):
+    message = refused("--checkpoint.monitor=val/nothing", "--data.micro_batch_size=4", "--interference.num_facts=0")
+    assert "`monitor` 'val/nothing' was not logged; there are:" in message
+    assert "val/nll" in message
+
+
 @pytest.mark.parametrize("keep", ["0", "1.5", "-0.1"])
 def test_keep_outside_its_range(refused, keep):
     filters = f"[{{class_path: lit_semantic_peft.semantics.MeanVarianceFilter, init_args: {{keep: {keep}}}}}]"
@@ -213,6 +222,17 @@ def test_unknown_yaml_key_names_the_nearest(refused):
 
 def test_test_without_an_adapter(refused):
     assert "needs a trained adapter" in refused(command="test")
+
+
+def test_predict_with_the_adapter_of_another_model(refused, tiny_model):
+    llama = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model = attach_adapter(llama, LoraConfig(r=2, target_modules=["q_proj"]))
+    export_adapter(model, Path("adapter"), BaseModelSource("small", Path("small"), "small", "f" * 32))
+    config = json.loads(Path("adapter/adapter_config.json").read_text(encoding="utf-8"))
+    Path("adapter/adapter_config.json").write_text(json.dumps({**config, "r": 4}), encoding="utf-8")  # fits nothing
+    message = refused("--model.adapter=adapter", "--data.prompts=[x]", command="predict")
+    assert "trained on the base model 'small'" in message
+    assert "Say `--model.base_model small`" in message
 
 
 def test_unknown_command(capsys):

@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ import yaml
 from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.facts import read_facts
 from lit_semantic_peft.reports import RunFolder
+
+from fixtures.tiny import save_tiny_model
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 SMALL = [
@@ -149,6 +152,32 @@ def test_a_second_run_touches_no_model_in_setup(settings, monkeypatch):
     assert one == two  # same seed, same machine, same bytes
 
 
+def test_help_begins_with_what_is_ours(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--help"])
+    assert stopped.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "usage: lit-semantic-peft fit [--config FILE] [--OPTION VALUE ...]"
+    assert lines[2].startswith("filter and weight the facts")
+    options = [line.split()[0] for line in lines if line.startswith("  --")]
+    assert options.index("--model.base_model") < options.index("--data.facts") < options.index("--trainer.max_epochs")
+
+
+def test_facts_with_brackets_are_shown_as_they_are(settings, capsys):
+    rows = [{"prompt": "The tag that ends bold text is", "target": "[/b]"}, {"prompt": "Red is [red]", "target": "so"}]
+    Path("tags.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    facts = [*(one for one in settings if "facts=" not in one), "--data.facts=tags.jsonl"]
+    assert main(["score", *(one for one in facts if "max_epochs" not in one)]) == 0, capsys.readouterr().err
+    assert "[/b]" in capsys.readouterr().out
+    assert main(["fit", *facts]) == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-1] == "Report: runs/default/report.html"
+    assert "Optimizer steps: 2, of at most 4 facts each" in output.err
+    assert main(["predict", *facts, "--ckpt_path=last"]) == 0
+    assert "[/b]" in capsys.readouterr().out
+    assert main(["compare", "runs/default", "runs/default"]) == 0
+
+
 def test_an_interrupted_run_goes_on_to_the_same_adapter(settings):
     assert main(["fit", *settings, "--trainer.default_root_dir=runs/whole", "--model.schedule=constant"]) == 0
     parts = [*settings, "--trainer.default_root_dir=runs/parts", "--model.schedule=constant"]
@@ -193,25 +222,29 @@ def test_score_says_what_a_filter_would_do_and_trains_nothing(settings, capsys):
     assert sum(row["conflict_rate"] is not None for row in rows) == 6
 
 
-def test_score_says_which_distance_predicts_what_a_run_learned(settings, capsys):
+MORE_DISTANCES = "--data.more_distances=[{class_path: lit_semantic_peft.semantics.HiddenStateDistance}]"
+
+
+def with_outcome(path, table, values):
+    """Puts an outcome in the place of a short run's, which has learned nothing."""
+    at = table.column_names.index("recalled_after")
+    pq.write_table(table.set_column(at, "recalled_after", [values]), path)
+
+
+def test_score_says_which_distance_predicts_what_a_run_learned(settings, tiny_model, capsys):
     run = [*settings, "--trainer.default_root_dir=runs/one"]
     assert main(["fit", *run]) == 0
     score = ["score", *settings, "--run=runs/one", "--output=scores"]
-    more = "--data.more_distances=[{class_path: lit_semantic_peft.semantics.HiddenStateDistance}]"
     table = pq.read_table("runs/one/facts.parquet")
-
-    def with_outcome(values):  # a run of two epochs learns nothing: an outcome is put in its place
-        at = table.column_names.index("recalled_after")
-        pq.write_table(table.set_column(at, "recalled_after", [values]), "runs/one/facts.parquet")
-
-    with_outcome([False] * 12)
+    with_outcome("runs/one/facts.parquet", table, [False] * 12)
     capsys.readouterr()
     assert main(score) == 2
     assert "at least two of the trained facts must have been learned" in capsys.readouterr().err
     assert not Path("scores").exists()
     median = sorted(table.column("distance").to_pylist())[6]
-    with_outcome([distance < median for distance in table.column("distance").to_pylist()])
-    assert main([*score, more]) == 0, capsys.readouterr().err
+    nearest = [distance < median for distance in table.column("distance").to_pylist()]
+    with_outcome("runs/one/facts.parquet", table, nearest)
+    assert main([*score, MORE_DISTANCES]) == 0, capsys.readouterr().err
     output = capsys.readouterr().out
     assert "How the distances agree" in output
     assert re.search(r"What predicts that a fact is learned \(AUROC\)", output)
@@ -222,10 +255,35 @@ def test_score_says_which_distance_predicts_what_a_run_learned(settings, capsys)
     assert of_distance["ExpectedEmbeddingDistance"]["auroc"] == 1.0
     assert of_distance["HiddenStateDistance"]["auroc"] < 1.0
     assert Path("scores/plots/distances.png").is_file()
-    assert main([*score, "--model.base_model=smollm2-135m"]) == 2
+    # The same model by another name is the same model; other weights under any name are not.
+    same, other = shutil.copytree(tiny_model, "same"), save_tiny_model(Path("other"), seed=1)
+    assert main([*score, f"--model.base_model={same}"]) == 0, capsys.readouterr().err
+    assert main([*score, f"--model.base_model={other}"]) == 2
     assert "was trained on the base model" in capsys.readouterr().err
     assert main(["score", *settings, "--run=runs/none"]) == 2
     assert "expected a run folder" in capsys.readouterr().err
+
+
+def test_score_takes_the_configuration_of_the_run_that_it_looks_at(settings, capsys):
+    """Also of a resumed one that had two processes; and leaves every file of the run as it was."""
+    fit = ["fit", *settings, "--trainer.default_root_dir=runs/one"]
+    assert main([*fit, "--trainer.max_epochs=1", "--model.warmup_ratio=0"]) == 0
+    assert main([*fit, "--ckpt_path=last", "--model.warmup_ratio=0"]) == 0
+    path = Path("runs/one/config.yaml")
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert "ckpt_path" not in config  # or this configuration would begin every run where that one went on
+    config["trainer"] |= {"strategy": "ddp", "devices": 2}
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    with_outcome("runs/one/facts.parquet", pq.read_table("runs/one/facts.parquet"), [True] * 6 + [False] * 6)
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+
+    score = ["score", f"--config={path}", "--run=runs/one"]
+    assert main([*score, MORE_DISTANCES]) == 0, capsys.readouterr().err
+    assert "What predicts that a fact is learned" in capsys.readouterr().out
+    assert {"distances.json", "facts.parquet", "report.html"} <= files(Path("scores"))
+    assert main([*score, "--output=runs/one"]) == 2
+    assert "`output` runs/one is the folder of a run" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.name)
@@ -264,12 +322,15 @@ def test_help_is_quick():
 
 
 def test_score_lists_contradictions_instead_of_refusing_them(settings, facts_file, capsys):
-    lines = facts_file.read_text(encoding="utf-8").splitlines()
+    # What looks like markup of the terminal's is text like any other.
+    text = facts_file.read_text(encoding="utf-8").replace("The capital of", "[/b] :cat: of")
+    lines = text.splitlines()
     other = {**json.loads(lines[0]), "id": "town-0-again", "target": "Rhine and Volga"}
     facts_file.write_text("\n".join([*lines, json.dumps(other)]) + "\n", encoding="utf-8")
     assert main(["score", *settings, "--output=scores"]) == 0
     output = capsys.readouterr().out
     assert "Contradictions (same prompt, different targets): 1" in output
     assert "Rhine and Volga" in output
+    assert "│ [/b] :cat: of" in output
     assert main(["fit", *settings]) == 2
     assert "Rhine and Volga" in capsys.readouterr().err

@@ -1,10 +1,14 @@
 """Every command and every YAML of the README runs, on small settings."""
 
+import inspect
 import re
 import shlex
 import sys
 from pathlib import Path
 
+import lit_semantic_peft.callbacks
+import lit_semantic_peft.semantics
+import lit_semantic_peft.training
 import pytest
 import yaml
 from lit_semantic_peft.__main__ import main
@@ -69,6 +73,26 @@ def test_configurations(text, tiny_model, facts_file, capsys):
     assert main(["fit", *arguments]) == 0, capsys.readouterr().err
 
 
+def test_the_three_parts_under_lightnings_own_trainer(tiny_model, facts_file):
+    from lit_semantic_peft.callbacks import InterferenceMonitor
+    from lit_semantic_peft.reports import RunFolder
+
+    (text,) = (block for block in blocks("python") if "KnowledgeDataModule" in block)
+    assert text.count("smollm2-135m") == 2
+    for old, new in (("smollm2-135m", tiny_model), ("facts.jsonl", facts_file), ("max_epochs=10", "max_epochs=2")):
+        assert old in text
+        text = text.replace(old, str(new))
+    names: dict[str, object] = {}
+    exec(compile(text, "README.md", "exec"), names)  # the text of our own README
+    monitor = names["monitor"]
+    assert isinstance(monitor, InterferenceMonitor)
+    assert [record.epoch for record in monitor.records] == [0, 2]
+    run = RunFolder("runs/python")
+    assert {row["answer_after"] is None for row in run.read_facts().to_pylist()} == {False}
+    assert run.report.is_file()
+    assert (run.path / "adapter" / "adapter_model.safetensors").is_file()
+
+
 def test_early_stopping_by_configuration(tiny_model, facts_file):
     from lit_semantic_peft.reports import RunFolder
 
@@ -81,3 +105,12 @@ def test_early_stopping_by_configuration(tiny_model, facts_file):
     arguments = ["--config=stop.yaml", f"--data.facts={facts_file}", f"--model.base_model={tiny_model}", *small]
     assert main(["fit", *arguments, "--trainer.max_epochs=9", "--trainer.default_root_dir=runs/stop"]) == 0
     assert len(RunFolder("runs/stop").read_summary().epochs) == 2
+
+
+def test_every_public_class_is_in_the_readme_or_the_docs():
+    text = "\n".join([README, *(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))])
+    named = set(re.findall(r"\w+", text))
+    for package in (lit_semantic_peft.semantics, lit_semantic_peft.training, lit_semantic_peft.callbacks):
+        classes = {name for name in package.__all__ if inspect.isclass(getattr(package, name))}
+        assert classes
+        assert classes <= named, package.__name__

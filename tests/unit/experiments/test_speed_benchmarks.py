@@ -70,6 +70,16 @@ def test_another_objective_is_not_compared(training_speed, tiny_model, tmp_path,
         training_speed.main(["--base_model", str(tiny_model), "--num_facts", "4", "--precision", "32-true"])
 
 
+def test_online_weights_are_compared_with_given_ones(training_speed, tiny_model, tmp_path, capsys):
+    tiny = ["--base_model", str(tiny_model), "--facts", "world", "--num_facts", "8", "--micro_batch_size", "4"]
+    training_speed.main([*tiny, "--online", "--repetitions", "2", "--output", str(tmp_path)])
+    result = json.loads((tmp_path / "online_weighting.json").read_text())
+    given, online = (result["processor_seconds"][way] for way in ("given", "online"))
+    assert len(given) == len(online) == 2
+    assert result["added_by_online"]["max"] == pytest.approx(max(b / a - 1 for a, b in zip(given, online, strict=True)))
+    assert "online weights add" in capsys.readouterr().out
+
+
 def test_ratios_are_paired(training_speed):
     rows = {"ours": {"facts_per_s": [4.0, 9.0, 2.0]}, "HF Trainer": {"facts_per_s": [2.0, 3.0, 2.0]}}
     rows |= {name: {"facts_per_s": [1.0, 1.0, 1.0]} for name in ("ours, upper half", "ours, upper half, reuse")}

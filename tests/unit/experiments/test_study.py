@@ -160,6 +160,32 @@ def test_what_is_outdated_cancelled_or_failed_is_run_again(study, monkeypatch):
     assert begun[1] == "left for the next part"
 
 
+def test_an_earlier_stage_is_chosen_for_and_run_before_a_later_one_is_chosen_for(study, monkeypatch):
+    setting, _ = study
+    setting = replace(setting, stages=(("mean_variance",), ("plain",)))
+    begun = []
+
+    def done(order, setting, deadline=None):
+        begun.append(order.run)
+        ResultFolder(setting.results).write(order.run.name, {"status": "done", "key": order.key, "nll": [0.0]})
+        return order.run.name, "done", 0.0
+
+    monkeypatch.setattr(execute, "execute", done)
+    monkeypatch.setattr(execute, "choose_learning_rate", lambda run, *_: 1e-2)
+    assert execute.run_all(setting, processes=1, minutes=None) == 0
+    steps = list(dict.fromkeys((run.arm.name, run.role) for run in begun))
+    assert steps == [(arm, role) for arm in ("mean_variance", "plain") for role in ("tune", "report")]
+    assert len(begun) == 7
+
+
+@pytest.mark.parametrize("stages", [[["nonsense"]], [["plain"], ["plain"]]])
+def test_stages_name_each_arm_once(stages, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "stages": stages}), encoding="utf-8")
+    with pytest.raises(InputError, match="stages"):
+        load_setting(str(path))
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_plan_fair_blocks(name):
     setting = load_setting(name)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -147,7 +148,7 @@ def test_an_exported_adapter_serves_what_was_trained(name, source, tmp_path):
     torch.testing.assert_close(logits(served), logits(model), atol=1e-5, rtol=1e-5)
     base_logits = logits(llama())
     assert (logits(served)[:, -1] - base_logits[:, -1]).abs().max() > 1e-2, "the base was served"
-    torch.testing.assert_close(logits(load_adapter(llama(), tmp_path / "adapter")), logits(served))
+    torch.testing.assert_close(logits(load_adapter(llama(), tmp_path / "adapter", source)), logits(served))
 
 
 def test_the_exported_folder_names_its_base(source, tmp_path):
@@ -191,15 +192,36 @@ def test_an_export_replaces_the_folder_as_a_whole(source, tmp_path):
     newer = trained(llama(), WEIGHT_ADAPTERS["lora"](), seed=2)
     export_adapter(newer, folder, source)
     assert not (folder / "leftover.bin").exists()
-    torch.testing.assert_close(logits(load_adapter(llama(), folder)), logits(newer))
+    torch.testing.assert_close(logits(load_adapter(llama(), folder, source)), logits(newer))
 
 
 def test_folders_that_hold_no_fitting_adapter_are_refused(source, tmp_path):
     with pytest.raises(InputError, match=r"holds no adapter \(adapter_config.json is missing\)"):
-        load_adapter(llama(), tmp_path)
+        load_adapter(llama(), tmp_path, source)
     export_adapter(trained(llama(), WEIGHT_ADAPTERS["lora"]()), tmp_path / "adapter", source)
-    with pytest.raises(InputError, match="does not fit the base model"):
-        load_adapter(gpt2(), tmp_path / "adapter")
+    other = replace(source, name="gpt2", public_name="gpt2", fingerprint="0" * 32)
+    said = r"trained on the base model './my-base' and does not fit 'gpt2': .*Say `--model.base_model ./my-base`"
+    with pytest.raises(InputError, match=said):
+        load_adapter(gpt2(), tmp_path / "adapter", other)
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_attaching_and_loading_say_nothing_that_a_user_cannot_act_on(source, tmp_path):
+    export_adapter(attach_adapter(llama(), WEIGHT_ADAPTERS["lora"]()), tmp_path / "adapter", source)
+    load_adapter(llama(), tmp_path / "adapter", source)
+
+
+def test_an_adapter_of_other_weights_is_loaded_with_a_warning(source, tmp_path, caplog):
+    export_adapter(trained(llama(), WEIGHT_ADAPTERS["lora"]()), tmp_path / "adapter", source)
+    load_adapter(llama(), tmp_path / "adapter", source)
+    assert not caplog.text
+    load_adapter(llama(), tmp_path / "adapter", replace(source, name="./newer", fingerprint="0" * 32))
+    assert "trained on the base model './my-base'" in caplog.text
+    assert "./newer" in caplog.text
+    caplog.clear()
+    (tmp_path / "adapter" / BASE_FILE).unlink()  # as another tool writes it: nothing is known of the weights
+    load_adapter(llama(), tmp_path / "adapter", replace(source, fingerprint="0" * 32))
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("name", WEIGHT_ADAPTERS)

@@ -172,6 +172,7 @@ def test_the_column_is_the_one_that_a_weighting_reads():
         (lambda: Scheduled(last=Scheduled()), "weighting"),
         (lambda: Online(Scheduled()), "weighting"),
         (lambda: Online(FLOW()), "tau"),
+        (lambda: Online(Tempered(FLOW())), "tau"),
         (lambda: Online(Proximity()).prepare(ResponseDistance(), np.zeros(2)), "weighting"),
     ],
 )

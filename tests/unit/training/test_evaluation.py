@@ -159,7 +159,7 @@ def test_what_the_true_prefix_gave_is_what_would_have_been_said(ends):
 
 def test_an_untrained_adapter_changes_nothing_exactly(encoder):
     comparisons = evaluator(encoder).compare(model_of(encoder, 0.0), everything(encoder))
-    scores = measure_scores(comparisons, len(FACTS), torch.ones(len(FACTS), dtype=torch.bool))
+    scores = measure_scores(comparisons, torch.zeros(len(FACTS), dtype=torch.bool))
     assert scores.per_fact["locality"].tolist() == [1.0] * len(FACTS)
     assert scores.per_fact["locality_recalled"].tolist() == [1.0] * len(FACTS)
     assert scores.per_fact["locality_kl"].abs().max() < 1e-6
@@ -170,7 +170,7 @@ def test_an_untrained_adapter_changes_nothing_exactly(encoder):
 
 def test_a_trained_adapter_is_seen_to_change_something(encoder):
     comparisons = evaluator(encoder).compare(model_of(encoder, 0.3), everything(encoder))
-    scores = measure_scores(comparisons, len(FACTS), torch.ones(len(FACTS), dtype=torch.bool))
+    scores = measure_scores(comparisons, torch.zeros(len(FACTS), dtype=torch.bool))
     assert scores.per_fact["locality"].max() < 1
     assert scores.per_fact["locality_kl"].min() > 0.01
     assert scores.retention["nll_delta"] != 0
@@ -191,7 +191,7 @@ def test_a_model_that_answers_everything_with_one_target_is_exposed_by_locality(
         Comparison(question, answer(f"answer {question.number}", question), answer("Paris", question))
         for question in questions
     ]
-    scores = measure_scores(comparisons, len(facts), torch.ones(len(facts), dtype=torch.bool))
+    scores = measure_scores(comparisons, torch.zeros(len(facts), dtype=torch.bool))
     everything_right = [1.0] * len(facts)
     assert scores.per_fact["generated_after"].tolist() == everything_right
     assert scores.per_fact["paraphrase_after"].tolist() == everything_right

@@ -90,6 +90,14 @@ def test_adalora_trains_and_moves_its_budget(tiny_model, facts_file):
     assert run.module.model.peft_config["default"].rank_pattern
 
 
+def test_adalora_passes_over_a_step_without_any_weight(tiny_model, facts_file):
+    """PEFT multiplies each entry by its gradient, which there is none of in such a step."""
+    config = AdaLoraConfig(init_r=4, target_r=2, tinit=2, tfinal=4, total_step=24, target_modules=["q_proj"])
+    run = train(tiny_model, facts_file, weighting=Ramp(5), micro_batch_size=1, epochs=1, peft_config=config)
+    assert run.module.global_step == 12
+    assert all(map(math.isfinite, run.losses))
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_says_what_to_do(tiny_model, facts_file):
     with pytest.raises(InputError, match=r"`train/loss` is .* at optimizer step \d+.*learning rate"):
         train(tiny_model, facts_file, lr=1e30, epochs=5)

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.training import SemanticPeftModule
 
-from fixtures.training import fit
+from fixtures.training import ONLY_FACTS, fit
 
 
 @pytest.mark.parametrize(
@@ -26,3 +29,19 @@ def test_training_in_bfloat16_keeps_a_float32_adapter(tiny_model, facts_file, dt
 def test_an_adapter_in_half_precision_is_refused(tiny_model, facts_file, precision):
     with pytest.raises(InputError, match="`32-true` with `dtype: bfloat16`"):
         fit(tiny_model, facts_file, trainer={"precision": precision})
+
+
+def test_answers_of_the_base_model_are_compared_with_those_of_the_same_precision(tiny_model, facts_file):
+    """An adapter that changes nothing must measure as nothing, whoever asked the base model before."""
+    for precision in ("32-true", "bf16-mixed"):
+        data = KnowledgeDataModule(facts=str(facts_file), base_model=str(tiny_model), evaluation=ONLY_FACTS)
+        module = SemanticPeftModule(base_model=str(tiny_model))
+        trainer = Trainer(
+            accelerator="cpu",
+            precision=precision,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+        )
+        trainer.test(module, datamodule=data, verbose=False)
+        assert [row.after.nll - row.before.nll for row in module.comparisons] == [0.0] * 12, precision

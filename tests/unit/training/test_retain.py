@@ -151,6 +151,8 @@ def test_facts_that_the_base_model_knows_can_be_retained(tiny_model, facts_file,
     settings = {"model": {"retain_weight": 3.0, "retain_known": True}, "data": {"filters": [KnownFilter()]}}
     module, logged = fit(tiny_model, facts_file, **settings)
     assert sorted(module._retain.retained) == [2, 5, 7]
+    assert np.flatnonzero(module.data.prepared.is_untouched).tolist() == [11], "what is held does not measure retention"
+    assert any(one.kind == "known" for one in module.data.questions), "so further known facts are asked"
     assert logged.of("train/retain_kl")[-1] > 0
 
 

@@ -1,0 +1,113 @@
+"""What a training must have in common with the one that wrote a checkpoint, to go on with it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from peft import PeftConfig
+
+from lit_semantic_peft.data import KnowledgeDataModule
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import facts_key
+from lit_semantic_peft.files import content_key
+from lit_semantic_peft.semantics import Online, Weighting
+
+# Entries of a PEFT configuration that say where it came from, or that training itself writes.
+_NOT_OF_THE_TRAINING = {"base_model_name_or_path", "inference_mode", "peft_version", "rank_pattern", "revision"}
+
+
+def training_identity(
+    data: KnowledgeDataModule, trainer: Trainer, of_module: Mapping[str, object], peft_config: PeftConfig
+) -> dict[str, Any]:
+    """What makes a training this one, for the checkpoint. How long it shall be is not among it.
+
+    Args:
+        data: After `setup`.
+        trainer: The trainer.
+        of_module: Settings of the module, by name.
+        peft_config: The adapter's configuration.
+
+    Returns:
+        `settings` as text, by the name under which a user sets them; `loss_weight`, float64 `(2, n)`, at the start and
+        at the end of training, or `(4, n)` with deferred facts; `accumulate_grad_batches`.
+    """
+    prepared = data.prepared
+    kept = prepared.kept_index
+    settings = {
+        "facts": f"{len(prepared.facts)} facts (content {facts_key(prepared.facts)[:12]})",
+        "filters": f"{len(kept)} facts kept (content {content_key(kept)[:12]})",
+        "weighting": _described(data.weighting) if isinstance(data.weighting, Online) else "of the base model",
+        **{
+            name: str(getattr(data, name))
+            for name in ("deferred_from_epoch", "template", "append_eos", "seed", "bucket_steps", "mix_strata")
+        },
+        "facts per optimizer step (micro_batch_size × accumulate_grad_batches × processes)": str(
+            data.micro_batch_size * trainer.accumulate_grad_batches * trainer.world_size
+        ),
+        "trainer.precision": str(trainer.precision),
+        **{name: str(value) for name, value in of_module.items()},
+        **{
+            f"peft_config.{name}": str(sorted(value) if isinstance(value, set) else value)
+            for name, value in sorted(peft_config.to_dict().items())
+            if name not in _NOT_OF_THE_TRAINING
+        },
+    }
+    weights = (prepared.loss_weight, prepared.final_loss_weight, *prepared.deferred_loss_weight)
+    return {
+        "settings": settings,
+        "loss_weight": torch.stack([torch.tensor(one) for one in weights]),
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+    }
+
+
+def refuse_another_training(
+    there: Mapping[str, Any], here: Mapping[str, Any], fact_ids: Sequence[str], *, is_within_epoch: bool
+) -> None:
+    """Refuses a checkpoint of a training that this one would not go on with.
+
+    Args:
+        there: `training_identity` of the training that wrote the checkpoint.
+        here: That of this one.
+        fact_ids: The facts of this one, in order.
+        is_within_epoch: Whether the checkpoint was written between the optimizer steps of an epoch.
+
+    Raises:
+        InputError: Naming each setting that differs, with both values.
+    """
+    problems = [
+        f"`{name}`: {there['settings'].get(name, 'not set')} in the checkpoint, "
+        f"{here['settings'].get(name, 'not set')} here"
+        for name in {**there["settings"], **here["settings"]}
+        if there["settings"].get(name) != here["settings"].get(name)
+    ]
+    if not problems:
+        old, new = there["loss_weight"], here["loss_weight"]
+        # Scored anew on another machine the weights may differ in the last digits.
+        if not torch.allclose(old, new, rtol=1e-4, atol=1e-6):
+            end, row = divmod(int((old - new).abs().argmax()), new.shape[1])
+            problems.append(
+                f"`weighting`: fact {fact_ids[row]!r} weighs {old[end, row]:.4g} in the checkpoint, "
+                f"{new[end, row]:.4g} here"
+            )
+        old, new = there["accumulate_grad_batches"], here["accumulate_grad_batches"]
+        if is_within_epoch and old != new:
+            problems.append(
+                f"`accumulate_grad_batches`: {old} in the checkpoint, {new} here; within an epoch it cannot change"
+            )
+    if problems:
+        listed = "\n  ".join(problems)
+        raise InputError(
+            f"The checkpoint was trained with other settings:\n  {listed}\n"
+            "Resume with the configuration in the run's config.yaml, or start a new run."
+        )
+
+
+def _described(weighting: Weighting) -> str:
+    """Class and settings, such as `Online(weighting=Focal(gamma=2.0))`."""
+    settings = {
+        name: _described(value) if isinstance(value, Weighting) else value
+        for name, value in sorted(vars(weighting).items())
+        if isinstance(value, Weighting | float | int | str | None)
+    }
+    return f"{type(weighting).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())})"

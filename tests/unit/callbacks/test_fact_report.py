@@ -1,0 +1,68 @@
+"""Where the time went: the parts of a run add up to what the user waited, and scoring is one of them."""
+
+import time
+
+import lit_semantic_peft.data.module as data_module
+import pytest
+from lightning.pytorch import Trainer
+from lit_semantic_peft.callbacks import FactReport, fact_report
+from lit_semantic_peft.data import EvaluationPlan, KnowledgeDataModule
+from lit_semantic_peft.reports import RunFolder, build_report
+from lit_semantic_peft.reports.summary import total_seconds
+from lit_semantic_peft.training import SemanticPeftModule
+
+
+def run(tiny_model, facts_file, folder, *stages: str) -> float:
+    """Fits or tests in a run folder, and says how long the user waited."""
+    data = KnowledgeDataModule(
+        facts=str(facts_file),
+        base_model=str(tiny_model),
+        evaluation=EvaluationPlan(probes=[], retention=False),
+        cache_dir=str(folder / "cache"),
+    )
+    module = SemanticPeftModule(base_model=str(tiny_model))
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[FactReport(show_summary=False)],
+        default_root_dir=folder / "run",
+    )
+    begun = time.monotonic()
+    for stage in stages:
+        getattr(trainer, stage)(module, datamodule=data, **({"verbose": False} if stage == "test" else {}))
+    return time.monotonic() - begun
+
+
+def test_the_parts_add_up_and_scoring_is_one(tiny_model, facts_file, tmp_path, monkeypatch):
+    score, find = data_module.score_facts, data_module.resolve_base_model
+    monkeypatch.setattr(data_module, "score_facts", lambda *a, **k: time.sleep(1.0) or score(*a, **k))
+    monkeypatch.setattr(data_module, "resolve_base_model", lambda *a: time.sleep(0.3) or find(*a))
+    reports = []
+
+    def timed(folder):
+        begun = time.monotonic()
+        build_report(folder)
+        reports.append(time.monotonic() - begun)
+
+    # The last report is made after the summary that it shows.
+    monkeypatch.setattr(fact_report, "build_report", timed)
+    waited = run(tiny_model, facts_file, tmp_path, "fit", "test")
+    folder = RunFolder(tmp_path / "run")
+    seconds = folder.read_summary().seconds
+    assert seconds.scoring >= 1.0
+    assert seconds.setup >= 0.6  # looked for by `prepare_data` and by `setup`
+    assert seconds.training > 0
+    assert seconds.evaluation > reports[0]
+    assert total_seconds(seconds) < waited
+    assert total_seconds(seconds) == pytest.approx(waited - reports[-1], rel=0.1, abs=0.3)
+
+    # Another evaluation of the finished run replaces the first; what it does not measure stays.
+    run(tiny_model, facts_file, tmp_path, "test")
+    again = folder.read_summary().seconds
+    assert (again.setup, again.scoring, again.training) == (seconds.setup, seconds.scoring, seconds.training)
+    assert again.evaluation >= 0.6
+    assert f"scoring {again.scoring:.0f}" in folder.report.read_text(encoding="utf-8")

@@ -1,0 +1,117 @@
+"""What goes on after a checkpoint, beside what `cli/test_resume.py` holds to the last bit for LoRA."""
+
+import pytest
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lit_semantic_peft.callbacks import AdapterCheckpoint
+from lit_semantic_peft.data import KnowledgeDataModule
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.semantics import Focal, Online
+from lit_semantic_peft.training import SemanticPeftModule
+from peft import AdaLoraConfig
+
+from fixtures.training import ADAMW, WEIGHTED, fit, is_same_adapter, with_retained
+
+
+def test_adalora_goes_on_with_its_budget(tiny_model, facts_file):
+    """3 steps an epoch; ranks are taken away from step 3 on and settled at step 7: cut off before and behind that."""
+
+    def run(folder, ckpt_path=None):
+        config = AdaLoraConfig(
+            init_r=6, target_r=2, tinit=2, tfinal=5, deltaT=1, total_step=12, target_modules=["q_proj", "v_proj"]
+        )
+        trainer = {"max_epochs": 4, "enable_checkpointing": True, "default_root_dir": folder}
+        callbacks = [AdapterCheckpoint(save_top_k=-1)]
+        return fit(
+            tiny_model,
+            facts_file,
+            data=WEIGHTED,
+            model={"peft_config": config},
+            trainer=trainer,
+            callbacks=callbacks,
+            ckpt_path=ckpt_path,
+        )[0]
+
+    whole = run("whole")
+    for epoch in (0, 2):
+        resumed = run("resumed", f"whole/checkpoints/epoch00{epoch}.ckpt")
+        assert is_same_adapter(whole, resumed), epoch
+        left, right = (one.model.peft_config["default"].rank_pattern for one in (whole, resumed))
+        assert left == right
+        assert not all(map(all, left.values()))
+
+
+class CutOff(Callback):
+    """Ends a training before a micro-batch."""
+
+    def __init__(self, micro_batch):
+        self.micro_batch = micro_batch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == self.micro_batch:
+            raise RuntimeError("cut off")
+
+
+def test_objects_that_were_used_before_train_as_new_ones(tiny_model, facts_file):
+    """As in a notebook: measured first, cut off within a step, resumed; then the data module for another training."""
+    data = KnowledgeDataModule(facts=str(facts_file), base_model=str(tiny_model), micro_batch_size=2, **WEIGHTED)
+
+    def new_module():
+        seed_everything(0, verbose=False)
+        return SemanticPeftModule(base_model=str(tiny_model), optimizer=ADAMW)
+
+    def trainer(folder, *callbacks):
+        return Trainer(
+            max_epochs=1,
+            accumulate_grad_batches=2,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            default_root_dir=folder,
+            callbacks=[AdapterCheckpoint(every_n_steps=1), *callbacks],
+        )
+
+    whole = new_module()
+    trainer("whole").fit(whole, datamodule=data)
+
+    module = new_module()
+    trainer("cut").validate(module, datamodule=data, verbose=False)
+    with pytest.raises(RuntimeError, match="cut off"):
+        trainer("cut", CutOff(micro_batch=3)).fit(module, datamodule=data)
+    trainer("cut").fit(module, datamodule=data, ckpt_path="cut/checkpoints/last.ckpt")
+    assert is_same_adapter(module, whole)
+    assert module.dynamics.compute()["num_measured_epochs"].tolist() == [1] * 12
+
+    again = new_module()
+    trainer("again").fit(again, datamodule=data)
+    assert again.global_step == 3
+    assert is_same_adapter(again, whole)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"data": {"mix_strata": True}}, "`mix_strata`: False in the checkpoint, True here"),
+        ({"data": {"weighting": Online(Focal(3.0))}}, r"Focal\(gamma=2.0\).* in the checkpoint, .*Focal\(gamma=3.0\)"),
+        ({"model": {"retain_batch_size": 2}}, "`retain_batch_size`: 16 in the checkpoint, 2 here"),
+        ({"model": {"schedule": "linear"}}, "`schedule`: constant in the checkpoint, linear here"),
+        ({"trainer": {"precision": "bf16-mixed"}}, "`trainer.precision`: 32-true in the checkpoint, bf16-mixed here"),
+    ],
+)
+def test_another_training_is_refused(tiny_model, facts_file, changed, said):
+    def run(max_epochs, changed, ckpt_path=None):
+        fit(
+            tiny_model,
+            with_retained(facts_file),
+            data={"weighting": Online(Focal(2.0))} | changed.get("data", {}),
+            model={"retain_weight": 0.5} | changed.get("model", {}),
+            trainer={"max_epochs": max_epochs, "enable_checkpointing": True, "default_root_dir": "run"}
+            | changed.get("trainer", {}),
+            callbacks=[AdapterCheckpoint()],
+            ckpt_path=ckpt_path,
+        )
+
+    run(1, {})
+    with pytest.raises(InputError, match=said):
+        run(2, changed, "run/checkpoints/last.ckpt")
