@@ -42,7 +42,7 @@ class InMemory:
         self.clear()
 
     def clear(self) -> None:
-        """Sets all gradients back to zero. Memory is only touched when a fact's gradient comes.
+        """Sets all gradients back to zero.
 
         One block for all parameters of a kind: many blocks that stay, made among others that do not, leave holes that
         cost as much again as a third of the features.

@@ -231,6 +231,7 @@ def _by_hooks(
             sums = torch.autograd.grad(total, parameters, allow_unused=True)
         _require_sums(model, recorder, sums)
         row += len(batch)
+        del total, sums  # and with them the graph, whose hooks hold activations: not beside the next batch's
 
 
 @contextmanager

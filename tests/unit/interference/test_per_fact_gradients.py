@@ -1,9 +1,10 @@
 import copy
 import logging
+import weakref
 
 import pytest
 import torch
-from lit_semantic_peft.interference import gradient_matrix, one_backward_per_fact
+from lit_semantic_peft.interference import gradient_matrix, layer_rules, one_backward_per_fact
 from lit_semantic_peft.models.objective import fact_nll
 from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig
 from tiny_models import (
@@ -252,6 +253,22 @@ def test_nothing_is_left_changed_after_an_exception(monkeypatch):
     with pytest.raises(RuntimeError, match="in the middle"):
         gradient_matrix(model, batches_of(encoded_facts(3), 2))
     assert_same(before, snapshot(model))
+
+
+def test_activations_of_a_micro_batch_are_gone_before_the_next(monkeypatch):
+    model = with_adapter(tiny_llama())
+    held, num_alive = [], []
+    outer = layer_rules._outer
+
+    def watched(gradient, activation):
+        held.append(weakref.ref(activation))  # the tensor that the hook holds, not the layer's argument
+        return outer(gradient, activation)
+
+    monkeypatch.setattr(layer_rules, "_outer", watched)
+    with model.register_forward_pre_hook(lambda *_: num_alive.append(sum(one() is not None for one in held))):
+        gradient_matrix(model, batches_of(encoded_facts(6), 2))
+    assert held
+    assert num_alive == [0, 0, 0]
 
 
 def test_a_run_with_and_without_it_is_the_same_run():
