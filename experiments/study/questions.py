@@ -222,15 +222,14 @@ def _crowd(cells: Cells) -> tuple[str, str, list[Bar]] | None:
     parts = ", ".join(f"{_nats(one)} among {size}" for size, one in sizes)
     (smallest, first), (largest, last) = sizes[0], sizes[-1]
     if len(sizes) == 1:
-        return f"Training together changes a fact's log-likelihood by {parts}.", _CROWD_AXIS, bars
+        return f"{_CROWD_START} {parts}.", _CROWD_AXIS, bars
     (grows,) = compare({"": last.minus(first)})
     said = {-1: "more is lost", 1: "less is lost", 0: "the loss cannot be told apart"}[grows.sign]
-    sentence = (
-        f"Training together changes a fact's log-likelihood by {parts}: among {largest} {said} than among {smallest}."
-    )
+    sentence = f"{_CROWD_START} {parts}: among {largest} {said} than among {smallest}, in more optimizer steps, though."
     return sentence.replace("apart than among", "apart from that among"), _CROWD_AXIS, bars
 
 
+_CROWD_START = "At equal exposures, training together changes a fact's log-likelihood by"
 _CROWD_AXIS = "log p(target) trained together minus trained alone, nats"
 
 
@@ -366,7 +365,7 @@ def draw(answer: Answer, axes: Axes, **style: Any) -> None:
         axes.plot([low, high], [place, place], **{"color": "0.6", "linewidth": 2} | style)
         axes.plot([bar.sample.value], [place], "o", **{"color": "tab:blue"} | style)
     axes.set_yticks(range(len(answer.bars)), [bar.label for bar in answer.bars])
-    axes.invert_yaxis()
+    axes.set_ylim(len(answer.bars) - 0.5, -0.5)
     if min(bar.sample.interval(bar.num_comparisons)[0] for bar in answer.bars) < 0:
         axes.axvline(0, color="0.3", linewidth=0.8)
     axes.set_xlabel(answer.axis)
