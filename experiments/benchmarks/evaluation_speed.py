@@ -67,7 +67,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         )
         comparisons += found
         rows.append({"part": name, "questions_of_each_side": len(found), **seconds})
-    scores = measure_scores(comparisons, len(facts), torch.ones(len(facts), dtype=torch.bool))
+    scores = measure_scores(comparisons, torch.zeros(len(facts), dtype=torch.bool))
     changed = sum(row.before.text != row.after.text for row in comparisons)
     return {
         "settings": options,
