@@ -52,7 +52,8 @@ class Cell:
     @property
     def kept(self) -> np.ndarray:
         """Which facts were trained, bool `(seeds, facts)`."""
-        return np.stack([bits(one["kept"]) for one in self.results]) == 1
+        kept: np.ndarray = np.stack([bits(one["kept"]) for one in self.results]) == 1
+        return kept
 
     def values(self, name: str, *, known: bool = False) -> FloatArray:
         """A number per seed and fact, `(seeds, facts)`: of the taught facts, or of those known to the base model."""

@@ -281,7 +281,7 @@ def config_of(run: Run, setting: Setting, learning_rate: float, facts: Path) -> 
     trainer |= {"accelerator": setting.accelerator, "max_epochs": block.epochs}
     if run.arm.has_filter and run.pace == "steps":
         trainer |= {"max_epochs": 4 * block.epochs, "max_steps": block.num_steps}
-    recorder = {"class_path": "experiments.study.recorder.CourseRecorder"}
+    recorder: dict[str, Any] = {"class_path": "experiments.study.recorder.CourseRecorder"}
     if run.role == "tune":
         config["data"]["evaluation"] = {"probes": [], "retention": False}
         trainer["check_val_every_n_epoch"] = block.epochs  # the course does not matter here

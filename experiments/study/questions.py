@@ -138,14 +138,14 @@ def answers(setting: Setting, cells: Cells) -> list[Answer]:
     """
     plain = cells.get((PRIMARY, PLAIN, "steps", False))
     asked: list[tuple[str, str, Callable[[], tuple[str, str, list[Bar]] | None]]] = [
-        ("a", "How does recall depend on the distance of the target?", lambda: plain and _by_distance(plain)),
-        ("b", "How often does PEFT push the model away, and on which facts?", lambda: plain and _pushed_away(plain)),
+        ("a", "How does recall depend on the distance of the target?", lambda: _by_distance(plain)),
+        ("b", "How often does PEFT push the model away, and on which facts?", lambda: _pushed_away(plain)),
         ("c", "How much does a fact lose by not being alone?", lambda: _crowd(cells)),
         ("d", "Do the filters beat the random filter?", lambda: _filters(cells)),
         ("e", "Do the weightings beat uniform, and at which budget?", lambda: _weightings(setting, cells)),
         ("f", "Do filter and weighting together?", lambda: _both(cells)),
         ("g", "What does it cost in locality and retention?", lambda: _cost(cells)),
-        ("h", "Does the gradient matrix at the start predict who will suffer?", lambda: plain and _prediction(plain)),
+        ("h", "Does the gradient matrix at the start predict who will suffer?", lambda: _prediction(plain)),
     ]
     found = []
     for letter, question, answer in asked:
@@ -171,7 +171,9 @@ def shown(value: Sample, num_comparisons: int = 1, signed: bool = False) -> str:
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}] ({value.num_facts}×{value.num_seeds})"
 
 
-def _by_distance(plain: Cell) -> tuple[str, str, list[Bar]]:
+def _by_distance(plain: Cell | None) -> tuple[str, str, list[Bar]] | None:
+    if plain is None:
+        return None
     recalled, distance = plain.values("recalled"), plain.of_facts("distance")
     edges = np.quantile(distance, np.linspace(0, 1, NUM_BINS + 1))
     bins = np.clip(np.searchsorted(edges, distance, side="right") - 1, 0, NUM_BINS - 1)
@@ -191,7 +193,9 @@ def _by_distance(plain: Cell) -> tuple[str, str, list[Bar]]:
     return sentence, "recall of plain training by distance before it", bars
 
 
-def _pushed_away(plain: Cell) -> tuple[str, str, list[Bar]]:
+def _pushed_away(plain: Cell | None) -> tuple[str, str, list[Bar]] | None:
+    if plain is None:
+        return None
     pushed = plain.values("pushed_away")
     worse = (plain.values("nll") > plain.of_facts("nll_before")).astype(np.float64)
     relation = np.array(plain.facts["relation"][: plain.num_taught])
@@ -286,8 +290,8 @@ def _cost(cells: Cells) -> tuple[str, str, list[Bar]] | None:
     return sentence, "locality minus that of plain training", _bars(locality)
 
 
-def _prediction(plain: Cell) -> tuple[str, str, list[Bar]] | None:
-    if not (plain.has("start_transfer") and plain.has("alone_versus_together")):
+def _prediction(plain: Cell | None) -> tuple[str, str, list[Bar]] | None:
+    if plain is None or not (plain.has("start_transfer") and plain.has("alone_versus_together")):
         return None
     transfer = plain.values("start_transfer")
     harm = rank_correlation(transfer, plain.values("alone_versus_together"))
@@ -362,8 +366,8 @@ def draw(answer: Answer, axes: Axes, **style: Any) -> None:
     """
     for place, bar in enumerate(answer.bars):
         low, high = bar.sample.interval(bar.num_comparisons)
-        axes.plot([low, high], [place, place], **{"color": "0.6", "linewidth": 2} | style)
-        axes.plot([bar.sample.value], [place], "o", **{"color": "tab:blue"} | style)
+        axes.plot([low, high], [place, place], **{"color": "0.6", "linewidth": 2, **style})
+        axes.plot([bar.sample.value], [place], "o", **{"color": "tab:blue", **style})
     axes.set_yticks(range(len(answer.bars)), [bar.label for bar in answer.bars])
     axes.set_ylim(len(answer.bars) - 0.5, -0.5)
     if min(bar.sample.interval(bar.num_comparisons)[0] for bar in answer.bars) < 0:
