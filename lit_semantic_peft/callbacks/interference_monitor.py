@@ -298,7 +298,7 @@ class InterferenceMonitor(Callback):
         sample = self._sample(module, size)
         metric = GradientInterference(
             fact_index=sample,
-            loss_weight=torch.tensor(prepared.loss_weights(trainer.current_epoch)[0][sample]),
+            loss_weight=torch.tensor(module.loss_weight_now(sample)),
             num_trained_facts=len(prepared.trained_index(trainer.current_epoch)),
             threshold=self.threshold,
         ).to(module.device)

@@ -544,15 +544,13 @@ class _FactBatches(Dataset[Batch]):
 
     def __init__(self, prepared: PreparedFacts, pad_id: int, with_end: bool, epoch: int = 0) -> None:
         self._prepared = prepared
-        self._loss_weights = prepared.loss_weights(epoch)
+        self._epoch = epoch
         self._pad_id = pad_id
         self._with_end = with_end
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         rows = micro_batch.rows
-        first, last = self._loss_weights
-        done = micro_batch.progress
-        weights = [float((1 - done) * first[row] + done * last[row]) for row in rows]
+        weights = self._prepared.loss_weight_at(rows, self._epoch, micro_batch.progress).tolist()
         if micro_batch.num_fillers:
             weights[-micro_batch.num_fillers :] = [0.0] * micro_batch.num_fillers
         encoded = [self._prepared.encoded[row] for row in rows]

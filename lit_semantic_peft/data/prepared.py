@@ -89,6 +89,20 @@ class PreparedFacts:
         """
         return self.deferred_loss_weight if self._is_late(epoch) else (self.loss_weight, self.final_loss_weight)
 
+    def loss_weight_at(self, rows: Sequence[int], epoch: int, progress: float) -> np.ndarray:
+        """Loss weights in the middle of training, on the line between the start's and the end's.
+
+        Args:
+            rows: Fact indices.
+            epoch: Number of the epoch, from 0.
+            progress: Share of training that is done, [0, 1].
+
+        Returns:
+            float64 `(len(rows),)`.
+        """
+        start, end = (weights[list(rows)] for weights in self.loss_weights(epoch))
+        return np.asarray((1 - progress) * start + progress * end)
+
     def _is_late(self, epoch: int) -> bool:
         return self.deferred_from_epoch is not None and epoch >= self.deferred_from_epoch
 

@@ -162,7 +162,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
         steps = self.steps(self.epoch)
         stride = self.micro_batch_size * self.world_size
         for number, step in enumerate(steps):
-            progress = self._progress(number)
+            progress = self.progress_at(self.steps_before(self.epoch) + number)
             for start in range(0, len(step), stride):
                 # Interleaved, so that ranks get equally long rows and equally many of them.
                 mine = step[start : start + stride][self.rank :: self.world_size]
@@ -176,12 +176,16 @@ class StepPlan(DistributedSampler[MicroBatch]):
         stride = self.micro_batch_size * self.world_size
         return whole * self.accumulate_grad_batches + -(-rest // stride)
 
-    def _progress(self, number: int) -> float:
-        """From 0 at the first step of the first epoch to 1 at the last step of the last."""
+    def progress_at(self, step: int) -> float:
+        """How far training is, from 0 at its first optimizer step to 1 at its last; 0 where its length is not known.
+
+        Args:
+            step: Optimizer steps that are done.
+        """
         if not self.max_epochs or self.max_epochs < 1:
             return 0.0
         last = self.steps_before(self.max_epochs) - 1
-        return min(1.0, (self.steps_before(self.epoch) + number) / last) if last else 0.0
+        return min(1.0, step / last) if last else 0.0
 
     def _length(self, row: int) -> tuple[int, int]:
         return self.length_of[row], row

@@ -120,7 +120,7 @@ class InterferenceWeighting(Callback):
         matrix = agreed_gradient_matrix(module, sample.tolist()).double().numpy()
         is_finite = np.isfinite(matrix.diagonal())
         sample, matrix = sample[is_finite], matrix[np.ix_(is_finite, is_finite)]
-        given = module.data.prepared.loss_weights(module.current_epoch)[0][sample]
+        given = module.loss_weight_now(sample.tolist())
         before = given * self.factor[sample].double().numpy()
         if len(sample) < 2:
             return

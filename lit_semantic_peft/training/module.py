@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -431,6 +431,19 @@ class SemanticPeftModule(LightningModule):
         num_steps: int = trainer.train_dataloader.sampler.steps_before(trainer.max_epochs)
         return num_steps if trainer.max_steps == -1 else min(num_steps, trainer.max_steps)
 
+    def loss_weight_now(self, rows: Sequence[int]) -> np.ndarray:
+        """The data module's loss weights in the coming optimizer step, which a `Scheduled` weighting moves.
+
+        Args:
+            rows: Fact indices.
+
+        Returns:
+            float64 `(len(rows),)`; those of `Online`, which are known within a step only, count 1.
+        """
+        assert self.trainer.train_dataloader is not None
+        progress = self.trainer.train_dataloader.sampler.progress_at(self.global_step)
+        return self.data.prepared.loss_weight_at(rows, self.current_epoch, progress)
+
     def _frozen_layers(self) -> FrozenLayers | None:
         if self.reuse_frozen_layers is False:
             return None
@@ -656,9 +669,15 @@ class SemanticPeftModule(LightningModule):
         return training_identity(
             self.data,
             self.trainer,
-            {"dtype": self.dtype_of_base, **{name: getattr(self, name) for name in own}},
+            {"dtype": self.dtype_of_base, **{name: getattr(self, name) for name in own}, **self._optimizer_settings()},
             self.model.peft_config[self.model.active_adapter],
         )
+
+    def _optimizer_settings(self) -> dict[str, object]:
+        # Lightning puts the checkpoint's own settings back into the optimizer, so that other ones would do nothing.
+        optimizer = self.optimizer_of([torch.nn.Parameter(torch.zeros(1))])
+        settings = {f"optimizer.{name}": value for name, value in optimizer.defaults.items()}
+        return {"optimizer": type(optimizer).__name__, **settings}
 
 
 def _retained(prepared: PreparedFacts, with_known: bool) -> list[int]:

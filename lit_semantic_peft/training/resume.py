@@ -45,7 +45,10 @@ def training_identity(
         "facts per optimizer step (micro_batch_size × accumulate_grad_batches × processes)": str(
             data.micro_batch_size * trainer.accumulate_grad_batches * trainer.world_size
         ),
-        "trainer.precision": str(trainer.precision),
+        **{
+            f"trainer.{name}": str(getattr(trainer, name))
+            for name in ("precision", "gradient_clip_val", "gradient_clip_algorithm")
+        },
         **{name: str(value) for name, value in of_module.items()},
         **{
             f"peft_config.{name}": str(sorted(value) if isinstance(value, set) else value)

@@ -1,6 +1,9 @@
 """What goes on after a checkpoint, beside what `cli/test_resume.py` holds to the last bit for LoRA."""
 
+from functools import partial
+
 import pytest
+import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lit_semantic_peft.callbacks import AdapterCheckpoint
 from lit_semantic_peft.data import KnowledgeDataModule
@@ -96,6 +99,9 @@ def test_objects_that_were_used_before_train_as_new_ones(tiny_model, facts_file)
         ({"data": {"weighting": Online(Focal(3.0))}}, r"Focal\(gamma=2.0\).* in the checkpoint, .*Focal\(gamma=3.0\)"),
         ({"model": {"retain_batch_size": 2}}, "`retain_batch_size`: 16 in the checkpoint, 2 here"),
         ({"model": {"schedule": "linear"}}, "`schedule`: constant in the checkpoint, linear here"),
+        ({"optimizer": partial(torch.optim.AdamW, lr=2e-2)}, r"`optimizer.lr`: 0\.01 in the checkpoint, 0\.02 here"),
+        ({"optimizer": partial(torch.optim.SGD, lr=1e-2)}, "`optimizer`: AdamW in the checkpoint, SGD here"),
+        ({"trainer": {"gradient_clip_val": 1.0}}, "`trainer.gradient_clip_val`: None in the checkpoint, 1.0 here"),
         ({"trainer": {"precision": "bf16-mixed"}}, "`trainer.precision`: 32-true in the checkpoint, bf16-mixed here"),
     ],
 )
@@ -108,6 +114,7 @@ def test_another_training_is_refused(tiny_model, facts_file, changed, said):
             model={"retain_weight": 0.5} | changed.get("model", {}),
             trainer={"max_epochs": max_epochs, "enable_checkpointing": True, "default_root_dir": "run"}
             | changed.get("trainer", {}),
+            optimizer=changed.get("optimizer", ADAMW),
             callbacks=[AdapterCheckpoint()],
             ckpt_path=ckpt_path,
         )

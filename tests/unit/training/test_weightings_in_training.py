@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lit_semantic_peft.callbacks import LossWeightDistribution
+from lit_semantic_peft.callbacks import InterferenceMonitor, LossWeightDistribution
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics import Online, Proximity, Remoteness, Scheduled, Uniform
 from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery
@@ -14,10 +14,15 @@ FAR = Remoteness(gamma=8.0)
 
 
 class Weights(Callback):
-    """The weights of each step's facts, as the loss had them."""
+    """The weights of each step's facts, as the loss had them, and as the module foretold them."""
 
     def __init__(self):
         self.of_step: list[dict[int, float]] = []
+        self.foretold: list[dict[int, float]] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        rows = batch.fact_index.tolist()
+        self.foretold.append(dict(zip(rows, pl_module.loss_weight_now(rows).tolist(), strict=True)))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.of_step.append(dict(zip(batch.fact_index.tolist(), batch.loss_weight.tolist(), strict=True)))
@@ -55,6 +60,17 @@ def test_a_schedule_goes_from_the_first_weighting_to_the_last(tiny_model, facts_
     middle = weights.of_step[len(weights.of_step) // 2]
     ends = {row: sorted((prepared.loss_weight[row], prepared.final_loss_weight[row])) for row in middle}
     assert all(ends[row][0] - 1e-6 <= weight <= ends[row][1] + 1e-6 for row, weight in middle.items())
+    for found, foretold in zip(weights.of_step, weights.foretold, strict=True):
+        assert found == pytest.approx(foretold)
+
+
+def test_interference_is_measured_with_the_weights_of_its_time(tiny_model, facts_file):
+    monitor = InterferenceMonitor(num_facts="all")
+    data = {"weighting": Scheduled(Proximity(), FAR)}
+    module, _ = fit(tiny_model, facts_file, data=data, callbacks=[monitor])
+    latest = monitor.latest
+    at_the_end = module.data.prepared.final_loss_weight[latest.fact_index.tolist()]
+    assert latest.loss_weight.tolist() == pytest.approx(at_the_end.tolist())
 
 
 def test_the_distribution_of_the_weights_is_logged(tiny_model, facts_file):
