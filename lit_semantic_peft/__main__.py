@@ -103,7 +103,7 @@ def _export(arguments: Sequence[str]) -> None:
     parser.add_argument("output", help="the folder to write; must not exist")
     parser.add_argument("--merge", action="store_true", help="write one plain model: base weights plus adapter")
     parser.add_argument("--best", action="store_true", help="the adapter of the best epoch instead of the last")
-    parser.add_argument("--base_model", help="where the base model is, if the adapter's own name for it is not enough")
+    parser.add_argument("--base_model", help="with --merge: where the base model is, if not where the adapter says")
     options = parser.parse_args(arguments)
 
     from lit_semantic_peft.training.export import export_run

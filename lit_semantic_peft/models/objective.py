@@ -111,7 +111,7 @@ def fact_nll_of(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
 def _token_nll_of(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
     losses = F.cross_entropy(logits.float(), targets, reduction="none")
     # Graph-connected also when no row has a target, so that backward finds every adapter on every rank.
-    empty = torch.zeros(labels.shape, device=losses.device) + logits.sum() * 0.0
+    empty = torch.zeros(labels.shape, device=losses.device) + losses[:0].sum()
     return empty.masked_scatter(labels != IGNORE_INDEX, losses)
 
 

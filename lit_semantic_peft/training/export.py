@@ -26,11 +26,14 @@ def export_run(
         output: The folder to write.
         merge: Whether base weights and adapter become one plain model, in float32.
         best: The adapter of the best epoch instead of the last.
-        base_model: Where the base model is; by default the name that the adapter gives.
+        base_model: Where the base model is, for `merge`; by default the name that the adapter gives.
 
     Raises:
-        InputError: If there is no adapter, `output` exists, or the adapter cannot be merged.
+        InputError: If there is no adapter, `output` exists, the adapter cannot be merged, or a base model is given
+            that nothing is merged into.
     """
+    if base_model and not merge:
+        raise InputError("`base_model` is only needed with `merge` (`--merge`): an adapter is copied as it is.")
     run, output = Path(run), Path(output)
     adapter = run if (run / "adapter_config.json").is_file() else run / ("adapter_best" if best else "adapter")
     if not (adapter / "adapter_config.json").is_file():

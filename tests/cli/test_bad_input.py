@@ -242,7 +242,10 @@ def test_unknown_command(capsys):
 
 def test_export_and_report_of_nothing(capsys):
     assert main(["export", "nowhere", "out"]) == 2
-    assert "holds no adapter" in capsys.readouterr().err
+    assert main(["export", "nowhere", "out", "--base_model", "elsewhere"]) == 2
+    said = capsys.readouterr().err
+    assert "holds no adapter" in said
+    assert "`base_model` is only needed with `merge`" in said
     assert main(["report", "nowhere"]) == 2
     assert "expected a run folder" in capsys.readouterr().err
     assert not Path("out").exists()
