@@ -110,10 +110,9 @@ class Cell:
         if name == "known":
             rows = np.stack([bits(one["recalled"]) for one in self.results])[:, self.num_taught :]
             return np.where(bits(self.facts["recalled_before"])[self.num_taught :] == 1, rows, np.nan)
-        rows = [one[name] for one in self.results]
-        return np.stack([bits(row) if isinstance(row, str) else np.array(row, np.float64) for row in rows])[
-            :, : self.num_taught
-        ]
+        values = [one[name] for one in self.results]
+        found = [bits(one) if isinstance(one, str) else np.array(one, dtype=np.float64) for one in values]
+        return np.stack(found)[:, : self.num_taught]
 
     def has(self, name: str) -> bool:
         """Whether every run measured it."""

@@ -73,9 +73,8 @@ def answers(setting: Setting, cells: Cells) -> list[Answer]:
         cells: Its finished runs.
     """
     plain = cells.get((PRIMARY, PLAIN, "steps", False))
-    if plain is None:
-        found = [_MISSING] * len(QUESTIONS)
-    else:
+    found: list[Answer | None] = [None] * len(QUESTIONS)
+    if plain is not None:
         found = [
             *(_by_distance(plain), _pushed_away(plain), _crowd(setting, cells), _filters(cells, plain)),
             *(_weightings(setting, cells), _both(cells, plain), _cost(cells, plain), _prediction(plain)),
@@ -180,10 +179,12 @@ def _crowd(setting: Setting, cells: Cells) -> Answer | None:
     num_planned = sum(_measures_crowding(block, setting) for block in setting.blocks.values())
     steps = {size: sizes[size][0] for size in sorted(sizes, key=int)}
     found = compare({size: sizes[size][1] for size in steps}, num_planned)
-    said = {
-        (-1,): "Trained together, a fact ends less likely than after as many passes on it alone",
-        (1,): "Trained together, a fact ends likelier than after as many passes on it alone",
-    }.get(tuple({one.sign for one in found}), "A fact's likelihood after training together minus after training alone")
+    signs = {one.sign for one in found}
+    if signs in ({-1}, {1}):
+        ends = "less likely" if signs == {-1} else "likelier"
+        said = f"Trained together, a fact ends {ends} than after as many passes on it alone"
+    else:
+        said = "A fact's log-likelihood after training together minus that after as many passes on it alone"
     parts = [f"{change(one, 'nats')} among {one.label} ({steps[one.label]} steps)" for one in found]
     sentence = f"{said}: {', '.join(parts)}."
     if len(steps) > 1:
@@ -205,9 +206,8 @@ def _filters(cells: Cells, plain: Cell) -> Answer | None:
     said = []
     for name, measure in ((MAIN, RECALL), ("nll", NLL)):
         parts = [
-            f"`{one.own.label}` {_effect(one.own, measure)}, random dropping {_effect(one.control, measure)} (difference "
-            f"{change(one.difference, measure.unit)}: "
-            f"{_seen(one.difference, measure)})"
+            f"`{one.own.label}` {_effect(one.own, measure)}, random dropping {_effect(one.control, measure)} "
+            f"(difference {change(one.difference, measure.unit)}: {_seen(one.difference, measure)})"
             for one in against_random(cells, name, "exposures")
         ]
         said.append("; ".join(parts))

@@ -82,6 +82,9 @@ def results_page(setting: Setting, cells: Cells, found: list[Answer], plots: Pat
         "for all comparisons that their column will hold once every planned run is there (Bonferroni), p-values "
         "likewise (Holm).",
         "",
+        "The learning rate of an arm is the one under which its trained facts become likeliest; with a filter, the "
+        "facts that it keeps. Where it is the largest tried, a still larger one may be better.",
+        "",
         "## Questions",
         "",
     ]
@@ -152,8 +155,8 @@ def _progress(setting: Setting, cells: Cells) -> str:
         if len(tried) > 1:
             most = "all" if set(rates) == {max(tried)} else f"{rates.count(max(tried))}"
             said += (
-                f" For each, the learning rate was chosen among {' and '.join(f'{rate:g}' for rate in tried)}, by one "
-                f"seed on other facts; {most} took the largest."
+                f" Each took its learning rate from {' and '.join(f'{rate:g}' for rate in tried)}, chosen by one seed "
+                f"on other facts; {most} took the largest."
             )
     return said
 
