@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
-from experiments.study.cells import COST, MAIN, TAUGHT, Cell, Cells, Measure, with_common_seeds
+from experiments.study.cells import COST, MAIN, TAUGHT, Cell, Cells, with_common_seeds
 from experiments.study.comparisons import (
     PRIMARY,
     Comparison,
@@ -203,22 +203,20 @@ def _differs(block: Block, other: Block) -> set[str]:
 
 
 def _filters(cells: Cells, plain: Cell) -> Answer | None:
-    said = []
-    for name, measure in ((MAIN, RECALL), ("nll", NLL)):
-        parts = [
-            f"`{one.own.label}` {_effect(one.own, measure)}, random dropping {_effect(one.control, measure)} "
-            f"(difference {change(one.difference, measure.unit)}: {_seen(one.difference, measure)})"
-            for one in against_random(cells, name, "exposures")
-        ]
-        said.append("; ".join(parts))
-    if not said[0]:
+    found, likelihood = (against_random(cells, name, "exposures") for name in (MAIN, "nll"))
+    if not found:
         return None
-    found = against_random(cells, MAIN, "exposures")
+
+    def said(part: str) -> str:
+        recall, nll = ([getattr(one, part) for one in ones] for ones in (found, likelihood))
+        return f"recall of the rest — {verdict(recall, RECALL)}; NLL per token — {verdict(nll, NLL)}."
+
     num_steps = cells[PRIMARY, found[0].own.label, "exposures", False].num_steps
     sentence = (
-        f"At equal exposures ({num_steps} optimizer steps instead of {plain.num_steps}), dropping facts changes the "
-        f"recall of the rest: {said[0]}. Their NLL per token: {said[1]}."
+        f"Dropping by the filter minus dropping at random: {said('difference')} Dropping itself, at equal exposures of "
+        f"the rest, so {num_steps} optimizer steps instead of {plain.num_steps}: {said('own')}"
     )
+    details = f"The same for random facts: {said('control')}"
     bars = [
         Bar(f"{one.own.label}: {made}", part.difference, part.num_comparisons, series)
         for one in found
@@ -226,16 +224,7 @@ def _filters(cells: Cells, plain: Cell) -> Answer | None:
             (("its choice", one.own), ("random", one.control), ("its choice − random", one.difference))
         )
     ]
-    return Answer(sentence, axis="recall of the kept facts, trained on them minus trained on all", bars=bars)
-
-
-def _effect(one: Comparison, measure: Measure) -> str:
-    said = {measure.better: " (helps)", -measure.better: " (hurts)", 0: ""}
-    return change(one, measure.unit) + said[one.sign]
-
-
-def _seen(one: Comparison, measure: Measure) -> str:
-    return {measure.better: "better", -measure.better: "worse", 0: "none seen"}[one.sign]
+    return Answer(sentence, details, "recall of the kept facts, trained on them minus trained on all", bars=bars)
 
 
 def _weightings(setting: Setting, cells: Cells) -> Answer | None:
@@ -283,12 +272,17 @@ def _both(cells: Cells, plain: Cell) -> Answer | None:
 
 def _beyond_these_relations(cells: Cells, found: Sequence[Comparison]) -> str:
     """Of what is beyond its interval: whether it still is with the relations drawn anew too."""
+    pairs = [
+        (one, replace(one, difference=over_relations(cells, PRIMARY, MAIN, one.label))) for one in found if one.sign
+    ]
     parts = []
-    for one in found:
-        if one.sign:
-            wide = replace(one, difference=over_relations(cells, PRIMARY, MAIN, one.label))
-            held = "is still" if wide.sign == one.sign else "is no longer"
-            parts.append(f" With relations drawn anew too, `{one.label}` {held} beyond chance: {change(wide, '%')}.")
+    for said, ones in (
+        ("still", [other for one, other in pairs if one.sign == other.sign]),
+        ("no longer", [other for one, other in pairs if one.sign != other.sign]),
+    ):
+        if ones:
+            listed = ", ".join(f"`{one.label}` {change(one, '%')}" for one in ones)
+            parts.append(f" With relations drawn anew too, {said} beyond chance: {listed}.")
     return "".join(parts)
 
 
@@ -306,11 +300,11 @@ def _cost(cells: Cells, plain: Cell) -> Answer:
         said = [f"{COST[name].label} — {verdict(ones, COST[name])}" for name, ones in found.items()]
         details = f"All against plain training: {'; '.join(said)}."
         apart = [one.label for ones in found.values() for one in ones if one.sign]
-        others = f"{len(found['locality'])} other ways of training"
+        sentence += f" Of the other ways of training ({len(found['locality'])}), "
         sentence += (
-            f" Of {others}, apart from it in one of the three beyond chance: {', '.join(dict.fromkeys(apart))}."
+            f"apart from it in one of the three beyond chance: {', '.join(dict.fromkeys(apart))}."
             if apart
-            else f" None of {others} is seen to differ from it in any of the three."
+            else "none is seen to differ from it in any of the three."
         )
     bars = [
         replace(bar, label=f"{said}: {bar.label}", series=series)

@@ -105,10 +105,9 @@ def sample(
     if clusters is not None:
         names, cluster = np.unique(np.array(clusters), return_inverse=True)
         facts = facts * _resamples(seed, 1, len(names))[1][:, cluster]
-    total = np.einsum("rf,rf->r", seeds @ filled, facts)
-    weight = np.einsum("rf,rf->r", seeds @ counts.astype(np.float64), facts)
+    total, weight = np.split(facts @ np.concatenate([filled, counts]).T, 2, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        draws = total / weight
+        draws = (seeds * total).sum(axis=1) / (seeds * weight).sum(axis=1)
     return Sample(
         float(filled.sum() / counts.sum()),
         draws,

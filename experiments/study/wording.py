@@ -11,7 +11,7 @@ NAMED = {"%": " points", "nats": " nats", "": ""}
 """What a difference is called."""
 
 _DIGITS = {"%": 1, "nats": 2, "": 2}
-_MAX_LISTED = 4
+_MAX_LISTED = 3
 
 
 def number(value: float, unit: str, signed: bool = False) -> str:
@@ -68,7 +68,7 @@ def verdict(found: Sequence[Comparison], measure: Measure) -> str:
     for sign, said in ((measure.better, "better"), (-measure.better, "worse"), (0, "no difference seen")):
         ones = [one for one in found if one.sign == sign]
         if sign == 0 and len(ones) > _MAX_LISTED:
-            parts.append(f"{said}: {len(ones)} others, {_range(ones, measure.unit)}")
+            parts.append(f"{said}: {len(ones)} arms, {_range(ones, measure.unit)}")
         elif ones:
             parts.append(f"{said}: " + ", ".join(f"`{one.label}` {change(one, measure.unit)}" for one in ones))
     return "; ".join(parts)
