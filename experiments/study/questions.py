@@ -167,39 +167,33 @@ def _pushed_away(plain: Cell) -> Answer:
 
 
 def _crowd(setting: Setting, cells: Cells) -> Answer | None:
-    sizes = {
-        f"{cell.num_taught}": (cell.num_steps, cell.sample("alone_versus_together"))
-        for block in setting.blocks.values()
-        if _measures_crowding(block, setting)
-        for cell in [cells.get((block.name, PLAIN, "steps", False))]
-        if cell is not None and cell.has("alone_versus_together")
-    }
-    if not sizes:
+    planned = [block.name for block in setting.blocks.values() if _measures_crowding(block, setting.blocks[PRIMARY])]
+    plain = [cells[name, PLAIN, "steps", False] for name in planned if (name, PLAIN, "steps", False) in cells]
+    plain = sorted((cell for cell in plain if cell.has("alone_versus_together")), key=lambda cell: cell.num_taught)
+    if not plain:
         return None
-    num_planned = sum(_measures_crowding(block, setting) for block in setting.blocks.values())
-    steps = {size: sizes[size][0] for size in sorted(sizes, key=int)}
-    found = compare({size: sizes[size][1] for size in steps}, num_planned)
+    found = compare({f"{cell.num_taught}": cell.sample("alone_versus_together") for cell in plain}, len(planned))
     signs = {one.sign for one in found}
     if signs in ({-1}, {1}):
         ends = "less likely" if signs == {-1} else "likelier"
         said = f"Trained together, a fact ends {ends} than after as many passes on it alone"
     else:
         said = "A fact's log-likelihood after training together minus that after as many passes on it alone"
-    parts = [f"{change(one, 'nats')} among {one.label} ({steps[one.label]} steps)" for one in found]
+    steps = [cell.num_steps for cell in plain]
+    parts = [f"{change(one, 'nats')} among {one.label} ({num} steps)" for one, num in zip(found, steps, strict=True)]
     sentence = f"{said}: {', '.join(parts)}."
-    if len(steps) > 1:
+    if len(found) > 1:
         sentence += " Steps grow with the number of facts, so this does not say whether more facts interfere more."
-    bars = [Bar(f"{one.label} facts in {steps[one.label]} steps", one.difference, num_planned) for one in found]
+    bars = [
+        replace(bar, label=f"{bar.label} facts in {num} steps") for bar, num in zip(_bars(found), steps, strict=True)
+    ]
     return Answer(sentence, axis="log p(target) trained together minus trained alone", unit="nats", bars=bars)
 
 
-def _measures_crowding(block: Block, setting: Setting) -> bool:
+def _measures_crowding(block: Block, primary: Block) -> bool:
     """Whether plain training is compared with training each fact alone, in all but size as in the primary block."""
-    return block.alone_facts > 0 and _differs(block, setting.blocks[PRIMARY]) <= {"num_facts"}
-
-
-def _differs(block: Block, other: Block) -> set[str]:
-    return {name for name in ("num_facts", "epochs", "facts", "method") if getattr(block, name) != getattr(other, name)}
+    alike = all(getattr(block, name) == getattr(primary, name) for name in ("facts", "epochs", "method"))
+    return alike and block.alone_facts > 0
 
 
 def _filters(cells: Cells, plain: Cell) -> Answer | None:
@@ -209,14 +203,14 @@ def _filters(cells: Cells, plain: Cell) -> Answer | None:
 
     def said(part: str) -> str:
         recall, nll = ([getattr(one, part) for one in ones] for ones in (found, likelihood))
-        return f"recall of the rest — {verdict(recall, RECALL)}; NLL per token — {verdict(nll, NLL)}."
+        return f"in recall — {verdict(recall, RECALL)}; in NLL per token — {verdict(nll, NLL)}."
 
     num_steps = cells[PRIMARY, found[0].own.label, "exposures", False].num_steps
     sentence = (
-        f"Dropping by the filter minus dropping at random: {said('difference')} Dropping itself, at equal exposures of "
-        f"the rest, so {num_steps} optimizer steps instead of {plain.num_steps}: {said('own')}"
+        f"What the filter's choice does to the rest, beyond a random choice: {said('difference')} What dropping itself "
+        f"does to it, at equal exposures, so in {num_steps} optimizer steps instead of {plain.num_steps}: {said('own')}"
     )
-    details = f"The same for random facts: {said('control')}"
+    details = f"The same for a random choice: {said('control')}"
     bars = [
         Bar(f"{one.own.label}: {made}", part.difference, part.num_comparisons, series)
         for one in found
