@@ -172,20 +172,20 @@ def _crowd(setting: Setting, cells: Cells) -> Answer | None:
     plain = sorted((cell for cell in plain if cell.has("alone_versus_together")), key=lambda cell: cell.num_taught)
     if not plain:
         return None
-    found = compare({f"{cell.num_taught}": cell.sample("alone_versus_together") for cell in plain}, len(planned))
+    found = compare({cell.block.name: cell.sample("alone_versus_together") for cell in plain}, len(planned))
     signs = {one.sign for one in found}
     if signs in ({-1}, {1}):
         ends = "less likely" if signs == {-1} else "likelier"
         said = f"Trained together, a fact ends {ends} than after as many passes on it alone"
     else:
         said = "A fact's log-likelihood after training together minus that after as many passes on it alone"
-    steps = [cell.num_steps for cell in plain]
-    parts = [f"{change(one, 'nats')} among {one.label} ({num} steps)" for one, num in zip(found, steps, strict=True)]
+    pairs = list(zip(found, plain, strict=True))
+    parts = [f"{change(one, 'nats')} among {cell.num_taught} ({cell.num_steps} steps)" for one, cell in pairs]
     sentence = f"{said}: {', '.join(parts)}."
     if len(found) > 1:
         sentence += " Steps grow with the number of facts, so this does not say whether more facts interfere more."
     bars = [
-        replace(bar, label=f"{bar.label} facts in {num} steps") for bar, num in zip(_bars(found), steps, strict=True)
+        Bar(f"{cell.num_taught} facts in {cell.num_steps} steps", one.difference, len(planned)) for one, cell in pairs
     ]
     return Answer(sentence, axis="log p(target) trained together minus trained alone", unit="nats", bars=bars)
 

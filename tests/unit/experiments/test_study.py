@@ -515,6 +515,23 @@ def test_sentences_follow_the_numbers(some_results):
     assert "apart from it in one of the three beyond chance: proximity" in said("g", recalled="0" * 288)
     same = replace(cells[PRIMARY, "plain", "steps", False], arm="proximity", group="weighting")
     assert "(1), none is seen to differ from it" in answers(setting, {**cells, place: same})[6].sentence
+
+    plain = cells[PRIMARY, "plain", "steps", False]
+    flipped = [
+        one | {"start_transfer": [None if value is None else -value for value in one["start_transfer"]]}
+        for one in plain.results
+    ]
+    other = replace(plain, results=tuple(flipped))
+    assert answers(setting, cells)[7].sentence.startswith("No, rather the reverse: facts that")
+    assert answers(setting, {**cells, (PRIMARY, "plain", "steps", False): other})[7].sentence.startswith("Yes: facts")
+    gained = tuple(one | {"alone_versus_together": [1.0 + n % 2 for n in range(288)]} for one in plain.results)
+    smaller = replace(plain, block=setting.blocks["alone_16"], results=gained)
+    assert "a fact ends less likely than" in answers(setting, cells)[2].sentence
+    crowd = answers(setting, {**cells, ("alone_16", "plain", "steps", False): smaller})[2]
+    assert "minus that after as many passes on it alone: −" in crowd.sentence
+    assert crowd.sentence.endswith("does not say whether more facts interfere more.")
+    assert {bar.num_comparisons for bar in crowd.bars} == {3}, "alone_16, alone_64 and primary are planned"
+
     assert {one.sentence for one in answers(setting, {})} == {"Not answered yet: the runs for it are missing."}
     few = answers(setting, {place: cell for place, cell in cells.items() if cell.arm == "plain"})
     assert [one.letter for one in few if one.sentence.startswith("Not answered yet")] == ["d", "e", "f"]
