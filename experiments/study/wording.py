@@ -15,15 +15,14 @@ _MAX_LISTED = 3
 
 
 def number(value: float, unit: str, signed: bool = False) -> str:
-    """A number without its unit.
+    """A number without its unit; −0.00 lies below 0, +0.00 does not.
 
     Args:
         value: A share of 1 where the unit is %.
         unit: A key of `SCALE`.
         signed: Whether it is a difference.
     """
-    rounded = round(SCALE[unit] * value, _DIGITS[unit]) + 0.0  # no −0
-    return f"{rounded:{'+' if signed else ''}.{_DIGITS[unit]}f}".replace("-", "−")
+    return f"{SCALE[unit] * value:{'+' if signed else ''}.{_DIGITS[unit]}f}".replace("-", "−")
 
 
 def interval(value: Sample, unit: str, num_comparisons: int = 1, signed: bool = False) -> str:

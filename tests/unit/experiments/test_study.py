@@ -517,13 +517,13 @@ def test_sentences_follow_the_numbers(some_results):
     assert "(1), none is seen to differ from it" in answers(setting, {**cells, place: same})[6].sentence
 
     plain = cells[PRIMARY, "plain", "steps", False]
-    flipped = [
-        one | {"start_transfer": [None if value is None else -value for value in one["start_transfer"]]}
-        for one in plain.results
-    ]
-    other = replace(plain, results=tuple(flipped))
-    assert answers(setting, cells)[7].sentence.startswith("No, rather the reverse: facts that")
-    assert answers(setting, {**cells, (PRIMARY, "plain", "steps", False): other})[7].sentence.startswith("Yes: facts")
+    for sign, beginning in ((1, "Yes: facts that"), (-1, "No, rather the reverse: facts that")):
+        expected = [
+            one | {"start_transfer": [None if gain is None else sign * gain for gain in one["alone_versus_together"]]}
+            for one in plain.results
+        ]
+        predicted = {(PRIMARY, "plain", "steps", False): replace(plain, results=tuple(expected))}
+        assert answers(setting, predicted)[7].sentence.startswith(beginning)
     gained = tuple(one | {"alone_versus_together": [1.0 + n % 2 for n in range(288)]} for one in plain.results)
     smaller = replace(plain, block=setting.blocks["alone_16"], results=gained)
     assert "a fact ends less likely than" in answers(setting, cells)[2].sentence
@@ -546,7 +546,7 @@ def test_a_verdict_names_what_is_beyond_its_interval_and_sums_up_the_rest():
     assert "; worse: `down` −10.0 points [−" in text
     assert "; no difference seen: 4 arms, −0.2 to +0.3 points, all intervals within [−" in text
     assert verdict(found, MEASURES["nll"]).startswith("better: `down` −0.10 nats [−")
-    assert number(-0.0001, "%", signed=True) == "+0.0"
+    assert number(-0.0001, "%", signed=True) == "−0.0", "which side of 0 it is on"
 
 
 def test_the_readme_and_the_results_are_what_the_files_give():
