@@ -201,7 +201,8 @@ def _arm_row(
     cell, tried = cells[block.name, arm, "steps", False], _rates(setting, block)
     row = {"arm": arm}
     if MAIN in differences:
-        row["learning rate"] = f"{cell.learning_rate:g}{' (largest tried)' * (cell.learning_rate == max(tried))}"
+        at_end = len(tried) > 1 and cell.learning_rate == max(tried)
+        row["learning rate"] = f"{cell.learning_rate:g}{' (largest tried)' * at_end}"
     for name, delta in differences.items():
         measure = MEASURES[name]
         value = tabled(cell.sample(name), measure.unit) if delta or arm == PLAIN else ""
