@@ -108,6 +108,11 @@ def readme_section(setting: Setting, cells: Cells, found: list[Answer]) -> str:
     """
     lines = [_progress(setting, cells), ""]
     if cells:
+        lines += [
+            "In brackets: intervals of 95 % over facts of the same relations and over seeds; those of differences are "
+            "corrected for all planned comparisons of their kind.",
+            "",
+        ]
         lines += [f"- **{answer.question}** {answer.sentence}" for answer in found]
         lines += [
             "",
@@ -155,8 +160,8 @@ def _progress(setting: Setting, cells: Cells) -> str:
         if len(tried) > 1:
             most = "all" if set(rates) == {max(tried)} else f"{rates.count(max(tried))}"
             said += (
-                f" Each took its learning rate from {' and '.join(f'{rate:g}' for rate in tried)}, chosen by one seed "
-                f"on other facts; {most} took the largest."
+                f" Of the learning rates {' and '.join(f'{rate:g}' for rate in tried)}, tried with one seed on other "
+                f"facts, {most} took the largest."
             )
     return said
 
