@@ -1,22 +1,55 @@
 """The results of a setting as tables of seeds by facts."""
 
+import math
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
-from experiments.study.plan import PLAIN, Block, Pace, Setting, runs_of
-from experiments.study.results import ResultFolder, bits
+from experiments.study.plan import PLAIN, Block, Pace, Run, Setting, runs_of
+from experiments.study.results import ResultFolder, bits, finished
 from experiments.study.statistics import FloatArray, Sample, sample
+from lit_semantic_peft.errors import InputError
 
-METRICS = {
-    "recalled": "recall, teacher-forced",
-    "generated": "recall, generated",
-    "nll": "NLL (nats/token)",
-    "recall_area": "area under the recall curve",
-    "nll_area": "area under the NLL curve",
+Unit = Literal["%", "nats"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured.
+
+    Attributes:
+        label: In words.
+        unit: In which it is shown.
+        better: 1 where higher is better, else −1.
+    """
+
+    label: str
+    unit: Unit
+    better: int
+
+
+MAIN = "recalled"
+"""The primary outcome; all others are secondary."""
+
+TAUGHT = {
+    MAIN: Measure("recall, teacher-forced", "%", 1),
+    "generated": Measure("recall, generated", "%", 1),
+    "nll": Measure("NLL per token", "nats", -1),
+    "recall_area": Measure("area under the recall curve", "%", 1),
+    "nll_area": Measure("area under the NLL curve", "nats", -1),
 }
-"""What is measured of each taught fact, and how it is called."""
+"""What is measured of each taught fact."""
+
+COST = {
+    "locality": Measure("neighbours' answers unchanged", "%", 1),
+    "known": Measure("known facts still recalled", "%", 1),
+    "text_nll_delta": Measure("NLL per token of unrelated text, minus before", "nats", -1),
+}
+"""What is measured of everything else."""
+
+MEASURES = TAUGHT | COST
 
 
 @dataclass(frozen=True)
@@ -27,7 +60,7 @@ class Cell:
         block: The block.
         arm: Name of the arm.
         group: Its group.
-        seeds: Of the runs, ascending.
+        seeds: Of the runs, in the order of the block.
         results: One per seed.
         facts: What was known of the facts before training.
     """
@@ -55,25 +88,44 @@ class Cell:
         kept: np.ndarray = np.stack([bits(one["kept"]) for one in self.results]) == 1
         return kept
 
-    def values(self, name: str, *, known: bool = False) -> FloatArray:
-        """A number per seed and fact, `(seeds, facts)`: of the taught facts, or of those known to the base model."""
-        rows = [one.get(name) for one in self.results]
-        part = slice(self.num_taught, None) if known else slice(self.num_taught)
-        return np.stack(
-            [
-                bits(row)[part] if isinstance(row, str) else np.array(row, dtype=np.float64)[part]
-                for row in rows
-                if row is not None
-            ]
-        )
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps."""
+        return int(self.results[0]["num_steps"])
+
+    @property
+    def steps_of_epoch(self) -> int:
+        """Optimizer steps between two points of the learning curves."""
+        return math.ceil(int(self.results[0]["num_kept"]) / self.block.facts_per_step)
+
+    @property
+    def relations(self) -> list[str]:
+        """Of the taught facts."""
+        return list(self.facts["relation"][: self.num_taught])
+
+    def values(self, name: str) -> FloatArray:
+        """A number per seed and taught fact (`known`: fact known to the base model; `text_nll_delta`: text)."""
+        if name == "text_nll_delta":
+            return np.array([one[name] for one in self.results], dtype=np.float64)
+        if name == "known":
+            rows = np.stack([bits(one["recalled"]) for one in self.results])[:, self.num_taught :]
+            return np.where(bits(self.facts["recalled_before"])[self.num_taught :] == 1, rows, np.nan)
+        values = [one[name] for one in self.results]
+        found = [bits(one) if isinstance(one, str) else np.array(one, dtype=np.float64) for one in values]
+        return np.stack(found)[:, : self.num_taught]
 
     def has(self, name: str) -> bool:
         """Whether every run measured it."""
         return all(name in one for one in self.results)
 
     def sample(self, name: str) -> Sample:
-        """Mean over the taught facts and the seeds."""
-        return sample(self.values(name))
+        """Mean over the facts and the seeds."""
+        return sample(self.values(name), is_share=name in MEASURES and MEASURES[name].unit == "%")
+
+    def of_seeds(self, seeds: Sequence[int]) -> "Cell":
+        """The runs of some seeds."""
+        chosen = [(seed, one) for seed, one in zip(self.seeds, self.results, strict=True) if seed in seeds]
+        return replace(self, seeds=tuple(seed for seed, _ in chosen), results=tuple(one for _, one in chosen))
 
     def of_facts(self, name: str) -> FloatArray:
         """What was known of the taught facts, `(facts,)`."""
@@ -86,43 +138,73 @@ Cells = dict[tuple[str, str, Pace, bool], Cell]
 
 
 def load_cells(setting: Setting) -> Cells:
-    """The finished reported runs of a setting.
-
-    An arm whose runs had other facts than the plain ones of its block is left out: it waits for its runs to be redone.
+    """The finished reported runs of a setting, of blocks whose plain runs are there.
 
     Args:
         setting: The setting.
+
+    Raises:
+        InputError: If the runs of a block were made under different conditions.
     """
     folder = ResultFolder(setting.results)
-    found: dict[tuple[str, str, Pace, bool], list[tuple[int, dict[str, Any]]]] = defaultdict(list)
-    origin = {}
+    found: dict[tuple[str, str, Pace, bool], list[tuple[Run, dict[str, Any]]]] = defaultdict(list)
     for run in runs_of(setting, "report"):
-        result = folder.read(run.name)
-        if result is not None and result["status"] == "done":
-            found[run.block.name, run.arm.name, run.pace, run.is_control].append((run.seed, result))
-            origin[run.block.name, run.arm.name] = run
+        result = finished(run, setting, folder)
+        if result is not None:
+            found[run.block.name, run.arm.name, run.pace, run.is_control].append((run, result))
     cells: Cells = {}
     for place, rows in found.items():
-        plain = found.get((place[0], PLAIN, "steps", False))
-        rows = [row for row in rows if plain and row[1]["facts_key"] == plain[0][1]["facts_key"]]
-        if rows:
-            seeds, results = zip(*sorted(rows, key=lambda row: row[0]), strict=True)
-            run = origin[place[:2]]
-            facts = folder.facts(results[0]["facts_key"])
-            cells[place] = Cell(run.block, run.arm.name, run.arm.group, seeds, results, facts)
+        if plain := found.get((place[0], PLAIN, "steps", False)):
+            for run, result in rows:
+                _require_alike(run.name, result, *plain[0])
+            seeds, results = zip(*((run.seed, result) for run, result in rows), strict=True)
+            run, result = rows[0]
+            cells[place] = Cell(
+                run.block, run.arm.name, run.arm.group, seeds, results, folder.facts(result["facts_key"])
+            )
     return cells
 
 
-def paired(left: Cell, right: Cell, name: str, *, known: bool = False) -> FloatArray:
-    """Differences left − right over the seeds that both have, `(seeds, facts)`; no row where they share none."""
-    common = sorted(set(left.seeds) & set(right.seeds))
-    rows = [[cell.seeds.index(seed) for seed in common] for cell in (left, right)]
-    difference: FloatArray = left.values(name, known=known)[rows[0]] - right.values(name, known=known)[rows[1]]
-    return difference
+def _require_alike(name: str, result: dict[str, Any], reference: Run, expected: dict[str, Any]) -> None:
+    """Refuses to compare what other facts, weights, libraries or versions of the study gave."""
+    for key in ("facts_key", "base_fingerprint", "versions", "threads", "study_version"):
+        values = [one[key] if key in one else one["depends_on"][key] for one in (result, expected)]
+        if values[0] != values[1]:
+            raise InputError(
+                f"{name}.json and {reference.name}.json cannot be compared: `{key}` is {values[0]!r} and "
+                f"{values[1]!r}. `python -m experiments.study run` with the same setting makes what is outdated anew."
+            )
+
+
+def with_common_seeds(*cells: Cell) -> list[Cell]:
+    """Cells with the runs of the seeds that all of them have.
+
+    Args:
+        cells: Of one block.
+    """
+    common = set.intersection(*(set(cell.seeds) for cell in cells))
+    return [cell.of_seeds(sorted(common)) for cell in cells]
+
+
+def paired(left: Cell, right: Cell, name: str) -> FloatArray:
+    """Differences left − right over the seeds that both have, `(seeds, facts)`.
+
+    Args:
+        left: Of the same block as `right`, with a seed in common.
+        right: What to take off.
+        name: A key of `MEASURES`.
+    """
+    left, right = with_common_seeds(left, right)
+    return left.values(name) - right.values(name)
 
 
 def effect_of_dropping(filtered: Cell, plain: Cell, name: str) -> Sample:
-    """What dropping does to the rest: a number on S after training on S, minus on the same S after training on all."""
-    common = [seed for seed in filtered.seeds if seed in plain.seeds]
-    rows = [filtered.seeds.index(seed) for seed in common]
-    return sample(paired(filtered, plain, name), filtered.kept[rows])
+    """What dropping does to the rest: a number on S after training on S, minus on the same S after training on all.
+
+    Args:
+        filtered: Trained on S.
+        plain: Trained on all.
+        name: A key of `TAUGHT`.
+    """
+    filtered, plain = with_common_seeds(filtered, plain)
+    return sample(paired(filtered, plain, name), filtered.kept)

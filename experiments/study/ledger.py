@@ -15,7 +15,7 @@ def ledger(setting: Setting) -> str:
     lines = [
         f"# Ledger of the setting `{setting.name}`",
         "",
-        "Written before the first run. Seconds are those of one process, from a few measured runs: "
+        "The list of runs was made before the first one. Seconds are those of one process, as expected: "
         f"{cost['start']:g} s to start, {cost['fact']:g} s for a fact in training, {cost['evaluation']:g} s for a fact "
         f"in an evaluation. {setting.processes} processes of {setting.threads} thread(s) run side by side.",
         "",

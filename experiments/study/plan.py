@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -216,6 +217,7 @@ def load_setting(name: str, base_model: str | None = None, results: Path | None 
     return setting
 
 
+@cache
 def load_arm(name: str, folder: Path = HERE / "arms") -> Arm:
     """Reads an arm and refuses what would make it incomparable.
 

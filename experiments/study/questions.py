@@ -1,26 +1,42 @@
-"""The questions of the study: each with an answer made of the numbers, one sentence that they bear out, and a plot."""
+"""The questions of the study: each with an answer made of the numbers, in sentences that they bear out, and a plot."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
-from experiments.study.cells import Cell, Cells, effect_of_dropping, paired
-from experiments.study.plan import PLAIN, Setting
-from experiments.study.statistics import Sample, holm, rank_correlation, sample
-from matplotlib.axes import Axes
+from experiments.study.cells import COST, MAIN, TAUGHT, Cell, Cells, with_common_seeds
+from experiments.study.comparisons import (
+    PRIMARY,
+    Comparison,
+    against_plain,
+    against_random,
+    compare,
+    over_relations,
+)
+from experiments.study.plan import PLAIN, Block, Setting
+from experiments.study.statistics import Sample, adjusted_means, rank_correlation, sample
+from experiments.study.wording import change, interval, number, share, verdict
 
-PRIMARY = "primary"
 NUM_BINS = 5
+RECALL, NLL = TAUGHT[MAIN], TAUGHT["nll"]
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One mark of a plot: a mean with its interval."""
+    """One mark of a plot: a mean with its interval.
+
+    Attributes:
+        label: What was measured.
+        sample: The mean.
+        num_comparisons: For which its interval is corrected.
+        series: Marks of one series have one colour.
+    """
 
     label: str
     sample: Sample
     num_comparisons: int = 1
+    series: int = 0
 
 
 @dataclass(frozen=True)
@@ -28,105 +44,25 @@ class Answer:
     """What the numbers say to a question.
 
     Attributes:
+        sentence: The answer, as short as the README needs it.
+        details: What RESULTS.md says beyond it.
+        axis: What the plot shows.
+        unit: In which.
+        bars: Its marks; none where there is nothing to show.
         letter: Of the question.
         question: In words.
-        sentence: The answer; says so where the runs for it are missing.
-        axis: What the plot shows.
-        bars: Its marks; none where there is nothing to show.
     """
 
-    letter: str
-    question: str
     sentence: str
+    details: str = ""
     axis: str = ""
+    unit: str = "%"
     bars: Sequence[Bar] = field(default_factory=tuple)
+    letter: str = ""
+    question: str = ""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A difference from what it is measured against, one of a family of comparisons.
-
-    Attributes:
-        label: What is compared.
-        difference: Its mean and resamples.
-        num_comparisons: Size of the family.
-        p_value: Adjusted for it (Holm).
-    """
-
-    label: str
-    difference: Sample
-    num_comparisons: int
-    p_value: float
-
-    @property
-    def sign(self) -> int:
-        """1 or −1 where the corrected interval lies above or below 0, else 0."""
-        low, high = self.difference.interval(self.num_comparisons)
-        return int(low > 0) - int(high < 0)
-
-
-def compare(differences: Mapping[str, Sample]) -> list[Comparison]:
-    """A family of comparisons, corrected for its size.
-
-    Args:
-        differences: By label.
-    """
-    adjusted = holm([one.p_value for one in differences.values()])
-    return [
-        Comparison(label, one, len(differences), p)
-        for (label, one), p in zip(differences.items(), adjusted, strict=True)
-    ]
-
-
-def against_plain(cells: Cells, block: str, metric: str, groups: Sequence[str] | None = None) -> list[Comparison]:
-    """Each arm minus plain training at equal optimizer steps, over all taught facts.
-
-    Args:
-        cells: What is there.
-        block: Name of the block.
-        metric: A key of `METRICS`.
-        groups: Only arms of these groups; all where None.
-    """
-    plain = cells.get((block, PLAIN, "steps", False))
-    return compare(
-        {
-            arm: sample(difference)
-            for arm, cell in arms_of(cells, block, groups)
-            if plain is not None and arm != PLAIN and len(difference := paired(cell, plain, metric))
-        }
-    )
-
-
-def against_random(cells: Cells, metric: str, pace: str) -> list[Comparison]:
-    """What each filter's dropping does to the rest, minus what dropping random facts of the same make does to it.
-
-    Args:
-        cells: What is there.
-        metric: A key of `METRICS`.
-        pace: `steps` or `exposures`.
-    """
-    plain = cells.get((PRIMARY, PLAIN, "steps", False))
-    found = {}
-    for (block, arm, at, is_control), cell in cells.items():
-        control = cells.get((block, arm, at, True))
-        if block != PRIMARY or at != pace or is_control or control is None or plain is None:
-            continue
-        if set(cell.seeds) & set(control.seeds) & set(plain.seeds):
-            found[arm] = effect_of_dropping(cell, plain, metric).minus(effect_of_dropping(control, plain, metric))
-    return compare(found)
-
-
-def arms_of(cells: Cells, block: str, groups: Sequence[str] | None = None) -> Iterator[tuple[str, Cell]]:
-    """The arms of a block at equal optimizer steps, plain first.
-
-    Args:
-        cells: What is there.
-        block: Name of the block.
-        groups: Only arms of these groups; all where None.
-    """
-    for (name, arm, pace, is_control), cell in cells.items():
-        if name == block and pace == "steps" and not is_control and (groups is None or cell.group in groups):
-            yield arm, cell
+_MISSING = Answer("Not answered yet: the runs for it are missing.")
 
 
 def answers(setting: Setting, cells: Cells) -> list[Answer]:
@@ -137,239 +73,272 @@ def answers(setting: Setting, cells: Cells) -> list[Answer]:
         cells: Its finished runs.
     """
     plain = cells.get((PRIMARY, PLAIN, "steps", False))
-    asked: list[tuple[str, str, Callable[[], tuple[str, str, list[Bar]] | None]]] = [
-        ("a", "How does recall depend on the distance of the target?", lambda: _by_distance(plain)),
-        ("b", "How often does PEFT push the model away, and on which facts?", lambda: _pushed_away(plain)),
-        ("c", "How much does a fact lose by not being alone?", lambda: _crowd(cells)),
-        ("d", "Do the filters beat the random filter?", lambda: _filters(cells)),
-        ("e", "Do the weightings beat uniform, and at which budget?", lambda: _weightings(setting, cells)),
-        ("f", "Do filter and weighting together?", lambda: _both(cells)),
-        ("g", "What does it cost in locality and retention?", lambda: _cost(cells)),
-        ("h", "Does the gradient matrix at the start predict who will suffer?", lambda: _prediction(plain)),
+    found: list[Answer | None] = [None] * len(QUESTIONS)
+    if plain is not None:
+        found = [
+            *(_by_distance(plain), _pushed_away(plain), _crowd(setting, cells), _filters(cells, plain)),
+            *(_weightings(setting, cells), _both(cells, plain), _cost(cells, plain), _prediction(plain)),
+        ]
+    return [
+        replace(answer or _MISSING, letter=letter, question=question)
+        for (letter, question), answer in zip(QUESTIONS.items(), found, strict=True)
     ]
-    found = []
-    for letter, question, answer in asked:
-        result = answer()
-        sentence, axis, bars = result or ("Not answered yet: the runs for it are missing.", "", [])
-        found.append(Answer(letter, question, sentence, axis, bars))
-    return found
 
 
-def shown(value: Sample, num_comparisons: int = 1, signed: bool = False) -> str:
-    """Mean, interval, and of how many facts and seeds.
-
-    Args:
-        value: What to show.
-        num_comparisons: How many intervals shall all hold.
-        signed: Whether it is a difference.
-    """
-    if not value.num_facts:
-        return "not measured"
-    low, high = value.interval(num_comparisons)
-    form = "{:+.3f}" if signed else "{:.3f}"
-    numbers = [form.format(one) for one in (value.value, low, high)]
-    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}] ({value.num_facts}×{value.num_seeds})"
+QUESTIONS = {
+    "a": "How does recall depend on the distance of the target?",
+    "b": "How often does PEFT push the model away, and on which facts?",
+    "c": "How much does a fact lose by not being alone?",
+    "d": "Do the filters beat the random filter?",
+    "e": "Do the weightings beat uniform, and at which budget?",
+    "f": "Do filter and weighting together?",
+    "g": "What does it cost in locality and retention?",
+    "h": "Does the gradient matrix at the start predict who will suffer?",
+}
 
 
-def _by_distance(plain: Cell | None) -> tuple[str, str, list[Bar]] | None:
-    if plain is None:
-        return None
-    recalled, distance = plain.values("recalled"), plain.of_facts("distance")
+def _by_distance(plain: Cell) -> Answer:
+    recalled, distance = plain.values(MAIN), plain.of_facts("distance")
     edges = np.quantile(distance, np.linspace(0, 1, NUM_BINS + 1))
-    bins = np.clip(np.searchsorted(edges, distance, side="right") - 1, 0, NUM_BINS - 1)
+    fifth = np.clip(np.searchsorted(edges, distance, side="right") - 1, 0, NUM_BINS - 1)
+    third = np.select([fifth == 0, fifth == NUM_BINS - 1], [0, 2], 1)  # nearest, middle, farthest
 
-    def mean(*chosen: int) -> Sample:
-        return sample(recalled, np.broadcast_to(np.isin(bins, chosen), recalled.shape))
+    def means(group: np.ndarray) -> list[Sample]:
+        return [sample(recalled, np.broadcast_to(group == one, recalled.shape)) for one in range(group.max() + 1)]
 
-    middle = mean(*range(1, NUM_BINS - 1))
-    near, far = compare({"near": middle.minus(mean(0)), "far": middle.minus(mean(NUM_BINS - 1))})
-    said = {1: "learn worse than", -1: "learn better than", 0: "cannot be told from"}
+    def ends(found: list[Sample]) -> list[Comparison]:
+        return compare({"near": found[0].minus(found[1]), "far": found[2].minus(found[1])})
+
+    raw, adjusted = ends(means(third)), ends(adjusted_means(recalled, third, plain.relations))
     sentence = (
-        f"The nearest fifth {said[near.sign]} the middle (middle − nearest {_points(near)}) and the farthest fifth "
-        f"{said[far.sign]} the middle (middle − farthest {_points(far)}), so “too near” is "
-        f"{'seen' if near.sign > 0 else 'not seen'} and “too far” is {'seen' if far.sign > 0 else 'not seen'}."
+        "In recall, the nearest fifth of the facts differs from the middle three by "
+        f"{change(raw[0], '%')}, the farthest by {change(raw[1], '%')}; but near and far facts are mostly of other "
+        "relations. Among facts of the same relation "
     )
-    bars = [Bar(f"{edges[at]:.2f} to {edges[at + 1]:.2f}", mean(at)) for at in range(NUM_BINS)]
-    return sentence, "recall of plain training by distance before it", bars
+    if not adjusted[0].difference.num_facts:
+        sentence += "there is nothing to compare."
+    else:
+        sentence += f"it is {change(adjusted[0], '%')} and {change(adjusted[1], '%')}: {_too_near_or_far(adjusted)}"
+    labels = [f"{low:.2f} to {high:.2f}" for low, high in pairwise(edges)]
+    bars = [Bar(f"distance {label}", one) for label, one in zip(labels, means(fifth), strict=True)]
+    bars += [
+        Bar(f"{label}, same mix of relations", one, series=1)
+        for label, one in zip(labels, adjusted_means(recalled, fifth, plain.relations), strict=True)
+    ]
+    return Answer(sentence, axis="recall of plain training by distance before it", bars=bars)
 
 
-def _pushed_away(plain: Cell | None) -> tuple[str, str, list[Bar]] | None:
-    if plain is None:
-        return None
+def _too_near_or_far(found: Sequence[Comparison]) -> str:
+    seen = [name for name, one in zip(("“too near”", "“too far”"), found, strict=True) if one.sign < 0]
+    if seen:
+        return f"{' and '.join(seen)} {'are' if len(seen) > 1 else 'is'} seen."
+    loss = max(-one.difference.interval(one.num_comparisons)[0] for one in found)
+    return (
+        "neither “too near” nor “too far” is seen, though a loss of up to "
+        f"{number(max(loss, 0.0), '%')} points is not ruled out."
+    )
+
+
+def _pushed_away(plain: Cell) -> Answer:
     pushed = plain.values("pushed_away")
     worse = (plain.values("nll") > plain.of_facts("nll_before")).astype(np.float64)
-    relation = np.array(plain.facts["relation"][: plain.num_taught])
-    by_relation = {
-        name: sample(pushed, np.broadcast_to(relation == name, pushed.shape)) for name in sorted(set(relation.tolist()))
-    }
-    often = max(by_relation, key=lambda name: by_relation[name].value)
-    share = sample(pushed)
-    which = f"; most often those of the relation “{often}” ({_share(by_relation[often])})" if share.value else ""
+    relation = np.array(plain.relations)
+
+    def of(chosen: np.ndarray) -> Sample:
+        return sample(pushed, np.broadcast_to(chosen, pushed.shape), is_share=True)
+
+    names = sorted(set(plain.relations))
+    by_relation = {name: of(relation == name) for name in names}
+    everything = sample(pushed, is_share=True)
     sentence = (
-        f"{_share(share)} of the taught facts are farther after training than before, and {_share(sample(worse))} "
-        f"less likely{which}."
+        f"{share(everything)} of the taught facts are farther after training than before, and "
+        f"{share(sample(worse, is_share=True))} less likely."
     )
-    bars = [Bar("all", share), *(Bar(name, one) for name, one in by_relation.items())]
-    return sentence, "share of the taught facts that are pushed away, by relation", bars
+    if everything.value and len(names) > 1:
+        against_rest = compare({name: by_relation[name].minus(of(relation != name)) for name in names})
+        most = max(against_rest, key=lambda one: by_relation[one.label].value)
+        sentence += (
+            f" The share is highest for “{most.label}” ({number(by_relation[most.label].value, '%')} %), "
+            f"{'' if most.sign > 0 else 'not '}beyond chance among {len(names)} relations (minus all others: "
+            f"{change(most, '%')})."
+        )
+    bars = [Bar(name, one, len(names)) for name, one in by_relation.items()]
+    return Answer(sentence, axis="share of the taught facts that are pushed away, by relation", bars=bars)
 
 
-def _crowd(cells: Cells) -> tuple[str, str, list[Bar]] | None:
-    bars, sizes = [], []
-    primary = cells.get((PRIMARY, PLAIN, "steps", False))
-    for arm, cell in ((arm, cell) for block in _blocks(cells) for arm, cell in arms_of(cells, block)):
-        if arm == PLAIN and primary and cell.has("alone_versus_together") and _alike(cell, primary):
-            sizes.append((cell.num_taught, cell.sample("alone_versus_together")))
-    if not sizes:
+def _crowd(setting: Setting, cells: Cells) -> Answer | None:
+    planned = [block.name for block in setting.blocks.values() if _measures_crowding(block, setting.blocks[PRIMARY])]
+    plain = [cells[name, PLAIN, "steps", False] for name in planned if (name, PLAIN, "steps", False) in cells]
+    plain = sorted((cell for cell in plain if cell.has("alone_versus_together")), key=lambda cell: cell.num_taught)
+    if not plain:
         return None
-    sizes.sort(key=lambda pair: pair[0])
-    bars = [Bar(f"{size} facts", one) for size, one in sizes]
-    parts = ", ".join(f"{_nats(one)} among {size}" for size, one in sizes)
-    (smallest, first), (largest, last) = sizes[0], sizes[-1]
-    if len(sizes) == 1:
-        return f"{_CROWD_START} {parts}.", _CROWD_AXIS, bars
-    (grows,) = compare({"": last.minus(first)})
-    said = {-1: "more is lost", 1: "less is lost", 0: "the loss cannot be told apart"}[grows.sign]
-    sentence = f"{_CROWD_START} {parts}: among {largest} {said} than among {smallest}, in more optimizer steps, though."
-    return sentence.replace("apart than among", "apart from that among"), _CROWD_AXIS, bars
+    found = compare({cell.block.name: cell.sample("alone_versus_together") for cell in plain}, len(planned))
+    signs = {one.sign for one in found}
+    if signs in ({-1}, {1}):
+        ends = "less likely" if signs == {-1} else "likelier"
+        said = f"Trained together, a fact ends {ends} than after as many passes on it alone"
+    else:
+        said = "A fact's log-likelihood after training together minus that after as many passes on it alone"
+    pairs = list(zip(found, plain, strict=True))
+    parts = [f"{change(one, 'nats')} among {cell.num_taught} ({cell.num_steps} steps)" for one, cell in pairs]
+    sentence = f"{said}: {', '.join(parts)}."
+    if len(found) > 1:
+        sentence += " Steps grow with the number of facts, so this does not say whether more facts interfere more."
+    bars = [
+        Bar(f"{cell.num_taught} facts in {cell.num_steps} steps", one.difference, len(planned)) for one, cell in pairs
+    ]
+    return Answer(sentence, axis="log p(target) trained together minus trained alone", unit="nats", bars=bars)
 
 
-_CROWD_START = "At equal exposures, training together changes a fact's log-likelihood by"
-_CROWD_AXIS = "log p(target) trained together minus trained alone, nats"
+def _measures_crowding(block: Block, primary: Block) -> bool:
+    """Whether plain training is compared with training each fact alone, in all but size as in the primary block."""
+    alike = all(getattr(block, name) == getattr(primary, name) for name in ("facts", "epochs", "method"))
+    return alike and block.alone_facts > 0
 
 
-def _filters(cells: Cells) -> tuple[str, str, list[Bar]] | None:
-    recall, nll = against_random(cells, "recalled", "exposures"), against_random(cells, "nll", "exposures")
-    if not recall:
-        return None
-    sentence = (
-        "What dropping does to the rest, against the random control, at equal exposures of the kept facts. In recall: "
-        f"{_verdict(recall, 1)}. In likelihood: {_verdict(nll, -1)}."
-    )
-    return sentence, "effect of dropping on the rest's recall, minus the random control's", _bars(recall)
-
-
-def _weightings(setting: Setting, cells: Cells) -> tuple[str, str, list[Bar]] | None:
-    groups = ("weighting", "rival", "aware")
-    primary = against_plain(cells, PRIMARY, "recalled", groups)
-    if not primary:
-        return None
-    likelihood = against_plain(cells, PRIMARY, "nll", groups)
-    others = []
-    for name, block in setting.blocks.items():
-        found = [] if name == PRIMARY else against_plain(cells, name, "recalled", groups)
-        if found and cells[name, PLAIN, "steps", False].block.epochs != setting.blocks[PRIMARY].epochs:
-            others.append(f" In recall after {block.epochs} epochs of {block.num_facts} facts: {_verdict(found, 1)}.")
-    sentence = (
-        f"Against uniform weights at the primary budget. In recall: {_verdict(primary, 1)}. In likelihood: "
-        f"{_verdict(likelihood, -1)}.{''.join(others)}"
-    )
-    return sentence, "recall minus that of uniform weights", _bars(primary)
-
-
-def _both(cells: Cells) -> tuple[str, str, list[Bar]] | None:
-    found = against_plain(cells, PRIMARY, "recalled", ("both",))
+def _filters(cells: Cells, plain: Cell) -> Answer | None:
+    found, likelihood = (against_random(cells, name, "exposures") for name in (MAIN, "nll"))
     if not found:
         return None
+
+    def said(part: str) -> str:
+        recall, nll = ([getattr(one, part) for one in ones] for ones in (found, likelihood))
+        return f"in recall — {verdict(recall, RECALL)}; in NLL per token — {verdict(nll, NLL)}."
+
+    num_steps = cells[PRIMARY, found[0].own.label, "exposures", False].num_steps
     sentence = (
-        f"Against plain training at equal optimizer steps, in recall over all facts, dropped ones too: "
-        f"{_verdict(found, 1)}."
+        f"What the filter's choice does to the rest, beyond a random choice: {said('difference')} What dropping itself "
+        f"does to it, at equal exposures, so in {num_steps} optimizer steps instead of {plain.num_steps}: {said('own')}"
     )
-    return sentence, "recall over all facts, minus that of plain training", _bars(found)
+    details = f"The same for a random choice: {said('control')}"
+    bars = [
+        Bar(f"{one.own.label}: {made}", part.difference, part.num_comparisons, series)
+        for one in found
+        for series, (made, part) in enumerate(
+            (("its choice", one.own), ("random", one.control), ("its choice − random", one.difference))
+        )
+    ]
+    return Answer(sentence, details, "recall of the kept facts, trained on them minus trained on all", bars=bars)
 
 
-def _cost(cells: Cells) -> tuple[str, str, list[Bar]] | None:
-    plain = cells.get((PRIMARY, PLAIN, "steps", False))
-    if plain is None:
+def _weightings(setting: Setting, cells: Cells) -> Answer | None:
+    groups = ("weighting", "rival", "aware")
+    found = against_plain(cells, PRIMARY, MAIN, groups)
+    if not found:
         return None
-    locality = against_plain(cells, PRIMARY, "locality")
-    known = known_recall(plain)
+    primary = setting.blocks[PRIMARY]
     sentence = (
-        f"Plain training leaves {_share(plain.sample('locality'))} of the neighbours' answers as they were and "
-        f"{_share(known)} of the known facts recalled. Against it, in locality: {_verdict(locality, 1)}."
+        f"Recall against equal weights after {primary.epochs} epochs of {primary.num_facts} facts — "
+        f"{verdict(found, RECALL)}.{_beyond_these_relations(cells, found)}"
     )
-    return sentence, "locality minus that of plain training", _bars(locality)
+    details = f"NLL per token — {verdict(against_plain(cells, PRIMARY, 'nll', groups), NLL)}."
+    for name, block in setting.blocks.items():
+        elsewhere = [] if name == PRIMARY else against_plain(cells, name, MAIN, groups)
+        if elsewhere:
+            said = f" Recall after {block.epochs} epochs of {block.num_facts} {block.facts} facts, {block.method} — "
+            said += f"{verdict(elsewhere, RECALL)}."
+            if block.epochs != primary.epochs:
+                sentence += said
+            else:
+                details += said
+    return Answer(sentence, details, "recall minus that of equal weights", bars=_bars(found))
 
 
-def _prediction(plain: Cell | None) -> tuple[str, str, list[Bar]] | None:
-    if plain is None or not (plain.has("start_transfer") and plain.has("alone_versus_together")):
+def _both(cells: Cells, plain: Cell) -> Answer | None:
+    found = against_plain(cells, PRIMARY, MAIN, ("both",))
+    if not found:
+        return None
+    likelihood = against_plain(cells, PRIMARY, "nll", ("both",))
+    parts = []
+    for one in found:
+        cell, other = with_common_seeds(cells[PRIMARY, one.label, "steps", False], plain)
+        kept, dropped = (
+            " to ".join(f"{number(sample(before.values(MAIN), mask).value, '%')} %" for before in (other, cell))
+            for mask in (cell.kept, ~cell.kept)
+        )
+        parts.append(f" Under `{one.label}` dropped facts go from {dropped}, kept ones from {kept}.")
+    sentence = (
+        f"Recall against plain training, over all facts, dropped ones too — {verdict(found, RECALL)}. NLL per token — "
+        f"{verdict(likelihood, NLL)}.{''.join(parts)}{_beyond_these_relations(cells, found)}"
+    )
+    return Answer(sentence, axis="recall over all facts, minus that of plain training", bars=_bars(found))
+
+
+def _beyond_these_relations(cells: Cells, found: Sequence[Comparison]) -> str:
+    """Of what is beyond its interval: whether it still is with the relations drawn anew too."""
+    pairs = [
+        (one, replace(one, difference=over_relations(cells, PRIMARY, MAIN, one.label))) for one in found if one.sign
+    ]
+    parts = []
+    for said, ones in (
+        ("still", [other for one, other in pairs if one.sign == other.sign]),
+        ("no longer", [other for one, other in pairs if one.sign != other.sign]),
+    ):
+        if ones:
+            listed = ", ".join(f"`{one.label}` {change(one, '%')}" for one in ones)
+            parts.append(f" With relations drawn anew too, {said} beyond chance: {listed}.")
+    return "".join(parts)
+
+
+def _cost(cells: Cells, plain: Cell) -> Answer:
+    found = {name: against_plain(cells, PRIMARY, name) for name in COST}
+    text = plain.sample("text_nll_delta")
+    bounds = interval(text, "nats", signed=True)
+    sentence = (
+        f"Plain training leaves {share(plain.sample('locality'))} of the neighbours' answers as they were and "
+        f"{share(plain.sample('known'))} of the known facts recalled; the NLL of unrelated text changes by "
+        f"{number(text.value, 'nats', signed=True)} nats per token {bounds}."
+    )
+    details = ""
+    if found["locality"]:
+        said = [f"{COST[name].label} — {verdict(ones, COST[name])}" for name, ones in found.items()]
+        details = f"All against plain training: {'; '.join(said)}."
+        apart = [one.label for ones in found.values() for one in ones if one.sign]
+        sentence += f" Of the other ways of training ({len(found['locality'])}), "
+        sentence += (
+            f"apart from it in one of the three beyond chance: {', '.join(dict.fromkeys(apart))}."
+            if apart
+            else "none is seen to differ from it in any of the three."
+        )
+    bars = [
+        replace(bar, label=f"{said}: {bar.label}", series=series)
+        for series, (name, said) in enumerate((("locality", "neighbours"), ("known", "known facts")))
+        for bar in _bars(found[name])
+    ]
+    axis = "neighbours' answers unchanged and known facts recalled, minus plain training"
+    return Answer(sentence, details, axis, bars=bars)
+
+
+def _prediction(plain: Cell) -> Answer | None:
+    if not (plain.has("start_transfer") and plain.has("alone_versus_together")):
         return None
     transfer = plain.values("start_transfer")
-    harm = rank_correlation(transfer, plain.values("alone_versus_together"))
-    loss = rank_correlation(transfer, -plain.values("nll"))
-    tested = compare({"together minus alone": harm, "likelihood after training": loss})
-    said = {1: "predicts", -1: "predicts the opposite of", 0: "does not predict"}
-    sentence = (
-        f"Net transfer before the first step {said[tested[0].sign]} what a fact loses by the others (Spearman "
-        f"{_number(tested[0])}) and {said[tested[1].sign]} how likely it is after training ({_number(tested[1])})."
+    harm, after = compare(
+        {
+            "gain by training together": rank_correlation(transfer, plain.values("alone_versus_together")),
+            "likelihood after training": rank_correlation(transfer, -plain.values("nll")),
+        }
     )
-    return sentence, "Spearman correlation over facts with net transfer before training", _bars(tested)
+    start = "facts that the others should help most, by the matrix at the start, "
+    said = {
+        1: f"Yes: {start}lose least by joint training",
+        -1: f"No, rather the reverse: {start}lose more by joint training",
+        0: "Not seen: how much the others should help a fact, by the matrix at the start, shows no relation to what it "
+        "loses by joint training",
+    }[harm.sign]
+    then = {
+        1: "Those that they should help more are likelier after training",
+        -1: "Those that they should help more are less likely after training",
+        0: "No relation to the likelihood after training is seen",
+    }[after.sign]
+    sentence = f"{said} ({_correlation(harm)}). {then} ({_correlation(after)})."
+    axis = "rank correlation over facts with the help expected before training"
+    return Answer(sentence, axis=axis, unit="", bars=_bars([harm, after]))
 
 
-def known_recall(cell: Cell) -> Sample:
-    """Share of the facts that the base model recalled teacher-forced, and that were not taught, that it still does."""
-    after = cell.values("recalled", known=True)
-    before = np.array([letter == "1" for letter in cell.facts["recalled_before"][cell.num_taught :]], dtype=bool)
-    return sample(after, np.broadcast_to(before, after.shape))
-
-
-def _verdict(found: Sequence[Comparison], better: int) -> str:
-    """Which arms lie beyond their corrected intervals, and on which side."""
-    parts = []
-    for sign, said in ((better, "better"), (-better, "worse"), (0, "within the interval")):
-        if names := [one.label for one in found if one.sign == sign]:
-            parts.append(f"{f'{len(names)} arms' if sign == 0 and len(names) > 4 else ', '.join(names)} {said}")
-    return "; ".join(parts)
+def _correlation(one: Comparison) -> str:
+    return f"Spearman {change(one, '')}, {one.difference.num_facts} facts"
 
 
 def _bars(found: Sequence[Comparison]) -> list[Bar]:
     return [Bar(one.label, one.difference, one.num_comparisons) for one in found]
-
-
-def _blocks(cells: Cells) -> list[str]:
-    return list(dict.fromkeys(place[0] for place in cells))
-
-
-def _alike(cell: Cell, other: Cell) -> bool:
-    """Whether two blocks differ in the number of facts alone."""
-    return all(getattr(cell.block, name) == getattr(other.block, name) for name in ("facts", "epochs", "method"))
-
-
-def _number(one: Comparison) -> str:
-    low, high = one.difference.interval(one.num_comparisons)
-    return f"{one.difference.value:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def _points(one: Comparison) -> str:
-    low, high = one.difference.interval(one.num_comparisons)
-    return f"{100 * one.difference.value:+.0f} points [{100 * low:+.0f}, {100 * high:+.0f}]"
-
-
-def _share(one: Sample) -> str:
-    if not one.num_facts:
-        return "an unmeasured share"
-    low, high = one.interval()
-    return f"{100 * one.value:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
-
-
-def _nats(one: Sample) -> str:
-    low, high = one.interval()
-    return f"{one.value:+.2f} nats [{low:+.2f}, {high:+.2f}]"
-
-
-def draw(answer: Answer, axes: Axes, **style: Any) -> None:
-    """A mean with its interval for each bar of an answer.
-
-    Args:
-        answer: With bars.
-        axes: Where to.
-        style: Of the marks.
-    """
-    for place, bar in enumerate(answer.bars):
-        low, high = bar.sample.interval(bar.num_comparisons)
-        axes.plot([low, high], [place, place], **{"color": "0.6", "linewidth": 2, **style})
-        axes.plot([bar.sample.value], [place], "o", **{"color": "tab:blue", **style})
-    axes.set_yticks(range(len(answer.bars)), [bar.label for bar in answer.bars])
-    axes.set_ylim(len(answer.bars) - 0.5, -0.5)
-    if min(bar.sample.interval(bar.num_comparisons)[0] for bar in answer.bars) < 0:
-        axes.axvline(0, color="0.3", linewidth=0.8)
-    axes.set_xlabel(answer.axis)

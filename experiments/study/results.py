@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiments.study.plan import Run, Setting, runs_of
+from experiments.study.plan import Run, Setting, config_of, runs_of
 from experiments.study.recorder import FILE
 from lit_semantic_peft.files import write_json, write_text
 from lit_semantic_peft.reports import RunFolder
@@ -155,6 +155,23 @@ def choose_learning_rate(run: Run, setting: Setting, results: ResultFolder) -> f
         return None
     losses = {rate: _trained_nll(result) for rate, result in found if result is not None and result["status"] == "done"}
     return min(losses, key=lambda rate: (losses[rate], rate), default=None)
+
+
+def finished(run: Run, setting: Setting, results: ResultFolder) -> dict[str, Any] | None:
+    """The result of a run, if it is done, and was made with the configuration that the setting now gives it.
+
+    Args:
+        run: The run.
+        setting: Its setting.
+        results: What is there.
+    """
+    result = results.read(run.name)
+    if result is None or result["status"] != "done":
+        return None
+    rate = run.learning_rate or choose_learning_rate(run, setting, results)
+    if rate is None or result["depends_on"]["config"] != config_of(run, setting, rate, Path(result["facts_key"])):
+        return None
+    return result
 
 
 def bits(text: str) -> np.ndarray:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import binomtest, rankdata
 
 FloatArray = NDArray[np.float64]
 
@@ -23,23 +23,30 @@ class Sample:
         draws: The resampled means, float64 `(RESAMPLES,)`.
         num_facts: Facts with a value.
         num_seeds: Seeds.
+        is_share: Whether it is a mean of yes and no.
     """
 
     value: float
     draws: FloatArray
     num_facts: int
     num_seeds: int
+    is_share: bool = False
 
     def interval(self, num_comparisons: int = 1) -> tuple[float, float]:
         """Percentile interval of 95 % for as many comparisons together (Bonferroni).
+
+        All yes or all no would give an interval of width 0; it is Wilson's over the facts then.
 
         Args:
             num_comparisons: How many intervals shall all hold.
         """
         if not self.num_facts:
             return float("nan"), float("nan")
-        tail = (1 - _CONFIDENCE) / 2 / num_comparisons
-        low, high = np.nanquantile(self.draws, [tail, 1 - tail])
+        miss = (1 - _CONFIDENCE) / num_comparisons
+        if self.is_share and self.value in (0.0, 1.0):
+            found = binomtest(int(self.value) * self.num_facts, self.num_facts).proportion_ci(1 - miss, "wilson")
+            return float(found.low), float(found.high)
+        low, high = np.nanquantile(self.draws, [miss / 2, 1 - miss / 2])
         return float(low), float(high)
 
     @cached_property
@@ -62,16 +69,26 @@ class Sample:
         )
 
 
-def sample(values: FloatArray, mask: NDArray[np.bool_] | None = None, seed: int = 0) -> Sample:
+def sample(
+    values: FloatArray,
+    mask: NDArray[np.bool_] | None = None,
+    *,
+    clusters: Sequence[str] | None = None,
+    is_share: bool = False,
+    seed: int = 0,
+) -> Sample:
     """Resamples rows (seeds) and columns (facts) with replacement, crossed: a fact is drawn for all seeds alike.
 
     Seeds and facts are both chance, and the values of one fact under several seeds hang together; resampling single
-    values would call them independent. With few seeds the interval is somewhat too narrow (by √(4/5) in the part that
-    seeds make up, for five). The same `seed` and shape give the same resamples, so differences of samples are paired.
+    values would call them independent. The part of the interval that seeds make up ends at the range of the few seeds:
+    with five, and the variances of this study, simulated intervals of 95 % cover 92 to 98 %. The same `seed` and shape
+    give the same resamples, so differences of samples are paired.
 
     Args:
         values: float64 `(seeds, facts)`, NaN where not measured.
         mask: Which values count; all where None.
+        clusters: Of each fact; where given, whole clusters are drawn too. With few clusters this is rough.
+        is_share: Whether the values are yes and no.
         seed: Of the resampling.
 
     Example:
@@ -84,16 +101,69 @@ def sample(values: FloatArray, mask: NDArray[np.bool_] | None = None, seed: int 
         return Sample(float("nan"), np.full(RESAMPLES, np.nan), 0, 0)
     filled = np.where(counts, values, 0.0)
     num_seeds, num_facts = values.shape
-    generator = np.random.default_rng((seed, num_seeds, num_facts))
-    seeds = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), RESAMPLES).astype(np.float64)
-    facts = generator.multinomial(num_facts, np.full(num_facts, 1 / num_facts), RESAMPLES).astype(np.float64)
-    total = np.einsum("rf,rf->r", seeds @ filled, facts)
-    weight = np.einsum("rf,rf->r", seeds @ counts.astype(np.float64), facts)
+    seeds, facts = _resamples(seed, num_seeds, num_facts)
+    if clusters is not None:
+        names, cluster = np.unique(np.array(clusters), return_inverse=True)
+        facts = facts * _resamples(seed, 1, len(names))[1][:, cluster]
+    total, weight = np.split(facts @ np.concatenate([filled, counts]).T, 2, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        draws = total / weight
+        draws = (seeds * total).sum(axis=1) / (seeds * weight).sum(axis=1)
     return Sample(
-        float(filled.sum() / counts.sum()), draws, int(counts.any(axis=0).sum()), int(counts.any(axis=1).sum())
+        float(filled.sum() / counts.sum()),
+        draws,
+        int(counts.any(axis=0).sum()),
+        int(counts.any(axis=1).sum()),
+        is_share,
     )
+
+
+@lru_cache(maxsize=8)
+def _resamples(seed: int, num_seeds: int, num_facts: int) -> tuple[FloatArray, FloatArray]:
+    """How often each seed and each fact is drawn, float64 `(RESAMPLES, seeds)` and `(RESAMPLES, facts)`."""
+    generator = np.random.default_rng((seed, num_seeds, num_facts))
+    seeds, facts = (
+        generator.multinomial(size, np.full(size, 1 / size), RESAMPLES).astype(np.float64)
+        for size in (num_seeds, num_facts)
+    )
+    return seeds, facts
+
+
+def adjusted_means(values: FloatArray, group: NDArray[np.int64], stratum: Sequence[str], seed: int = 0) -> list[Sample]:
+    """Mean of each group of facts as if all groups had the same mix of strata.
+
+    Groups that hold other strata differ by them alone (Simpson's paradox). Least squares with an effect of each group
+    and of each stratum, fitted anew to every resample, compares facts of the same stratum only.
+
+    Args:
+        values: float64 `(seeds, facts)`, all measured.
+        group: int64 `(facts,)`, from 0, none left out.
+        stratum: Of each fact.
+        seed: Of the resampling.
+
+    Returns:
+        One per group; nothing measured where no stratum ties the groups together.
+    """
+    num_seeds, num_facts = values.shape
+    num_groups = int(group.max()) + 1
+    in_group = np.eye(num_groups)[group]
+    in_stratum = (np.array(stratum)[:, None] == np.unique(np.array(stratum))).astype(np.float64)
+    design = np.concatenate([in_group, in_stratum], axis=1)
+    width = design.shape[1]
+    if np.linalg.matrix_rank(design) < width - 1:
+        return [sample(np.full((1, 1), np.nan))] * num_groups
+    seeds, facts = _resamples(seed, num_seeds, num_facts)
+    facts = np.concatenate([np.ones((1, num_facts)), facts])  # the first row is what was measured
+    mean = np.concatenate([np.ones((1, num_seeds)), seeds]) @ values / num_seeds
+    gram = facts @ (design[:, :, None] * design[:, None, :]).reshape(num_facts, -1)
+    effect = (
+        np.linalg.pinv(gram.reshape(-1, width, width), rcond=1e-10, hermitian=True)
+        @ ((facts * mean) @ design)[:, :, None]
+    )
+    in_groups, in_strata = effect[:, :num_groups, 0], effect[:, num_groups:, 0]
+    means = in_groups + (in_strata * (facts @ in_stratum)).sum(axis=1, keepdims=True) / num_facts
+    means[facts @ in_group == 0] = np.nan
+    sizes = np.bincount(group)
+    return [Sample(float(one[0]), one[1:], int(size), num_seeds) for one, size in zip(means.T, sizes, strict=True)]
 
 
 def rank_correlation(left: FloatArray, right: FloatArray, seed: int = 0, resamples: int = 2000) -> Sample:

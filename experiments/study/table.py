@@ -1,25 +1,23 @@
 """RESULTS.md, its plots, and the README's section, all made from the JSON files alone."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
-import numpy as np
-from experiments.study.cells import METRICS, Cells, effect_of_dropping, load_cells
-from experiments.study.plan import PLAIN, ROOT, Setting, load_setting, runs_of
-from experiments.study.questions import (
+from experiments.study.cells import COST, MAIN, MEASURES, TAUGHT, Cells, Measure, load_cells
+from experiments.study.comparisons import (
     PRIMARY,
-    Answer,
     Comparison,
     against_plain,
     against_random,
-    answers,
     arms_of,
-    draw,
-    known_recall,
-    shown,
+    over_relations,
 )
-from experiments.study.results import ResultFolder
-from experiments.study.statistics import sample
+from experiments.study.plan import PLAIN, ROOT, Block, Run, Setting, load_setting, runs_of
+from experiments.study.questions import Answer, answers
+from experiments.study.results import ResultFolder, finished
+from experiments.study.wording import NAMED, SCALE, change, tabled
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_path, write_text
 from matplotlib.figure import Figure
@@ -27,8 +25,6 @@ from matplotlib.figure import Figure
 README = ROOT / "README.md"
 BEGIN = "<!-- Made by `python -m experiments.study table --setting cpu`; not to be edited. -->"
 END = "<!-- End of what is made. -->"
-
-_HIGHER_IS_BETTER = {"recalled": True, "generated": True, "nll": False, "recall_area": True, "nll_area": False}
 
 
 def write_tables(setting: Setting) -> Path:
@@ -76,30 +72,28 @@ def results_page(setting: Setting, cells: Cells, found: list[Answer], plots: Pat
         f"# Results of the study, setting `{setting.name}`",
         "",
         f"Made by `python -m experiments.study table --setting {setting.name}` from the JSON files.",
-        _progress(setting),
+        _progress(setting, cells),
         "",
-        "A cell reads *mean [95 % interval] (facts×seeds)*. Intervals are bootstraps over facts and seeds at once; "
-        "those of differences are corrected for all comparisons of their column (Bonferroni), p-values by Holm. "
-        f"Blocks other than `{PRIMARY}` are exploratory.",
+        f"**{TAUGHT[MAIN].label.capitalize()}, is the primary outcome**; all other measures are secondary. Blocks "
+        f"other than `{PRIMARY}` are exploratory.",
+        "",
+        "A cell reads *mean [95 % interval] (facts×seeds)*: in % for shares, in points for their differences, in nats "
+        "for likelihoods. Intervals are bootstraps over facts and seeds at once. Those of differences are corrected "
+        "for all comparisons that their column will hold once every planned run is there (Bonferroni), p-values "
+        "likewise (Holm).",
+        "",
+        "The learning rate of an arm is the one under which its trained facts become likeliest; with a filter, the "
+        "facts that it keeps. Where it is the largest tried, a still larger one may be better.",
         "",
         "## Questions",
         "",
     ]
     for answer in found:
-        lines += [f"**({answer.letter}) {answer.question}** {answer.sentence}", ""]
+        lines += [f"**({answer.letter}) {answer.question}** {answer.sentence} {answer.details}".rstrip(), ""]
         if answer.bars:
             lines += [f"![{answer.axis}]({(plots / (answer.letter + '.png')).as_posix()})", ""]
     for block in dict.fromkeys(place[0] for place in cells):
-        about = setting.blocks[block]
-        lines += [
-            f"## Block `{block}`",
-            "",
-            f"{about.num_facts} facts ({about.facts}), {about.epochs} epochs of plain training, {about.method}. All "
-            "arms at equal optimizer steps, over all taught facts, also those that a filter drops.",
-            "",
-            *_arm_table(cells, block),
-            "",
-        ]
+        lines += _block_section(setting, cells, setting.blocks[block])
     lines += _filter_section(cells) + _claims_section(cells) + _failures_section(setting)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -112,8 +106,13 @@ def readme_section(setting: Setting, cells: Cells, found: list[Answer]) -> str:
         cells: Its finished runs.
         found: The answers.
     """
-    lines = [_progress(setting), ""]
+    lines = [_progress(setting, cells), ""]
     if cells:
+        lines += [
+            "In brackets: intervals of 95 % over facts of the same relations and over seeds; those of differences are "
+            "corrected for all planned comparisons of their kind.",
+            "",
+        ]
         lines += [f"- **{answer.question}** {answer.sentence}" for answer in found]
         lines += [
             "",
@@ -139,106 +138,178 @@ def with_section(text: str, section: str) -> str:
     return f"{before}{BEGIN}\n\n{section}\n{END}{after}"
 
 
-def _progress(setting: Setting) -> str:
-    folder = ResultFolder(setting.results)
-    runs = [*runs_of(setting, "tune"), *runs_of(setting, "report")]
-    states = [(folder.read(run.name) or {"status": "missing"})["status"] for run in runs]
-    done = states.count("done")
+def _progress(setting: Setting, cells: Cells) -> str:
+    """What is done, what it took, and how the learning rates were chosen."""
+    runs, folder = _all_runs(setting), ResultFolder(setting.results)
+    states = [one["status"] for run in runs if (one := folder.read(run.name)) is not None]
+    done = [(run, result) for run in runs if (result := finished(run, setting, folder)) is not None]
+    counts = {"failed": states.count("failed"), "outdated": states.count("done") - len(done)}
+    others = "".join(f", {number} {state}" for state, number in counts.items() if number)
     if not done:
-        return f"No run of the setting `{setting.name}` has been made yet; {len(runs)} are planned."
-    if done == len(runs):
-        return f"All {done} runs of the setting `{setting.name}` are done."
-    return f"{done} of {len(runs)} runs of the setting `{setting.name}` are done, {states.count('failed')} failed."
+        return f"No run of the setting `{setting.name}` is done yet; {len(runs)} are planned{others}."
+    spent, planned = sum(result["seconds"] for _, result in done), sum(run.seconds(setting) for run, _ in done)
+    said = (
+        f"{len(done)} of {len(runs)} runs of the setting `{setting.name}` are done{others}; they took "
+        f"{spent / 3600:.1f} hours of one process, {spent / planned:.1f} times what was planned."
+    )
+    rates = [cell.learning_rate for _, cell in arms_of(cells, PRIMARY)]
+    if rates:
+        block = setting.blocks[PRIMARY]
+        tried = _rates(setting, block)
+        said += f" {len(rates)} of {len(block.arms)} ways of training have results so far."
+        if len(tried) > 1:
+            most = "all" if set(rates) == {max(tried)} else f"{rates.count(max(tried))}"
+            said += (
+                f" Of the learning rates {' and '.join(f'{rate:g}' for rate in tried)}, tried with one seed on other "
+                f"facts, {most} took the largest."
+            )
+    return said
 
 
-def _arm_table(cells: Cells, block: str) -> list[str]:
-    differences = {name: {one.label: one for one in against_plain(cells, block, name)} for name in METRICS}
-    head = ["arm", "learning rate", *METRICS.values()]
-    head += [f"Δ {METRICS[name]}" for name in ("recalled", "nll", "nll_area")] + ["p (Δ recall)"]
-    head += ["locality", "known facts recalled", "Δ NLL of unrelated text"]
-    lines = [_row(head), _row(["---"] * len(head))]
-    for arm, cell in arms_of(cells, block):
-        row = [arm, f"{cell.learning_rate:g}", *(shown(cell.sample(name)) for name in METRICS)]
-        row += [_difference(differences[name].get(arm)) for name in ("recalled", "nll", "nll_area")]
-        row += [f"{differences['recalled'][arm].p_value:.3f}" if arm in differences["recalled"] else ""]
-        text = [one["text_nll_delta"] for one in cell.results]
-        row += [shown(cell.sample("locality")), shown(known_recall(cell)), _of_texts(text)]
-        lines.append(_row(row))
-    return lines
+def _all_runs(setting: Setting) -> list[Run]:
+    return [*runs_of(setting, "tune"), *runs_of(setting, "report")]
+
+
+def _rates(setting: Setting, block: Block) -> tuple[float, ...]:
+    return setting.blocks[block.tuned_in or block.name].learning_rates
+
+
+def _block_section(setting: Setting, cells: Cells, block: Block) -> list[str]:
+    arms = list(arms_of(cells, block.name))
+    num_relations = len(set(arms[0][1].relations))
+    found = {name: {one.label: one for one in against_plain(cells, block.name, name)} for name in MEASURES}
+    taught, cost = (
+        [_arm_row(setting, cells, block, arm, {name: found[name].get(arm) for name in names}) for arm, _ in arms]
+        for names in (TAUGHT, COST)
+    )
+    return [
+        f"## Block `{block.name}`",
+        "",
+        f"{block.num_facts} facts ({block.facts}), {block.epochs} epochs of plain training, {block.method}. All arms "
+        "at equal optimizer steps, over all taught facts, also those that a filter drops.",
+        "",
+        *_markdown(taught),
+        "",
+        *_markdown(cost),
+        "",
+        f"Intervals are for facts of these {num_relations} relations; they say nothing of other relations. Only the "
+        "column with relations drawn anew does, roughly, as they are few. Areas under the curves are trapezoids "
+        "between the ends of epochs. With a filter epochs end at other steps, which changes the areas by itself: they "
+        "are left out.",
+        "",
+    ]
+
+
+def _arm_row(
+    setting: Setting, cells: Cells, block: Block, arm: str, differences: Mapping[str, Comparison | None]
+) -> dict[str, str]:
+    cell, tried = cells[block.name, arm, "steps", False], _rates(setting, block)
+    row = {"arm": arm}
+    if MAIN in differences:
+        at_end = len(tried) > 1 and cell.learning_rate == max(tried)
+        row["learning rate"] = f"{cell.learning_rate:g}{' (largest tried)' * at_end}"
+    for name, delta in differences.items():
+        measure = MEASURES[name]
+        value = tabled(cell.sample(name), measure.unit) if delta or arm == PLAIN else ""
+        row[f"{measure.label} ({measure.unit})"] = value
+        row[f"Δ {measure.label}"] = _difference(delta, measure)
+        if name == MAIN:
+            wide = replace(delta, difference=over_relations(cells, block.name, name, arm)) if delta else None
+            row["p"] = f"{delta.p_value:.3f}" if delta else ""
+            row["Δ, relations drawn anew too"] = _difference(wide, measure)
+    return row
 
 
 def _filter_section(cells: Cells) -> list[str]:
-    plain = cells.get((PRIMARY, PLAIN, "steps", False))
-    rows = []
-    for pace in ("exposures", "steps"):
-        for metric in ("recalled", "nll"):
-            for one in against_random(cells, metric, pace):
-                assert plain is not None
-                own, control = (cells[PRIMARY, one.label, pace, is_control] for is_control in (False, True))
-                rows.append(
-                    _row(
-                        [
-                            one.label, f"equal {pace}", METRICS[metric],
-                            shown(effect_of_dropping(own, plain, metric), signed=True),
-                            shown(effect_of_dropping(control, plain, metric), signed=True),
-                            _difference(one), f"{one.p_value:.3f}",
-                        ]
-                    )
-                )  # fmt: skip
+    rows = [
+        {
+            "filter": one.difference.label,
+            "at": f"equal {pace}",
+            "of the kept facts": TAUGHT[name].label,
+            "after training on them − on all": _difference(one.own, TAUGHT[name]),
+            "the same for random facts": _difference(one.control, TAUGHT[name]),
+            "filter − random": _difference(one.difference, TAUGHT[name]),
+            "p": f"{one.difference.p_value:.3f}",
+        }
+        for pace in ("exposures", "steps")
+        for name in (MAIN, "nll")
+        for one in against_random(cells, name, pace)
+    ]
     if not rows:
         return []
-    head = ["filter", "at", "of the kept facts", "after training on them − on all", "the same for random facts"]
-    head += ["filter − random", "p"]
     about = [
         "## What dropping does to the rest",
         "",
-        "S are the kept facts. The random control drops as many facts of each relation. Facts×seeds count facts that "
-        "were kept at least once.",
+        "The random control drops as many facts of each relation. At equal exposures a filter's runs have fewer "
+        "optimizer steps. Facts×seeds count facts that were kept at least once; intervals are corrected for all "
+        "filters.",
         "",
     ]
-    return [*about, _row(head), _row(["---"] * len(head)), *rows, ""]
+    return [*about, *_markdown(rows), ""]
 
 
 def _claims_section(cells: Cells) -> list[str]:
-    """Every comparison of the primary block that does not come out for the arm."""
-    failed = []
-    for metric, higher in _HIGHER_IS_BETTER.items():
-        better = 1 if higher else -1
-        for one in against_plain(cells, PRIMARY, metric):
-            if one.sign != better:
-                said = "is worse" if one.sign == -better else "cannot be told from plain training"
-                failed.append(f"- `{one.label}`, {METRICS[metric]}: {said} ({_difference(one)}).")
+    """Of every arm of the primary block in what it does not win."""
+    failed: dict[str, dict[str, list[str]]] = {}
+    for name, measure in TAUGHT.items():
+        for one in against_plain(cells, PRIMARY, name):
+            if one.sign != measure.better:
+                said = "worse" if one.sign else "no difference seen"
+                text = f"{measure.label} ({change(one, measure.unit)})"
+                failed.setdefault(one.label, {}).setdefault(said, []).append(text)
     if not failed:
         return []
+    lines = []
+    for arm, by_kind in failed.items():
+        parts = [f"{said} in {', '.join(texts)}" for said, texts in by_kind.items()]
+        lines.append(f"- `{arm}`: {'; '.join(parts)}.")
     about = "What was tried against plain training in the primary block and did not win beyond its interval:"
-    return ["## Claims that fail", "", about, "", *failed, ""]
+    return ["## Claims that fail", "", about, "", *lines, ""]
 
 
 def _failures_section(setting: Setting) -> list[str]:
     folder = ResultFolder(setting.results)
     lines = []
-    for run in [*runs_of(setting, "tune"), *runs_of(setting, "report")]:
+    for run in _all_runs(setting):
         result = folder.read(run.name)
         if result is not None and result["status"] != "done":
             lines.append(f"- `{run.name}`: {result['status']}. {result.get('error', '')}".rstrip())
     return ["## Runs that did not end well", "", *lines, ""] if lines else []
 
 
-def _difference(one: Comparison | None) -> str:
-    return shown(one.difference, one.num_comparisons, signed=True) if one else ""
+def _difference(one: Comparison | None, measure: Measure) -> str:
+    return tabled(one.difference, measure.unit, one.num_comparisons, signed=True) if one else ""
 
 
-def _of_texts(rows: list[list[float]]) -> str:
-    return shown(sample(np.array(rows, dtype=np.float64)), signed=True)
-
-
-def _row(values: list[str]) -> str:
-    return f"| {' | '.join(values)} |"
+def _markdown(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _plot(answer: Answer, path: Path) -> None:
-    with matplotlib.rc_context({"font.size": 8}):
-        figure = Figure(figsize=(6, 0.9 + 0.25 * len(answer.bars)), layout="constrained")
-        draw(answer, figure.subplots())
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(7, 1.2 + 0.27 * len(answer.bars)), layout="constrained")
+        _draw(answer, figure)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=100, metadata={"Software": None})
+
+
+def _draw(answer: Answer, figure: Figure) -> None:
+    """A mean with its interval for each bar, and how many facts and seeds are behind it."""
+    axes, lowest = figure.subplots(), 0.0
+    for place, bar in enumerate(answer.bars):
+        low, high = (SCALE[answer.unit] * end for end in bar.sample.interval(bar.num_comparisons))
+        axes.plot([low, high], [place, place], color="0.6", linewidth=2)
+        axes.plot([SCALE[answer.unit] * bar.sample.value], [place], "o", color=f"C{bar.series}")
+        lowest = min(lowest, low)
+    labels = [f"{bar.label} ({bar.sample.num_facts}×{bar.sample.num_seeds})" for bar in answer.bars]
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    if lowest < 0:
+        axes.axvline(0, color="0.3", linewidth=0.8)
+        unit = NAMED[answer.unit].strip()
+    else:
+        unit = answer.unit
+    (size,) = {bar.num_comparisons for bar in answer.bars}
+    corrected = f", corrected for {size} comparisons" if size > 1 else ""
+    figure.supxlabel(f"{answer.axis}{', ' * bool(unit)}{unit}\n(facts×seeds; intervals of 95 %{corrected})", fontsize=9)

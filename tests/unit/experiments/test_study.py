@@ -1,6 +1,7 @@
 """The study: what is run again, what is refused, what is exact, and what its statistics say."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +10,17 @@ import pytest
 import yaml
 from experiments.study import execute
 from experiments.study.__main__ import main
-from experiments.study.cells import Cell, effect_of_dropping, load_cells
+from experiments.study.cells import MEASURES, Cell, effect_of_dropping, load_cells
+from experiments.study.comparisons import PRIMARY, against_plain, against_random, compare
 from experiments.study.control import RandomLike
 from experiments.study.facts import facts_of
 from experiments.study.ledger import ledger
 from experiments.study.plan import HERE, TUNE_SEED, load_arm, load_setting, runs_of
-from experiments.study.questions import answers, compare
+from experiments.study.questions import answers
 from experiments.study.results import TOKEN_TOLERANCE, ResultFolder, choose_learning_rate, unfairness
-from experiments.study.statistics import Sample, holm, rank_correlation, sample
+from experiments.study.statistics import Sample, adjusted_means, holm, rank_correlation, sample
 from experiments.study.table import README, is_published, readme_section, results_page, results_path, with_section
+from experiments.study.wording import number, verdict
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics import BandFilter, ScoredFacts
 from scipy.stats import spearmanr
@@ -350,6 +353,200 @@ def test_the_effect_of_dropping_is_measured_on_what_is_kept():
     filtered = cell(["1110", "1110"], ["0110", "1100"])
     # Seed 0 keeps facts 1 and 2: 1 − 1 and 1 − 0; seed 1 keeps 0 and 1: 1 − 1 and 1 − 0.
     assert effect_of_dropping(filtered, plain, "recalled").value == pytest.approx(0.5)
+
+
+def test_a_mix_of_relations_is_adjusted_for():
+    # Near facts are recalled better in each relation, far facts in all: most of them are of the easy relation.
+    group = np.repeat([0, 1, 0, 1], [10, 40, 40, 10])
+    relation = np.repeat(["easy", "hard"], 50).tolist()
+    generator = np.random.default_rng(0)
+    values = np.repeat([0.95, 0.75, 0.35, 0.15], [10, 40, 40, 10]) + generator.normal(size=(5, 100)) * 0.01
+    near, far = (sample(values, np.broadcast_to(group == one, values.shape)) for one in (0, 1))
+    assert compare({"raw": far.minus(near)})[0].sign == 1
+    adjusted = adjusted_means(values, group, relation)
+    difference = adjusted[1].minus(adjusted[0])
+    assert compare({"adjusted": difference})[0].sign == -1
+    assert difference.value == pytest.approx(-0.2, abs=0.01)
+    # The means of both are those of facts that are half easy, half hard.
+    assert [one.value for one in adjusted] == pytest.approx([0.65, 0.45], abs=0.01)
+    assert [one.num_facts for one in adjusted] == [50, 50]
+    apart = adjusted_means(values[:, [*range(10), *range(90, 100)]], np.repeat([0, 1], 10), ["x"] * 10 + ["y"] * 10)
+    assert not any(one.num_facts for one in apart), "no relation has near and far facts"
+
+
+def test_all_or_none_is_not_certain():
+    none = sample(np.zeros((5, 42)), is_share=True)
+    low, high = none.interval()
+    assert low == pytest.approx(0.0)
+    assert high == pytest.approx(1.96**2 / (42 + 1.96**2), rel=0.01), "Wilson's upper end for 0 of 42"
+    assert none.interval(8)[1] > high
+    assert sample(np.zeros((5, 42))).interval() == (0.0, 0.0), "a difference of 0 everywhere"
+
+
+def test_relations_drawn_anew_widen_what_hangs_on_them():
+    values = np.tile(np.repeat([0.0, 1.0], 50), (5, 1))
+    narrow, wide = sample(values), sample(values, clusters=["x"] * 50 + ["y"] * 50)
+    assert narrow.value == wide.value
+    assert wide.interval() == (0.0, 1.0), "one of four draws holds a single relation"
+    assert narrow.interval()[1] - narrow.interval()[0] < 0.25
+
+
+def test_what_is_planned_counts_before_it_is_there():
+    draws = np.random.default_rng(0).normal(size=10_000)
+    found = {name: Sample(mean, draws + mean, 1, 1) for name, mean in (("a", 2.6), ("b", 2.9), ("c", 0.1))}
+    early, late = compare({"a": found["a"]}, 3)[0], compare(found, 3)[0]
+    assert early.difference.interval(early.num_comparisons) == late.difference.interval(late.num_comparisons)
+    assert early.sign == late.sign == 1
+    assert late.p_value <= early.p_value == pytest.approx(3 * found["a"].p_value)
+
+
+def made(arm, group, seeds, num_kept=4, **values):
+    """A cell of the primary block with four facts."""
+    results = tuple(
+        {"num_taught": 4, "num_kept": num_kept, "kept": "1" * num_kept + "0" * (4 - num_kept)} for _ in seeds
+    )
+    results = tuple(
+        one | {name: value[seed] for name, value in values.items()} for one, seed in zip(results, seeds, strict=True)
+    )
+    block = replace(load_setting("cpu").blocks["primary"], facts_per_step=1)
+    return Cell(block, arm, group, seeds, results, {"relation": ["x", "x", "y", "y"]})
+
+
+def test_families_are_all_arms_of_the_block_and_all_its_filters():
+    plain = made("plain", "plain", (0, 1), recalled=["1010", "0110"])
+    other = made("band", "filter", (0, 1), recalled=["1011", "0110"])
+    cells = {("primary", one.arm, "steps", False): one for one in (plain, other)}
+    (found,) = against_plain(cells, "primary", "recalled")
+    assert found.num_comparisons == len(plain.block.arms) - 1 == 19
+    cells["primary", "band", "steps", True] = other
+    (dropping,) = against_random(cells, "recalled", "steps")
+    assert {one.num_comparisons for one in (dropping.own, dropping.control, dropping.difference)} == {4}
+
+
+def test_a_filter_is_compared_over_the_seeds_that_all_three_have():
+    plain = made("plain", "plain", (0, 1), recalled=["0000", "0000", "0000"])
+    own = made("band", "filter", (1, 2), recalled=["0000", "1100", "1111"])
+    control = made("band", "filter", (0, 1), recalled=["1111", "1000", "1111"])
+    cells = {
+        ("primary", "plain", "steps", False): plain,
+        ("primary", "band", "exposures", False): own,
+        ("primary", "band", "exposures", True): control,
+    }
+    (found,) = against_random(cells, "recalled", "exposures")
+    assert [part.difference.value for part in (found.own, found.control, found.difference)] == [0.5, 0.25, 0.25]
+    assert found.difference.difference.num_seeds == 1
+    cells["primary", "band", "exposures", True] = control.of_seeds([0])
+    assert not against_random(cells, "recalled", "exposures")
+
+
+def test_areas_are_compared_only_between_the_same_steps():
+    area = {"nll_area": [[1.0, 2.0, 3.0, 4.0]], "nll": [[0.0] * 4]}
+    plain, whole = made("plain", "plain", (0,), **area), made("proximity", "weighting", (0,), **area)
+    part = made("paper", "both", (0,), num_kept=3, **area)
+    cells = {("primary", one.arm, "steps", False): one for one in (plain, whole, part)}
+    assert [one.label for one in against_plain(cells, "primary", "nll")] == ["proximity", "paper"]
+    assert [one.label for one in against_plain(cells, "primary", "nll_area")] == ["proximity"]
+
+
+@pytest.fixture
+def some_results(tmp_path):
+    """The setting `cpu` with the results of two arms, two seeds each, and the path of one."""
+    source = load_setting("cpu").results
+    names = [f"{arm}-steps-{seed}" for arm in ("plain", "proximity") for seed in (0, 1)]
+    names += [f"tune-{arm}-{rate}" for arm in ("plain", "proximity") for rate in ("0.0015", "0.003")]
+    (tmp_path / "primary").mkdir()
+    for name in names:
+        shutil.copy(source / "primary" / f"{name}.json", tmp_path / "primary")
+    shutil.copytree(source / "facts", tmp_path / "facts")
+    return load_setting("cpu", results=tmp_path), tmp_path / "primary" / "proximity-steps-1.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("base_fingerprint", "another"),
+        ("versions", {"torch": "1.0"}),
+        ("threads", 2),
+        ("study_version", 0),
+        ("facts_key", "another"),
+    ],
+)
+def test_results_of_other_versions_are_not_compared(some_results, name, value):
+    setting, path = some_results
+    result = json.loads(path.read_text(encoding="utf-8"))
+    changed = result if name in result else result["depends_on"]
+    config = result["depends_on"]["config"]
+    changed[name] = value
+    if name == "facts_key":
+        config["data"]["facts"] = value
+    path.write_text(json.dumps(result), encoding="utf-8")
+    with pytest.raises(InputError, match=f"primary/proximity-steps-1.json and .*plain-steps-0.json .*`{name}` is"):
+        load_cells(setting)
+
+
+def test_outdated_results_are_neither_shown_nor_counted_as_done(some_results):
+    setting, path = some_results
+    cells = load_cells(setting)
+    assert [cell.seeds for cell in cells.values()] == [(0, 1), (0, 1)]
+    assert readme_section(setting, cells, []).startswith("8 of 284 runs of the setting `cpu` are done; they took")
+    result = json.loads(path.read_text(encoding="utf-8"))
+    result["depends_on"]["config"]["model"]["schedule"] = "constant"
+    path.write_text(json.dumps(result), encoding="utf-8")
+    cells = load_cells(setting)
+    assert [cell.seeds for cell in cells.values()] == [(0, 1), (0,)]
+    assert "7 of 284 runs of the setting `cpu` are done, 1 outdated;" in readme_section(setting, cells, [])
+
+
+def test_sentences_follow_the_numbers(some_results):
+    setting, _ = some_results
+    cells = load_cells(setting)
+    place = (PRIMARY, "proximity", "steps", False)
+
+    def said(letter, **changed):
+        """The answer where all runs of the arm have other numbers."""
+        results = tuple(one | changed for one in cells[place].results)
+        found = answers(setting, {**cells, place: replace(cells[place], results=results)})
+        return next(one.sentence for one in found if one.letter == letter)
+
+    assert "— no difference seen: `proximity` " in said("e")
+    assert "— better: `proximity` +" in said("e", recalled="1" * 288)
+    assert "still beyond chance: `proximity` +" in said("e", recalled="1" * 288)
+    assert "— worse: `proximity` −" in said("e", recalled="0" * 288)
+    assert "apart from it in one of the three beyond chance: proximity" in said("g", recalled="0" * 288)
+    same = replace(cells[PRIMARY, "plain", "steps", False], arm="proximity", group="weighting")
+    assert "(1), none is seen to differ from it" in answers(setting, {**cells, place: same})[6].sentence
+
+    plain = cells[PRIMARY, "plain", "steps", False]
+    for sign, beginning in ((1, "Yes: facts that"), (-1, "No, rather the reverse: facts that")):
+        expected = [
+            one | {"start_transfer": [None if gain is None else sign * gain for gain in one["alone_versus_together"]]}
+            for one in plain.results
+        ]
+        predicted = {(PRIMARY, "plain", "steps", False): replace(plain, results=tuple(expected))}
+        assert answers(setting, predicted)[7].sentence.startswith(beginning)
+    gained = tuple(one | {"alone_versus_together": [1.0 + n % 2 for n in range(288)]} for one in plain.results)
+    smaller = replace(plain, block=setting.blocks["alone_16"], results=gained)
+    assert "a fact ends less likely than" in answers(setting, cells)[2].sentence
+    crowd = answers(setting, {**cells, ("alone_16", "plain", "steps", False): smaller})[2]
+    assert "minus that after as many passes on it alone: −" in crowd.sentence
+    assert crowd.sentence.endswith("does not say whether more facts interfere more.")
+    assert {bar.num_comparisons for bar in crowd.bars} == {3}, "alone_16, alone_64 and primary are planned"
+
+    assert {one.sentence for one in answers(setting, {})} == {"Not answered yet: the runs for it are missing."}
+    few = answers(setting, {place: cell for place, cell in cells.items() if cell.arm == "plain"})
+    assert [one.letter for one in few if one.sentence.startswith("Not answered yet")] == ["d", "e", "f"]
+
+
+def test_a_verdict_names_what_is_beyond_its_interval_and_sums_up_the_rest():
+    draws = np.random.default_rng(0).normal(size=10_000) * 0.01
+    means = {"up": 0.1, "down": -0.1, "a": 0.001, "b": -0.002, "c": 0.003, "d": 0.0}
+    found = compare({name: Sample(mean, draws + mean, 9, 5) for name, mean in means.items()})
+    text = verdict(found, MEASURES["recalled"])
+    assert text.startswith("better: `up` +10.0 points [+")
+    assert "; worse: `down` −10.0 points [−" in text
+    assert "; no difference seen: 4 arms, −0.2 to +0.3 points, all intervals within [−" in text
+    assert verdict(found, MEASURES["nll"]).startswith("better: `down` −0.10 nats [−")
+    assert number(-0.0001, "%", signed=True) == "−0.0", "which side of 0 it is on"
 
 
 def test_the_readme_and_the_results_are_what_the_files_give():
