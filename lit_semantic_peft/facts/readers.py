@@ -103,18 +103,18 @@ def read_facts(
     counted = tqdm(rows, "Reading", unit=" records", unit_scale=True, delay=1, disable=None if show_progress else True)
     conversion = None
     if chosen is None:
-        facts = contract_facts(reading, counted)
-        _check_contradictions(reading, facts, contradictions)
+        by_place = contract_facts(reading, counted)
+        _check_contradictions(reading, by_place, contradictions)
+        facts = list(by_place.values())
     else:
         facts, conversion = _published_facts(reading, counted, chosen, templates, contradictions)
     if reading.problems:
         raise InputError(reading.problem_report())
     if not facts:
         raise InputError(f"{name}: expected at least one fact, got {_nothing(conversion)}")
-    kept = list(facts.values())
     if num_facts is not None:
-        kept = choose(kept, num_facts, seed, name)
-    return FactSet(tuple(kept), reading.warnings(), ", ".join(map(short_name, sources)), conversion)
+        facts = choose(facts, num_facts, seed, name)
+    return FactSet(tuple(facts), reading.warnings(), ", ".join(map(short_name, sources)), conversion)
 
 
 def _nothing(conversion: Conversion | None) -> str:
@@ -262,7 +262,7 @@ def _published_facts(
     chosen: Format,
     templates: dict[str, list[str]],
     contradictions: Contradictions,
-) -> tuple[dict[Place, Fact], Conversion]:
+) -> tuple[list[Fact], Conversion]:
     converted = _Converted()
     num_records = 0
     for row in rows:
@@ -279,7 +279,7 @@ def _published_facts(
             elif outcome not in seen:  # one record counts once
                 converted.leave_out(outcome, row.place.location)
                 seen.add(outcome)
-    facts = {converted.places[fact.id]: fact for fact in _consistent(reading, converted, contradictions)}
+    facts = _consistent(reading, converted, contradictions)
     return facts, Conversion(chosen.title, num_records, converted.num_merged, converted.omissions())
 
 

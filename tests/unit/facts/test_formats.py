@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.facts import FORMATS, Fact, Omission, Probe, read_facts
+from lit_semantic_peft.facts import FORMATS, Fact, Omission, Probe, convert, read_facts
 from lit_semantic_peft.facts.schema import content_id
 
 # --- One record of each format, and the fact that it must become ----------------------------------------------------
@@ -623,6 +623,29 @@ def test_mquake_names_the_edits_that_a_question_needs(tmp_path):
     assert [one.target for one in read.facts] == ["Pula", "Croatia"]
     assert read.facts[1].portability == ()
     assert "it needs a fact that was left out" in {one.reason for one in read.conversion.omissions}
+
+
+def test_mquake_gives_every_edit_of_a_record(tmp_path):
+    def edit(prompt, subject, target):
+        return {"prompt": prompt, "subject": subject, "target_new": {"str": target, "id": "Q1"}}
+
+    two = [edit("{} is a citizen of", "Ann", "Peru"), edit("The capital of {} is", "Peru", "Cusco")]
+    question = {"questions": ["What is the capital of the country of Ann?"], "new_answer": "Cusco"}
+    source = array(
+        tmp_path / "set.json",
+        {"requested_rewrite": two, **question},
+        {"requested_rewrite": [edit("{} is a citizen of", "Bo", "Chile")], "questions": []},
+    )
+    read = read_facts(source)
+    assert [(one.prompt, one.target, one.location) for one in read.facts] == [
+        ("Ann is a citizen of", "Peru", f"{source}:record 1"),
+        ("The capital of Peru is", "Cusco", f"{source}:record 1"),
+        ("Bo is a citizen of", "Chile", f"{source}:record 2"),
+    ]
+    assert [len(one.portability) for one in read.facts] == [1, 0, 0]
+    assert (read.conversion.num_records, read.conversion.num_merged, read.conversion.omissions) == (2, 0, ())
+    written = tmp_path / "written.jsonl"
+    assert list(convert([source], str(written)).facts) == list(read_facts(str(written)).facts) == list(read.facts)
 
 
 @pytest.mark.parametrize(
