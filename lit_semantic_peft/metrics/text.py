@@ -7,13 +7,14 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-_LEADING_ARTICLE = re.compile(r"^(?:a|an|the) (?=\S)")
+# Quotation marks may stand before an article, but a space follows it: the A of "A-1" and of "A. Milne" is none.
+_LEADING_ARTICLE = re.compile(r"^([^\w#%&@]*)(?:a|an|the) (?=.*\w)")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # Punctuation that changes what is said: C# is not C, 5% is not 5.
 _MEANINGFUL = frozenset("#%&@")
 # Punctuation that changes a number: 3.5 is not 35, 1/2 is not 12.
 _INSIDE_NUMBERS = frozenset(".,:/-")
-_SEPARATING = frozenset("/\\|")
+_SEPARATING = frozenset("-/\\|")
 # Scripts written without spaces between words: Thai to Lao, Myanmar, Khmer, kana and the Han blocks.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
@@ -24,9 +25,9 @@ def normalize_answer(text: str) -> str:
     """The text without what does not change an answer.
 
     Unicode NFKC, casefold; punctuation removed (dashes and slashes become spaces) except where it carries meaning
-    (`#`, `%`, `&`, `@`, inside a number, a minus sign); whitespace collapsed; one leading English article removed. Only
-    a leading one, so that "Vitamin A" is not "vitamin". Never empty for a text that is not blank: a text of nothing
-    but punctuation stays as it is, casefolded.
+    (`#`, `%`, `&`, `@`, inside a number, a minus sign); all dashes alike; whitespace collapsed; one leading English
+    article removed. Only a leading word, so that "Vitamin A" is not "vitamin" and "A-1" is not "1". Never empty for a
+    text that is not blank: a text of nothing but punctuation stays as it is, casefolded.
 
     Args:
         text: An answer or a target.
@@ -40,7 +41,7 @@ def normalize_answer(text: str) -> str:
         >>> normalize_answer("."), normalize_answer("The The"), normalize_answer("U.S."), normalize_answer("3.5")
         ('.', 'the', 'us', '3.5')
     """
-    return _LEADING_ARTICLE.sub("", _without_punctuation(text))
+    return _without_punctuation(_LEADING_ARTICLE.sub(r"\1", _folded(text)))
 
 
 def is_exact_match(answer: str, accepted: Sequence[str]) -> bool:
@@ -84,7 +85,7 @@ def starts_with_answer(answer: str, accepted: Sequence[str]) -> bool:
         _is_word_prefix(form(candidate), form(answer))
         for candidate in accepted
         # With and without the leading article, but both alike: "A" is an answer, "the" of "The The" is not.
-        for form in (_without_punctuation, normalize_answer)
+        for form in (_with_article, normalize_answer)
     )
 
 
@@ -95,9 +96,18 @@ def _is_word_prefix(prefix: str, text: str) -> bool:
     return not rest or rest[0] == " " or bool(_UNSPACED.match(prefix[-1]) or _UNSPACED.match(rest[0]))
 
 
-def _without_punctuation(text: str) -> str:
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).replace("−", "-")
-    folded = _THOUSANDS.sub("", " ".join(folded.split()))
+def _with_article(text: str) -> str:
+    return _without_punctuation(_folded(text))
+
+
+def _folded(text: str) -> str:
+    """The text without differences of case, Unicode form, dashes, whitespace and marks between thousands."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    folded = "".join("-" if one == "−" or unicodedata.category(one) == "Pd" else one for one in folded)
+    return _THOUSANDS.sub("", " ".join(folded.split()))
+
+
+def _without_punctuation(folded: str) -> str:
     kept = " ".join("".join(_kept(folded, position) for position in range(len(folded))).split())
     return kept or folded
 
@@ -116,4 +126,4 @@ def _kept(text: str, position: int) -> str:
         (before.isdigit() and character in _INSIDE_NUMBERS) or (not before.isalnum() and character == "-")
     ):
         return character
-    return " " if category == "Pd" or character in _SEPARATING else ""
+    return " " if character in _SEPARATING else ""

@@ -21,7 +21,7 @@ from lit_semantic_peft.semantics.distances import Distance, TargetPass
 from lit_semantic_peft.semantics.table import BoolArray, FloatArray, ScoredFacts
 from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, EncodedFact, FactEncoder, collate
 
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 """Part of every cache key; raised whenever a change of this package changes a number that scoring gives."""
 
 BATCHES_PER_PART = 4

@@ -54,6 +54,8 @@ class Strata(Feature):
         ('HighlyKnown', 'MaybeKnown', 'WeaklyKnown', 'Unknown')
     """
 
+    version = 2
+
     def __init__(
         self, num_prompts: int = 4, num_shots: int = 4, num_samples: int = 4, temperature: float = 0.5, seed: int = 0
     ) -> None:

@@ -17,6 +17,10 @@ from lit_semantic_peft.metrics import is_exact_match, normalize_answer, starts_w
         (unicodedata.normalize("NFD", "Zürich"), "zürich"),
         ("1,000,000", "1000000"),
         ("−5", "-5"),
+        ("1990–1995", "1990-1995"),
+        ("7‑12", "7-12"),
+        ("“The Hague”", "Hague"),
+        ("Saint—Denis", "Saint-Denis"),
         ("New\n York\u200b", "new york"),
         ("东京。", "东京"),
     ],
@@ -43,6 +47,12 @@ def test_what_does_not_change_an_answer(left, right):
         (".", "!"),
         ("The The", "The Who"),
         ("A", "B"),
+        ("A-1", "1"),
+        ("An-225", "225"),
+        ("A/B", "B"),
+        ("The–Who", "Who"),
+        ("A. Milne", "Milne"),
+        ("1990–1995", "19901995"),
     ],
 )
 def test_what_does(left, right):
@@ -103,6 +113,8 @@ def test_prefixes_that_end_at_a_word(answer, accepted):
         ("the cat", "The The"),
         ("Par", "Paris"),
         ("파리는", "파"),
+        ("A-1 is a motorway", "1"),
+        ("1990–1995", "1990"),
     ],
 )
 def test_prefixes_that_do_not(answer, accepted):
