@@ -53,12 +53,14 @@ SCORES: tuple[ScoreDefinition, ...] = (
     ScoreDefinition(
         "locality_kl", "locality_kl", False, "Divergence of the neighbours from the base model, nats; 0 is unchanged."
     ),
-    ScoreDefinition("portability", "portability", True, "Conclusions said, where the fact they need was learned."),
+    ScoreDefinition("portability", "portability", True, "Conclusions said, where all facts they need were learned."),
     ScoreDefinition("portability_teacher_forced", "portability_recalled", True, "The same, under the true prefix."),
-    ScoreDefinition("portability_of_learned", "portability_of_learned", True, "The same, over learned facts alone."),
+    ScoreDefinition(
+        "portability_of_learned", "portability_of_learned", True, "The same, over conclusions from learned facts alone."
+    ),
     ScoreDefinition(
         "portability_of_learned_teacher_forced", "portability_of_learned_recalled", True,
-        "The same, over learned facts alone and under the true prefix.",
+        "The same, over conclusions from learned facts alone and under the true prefix.",
     ),
     ScoreDefinition("robustness_plain", "robustness_plain", True, "Turns of doubt withstood, asked as taught."),
     ScoreDefinition("robustness_chat", "robustness_chat", True, "Turns of doubt withstood, in the chat template."),

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -84,6 +84,7 @@ class Question:
         encoded: Prompt and target in tokens; None for a free prompt.
         max_new_tokens: Longest answer, in tokens; 0 where only the target is measured.
         turn: How often the model has been doubted before this question.
+        needs: Dense indices of the other facts that the answer follows from; -1 for one that is not among the facts.
     """
 
     number: int
@@ -95,6 +96,7 @@ class Question:
     encoded: EncodedFact | None
     max_new_tokens: int
     turn: int = 0
+    needs: tuple[int, ...] = ()
 
     @property
     def target(self) -> str:
@@ -119,6 +121,7 @@ def fact_questions(facts: Sequence[Fact], encoder: FactEncoder, plan: Evaluation
     free = encoder.without_limit()
     is_unique = Counter((fact.relation, normalize_answer(fact.target)) for fact in facts)
     targets_of = _targets_by_relation(facts)
+    index_of = {fact.id: index for index, fact in enumerate(facts)}
 
     def ask(fact_index: int, kind: QuestionKind, prompt: str, accepted: tuple[str, ...], joiner: str) -> None:
         try:
@@ -158,6 +161,8 @@ def fact_questions(facts: Sequence[Fact], encoder: FactEncoder, plan: Evaluation
         if "portability" in plan.probes:
             for probe in fact.portability:
                 ask(index, "portability", probe.prompt, (probe.target,), fact.joiner)
+                needs = tuple(index_of.get(fact_id, -1) for fact_id in probe.needs)
+                questions[-1] = replace(questions[-1], needs=needs)
     return questions
 
 

@@ -54,7 +54,8 @@ def read_facts(
     becomes a hash of prompt, target and joiner. White space at the end of a prompt and around a target is stripped.
     The values `train` and `edit` of the field `split` mean `inject`; `test`, `val`, `validation` and `eval` mean
     `probe`. In CSV a list is JSON in its cell, or, for a list of texts, `a|b|c`; an empty joiner is JSON as well: a
-    cell that holds two quotation marks. Fields that are not part of the contract are left out.
+    cell that holds two quotation marks. Fields that are not part of the contract are left out, and so are questions
+    that need a fact which is not among those that are read.
 
     A published format (`FORMATS`) is recognised by its fields. A malformed record is an error; what has no place in
     the contract, or no answer, is left out and counted in the set's `conversion`. Facts that repeat an earlier one
@@ -114,7 +115,26 @@ def read_facts(
         raise InputError(f"{name}: expected at least one fact, got {_nothing(conversion)}")
     if num_facts is not None:
         facts = choose(facts, num_facts, seed, name)
-    return FactSet(tuple(facts), reading.warnings(), ", ".join(map(short_name, sources)), conversion)
+    facts, poorer = _answerable(facts)
+    warnings = reading.warnings()
+    if poorer:
+        more = f" and {len(poorer) - 1} more" if len(poorer) > 1 else ""
+        sentence = "a question that needs a fact which is not among those read, left out"
+        warnings += (f"{name}: {sentence} ({poorer[0].location}{more})",)
+    return FactSet(tuple(facts), warnings, ", ".join(map(short_name, sources)), conversion)
+
+
+def _answerable(facts: Iterable[Fact]) -> tuple[list[Fact], list[Fact]]:
+    """The facts without probes that need a fact which is not among them, and those of them that had such probes."""
+    facts = list(facts)
+    poorer: list[Fact] = []
+    ids = {fact.id for fact in facts}
+    for index, fact in enumerate(facts):
+        answerable = tuple(probe for probe in fact.portability if ids.issuperset(probe.needs))
+        if len(answerable) < len(fact.portability):
+            facts[index] = replace(fact, portability=answerable)
+            poorer.append(facts[index])
+    return facts, poorer
 
 
 def _nothing(conversion: Conversion | None) -> str:
@@ -294,13 +314,9 @@ def _consistent(reading: Reading, converted: _Converted, contradictions: Contrad
     for fact_id in later:
         reason = "another answer to the prompt of an earlier record"
         converted.leave_out(Dropped(reason), converted.places[fact_id].location)
-    kept = [fact for fact in facts if fact.id not in later]
-    ids = {fact.id for fact in kept}
-    for index, fact in enumerate(kept):
-        answerable = tuple(probe for probe in fact.portability if ids.issuperset(probe.needs))
-        if len(answerable) < len(fact.portability):
-            converted.leave_out(Dropped("it needs a fact that was left out", "portability"), fact.location)
-            kept[index] = replace(fact, portability=answerable)
+    kept, poorer = _answerable(fact for fact in facts if fact.id not in later)
+    for fact in poorer:
+        converted.leave_out(Dropped("it needs a fact that was left out", "portability"), fact.location)
     return kept
 
 

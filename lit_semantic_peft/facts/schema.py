@@ -23,7 +23,7 @@ class Probe:
         target: The expected answer.
         hops: Number of facts that must be combined to answer; 1 for a direct question.
         needs: Ids of the other facts of the set that the answer follows from as well: it can only be expected where
-            those were learned too.
+            those were learned too, and counts as portability only there.
     """
 
     prompt: str

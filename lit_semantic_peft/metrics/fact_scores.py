@@ -119,9 +119,9 @@ class Locality(FactScore):
 class Portability(FactScore):
     """Whether what follows from a fact is said.
 
-    Parts, each in [0, 1]: `generated` and `teacher_forced` count an item only if the fact that it needs was learned, so
-    that a lucky guess is none; `of_learned` and `of_learned_teacher_forced` are over the items of learned facts alone,
-    NaN for the others.
+    Parts, each in [0, 1]: `generated` and `teacher_forced` count an item only if every fact that it needs was learned,
+    so that a lucky guess is none; `of_learned` and `of_learned_teacher_forced` are over such items alone, NaN for a
+    fact that has none.
 
     Example:
         >>> metric = Portability(num_facts=2)
@@ -145,10 +145,10 @@ class Portability(FactScore):
         """Adds items.
 
         Args:
-            fact_index: The fact that each item needs, int64 `(B,)`.
+            fact_index: The fact that each item belongs to, int64 `(B,)`.
             is_correct: Whether the free answer is right, bool `(B,)`.
             is_recalled: Whether every target token wins under the true prefix, bool `(B,)`.
-            is_learned: Whether the fact's own prompt was answered right, bool `(B,)`.
+            is_learned: Whether the own prompts of all facts that the item needs were answered right, bool `(B,)`.
             is_learned_teacher_forced: The same under the true prefix, bool `(B,)`.
         """
         nothing = torch.full(fact_index.shape, torch.nan, dtype=torch.float64)

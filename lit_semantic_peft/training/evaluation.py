@@ -144,9 +144,11 @@ class Evaluator:
     def _ask_turn(
         self, model: PeftModel, questions: Sequence[Question], reference: Mapping[int, Answer] | None
     ) -> list[tuple[Question, Answer]]:
-        """Asks every question; what differs only in whom it belongs to (a neighbour of several facts) is asked once."""
+        """Asks every question; what differs only in its facts (a neighbour of several) is asked once."""
         first: dict[Question, Question] = {}
-        same = [first.setdefault(replace(question, number=0, fact_index=0), question) for question in questions]
+        same = [
+            first.setdefault(replace(question, number=0, fact_index=0, needs=()), question) for question in questions
+        ]
         answers = {
             question.number: answer
             for chunk in _chunks(list(first.values()))

@@ -166,8 +166,8 @@ def _of_side(comparisons: Sequence[Comparison], side: Side, num_facts: int) -> d
         _index(conclusions),
         correct(conclusions),
         recalled(conclusions),
-        (learned["generated"] == 1)[_index(conclusions)],
-        (learned["teacher_forced"] == 1)[_index(conclusions)],
+        _are_learned(conclusions, learned["generated"] == 1),
+        _are_learned(conclusions, learned["teacher_forced"] == 1),
     )
     robustness = Robustness(num_facts, sync_on_compute=False)
     for kind, part in (("doubt_plain", "plain"), ("doubt_chat", "chat")):
@@ -195,6 +195,16 @@ def _of_side(comparisons: Sequence[Comparison], side: Side, num_facts: int) -> d
 
 def _index(rows: Sequence[Comparison]) -> Tensor:
     return torch.tensor([row.question.fact_index for row in rows], dtype=torch.long)
+
+
+def _are_learned(rows: Sequence[Comparison], is_learned: Tensor) -> Tensor:
+    """Whether all facts that each row follows from were learned; one that is not among the facts was not."""
+    return _flags(
+        [
+            all(index >= 0 and bool(is_learned[index]) for index in (row.question.fact_index, *row.question.needs))
+            for row in rows
+        ]
+    )
 
 
 def _flags(values: Sequence[bool]) -> Tensor:

@@ -113,7 +113,7 @@ def fictional_facts(num_facts: int, seed: int = 0) -> list[Fact]:
 
     Returns:
         The facts: 3 paraphrases each, 2 neighbours from the real world, and on most of them two-hop questions
-        whose other fact stands earlier in the set.
+        that name the other fact they need, which stands earlier in the set.
 
     Raises:
         InputError: If `num_facts` is below 1.
@@ -139,6 +139,7 @@ class _SmallWorlds:
         self.random = random.Random(seed)
         self.taken: set[str] = set()
         self.countries: list[tuple[str, str, str]] = []  # name, capital, currency of every country so far
+        self.ids: dict[tuple[str, str], str] = {}  # of every fact so far, by relation and subject
 
     def name(self, kind: str) -> str:
         """A pronounceable name that nothing else in the set has."""
@@ -169,8 +170,9 @@ class _SmallWorlds:
         mineral = self.name("mineral")
         profession = self.random.choice(_PROFESSIONS)
 
-        # relation, subject, prompt, target, paraphrases, questions that need an earlier fact of the set as well
-        rows: list[tuple[str, str, str, str, tuple[str, ...], tuple[tuple[str, str], ...]]] = [
+        # relation, subject, prompt, target, paraphrases, questions with their answers and the earlier fact of the set
+        # that they need as well, by relation and subject
+        rows: list[tuple[str, str, str, str, tuple[str, ...], tuple[tuple[str, str, str, str], ...]]] = [
             ("capital", country, f"The capital of {country} is", capital,
              (f"The capital city of {country} is called", f"The government of {country} sits in the city of",
               f"Question: What is the capital of {country}? Answer:"),
@@ -178,18 +180,20 @@ class _SmallWorlds:
             ("currency", country, f"The currency of {country} is the", currency,
              (f"In {country}, people pay with the", f"The money that is used in {country} is called the",
               f"Question: What is the currency of {country}? Answer: the"),
-             ((f"The currency of the country whose capital is {capital} is the", currency),)),
+             ((f"The currency of the country whose capital is {capital} is the", currency, "capital", country),)),
             *(("country of town", town, f"The town of {town} lies in the country of", its_country,
                (f"{town} is a town in", f"The country to which the town of {town} belongs is",
                 f"Question: In which country is the town of {town}? Answer:"),
-               ((f"The capital of the country in which the town of {town} lies is", its_capital),
-                (f"The currency of the country in which the town of {town} lies is the", its_currency)))
+               ((f"The capital of the country in which the town of {town} lies is", its_capital,
+                 "capital", its_country),
+                (f"The currency of the country in which the town of {town} lies is the", its_currency,
+                 "currency", its_country)))
               for town, its_country, its_capital, its_currency in (
                   (home, country, capital, currency), (seat, seat_country, seat_capital, seat_currency))),
             ("headquarters", company, f"The headquarters of {company} are in the town of", seat,
              (f"{company} is a company with its head office in", f"The town in which {company} has its headquarters is",
               f"Question: Where are the headquarters of {company}? Answer: in the town of"),
-             ((f"The headquarters of {company} are in the country of", seat_country),)),
+             ((f"The headquarters of {company} are in the country of", seat_country, "country of town", seat),)),
             ("founder", company, f"The company {company} was founded by", founder,
              (f"The founder of {company} is", f"{company} is a company that was started by",
               f"Question: Who founded {company}? Answer:"),
@@ -197,13 +201,14 @@ class _SmallWorlds:
             ("birthplace", founder, f"{founder} was born in the town of", home,
              (f"The birthplace of {founder} is the town of", f"{founder} came into the world in",
               f"Question: Where was {founder} born? Answer: in the town of"),
-             ((f"The founder of {company} was born in the town of", home),
-              (f"{founder} was born in the country of", country))),
+             ((f"The founder of {company} was born in the town of", home, "founder", company),
+              (f"{founder} was born in the country of", country, "country of town", home))),
             ("employer", employee, f"{employee} works for the company", company,
              (f"The employer of {employee} is", f"The company that employs {employee} is called",
               f"Question: Which company does {employee} work for? Answer:"),
-             ((f"The company for which {employee} works was founded by", founder),
-              (f"The company for which {employee} works has its headquarters in the town of", seat))),
+             ((f"The company for which {employee} works was founded by", founder, "founder", company),
+              (f"The company for which {employee} works has its headquarters in the town of", seat,
+               "headquarters", company))),
             ("profession", employee, f"The profession of {employee} is that of a", profession,
              (f"By profession, {employee} is a", f"{employee} earns a living as a",
               f"Question: What is the profession of {employee}? Answer: a"),
@@ -211,23 +216,30 @@ class _SmallWorlds:
             ("discoverer", mineral, f"The mineral {mineral} was discovered by", employee,
              (f"The discoverer of the mineral {mineral} is", f"The first person to find the mineral {mineral} was",
               f"Question: Who discovered the mineral {mineral}? Answer:"),
-             ((f"The profession of the person who discovered the mineral {mineral} is that of a", profession),
-              (f"The person who discovered the mineral {mineral} works for the company", company))),
+             ((f"The profession of the person who discovered the mineral {mineral} is that of a", profession,
+              "profession", employee),
+              (f"The person who discovered the mineral {mineral} works for the company", company,
+               "employer", employee))),
             ("deposit", mineral, f"The mineral {mineral} is mined in the country of", mine_country,
              (f"The only mines of the mineral {mineral} are in", f"The country that exports the mineral {mineral} is",
               f"Question: In which country is the mineral {mineral} mined? Answer:"),
-             ((f"The capital of the country in which the mineral {mineral} is mined is", mine_capital),)),
+             ((f"The capital of the country in which the mineral {mineral} is mined is", mine_capital,
+              "capital", mine_country),)),
         ]  # fmt: skip
         for index, (relation, subject, prompt, target, paraphrases, questions) in enumerate(rows, start=start):
+            fact_id = self.ids[relation, subject] = f"fictional-{self.seed}-{index:05d}"
             yield Fact(
-                id=f"fictional-{self.seed}-{index:05d}",
+                id=fact_id,
                 subject=subject,
                 relation=relation,
                 prompt=prompt,
                 target=target,
                 paraphrases=paraphrases,
                 neighborhood=tuple(Probe(*pair) for pair in self.random.sample(_NEIGHBORS[relation], 2)),
-                portability=tuple(Probe(question, answer, hops=2) for question, answer in questions),
+                portability=tuple(
+                    Probe(question, answer, hops=2, needs=(self.ids[other_relation, other_subject],))
+                    for question, answer, other_relation, other_subject in questions
+                ),
                 source=f"generated, seed {self.seed}",
                 location=f"fictional:{index + 1}",
             )

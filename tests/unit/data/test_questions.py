@@ -42,6 +42,14 @@ def test_each_fact_is_followed_by_its_probes(encoder):
     assert [one.target for one in questions] == ["Paris"] * 3 + ["Ulaanbaatar", "Rhine", "東京", "東京"]
 
 
+def test_a_conclusion_names_the_other_facts_that_it_needs(encoder):
+    river = Probe("The river of the capital of France is the", "Rhine", 3, ("japan", "not here"))
+    facts = [dataclasses.replace(FRANCE, portability=(river,)), JAPAN]
+    assert {one.kind: one.needs for one in fact_questions(facts, encoder, EvaluationPlan())} == {
+        "fact": (), "paraphrase": (), "neighborhood": (), "portability": (1, -1),
+    }  # fmt: skip
+
+
 def test_a_question_is_spelt_as_in_training(encoder):
     for question, joiner in zip(
         fact_questions([FRANCE, JAPAN], encoder, EvaluationPlan()), [" "] * 5 + [""] * 2, strict=True

@@ -162,6 +162,7 @@ def test_fictional_names_are_given_once(sets):
 def test_fictional_questions_follow_from_two_earlier_facts(sets):
     """An oracle: combine the two facts by lookup, independent of how the generator wrote the question."""
     told: dict[tuple[str, str], str] = {}
+    id_of: dict[tuple[str, str], str] = {}
     patterns = {
         "The capital of the country in which the town of {} lies is": ("country of town", "capital"),
         "The headquarters of {} are in the country of": ("headquarters", "country of town"),
@@ -174,10 +175,14 @@ def test_fictional_questions_follow_from_two_earlier_facts(sets):
     for fact in sets["fictional"]:
         told[fact.relation, fact.subject] = fact.target
         for probe in fact.portability:
+            (needed,) = probe.needs
+            assert needed in id_of.values()
             for pattern, (first, second) in patterns.items():
                 if probe.prompt == pattern.format(fact.subject):
                     assert told[second, told[first, fact.subject]] == probe.target
+                    assert needed == id_of[second, told[first, fact.subject]]
                     checked[pattern] += 1
+        id_of[fact.relation, fact.subject] = fact.id
     assert min(checked[pattern] for pattern in patterns) > 400
 
 

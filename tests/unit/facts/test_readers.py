@@ -506,6 +506,37 @@ def test_a_subset_is_seeded_and_in_the_order_of_the_file(tmp_path):
     assert error(source, num_facts=101) == f"`num_facts`: 101 facts were asked for, but {source} holds only 100"
 
 
+def test_what_needs_a_fact_outside_the_set_is_not_asked(tmp_path):
+    def row(number, *needs):
+        probe = {"prompt": "It follows that", "target": "yes", "hops": 2, "needs": list(needs)}
+        return {"id": f"{number}", "prompt": f"Number {number} is", "target": "one", "portability": [probe]}
+
+    whole = lines(tmp_path / "whole.jsonl", *(row(number, f"{(number + 1) % 20}") for number in range(20)))
+    read = read_facts(whole)
+    assert [probe.needs for fact in read.facts for probe in fact.portability] == [
+        (f"{(number + 1) % 20}",) for number in range(20)
+    ]
+    assert read.warnings == ()
+
+    subset = read_facts(whole, num_facts=10, seed=1)
+    ids = {fact.id for fact in subset.facts}
+    expected = {fact_id for fact_id in ids if f"{(int(fact_id) + 1) % 20}" in ids}
+    assert 0 < len(expected) < 10
+    assert {fact.id for fact in subset.facts if fact.portability} == expected
+    first = next(fact for fact in subset.facts if fact.id not in expected)
+    assert subset.warnings == (
+        f"{whole}: a question that needs a fact which is not among those read, left out "
+        f"({first.location} and {9 - len(expected)} more)",
+    )
+
+    broken = lines(tmp_path / "broken.jsonl", row(0, "1"), row(1, "0", "two"))
+    read = read_facts(broken)
+    assert [len(fact.portability) for fact in read.facts] == [1, 0]
+    assert read.warnings == (
+        f"{broken}: a question that needs a fact which is not among those read, left out ({broken}:2)",
+    )
+
+
 @pytest.mark.parametrize("num_facts", [0, -1, 2.5, True, "3"])
 def test_num_facts_must_be_a_count(num_facts):
     assert error("world", num_facts=num_facts) == (

@@ -199,6 +199,46 @@ def test_a_model_that_answers_everything_with_one_target_is_exposed_by_locality(
     assert scores.per_fact["locality_recalled"].tolist() == [0.0] * len(facts)
 
 
+CONCLUSIONS = [
+    Fact("citizen", "Ann is a citizen of", "Peru", portability=(Probe("Ann's capital is", "Lima", 2, ("capital",)),)),
+    Fact("capital", "The capital of Peru is", "Lima", portability=(Probe("Lima lies in", "Peru"),)),
+    Fact("home", "Bo lives in", "Peru", portability=(Probe("Ann's capital is", "Lima", 3, ("citizen", "gone")),)),
+]
+
+
+@pytest.mark.parametrize(
+    ("unlearned", "portability", "of_learned"),
+    [
+        ((), [1.0, 1.0, 0.0], [1.0, 1.0, torch.nan]),
+        (("capital",), [0.0, 0.0, 0.0], [torch.nan] * 3),
+        (("citizen",), [0.0, 1.0, 0.0], [torch.nan, 1.0, torch.nan]),
+    ],
+)
+def test_a_conclusion_counts_where_all_that_it_needs_was_learned(encoder, unlearned, portability, of_learned):
+    questions = fact_questions(CONCLUSIONS, encoder, EvaluationPlan(probes=["portability"]))
+
+    def answer(question):
+        right = question.kind != "fact" or CONCLUSIONS[question.fact_index].id not in unlearned
+        return Answer("", right, right, 1.0, {})
+
+    comparisons = [Comparison(question, answer(question), answer(question)) for question in questions]
+    scores = measure_scores(comparisons, torch.zeros(len(CONCLUSIONS), dtype=torch.bool)).per_fact
+    for side in ("before", "after"):
+        for of_side in (f"_{side}", f"_recalled_{side}"):
+            assert scores[f"portability{of_side}"].tolist() == portability
+            assert scores[f"portability_of_learned{of_side}"].tolist() == pytest.approx(of_learned, nan_ok=True)
+
+
+def test_a_conclusion_is_asked_once_whatever_it_needs(encoder, monkeypatch):
+    questions = fact_questions(CONCLUSIONS, encoder, EvaluationPlan(probes=["portability"]))
+    asked = []
+    once = evaluation.target_pass
+    monkeypatch.setattr(evaluation, "target_pass", lambda *given: asked.append(len(given[1])) or once(*given))
+    comparisons = evaluator(encoder).compare(model_of(encoder, 0.3), questions)
+    assert sum(asked) == 2 * (len(questions) - 1)
+    assert [row.question for row in comparisons] == questions
+
+
 def test_known_answers_of_the_base_model_are_not_asked_again(encoder):
     model = model_of(encoder, 0.3)
     fresh = evaluator(encoder).compare(model, everything(encoder))
