@@ -151,13 +151,12 @@ class Portability(FactScore):
             is_learned: Whether the own prompts of all facts that the item needs were answered right, bool `(B,)`.
             is_learned_teacher_forced: The same under the true prefix, bool `(B,)`.
         """
-        nothing = torch.full(fact_index.shape, torch.nan, dtype=torch.float64)
         super().update(
             fact_index,
             generated=is_correct & is_learned,
             teacher_forced=is_recalled & is_learned_teacher_forced,
-            of_learned=torch.where(is_learned, is_correct.double(), nothing),
-            of_learned_teacher_forced=torch.where(is_learned_teacher_forced, is_recalled.double(), nothing),
+            of_learned=torch.where(is_learned, is_correct.double(), torch.nan),
+            of_learned_teacher_forced=torch.where(is_learned_teacher_forced, is_recalled.double(), torch.nan),
         )
 
 

@@ -16,6 +16,7 @@ from lit_semantic_peft.metrics import (
     likeliest_tokens,
     target_probability,
 )
+from lit_semantic_peft.metrics.fact_scores import FactScore
 
 CLASSES = [Efficacy, Generalization, Locality, Robustness]
 
@@ -66,6 +67,16 @@ def test_what_follows_from_an_unlearned_fact_is_a_lucky_guess():
     assert result["of_learned"] == pytest.approx([0.5, math.nan, math.nan], nan_ok=True)
     assert result["teacher_forced"] == [0.0, 0.0, 0.0]
     assert result["of_learned_teacher_forced"] == pytest.approx([math.nan, 0.0, 0.0], nan_ok=True)
+
+
+def test_conclusions_may_be_given_on_an_accelerator(monkeypatch):
+    """`meta` stands for one: like an accelerator's, its tensors do not mix with those of the processor."""
+    received = {}
+    monkeypatch.setattr(FactScore, "update", lambda self, fact_index, **values: received.update(values))
+    index = torch.zeros(2, dtype=torch.long, device="meta")
+    Portability(2).update(index, *[index.bool()] * 4)
+    assert {part: value.device.type for part, value in received.items()} == dict.fromkeys(Portability.parts, "meta")
+    assert received["of_learned"].dtype == received["of_learned_teacher_forced"].dtype == torch.float64
 
 
 def test_retention_weighs_texts_by_tokens_and_is_exactly_zero_where_nothing_changed():
