@@ -17,6 +17,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import write_json
 from lit_semantic_peft.interference import (
     fact_log_probability,
+    fits_in_memory,
     gradient_matrix,
     gradient_matrix_rows,
     time_forward_and_backward,
@@ -29,7 +30,6 @@ from lit_semantic_peft.training import SemanticPeftModule, whole_base
 logger = logging.getLogger(__name__)
 
 _PILOT_FACTS = 8  # that training and a measurement are timed on
-_BYTES_IN_MEMORY = 1e9  # per-fact gradients beyond this are kept in the run folder while a matrix is made
 
 
 class InterferenceMonitor(Callback):
@@ -303,9 +303,8 @@ class InterferenceMonitor(Callback):
             num_trained_facts=len(prepared.trained_index(trainer.current_epoch)),
             threshold=self.threshold,
         ).to(module.device)
-        num_parameters = sum(parameter.numel() for parameter in _trained(module))
         share = -(-len(sample) // trainer.world_size)
-        folder = trainer.default_root_dir if 4 * share * num_parameters > _BYTES_IN_MEMORY else None
+        folder = None if fits_in_memory(module.model, share) else trainer.default_root_dir
         if trainer.world_size > 1:
             # Row by row to the ranks; the matrix comes in the order of ranks and goes back to that of the sample.
             order = [row for rank in range(trainer.world_size) for row in range(rank, len(sample), trainer.world_size)]

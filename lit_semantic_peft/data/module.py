@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from lit_semantic_peft.data.answers import AnswerCache, questions_key
 from lit_semantic_peft.data.cache import ScoreCache
 from lit_semantic_peft.data.features import FeatureCache
+from lit_semantic_peft.data.measures import identity
 from lit_semantic_peft.data.prepared import PreparedFacts, is_deferrable
 from lit_semantic_peft.data.questions import (
     EvaluationPlan,
@@ -336,7 +337,7 @@ class KnowledgeDataModule(LightningDataModule):
             "base_fingerprint": self._source.fingerprint,
             "dtype": self.dtype,
             "template": self.template,
-            "distances": [{"name": distance.name, **vars(distance)} for distance in self.distances],
+            "distances": [identity(distance) for distance in self.distances],
             # Rounding depends on what runs together, and a difference of nothing must be exactly 0.
             "eval_batch_size": self.eval_batch_size,
             "num_processes": self._world_size,

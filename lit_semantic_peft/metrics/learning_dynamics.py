@@ -14,8 +14,8 @@ class LearningDynamics(ShapedMetric):
 
     Within an epoch `update` sums measurements, rank by rank; `end_epoch` adds the ranks' sums, which every rank must
     call, and closes the epoch alike on all of them. A fact counts as recalled in an epoch when every measurement of it
-    says so; a fact that was not measured keeps its state. The same definitions over a whole history:
-    `lit_semantic_peft.interference.dynamics` (forgetting after Toneva et al. 2019).
+    says so; a fact that was not measured keeps its state. It is forgotten whenever it is not recalled in an epoch after
+    one in which it was (Toneva et al. 2019, "An Empirical Study of Example Forgetting", here once per epoch).
 
     The states are persistent: put `state_dict()` into the checkpoint, after `end_epoch`, so that a resumed run
     continues the count. Hold it, do not `self.log` it: Lightning resets what it logs after every epoch.
