@@ -211,7 +211,9 @@ class InterferenceMonitor(Callback):
             pl_module: The `SemanticPeftModule`.
         """
         if self.latest is None:
+            pl_module.to(trainer.strategy.root_device)  # the strategy has just moved it to the CPU
             self.on_train_end(trainer, pl_module)
+            pl_module.cpu()
 
     def state_dict(self) -> dict[str, Any]:
         """The measurements so far, the size of the sample, and the start of facts alone, for the checkpoint."""

@@ -277,7 +277,8 @@ class SemanticPeftModule(LightningModule):
             self.val_nll = PerFactMean(num_facts)
             self.val_recall = PerFactMean(num_facts)
         if stage == "fit":
-            self.dynamics = LearningDynamics(num_facts)
+            # `on_fit_end` reads it when the strategy has moved it to the CPU, where nccl gathers nothing.
+            self.dynamics = LearningDynamics(num_facts, sync_on_compute=False)
             self.epoch_loss = MeanMetric()
             self.epoch_loss.persistent(True)
             self._step_totals = None  # of an earlier training that was interrupted within a step
