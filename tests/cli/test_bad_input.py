@@ -235,6 +235,13 @@ def test_predict_with_the_adapter_of_another_model(refused, tiny_model):
     assert "Say `--model.base_model small`" in message
 
 
+def test_fit_with_an_exported_adapter(refused, tiny_model):
+    model = attach_adapter(AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(r=2, target_modules=["q_proj"]))
+    export_adapter(model, Path("adapter"), BaseModelSource("small", Path("small"), "small", "f" * 32))
+    assert "`model.adapter` 'adapter' is for `test` and `predict`" in refused("--model.adapter=adapter")
+    assert not Path("cache").exists()  # no fact was scored
+
+
 def test_unknown_command(capsys):
     assert main(["fitt"]) == 2
     assert "did you mean 'fit'" in capsys.readouterr().err
@@ -248,6 +255,10 @@ def test_export_and_report_of_nothing(capsys):
     assert "`base_model` is only needed with `merge`" in said
     assert main(["report", "nowhere"]) == 2
     assert "expected a run folder" in capsys.readouterr().err
+    Path("adapter").mkdir()
+    Path("adapter/adapter_config.json").write_text("{}", encoding="utf-8")
+    assert main(["export", "adapter", "out", "--best"]) == 2
+    assert "`best` (`--best`) chooses between a run's adapters" in capsys.readouterr().err
     assert not Path("out").exists()
 
 
