@@ -78,6 +78,7 @@ class Training:
     """What one training gave."""
 
     seconds: float
+    num_steps: int
     loss: float
     peak_memory_gb: float
 
@@ -149,10 +150,11 @@ def _token_mean_facts(settings: Settings) -> Any:
         """Facts weighted by their target tokens: the objective becomes the mean over tokens, as the peers have it."""
 
         num_trained: int | None = None
+        whole: PreparedFacts | None = None
 
         @property
         def prepared(self) -> PreparedFacts:
-            prepared = super().prepared
+            prepared = self.whole = self.whole or super().prepared  # trainers write back what they see of it
             kept = prepared.kept_index[: self.num_trained]
             is_kept = prepared.is_kept & False
             is_kept[kept] = True
@@ -229,7 +231,7 @@ def train_ours(
         callbacks=[Record()],
     ).fit(module, datamodule=data)
     data.trainer = None
-    return Training(watch.seconds, statistics.fmean(losses), watch.peak_memory_gb)
+    return Training(watch.seconds, len(losses), statistics.fmean(losses), watch.peak_memory_gb)
 
 
 def train_hf(
@@ -317,7 +319,7 @@ def _watched(trainer: Any) -> Training:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Record())
     outcome = trainer.train()
-    return Training(watch.seconds, float(outcome.training_loss), watch.peak_memory_gb)
+    return Training(watch.seconds, outcome.global_step, float(outcome.training_loss), watch.peak_memory_gb)
 
 
 class Process:
@@ -345,7 +347,7 @@ def measure(settings: Settings, repetitions: int, only: Sequence[str] | None = N
     """Runs all contenders, or only those named, in turn, several times.
 
     Raises:
-        SystemExit: If the losses of the first step do not agree.
+        SystemExit: If the losses of the first step do not agree, or a contender takes more or fewer steps than planned.
     """
     console = Console(stderr=True)
     chosen = {name: one for name, one in contenders(settings.precision).items() if only is None or name in only}
@@ -366,8 +368,12 @@ def measure(settings: Settings, repetitions: int, only: Sequence[str] | None = N
     for repetition in range(repetitions):
         for name in _rotated(list(chosen), repetition):
             epochs = settings.reuse_epochs if chosen[name].upper_half else settings.epochs
-            trainings[name].append(processes[name].train(num_facts=None, epochs=epochs, accumulate=1))
-            console.print(f"{repetition + 1}/{repetitions} {name}: {trainings[name][-1].seconds:.1f} s")
+            training = processes[name].train(num_facts=None, epochs=epochs, accumulate=1)
+            planned = epochs * -(-num_facts // settings.micro_batch_size)
+            if training.num_steps != planned:
+                raise SystemExit(f"{name} took {training.num_steps} steps instead of {planned}; nothing is compared.")
+            trainings[name].append(training)
+            console.print(f"{repetition + 1}/{repetitions} {name}: {training.seconds:.1f} s")
     for process in processes.values():
         process.stop()
     rows = {

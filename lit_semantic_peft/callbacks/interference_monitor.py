@@ -179,6 +179,7 @@ class InterferenceMonitor(Callback):
         if self.num_facts == 0:
             return
         assert isinstance(pl_module, SemanticPeftModule)
+        logger.info("Interference: measuring took %.1f s of the training's time", self.seconds_in_training)
         with whole_base(trainer):
             self._measure(trainer, pl_module, self.final_facts, epoch=trainer.current_epoch)
         assert self.latest is not None

@@ -70,6 +70,16 @@ def test_another_objective_is_not_compared(training_speed, tiny_model, tmp_path,
         training_speed.main(["--base_model", str(tiny_model), "--num_facts", "4", "--precision", "32-true"])
 
 
+def test_a_trainer_that_stops_early_is_not_compared(training_speed, tiny_model, monkeypatch):
+    train = training_speed.train_hf
+    monkeypatch.setattr(
+        training_speed, "train_hf", lambda *arguments, **order: train(*arguments, **{**order, "epochs": 1})
+    )
+    tiny = ["--base_model", str(tiny_model), "--facts", "world", "--num_facts", "12", "--micro_batch_size", "4"]
+    with pytest.raises(SystemExit, match="HF Trainer took 3 steps instead of 6"):
+        training_speed.main([*tiny, "--precision", "32-true"])
+
+
 def test_online_weights_are_compared_with_given_ones(training_speed, tiny_model, tmp_path, capsys):
     tiny = ["--base_model", str(tiny_model), "--facts", "world", "--num_facts", "8", "--micro_batch_size", "4"]
     training_speed.main([*tiny, "--online", "--repetitions", "2", "--output", str(tmp_path)])
