@@ -145,3 +145,8 @@ def test_how_a_step_is_computed_may_change(tiny_model, facts_file, tmp_path):
     other = partial(torch.optim.AdamW, lr=1e-2, foreach=False, fused=True)
     resumed, _ = fit(tiny_model, facts_file, optimizer=other, ckpt_path=str(tmp_path / "half.ckpt"))
     assert resumed.global_step == 6
+
+
+def test_an_exported_adapter_is_not_trained_on(tiny_model, facts_file):
+    with pytest.raises(InputError, match=r"`model\.adapter` 'runs/one/adapter' is for `test` and `predict`"):
+        fit(tiny_model, facts_file, model={"adapter": "runs/one/adapter"})
