@@ -288,7 +288,8 @@ class KnowledgeDataModule(LightningDataModule):
         share = round(size * num_kept / len(is_kept))
         first = min(num_kept, max(share, -(-size // 2), size - num_others))
         order = np.random.default_rng(self.seed).permutation(len(is_kept))
-        rows = sorted([*order[is_kept[order]][:first], *order[~is_kept[order]][: size - first]])
+        kept, others = order[is_kept[order]], order[~is_kept[order]]
+        rows = sorted([*kept[:first].tolist(), *others[: size - first].tolist()])
         lengths = [len(self.prepared.encoded[row]) for row in rows]
         dataset = _FactBatches(self.prepared, self.encoder.pad_id, with_end=False)
         return _loader(dataset, self._shard(rows, lengths))
