@@ -56,7 +56,7 @@ class ScoreCache:
             "base_fingerprint": base.fingerprint,
             "dtype": dtype,
             "template": encoder.template,
-            "distances": [{"name": distance.name, **identity(distance)} for distance in distances],
+            "distances": [identity(distance) for distance in distances],
             "scoring_version": SCORING_VERSION,
         }
 

@@ -10,7 +10,7 @@ from lit_semantic_peft.semantics import Distance, Feature
 
 
 def identity(measure: Distance | Feature) -> dict[str, Any]:
-    """Class, version and settings; the content of folders among the settings; the source of a user's own class.
+    """Class, version and settings; the content of a model's folder among the settings; the source of a user's own class.
 
     Args:
         measure: Its settings are plain data.
@@ -19,13 +19,18 @@ def identity(measure: Distance | Feature) -> dict[str, Any]:
         Plain data that differs where the measured numbers may.
     """
     kind = type(measure)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    found: dict[str, Any] = {"class": name, "version": measure.version, "settings": vars(measure)}
-    folders = {setting: Path(value) for setting, value in vars(measure).items() if isinstance(value, str)}
+    found: dict[str, Any] = {
+        "name": measure.name if isinstance(measure, Distance) else kind.__name__,
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "version": measure.version,
+        "settings": vars(measure),
+    }
     found["content"] = {
-        setting: content_key([[path.name, file_sha256(path)] for path in sorted(folder.iterdir()) if path.is_file()])
-        for setting, folder in folders.items()
-        if folder.is_dir()
+        setting: content_key(
+            [[path.name, file_sha256(path)] for path in sorted(Path(folder).iterdir()) if path.is_file()]
+        )
+        for setting, folder in vars(measure).items()
+        if isinstance(folder, str) and folder and Path(folder, "config.json").is_file()
     }
     if kind.__module__.split(".")[0] != __package__.split(".")[0]:  # ours raise their version instead
         with suppress(OSError, TypeError):  # typed into a shell: there is no file to look at

@@ -141,6 +141,7 @@ def test_a_distance_of_ones_own_is_measured_anew_when_its_source_changes(cache, 
 
 def test_an_encoder_is_known_by_its_content(cache, inputs, tmp_path):
     (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "config.json").write_text("{}", encoding="utf-8")
     keys = []
     for weights in (b"old", b"new"):
         (tmp_path / "encoder" / "model.safetensors").write_bytes(weights)
