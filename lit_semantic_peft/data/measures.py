@@ -10,7 +10,7 @@ from lit_semantic_peft.semantics import Distance, Feature
 
 
 def identity(measure: Distance | Feature) -> dict[str, Any]:
-    """Class, version and settings; the content of a model's folder among the settings; the source of a user's own class.
+    """Class, version and settings, the content of a model's folder among them, and the source of a user's own class.
 
     Args:
         measure: Its settings are plain data.
