@@ -26,13 +26,15 @@ def identity(measure: Distance | Feature) -> dict[str, Any]:
         "settings": vars(measure),
     }
     found["content"] = {
-        setting: content_key(
-            [[path.name, file_sha256(path)] for path in sorted(Path(folder).iterdir()) if path.is_file()]
-        )
-        for setting, folder in vars(measure).items()
-        if isinstance(folder, str) and folder and Path(folder, "config.json").is_file()
+        setting: _folder_key(Path(value))
+        for setting, value in vars(measure).items()
+        if isinstance(value, str) and value and Path(value, "config.json").is_file()
     }
     if kind.__module__.split(".")[0] != __package__.split(".")[0]:  # ours raise their version instead
         with suppress(OSError, TypeError):  # typed into a shell: there is no file to look at
             found["source"] = content_key(inspect.getsource(kind))
     return found
+
+
+def _folder_key(folder: Path) -> str:
+    return content_key([[path.name, file_sha256(path)] for path in sorted(folder.iterdir()) if path.is_file()])
