@@ -22,4 +22,4 @@ if [ -d "$RUN/checkpoints" ]; then RESUME=(--ckpt_path last); fi
 # Every task is one process; Lightning reads its rank and the address of the first machine from the environment.
 # Options behind the script's name go to `fit`.
 srun python -m lit_semantic_peft fit --config "$CONFIG" --trainer.default_root_dir "$RUN" \
-  --trainer.num_nodes "$SLURM_JOB_NUM_NODES" "${RESUME[@]}" "$@"
+  --trainer.num_nodes "$SLURM_JOB_NUM_NODES" ${RESUME[@]+"${RESUME[@]}"} "$@"

@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the program's name; the process's own arguments where None.
 
     Returns:
-        The exit status: 0, or 2 where the input cannot be used (said in one message, without a traceback).
+        The exit status: 0, 2 where the input cannot be used (said in one message, without a traceback), or 130 after
+        Ctrl+C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments else "--help"

@@ -52,6 +52,7 @@ def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None)
     Raises:
         InputError: If the input cannot be used. A run folder that this call made, and in which nothing can be resumed
             yet, is gone then.
+        KeyboardInterrupt: After Ctrl+C, once it is said how to go on.
         SystemExit: After `--help`, and with status 2 where an option or YAML key cannot be parsed.
     """
     _configure_logging()
@@ -146,7 +147,9 @@ class SemanticPeftCLI(LightningCLI):
         self._run_folder_existed = self.run_folder.path.exists()
         _keep_wandb_in(config.trainer, self.run_folder)
         if self.subcommand == "score":  # looks at facts in one process, whatever the configuration trains with
-            config.trainer.update(Namespace(devices=1, num_nodes=1, strategy="auto"))
+            devices = config.trainer.devices
+            first = devices[:1] if isinstance(devices, list) else 1
+            config.trainer.update(Namespace(devices=first, num_nodes=1, strategy="auto"))
         ckpt_path = self._checkpoint(config)
         # A child process of a distributed run meets the folder that the first one has just made.
         is_new = self.subcommand == "fit" and config.get("ckpt_path") is None
@@ -223,18 +226,26 @@ class SemanticPeftCLI(LightningCLI):
         except InputError:
             self._remove_useless_run_folder()
             raise
+        except SystemExit:  # how Lightning ends on Ctrl+C
+            if not self.trainer.interrupted:
+                raise
+            if subcommand == "fit":
+                logger.info("Interrupted. Go on with `--ckpt_path last`.")
+            raise KeyboardInterrupt from None
 
     def before_fit(self) -> None:
-        """Makes the run folder, by which a run that is killed before its first checkpoint is known."""
+        """Makes the run folder, by which a run that is killed before its first checkpoint is known.
+
+        Raises:
+            InputError: If an exported adapter is given; the facts are not scored first.
+        """
+        self.model.refuse_adapter()
         if _is_first_process():
             remove_leftovers(self.run_folder.path)
             self.run_folder.checkpoints.mkdir(parents=True, exist_ok=True)
 
     def after_fit(self) -> None:
         """Asks the trained model every fact and its probes; the report callback writes the answers down."""
-        if self.trainer.interrupted:
-            logger.info("Interrupted. Go on with `--ckpt_path last`.")
-            return
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
 
     def _remove_useless_run_folder(self) -> None:

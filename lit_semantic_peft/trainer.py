@@ -67,7 +67,8 @@ class KnowledgeTrainer(Trainer):
     ) -> None:
         """Says how far each fact is from the model, what the filter would keep and why, and what is suspicious.
 
-        Runs in one process. Facts with the same prompt and different targets are listed here instead of refused.
+        Runs in one process, on the trainer's device. Facts with the same prompt and different targets are listed here
+        instead of refused.
 
         Args:
             model: Names the base model and, for a warm-up, the adapter.
@@ -84,6 +85,8 @@ class KnowledgeTrainer(Trainer):
         Raises:
             InputError: If the facts or settings cannot be used.
         """
+        if self.world_size > 1:
+            raise InputError(f"`score` runs in one process, but the trainer has {self.world_size}: set `devices` to 1.")
         if warmup_steps < 0:
             raise InputError(f"`warmup_steps` must be at least 0, got {warmup_steps}")
         if num_conflict_facts < 2:
@@ -95,6 +98,7 @@ class KnowledgeTrainer(Trainer):
                 "Choose another."
             )
         learned = None if run is None else _learned(RunFolder(run), datamodule)
+        datamodule.trainer = self
         datamodule.contradictions = "keep"
         datamodule.setup("score")
         prepared = datamodule.prepared

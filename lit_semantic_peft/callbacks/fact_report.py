@@ -87,6 +87,7 @@ class FactReport(Callback):
         self.wandb_artifact = wandb_artifact
         self.epochs: list[EpochRecord] = []
         self._epoch_columns: dict[str, list[Any]] = {}
+        self._is_validated = False  # in this epoch
         self._stopwatch = Stopwatch()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -142,13 +143,16 @@ class FactReport(Callback):
         )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps each fact's likelihood for a W&B table of this epoch, before the module resets it.
+        """Notes that the epoch has a validation; keeps each fact's likelihood for a W&B table before it is reset.
 
         Args:
             trainer: The trainer.
             pl_module: The `SemanticPeftModule`.
         """
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._is_table_due(trainer):
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._is_validated = True
+        if self._is_table_due(trainer):
             assert isinstance(pl_module, SemanticPeftModule)
             self._epoch_columns = {"nll_after": pl_module.val_nll.compute().tolist()}
 
@@ -159,7 +163,11 @@ class FactReport(Callback):
             trainer: The trainer.
             pl_module: The module.
         """
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        logged = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if self._is_validated or not name.startswith("val/")  # else of an earlier epoch
+        }
         self.epochs.append(
             EpochRecord(
                 epoch=trainer.current_epoch,
@@ -176,6 +184,7 @@ class FactReport(Callback):
             if trainer.is_global_zero:
                 self._log_fact_table(trainer, fact_table(columns))
         self._epoch_columns = {}
+        self._is_validated = False
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what is known without asking questions, also of a resumed run that had nothing left to train.

@@ -17,6 +17,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import write_json
 from lit_semantic_peft.interference import (
     fact_log_probability,
+    fits_in_memory,
     gradient_matrix,
     gradient_matrix_rows,
     time_forward_and_backward,
@@ -29,7 +30,6 @@ from lit_semantic_peft.training import SemanticPeftModule, whole_base
 logger = logging.getLogger(__name__)
 
 _PILOT_FACTS = 8  # that training and a measurement are timed on
-_BYTES_IN_MEMORY = 1e9  # per-fact gradients beyond this are kept in the run folder while a matrix is made
 
 
 class InterferenceMonitor(Callback):
@@ -38,7 +38,8 @@ class InterferenceMonitor(Callback):
     Interference is hardly there at the start and grows, so its course is what to look at: a sample is measured before
     training and every n epochs or steps. The matrix after training, which the fact table and the report take their
     numbers from, counts as evaluation. Training is not touched: modes, gradients and random generators are as they
-    were, and a run with and without the monitor is the same run. Several processes share the rows of a matrix.
+    were, and a run with and without the monitor is the same run. Several processes share the rows of a matrix. Facts
+    count by the data module's loss weights at that step; factors of `InterferenceWeighting` and `Online` are left out.
 
     The sample is sized once, before training, so that its measurements take a share of the training time: process 0
     times a few facts in training and in a measurement, and all processes take its number, also after a resume. A
@@ -47,7 +48,7 @@ class InterferenceMonitor(Callback):
 
     Logged metrics, each in the loggers under the optimizer step:
 
-    - `interference/conflict_rate`: share of the pairs whose gradient cosine is below −threshold, [0, 1].
+    - `interference/conflict_rate`: share of the pairs whose gradient cosine is below −0.05, [0, 1].
     - `interference/gradient_cosine_mean`: mean cosine of the pairs, [−1, 1].
     - `interference/net_transfer_median`: median of what the others do to a fact, relative to its own effect.
     - `interference/share_net_transfer_below_0`, `interference/share_net_transfer_below_minus_1`: shares of the facts
@@ -67,7 +68,6 @@ class InterferenceMonitor(Callback):
             step for each epoch at the epoch's mean learning rate, without dropout and clipping; 0 for none.
         seed: Of the samples. A smaller sample is part of a larger one.
         batch_size: Facts per forward pass of a measurement.
-        threshold: τ ≥ 0; a pair is in conflict where its cosine is below −τ.
 
     Raises:
         InputError: If a setting is out of its range.
@@ -83,7 +83,6 @@ class InterferenceMonitor(Callback):
         alone_facts: int = 0,
         seed: int = 0,
         batch_size: int = 16,
-        threshold: float = 0.05,
     ) -> None:
         if isinstance(num_facts, str) and num_facts not in ("auto", "all"):
             raise InputError(f"`num_facts` must be a number, `auto` or `all`, got {num_facts!r}")
@@ -94,7 +93,6 @@ class InterferenceMonitor(Callback):
             ("final_facts", final_facts, 1),
             ("alone_facts", alone_facts, 0),
             ("batch_size", batch_size, 1),
-            ("threshold", threshold, 0),
         ):
             if value < least:
                 raise InputError(f"`{name}` must be at least {least}, got {value}")
@@ -108,7 +106,6 @@ class InterferenceMonitor(Callback):
         self.alone_facts = alone_facts
         self.seed = seed
         self.batch_size = batch_size
-        self.threshold = threshold
         self.records: list[InterferenceRecord] = []
         self.latest: GradientInterference | None = None
         self.seconds_in_training = 0.0
@@ -212,7 +209,9 @@ class InterferenceMonitor(Callback):
             pl_module: The `SemanticPeftModule`.
         """
         if self.latest is None:
+            pl_module.to(trainer.strategy.root_device)  # the strategy has just moved it to the CPU
             self.on_train_end(trainer, pl_module)
+            pl_module.cpu()
 
     def state_dict(self) -> dict[str, Any]:
         """The measurements so far, the size of the sample, and the start of facts alone, for the checkpoint."""
@@ -301,11 +300,9 @@ class InterferenceMonitor(Callback):
             fact_index=sample,
             loss_weight=torch.tensor(module.loss_weight_now(sample)),
             num_trained_facts=len(prepared.trained_index(trainer.current_epoch)),
-            threshold=self.threshold,
         ).to(module.device)
-        num_parameters = sum(parameter.numel() for parameter in _trained(module))
         share = -(-len(sample) // trainer.world_size)
-        folder = trainer.default_root_dir if 4 * share * num_parameters > _BYTES_IN_MEMORY else None
+        folder = None if fits_in_memory(module.model, share) else trainer.default_root_dir
         if trainer.world_size > 1:
             # Row by row to the ranks; the matrix comes in the order of ranks and goes back to that of the sample.
             order = [row for rank in range(trainer.world_size) for row in range(rank, len(sample), trainer.world_size)]

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lit_semantic_peft.data.measures import identity
 from lit_semantic_peft.facts import Fact, facts_key
 from lit_semantic_peft.files import atomic_path, content_key, write_json
 from lit_semantic_peft.models.base import BaseModelSource
@@ -55,7 +56,7 @@ class ScoreCache:
             "base_fingerprint": base.fingerprint,
             "dtype": dtype,
             "template": encoder.template,
-            "distances": [{"name": distance.name, **vars(distance)} for distance in distances],
+            "distances": [identity(distance) for distance in distances],
             "scoring_version": SCORING_VERSION,
         }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_semantic_peft.data.measures import identity
 from lit_semantic_peft.facts import Fact, facts_key
 from lit_semantic_peft.files import atomic_path, content_key, write_json
 from lit_semantic_peft.models.base import BaseModelSource
@@ -72,9 +73,7 @@ class FeatureCache:
     def _manifest(self, feature: Feature, facts: Sequence[Fact]) -> dict[str, Any]:
         encoder = self.bench.encoder
         return {
-            "feature": type(feature).__name__,
-            "settings": vars(feature),
-            "version": feature.version,
+            "feature": identity(feature),
             "facts_key": facts_key(facts),
             "num_facts": len(facts),
             "base_model": self.source.name,

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 from lit_semantic_peft.data.answers import AnswerCache, questions_key
 from lit_semantic_peft.data.cache import ScoreCache
 from lit_semantic_peft.data.features import FeatureCache
+from lit_semantic_peft.data.measures import identity
 from lit_semantic_peft.data.prepared import PreparedFacts, is_deferrable
 from lit_semantic_peft.data.questions import (
     EvaluationPlan,
@@ -63,7 +65,7 @@ logger = logging.getLogger(__name__)
 
 
 _DEFAULT_PLAN = EvaluationPlan()
-_NUM_BUILTIN_KNOWN = 64  # a base model of 135M parameters knows about a sixth of them
+_NUM_BUILTIN_KNOWN = 128  # a base model of 135M parameters knows about a tenth of them
 
 
 class KnowledgeDataModule(LightningDataModule):
@@ -96,7 +98,8 @@ class KnowledgeDataModule(LightningDataModule):
         micro_batch_size: Facts per forward pass of one process. Facts per optimizer step are this times
             `trainer.accumulate_grad_batches` times the number of processes.
         eval_batch_size: Facts per forward pass of scoring and evaluation.
-        max_val_facts: How many facts, chosen by `seed`, are measured after each epoch; all are measured in the end.
+        max_val_facts: How many facts, chosen by `seed`, are measured after each epoch, at least half of them kept ones
+            where there are so many; all are measured in the end.
         bucket_steps: Optimizer steps whose facts are sorted by length together, which saves padding.
         evaluation: What the final evaluation asks beside the facts themselves.
         seed: Of the choice of facts and of their order.
@@ -214,8 +217,11 @@ class KnowledgeDataModule(LightningDataModule):
         return self._encoder
 
     def prepare_data(self) -> None:
-        """Downloads or converts the base model, in one process of each machine before the others look for it."""
-        with self.stopwatch.during("setup"):
+        """Downloads or converts the base model, in one process of each machine before the others look for it.
+
+        `setup` looks for it too, on all ranks: only there a failure is one of all of them.
+        """
+        with self.stopwatch.during("setup"), suppress(InputError):
             resolve_base_model(self.base_model, self.revision)
 
     def setup(self, stage: str | None = None) -> None:
@@ -265,6 +271,7 @@ class KnowledgeDataModule(LightningDataModule):
             seed=self.seed,
             bucket_steps=self.bucket_steps,
             max_epochs=self.trainer.max_epochs if self.trainer else None,
+            max_steps=self.trainer.max_steps if self.trainer else -1,
             mix=[prepared.scored.stratum[row] for row in rows] if self.mix_strata else None,
             deferred=np.flatnonzero(prepared.is_deferred).tolist(),
             deferred_from_epoch=prepared.deferred_from_epoch or 0,
@@ -276,10 +283,14 @@ class KnowledgeDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Facts to measure after each epoch: all of them, or `max_val_facts` chosen by `seed`."""
-        rows = list(range(len(self.prepared.facts)))
-        if len(rows) > self.max_val_facts:
-            generator = np.random.default_rng(self.seed)
-            rows = sorted(generator.choice(len(rows), self.max_val_facts, replace=False).tolist())
+        is_kept = self.prepared.is_kept
+        num_kept, num_others, size = is_kept.sum(), (~is_kept).sum(), self.max_val_facts
+        # However few a filter keeps, they are measured: the best epoch is chosen by them.
+        share = round(size * num_kept / len(is_kept))
+        first = min(num_kept, max(share, -(-size // 2), size - num_others))
+        order = np.random.default_rng(self.seed).permutation(len(is_kept))
+        kept, others = order[is_kept[order]], order[~is_kept[order]]
+        rows = sorted([*kept[:first].tolist(), *others[: size - first].tolist()])
         lengths = [len(self.prepared.encoded[row]) for row in rows]
         dataset = _FactBatches(self.prepared, self.encoder.pad_id, with_end=False)
         return _loader(dataset, self._shard(rows, lengths))
@@ -336,7 +347,7 @@ class KnowledgeDataModule(LightningDataModule):
             "base_fingerprint": self._source.fingerprint,
             "dtype": self.dtype,
             "template": self.template,
-            "distances": [{"name": distance.name, **vars(distance)} for distance in self.distances],
+            "distances": [identity(distance) for distance in self.distances],
             # Rounding depends on what runs together, and a difference of nothing must be exactly 0.
             "eval_batch_size": self.eval_batch_size,
             "num_processes": self._world_size,

@@ -50,8 +50,8 @@ class StepPlan(DistributedSampler[MicroBatch]):
         seed: Of the shuffle; the epoch is added to it.
         bucket_steps: Optimizer steps whose facts are sorted by length together; 1 leaves the composition of steps to
             chance alone.
-        max_epochs: Epochs of the whole training, to say how much of it is done; None or less than 1 for unknown, and
-            then nothing ever is.
+        max_epochs: Epochs after which training ends, to say how much of it is done; None or -1 where it does not.
+        max_steps: Optimizer steps after which it ends; -1 where it does not.
         mix: A label for each fact, such as its stratum, for steps that each hold every label's share of the facts, to
             within one; lengths then do not matter. None for steps by length.
         deferred: Those of `rows` that are left out of the first epochs.
@@ -70,6 +70,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
         seed: int = 0,
         bucket_steps: int = 8,
         max_epochs: int | None = None,
+        max_steps: int = -1,
         mix: Sequence[str] | None = None,
         deferred: Collection[int] = (),
         deferred_from_epoch: int = 0,
@@ -86,6 +87,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
         self.seed = seed
         self.bucket_steps = bucket_steps
         self.max_epochs = max_epochs
+        self.max_steps = max_steps
         self.label_of = None if mix is None else dict(zip(rows, mix, strict=True))
         self.arrange: Callable[[list[int], int], list[list[int]]] | None = None
         self.epoch = 0
@@ -182,10 +184,11 @@ class StepPlan(DistributedSampler[MicroBatch]):
         Args:
             step: Optimizer steps that are done.
         """
-        if not self.max_epochs or self.max_epochs < 1:
-            return 0.0
-        last = self.steps_before(self.max_epochs) - 1
-        return min(1.0, step / last) if last else 0.0
+        ends = [] if self.max_steps < 0 else [self.max_steps]
+        if self.max_epochs is not None and self.max_epochs >= 0:
+            ends.append(self.steps_before(self.max_epochs))
+        last = min(ends, default=0) - 1
+        return min(1.0, step / last) if last > 0 else 0.0
 
     def _length(self, row: int) -> tuple[int, int]:
         return self.length_of[row], row

@@ -1,7 +1,7 @@
-"""Who hurts whom: gradients of single facts, what they do to each other, and the course of learning."""
+"""Who hurts whom: gradients of single facts, and what they do to each other."""
 
 from lit_semantic_peft.interference.alone import fact_log_probability, train_alone
-from lit_semantic_peft.interference.dynamics import final_state, first_learned, forgetting_events, stability
+from lit_semantic_peft.interference.feature_store import fits_in_memory
 from lit_semantic_peft.interference.influence import (
     conflict_rate,
     gradient_cosine,
@@ -26,9 +26,7 @@ __all__ = [
     "conflict_rate",
     "fact_keys",
     "fact_log_probability",
-    "final_state",
-    "first_learned",
-    "forgetting_events",
+    "fits_in_memory",
     "gradient_cosine",
     "gradient_matrix",
     "gradient_matrix_rows",
@@ -41,7 +39,6 @@ __all__ = [
     "predicted_change",
     "sketch_error",
     "sketch_influence",
-    "stability",
     "time_forward_and_backward",
     "train_alone",
     "warm_up",

@@ -16,6 +16,19 @@ from lit_semantic_peft.interference.layer_rules import at_least_float32
 # Each parameter's features begin at a multiple of so many numbers: products round alike wherever they lie.
 _ALIGNED = 64
 
+_BYTES_IN_MEMORY = 1e9
+
+
+def fits_in_memory(model: nn.Module, num_facts: int) -> bool:
+    """Whether so many facts' gradients are to be kept in memory: 4·k·P bytes are at most 1 GB.
+
+    Args:
+        model: Its trainable parameters are P numbers.
+        num_facts: k.
+    """
+    num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return 4 * num_facts * num_parameters <= _BYTES_IN_MEMORY
+
 
 class FeatureStore(Protocol):
     """Gradients of k facts, parameter by parameter."""

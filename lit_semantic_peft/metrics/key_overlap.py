@@ -62,6 +62,7 @@ class KeyOverlap(ShapedMetric):
             raise ValueError(
                 f"`moment` must have the shape {tuple(self.moment_total.shape)}, got {tuple(moment.shape)}"
             )
+        self._computed = None  # torchmetrics forgets what it has computed in `update` only
         self.moment_total += moment.to(self.moment_total)
         self.num_tokens += num_tokens
 

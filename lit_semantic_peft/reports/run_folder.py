@@ -19,6 +19,7 @@ from lit_semantic_peft.reports.tables import (
 )
 
 _FIT = "lit-semantic-peft fit --config FILE"
+_NOT_OF_A_TRAINING = {"logs", "wandb", "predictions.jsonl"}  # what `validate` and `predict` leave
 
 
 class RunFolder:
@@ -103,8 +104,10 @@ class RunFolder:
         return self.path / "manifest.json"
 
     def is_used(self) -> bool:
-        """Whether anything is in the folder, so that a new run must not write into it."""
-        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        """Whether a training or an evaluation has left anything here, so that a new run must not write into it."""
+        if not self.path.is_dir():
+            return self.path.exists()
+        return any(path.name not in _NOT_OF_A_TRAINING for path in self.path.iterdir())
 
     def has_checkpoint(self) -> bool:
         """Whether there is anything to resume."""

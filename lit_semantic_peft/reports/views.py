@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 from lit_semantic_peft.reports.summary import InterferenceRecord, reason_phrase
 from lit_semantic_peft.reports.tables import InterferenceMatrix
 
-CONFLICT_THRESHOLD = 0.05
-"""A pair is in conflict when its gradient cosine is below minus this."""
-
 MAX_HEAT_MAP_FACTS = 128
 """More rows than this cannot be told apart on a screen."""
 

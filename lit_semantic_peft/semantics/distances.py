@@ -50,7 +50,13 @@ class TargetPass:
 
 
 class Distance(ABC):
-    """A distance between what the model says and what it should say. Named in the YAML by `class_path`."""
+    """A distance between what the model says and what it should say. Named in the YAML by `class_path`.
+
+    Its settings are plain data, in attributes.
+    """
+
+    version = 1
+    """Part of the cache key; raised whenever a change of the code changes a number."""
 
     is_rank_based: bool = False
     """Whether only the order of the values means something, so that a weighting goes by ranks."""
@@ -123,7 +129,9 @@ class ExpectedEmbeddingDistance(_TokenDistance):
 
     def token_distance(self, outputs: TargetPass) -> Tensor:
         """Distance of each target token, float `(N,)` in [0, 2]."""
-        embeddings = _table(outputs.input_embeddings, self.centered)
+        embeddings = outputs.input_embeddings.float()
+        if self.centered:
+            embeddings = embeddings - _center(embeddings, True)
         expected = outputs.logits.float().softmax(dim=-1) @ embeddings
         return cosine_distance(expected, embeddings[outputs.targets])
 
@@ -144,8 +152,9 @@ class HiddenStateDistance(_TokenDistance):
 
     def token_distance(self, outputs: TargetPass) -> Tensor:
         """Distance of each target token, float `(N,)` in [0, 2]."""
-        embeddings = _table(outputs.output_embeddings, self.centered)
-        return cosine_distance(outputs.hidden.float(), embeddings[outputs.targets])
+        table = outputs.output_embeddings
+        embedded = table[outputs.targets].float() - _center(table, self.centered)
+        return cosine_distance(outputs.hidden.float(), embedded)
 
 
 class AnswerDistance(Distance):
@@ -228,17 +237,16 @@ class ResponseDistance(AnswerDistance):
 
     def answer_distance(self, answers: list[list[int]], outputs: TargetPass) -> Tensor:
         """See `AnswerDistance.answer_distance`."""
-        embeddings = _table(outputs.input_embeddings, self.centered)
-        target = _pool(embeddings[outputs.targets], outputs.row, outputs.num_facts, "mean")
-        answer = torch.stack(
-            [
-                embeddings[torch.tensor(ids, device=embeddings.device)].mean(dim=0)
-                if ids
-                else torch.zeros_like(embeddings[0])
-                for ids in answers
-            ]
-        )
-        return cosine_distance(answer, target)
+        table = outputs.input_embeddings
+        center = _center(table, self.centered)
+        target = _pool(table[outputs.targets].float() - center, outputs.row, outputs.num_facts, "mean")
+        answer = [
+            (table[torch.tensor(ids, device=table.device)].float() - center).mean(dim=0)
+            if ids
+            else torch.zeros_like(center)
+            for ids in answers
+        ]
+        return cosine_distance(torch.stack(answer), target)
 
 
 class Surprisal(Distance):
@@ -262,9 +270,11 @@ class Surprisal(Distance):
         return _pool(nll, outputs.row, outputs.num_facts, "mean")
 
 
-def _table(embeddings: Tensor, centered: bool) -> Tensor:
-    embeddings = embeddings.float()
-    return embeddings - embeddings.mean(dim=0) if centered else embeddings
+def _center(table: Tensor, centered: bool) -> Tensor:
+    """What is subtracted from token embeddings, float32 `(H,)`; without a copy of a bfloat16 table in float32."""
+    if centered:
+        return table.mean(dim=0, dtype=torch.float32)
+    return torch.zeros(table.shape[1], device=table.device)
 
 
 def cosine_distance(left: Tensor, right: Tensor) -> Tensor:

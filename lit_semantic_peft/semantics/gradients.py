@@ -11,7 +11,7 @@ from peft import LoraConfig
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
-from lit_semantic_peft.interference import gradient_matrix, gradient_sketch, warm_up
+from lit_semantic_peft.interference import fits_in_memory, gradient_matrix, gradient_sketch, warm_up
 from lit_semantic_peft.models import attach_adapter
 from lit_semantic_peft.semantics.features import Bench, Feature
 from lit_semantic_peft.semantics.table import FloatArray
@@ -95,10 +95,11 @@ class WarmGradients(Feature):
                         len(losses), losses[0], losses[-1],
                     )  # fmt: skip
                 in_order = batches(range(len(facts)), self.batch_size)
-                if len(facts) <= self.max_exact:
-                    rows = square_root(gradient_matrix(model, in_order).double().numpy())
-                else:
-                    with tempfile.TemporaryDirectory() as folder:
+                with tempfile.TemporaryDirectory() as folder:
+                    if len(facts) <= self.max_exact:
+                        features = None if fits_in_memory(model, len(facts)) else folder
+                        rows = square_root(gradient_matrix(model, in_order, features).double().numpy())
+                    else:
                         sketch = gradient_sketch(
                             model, in_order, Path(folder, "sketch.npy"), self.sketch_size, self.seed
                         )

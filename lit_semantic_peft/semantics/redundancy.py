@@ -96,7 +96,7 @@ class RedundancyFilter(FactFilter):
             ]
             for row in rows.tolist():
                 at = row - start
-                others = [*earlier[candidates[0].get(at, [])], *(start + other for other in candidates[1][at])]
+                others = [*earlier[candidates[0].get(at, [])], *(start + other for other in candidates[1].get(at, []))]
                 others = [other for other in others if other < row and (other < start or reasons[other] is None)]
                 why = self._reason(prompt, target, row, np.array(others, dtype=np.intp)) if others else None
                 reasons.append(why)

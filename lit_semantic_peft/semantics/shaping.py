@@ -11,12 +11,13 @@ from lit_semantic_peft.semantics.weightings import Proximity, Remoteness, Weight
 class Tempered(Weighting):
     """Another weighting, milder or sharper, and never below a floor: w = f + (1 − f)·v^(1/T), v its raw weight.
 
-    Range of the raw weight: [f, 1] where v is in [0, 1], as all of ours are. Cost: no pass. Source: ours.
+    Range of the raw weight: [f, 1] where v is in [0, 1], as all of ours but `MediumConfidence` are, whose peak is above
+    1. Cost: no pass. Source: ours.
 
     Args:
         weighting: The weighting to change.
         temperature: T > 0; above 1 weights come closer together, below 1 they move apart.
-        floor: f in [0, 1): the least raw weight, where 1 is the largest that a weighting gives.
+        floor: f in [0, 1): the least raw weight, beside a largest of 1.
 
     Raises:
         InputError: If a setting is out of its range, or `weighting` is an `Online` or `Scheduled` one: put this inside.

@@ -6,13 +6,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from lit_semantic_peft.data import StepPlan
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference import gradient_cosine, is_conflict
 from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix, trained_sample
 from lit_semantic_peft.training.module import SemanticPeftModule
+from lit_semantic_peft.training.resume import TrainingCallback
 
 Mode = Literal["apart", "together"]
 
@@ -131,7 +132,7 @@ def arranged(
     return steps
 
 
-class ConflictAwareBatching(Callback):
+class ConflictAwareBatching(TrainingCallback):
     """Plans each epoch's optimizer steps so that facts that conflict are apart, or together.
 
     Apart, no step has to please two facts that pull against each other, but the steps undo each other one by one;
@@ -154,7 +155,7 @@ class ConflictAwareBatching(Callback):
         threshold: τ in [0, 1).
 
     Raises:
-        InputError: If a setting is out of its range.
+        InputError: If a setting is out of its range; before training, if the data module mixes strata.
 
     Example:
         >>> ConflictAwareBatching("together").num_facts
@@ -177,6 +178,21 @@ class ConflictAwareBatching(Callback):
         self.threshold = threshold
         self.sample: list[int] = []
         self.severity = torch.zeros(0, 0)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses a second decision on which facts share a step.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The `SemanticPeftModule`.
+            stage: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            InputError: If the data module mixes strata.
+        """
+        assert isinstance(pl_module, SemanticPeftModule)
+        if stage == "fit" and pl_module.data.mix_strata:
+            raise InputError("`mix_strata` and ConflictAwareBatching both decide which facts share a step: use one.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Goes on with the conflicts of a checkpoint.
@@ -221,8 +237,6 @@ class ConflictAwareBatching(Callback):
         assert trainer.train_dataloader is not None
         plan = trainer.train_dataloader.sampler
         assert isinstance(plan, StepPlan)
-        if plan.label_of is not None:
-            raise InputError("`mix_strata` and ConflictAwareBatching both decide which facts share a step: use one.")
         plan.arrange = partial(arranged, sample=self.sample, severity=self.severity.numpy(), mode=self.mode)
         return plan
 

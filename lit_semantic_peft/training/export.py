@@ -29,13 +29,16 @@ def export_run(
         base_model: Where the base model is, for `merge`; by default the name that the adapter gives.
 
     Raises:
-        InputError: If there is no adapter, `output` exists, the adapter cannot be merged, or a base model is given
-            that nothing is merged into.
+        InputError: If there is no adapter, `output` exists, the adapter cannot be merged, a base model is given that
+            nothing is merged into, or the best adapter is asked of a folder that is one.
     """
     if base_model and not merge:
         raise InputError("`base_model` is only needed with `merge` (`--merge`): an adapter is copied as it is.")
     run, output = Path(run), Path(output)
-    adapter = run if (run / "adapter_config.json").is_file() else run / ("adapter_best" if best else "adapter")
+    is_adapter = (run / "adapter_config.json").is_file()
+    if best and is_adapter:
+        raise InputError(f"`best` (`--best`) chooses between a run's adapters, but {run} is an adapter itself.")
+    adapter = run if is_adapter else run / ("adapter_best" if best else "adapter")
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"{run} holds no adapter ({adapter / 'adapter_config.json'} is missing). Did the run end?")
     if output.exists():
@@ -54,9 +57,12 @@ def base_of_adapter(adapter: Path, base_model: str | None = None) -> BaseModelSo
 
     Args:
         adapter: Folder of the adapter.
-        base_model: Overrides the adapter's own name for it.
+        base_model: Overrides the adapter's own name and revision for it.
 
     Raises:
         InputError: If it cannot be had.
     """
-    return resolve_base_model(base_model or str(base_of(adapter)[0]))
+    if base_model:
+        return resolve_base_model(base_model)
+    name, revision, _ = base_of(adapter)
+    return resolve_base_model(str(name), revision)

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,6 +17,7 @@ from lit_semantic_peft.training.clusters import agreement_clusters
 from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix, trained_sample
 from lit_semantic_peft.training.module import SemanticPeftModule
 from lit_semantic_peft.training.own_gradient import flattened, refuse_loss_scaling, sum_over_ranks, unflattened
+from lit_semantic_peft.training.resume import TrainingCallback
 
 Groups = Literal["relation", "conflict", "fact"]
 
@@ -71,7 +72,7 @@ def surgery_coefficients(
     return total * scale
 
 
-class GradientSurgery(Callback):
+class GradientSurgery(TrainingCallback):
     """Makes the groups of an optimizer step stop undoing each other: PCGrad, gradients of unit norm, or both.
 
     The gradient of Σ w_i ℓ_i / S is the sum of the groups' gradients; it is replaced by the combination of

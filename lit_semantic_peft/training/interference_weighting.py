@@ -4,16 +4,17 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix, trained_sample
 from lit_semantic_peft.training.module import SemanticPeftModule
 from lit_semantic_peft.training.progress_weights import Objective, predicted_progress, progress_weights
+from lit_semantic_peft.training.resume import TrainingCallback
 
 
-class InterferenceWeighting(Callback):
+class InterferenceWeighting(TrainingCallback):
     """Weighs facts so that the worst, or the mean, predicted progress of the kept facts is as large as can be.
 
     Every n optimizer steps the gradient matrix of a sample of the kept facts is measured and its weights are solved
@@ -127,7 +128,9 @@ class InterferenceWeighting(Callback):
         weight = progress_weights(
             matrix, given, objective=self.objective, beta=self.beta, floor=self.floor, cap=self.cap
         )
-        self.factor[sample] = torch.as_tensor(weight / given.clip(min=1e-12), dtype=torch.float32)
+        # A fact without weight now may get one from the schedule before it is sampled again.
+        factor = np.divide(weight, given, out=np.ones_like(given), where=given > 0)
+        self.factor[sample] = torch.as_tensor(factor, dtype=torch.float32)
         for suffix, weights in (("_before", before), ("", weight)):
             progress = predicted_progress(matrix, weights)
             module.log(f"train/progress_worst{suffix}", float(progress.min()), on_step=True, batch_size=1)

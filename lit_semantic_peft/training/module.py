@@ -58,6 +58,8 @@ Normalization = Literal["step_weights", "step_count"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 _CHECKPOINT_KEY = "lit_semantic_peft"
+# Settings of an optimizer that decide how a step is computed, not what it is.
+_SPEED = {"foreach", "fused", "capturable", "differentiable"}
 
 
 class SemanticPeftModule(LightningModule):
@@ -109,7 +111,8 @@ class SemanticPeftModule(LightningModule):
 
     Raises:
         InputError: If a setting is out of its range; from `configure_model`, if the model cannot be had or the
-            adapter does not fit it; during training, if the loss is not finite.
+            adapter does not fit it; from `setup`, if `adapter` is given for a training; during training, if the loss
+            is not finite.
     """
 
     def __init__(
@@ -228,6 +231,18 @@ class SemanticPeftModule(LightningModule):
             return load_adapter(base, self.adapter, self.source)
         return attach_adapter(base, self.peft_config)
 
+    def refuse_adapter(self) -> None:
+        """Refuses `adapter` for a training, which always makes a new one.
+
+        Raises:
+            InputError: If `adapter` is given.
+        """
+        if self.adapter:
+            raise InputError(
+                f"`model.adapter` {self.adapter!r} is for `test` and `predict`; `fit` trains a new adapter. Leave it "
+                "out, or go on with an interrupted run by `--ckpt_path last`."
+            )
+
     def setup(self, stage: str) -> None:
         """Checks the trainer's settings and makes the metrics, which need the number of facts.
 
@@ -236,6 +251,8 @@ class SemanticPeftModule(LightningModule):
         """
         if stage == "predict":
             return
+        if stage == "fit":
+            self.refuse_adapter()
         data = self.data
         if (data.base_model, data.revision) != (self.base_model, self.revision):
             raise InputError(
@@ -277,7 +294,8 @@ class SemanticPeftModule(LightningModule):
             self.val_nll = PerFactMean(num_facts)
             self.val_recall = PerFactMean(num_facts)
         if stage == "fit":
-            self.dynamics = LearningDynamics(num_facts)
+            # `on_fit_end` reads it when the strategy has moved it to the CPU, where nccl gathers nothing.
+            self.dynamics = LearningDynamics(num_facts, sync_on_compute=False)
             self.epoch_loss = MeanMetric()
             self.epoch_loss.persistent(True)
             self._step_totals = None  # of an earlier training that was interrupted within a step
@@ -676,7 +694,7 @@ class SemanticPeftModule(LightningModule):
     def _optimizer_settings(self) -> dict[str, object]:
         # Lightning puts the checkpoint's own settings back into the optimizer, so that other ones would do nothing.
         optimizer = self.optimizer_of([torch.nn.Parameter(torch.zeros(1))])
-        settings = {f"optimizer.{name}": value for name, value in optimizer.defaults.items()}
+        settings = {f"optimizer.{name}": value for name, value in optimizer.defaults.items() if name not in _SPEED}
         return {"optimizer": type(optimizer).__name__, **settings}
 
 

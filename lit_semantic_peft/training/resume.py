@@ -1,10 +1,11 @@
 """What a training must have in common with the one that wrote a checkpoint, to go on with it."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from peft import PeftConfig
 
 from lit_semantic_peft.data import KnowledgeDataModule
@@ -15,6 +16,17 @@ from lit_semantic_peft.semantics import Online, Weighting
 
 # Entries of a PEFT configuration that say where it came from, or that training itself writes.
 _NOT_OF_THE_TRAINING = {"base_model_name_or_path", "inference_mode", "peft_version", "rank_pattern", "revision"}
+
+
+class TrainingCallback(Callback):
+    """A callback that changes what is trained, so that a resumed training must have it too, with the same settings.
+
+    It keeps each argument of its constructor under the argument's name.
+    """
+
+    def training_settings(self) -> str:
+        """The arguments and their values, such as `mode=apart, num_facts=256`."""
+        return ", ".join(f"{name}={getattr(self, name)}" for name in inspect.signature(type(self)).parameters)
 
 
 def training_identity(
@@ -50,6 +62,11 @@ def training_identity(
             for name in ("precision", "gradient_clip_val", "gradient_clip_algorithm")
         },
         **{name: str(value) for name, value in of_module.items()},
+        **{
+            f"callbacks.{type(callback).__name__}": callback.training_settings()
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, TrainingCallback)
+        },
         **{
             f"peft_config.{name}": str(sorted(value) if isinstance(value, set) else value)
             for name, value in sorted(peft_config.to_dict().items())

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 from lit_semantic_peft.__main__ import main
+from lit_semantic_peft.data import KnowledgeDataModule
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import BaseModelSource, attach_adapter, export_adapter
+from lit_semantic_peft.trainer import KnowledgeTrainer
+from lit_semantic_peft.training import SemanticPeftModule
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
@@ -235,6 +239,13 @@ def test_predict_with_the_adapter_of_another_model(refused, tiny_model):
     assert "Say `--model.base_model small`" in message
 
 
+def test_fit_with_an_exported_adapter(refused, tiny_model):
+    model = attach_adapter(AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(r=2, target_modules=["q_proj"]))
+    export_adapter(model, Path("adapter"), BaseModelSource("small", Path("small"), "small", "f" * 32))
+    assert "`model.adapter` 'adapter' is for `test` and `predict`" in refused("--model.adapter=adapter")
+    assert not Path("cache").exists()  # no fact was scored
+
+
 def test_unknown_command(capsys):
     assert main(["fitt"]) == 2
     assert "did you mean 'fit'" in capsys.readouterr().err
@@ -248,6 +259,10 @@ def test_export_and_report_of_nothing(capsys):
     assert "`base_model` is only needed with `merge`" in said
     assert main(["report", "nowhere"]) == 2
     assert "expected a run folder" in capsys.readouterr().err
+    Path("adapter").mkdir()
+    Path("adapter/adapter_config.json").write_text("{}", encoding="utf-8")
+    assert main(["export", "adapter", "out", "--best"]) == 2
+    assert "`best` (`--best`) chooses between a run's adapters" in capsys.readouterr().err
     assert not Path("out").exists()
 
 
@@ -293,3 +308,10 @@ def test_torchrun_with_another_number_of_processes(refused, monkeypatch):
 @pytest.mark.parametrize("strategy", ["lightning.pytorch.strategies.ModelParallelStrategy", "deepspeed"])
 def test_strategies_that_would_change_the_run(refused, strategy):
     assert "strategy" in refused(f"--trainer.strategy={strategy}", "--trainer.devices=1").lower()
+
+
+def test_score_in_several_processes(tiny_model, facts_file):
+    trainer = KnowledgeTrainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
+    data = KnowledgeDataModule(facts=str(facts_file), base_model=str(tiny_model))
+    with pytest.raises(InputError, match="`score` runs in one process, but the trainer has 2: set `devices` to 1"):
+        trainer.score(SemanticPeftModule(base_model=str(tiny_model)), data)

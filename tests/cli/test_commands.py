@@ -15,6 +15,7 @@ import yaml
 from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.facts import read_facts
 from lit_semantic_peft.reports import RunFolder
+from lit_semantic_peft.trainer import KnowledgeTrainer
 
 from fixtures.tiny import save_tiny_model
 
@@ -176,6 +177,30 @@ def test_facts_with_brackets_are_shown_as_they_are(settings, capsys):
     assert main(["predict", *facts, "--ckpt_path=last"]) == 0
     assert "[/b]" in capsys.readouterr().out
     assert main(["compare", "runs/default", "runs/default"]) == 0
+
+
+def test_what_looked_at_the_base_model_is_not_in_the_way_of_a_training(settings, capsys):
+    folder = "--trainer.default_root_dir=runs/one"
+    assert main(["validate", *settings, folder]) == 0
+    (Path("runs/one") / "predictions.jsonl").touch()
+    (Path("runs/one") / "wandb").mkdir()
+    assert {"logs"} < files(Path("runs/one"))
+    assert main(["fit", *settings, folder, "--trainer.max_epochs=1", "--interference.num_facts=0"]) == 0
+    assert main(["fit", *settings, folder]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_score_takes_the_device_of_the_trainer(settings, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # a GPU that nobody asked for
+    assert main(["score", *settings, "--output=scores", "--warmup_steps=1"]) == 0
+
+
+def test_score_takes_the_first_of_listed_devices(settings, monkeypatch):
+    seen = []
+    monkeypatch.setattr(KnowledgeTrainer, "__init__", lambda self, **options: seen.append(options) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["score", *settings, "--trainer.devices=[3,5]"])
+    assert seen[0]["devices"] == [3]
 
 
 def test_an_interrupted_run_goes_on_to_the_same_adapter(settings):

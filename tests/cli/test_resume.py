@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -39,6 +40,14 @@ class CutOffAt(Callback):
         self.left -= 1
 
 
+class CtrlC(Callback):
+    """What happens when the user has seen enough of the second epoch."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+
 @pytest.fixture
 def fit(tiny_model, facts_file, monkeypatch):
     """Runs `fit` in the folder runs/NAME and returns its status."""
@@ -68,6 +77,19 @@ def test_cut_off_anywhere(fit):
         assert left.read_bytes() == right.read_bytes(), name
         assert whole.read_facts().to_pylist() == found.read_facts().to_pylist(), name
         assert whole.read_summary().epochs == found.read_summary().epochs, name
+
+
+def test_ctrl_c_says_how_to_go_on(fit, capsys):
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert fit("run", "--trainer.callbacks=[{class_path: cli.test_resume.CtrlC}]") == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    said = capsys.readouterr().err
+    assert "Interrupted. Go on with `--ckpt_path last`." in said
+    assert "Traceback" not in said
+    assert not RunFolder("runs/run").report.exists()
+    assert fit("run", "--ckpt_path=last") == 0
 
 
 def test_another_run_is_refused_with_what_differs(fit, tiny_model, capsys):

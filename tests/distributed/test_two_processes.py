@@ -119,6 +119,14 @@ def test_a_failure_ends_both_processes_with_one_message(settings):
     assert not Path("runs/bad").exists()
 
 
+def test_an_unknown_base_model_ends_both_processes_with_one_message(settings):
+    done = fit(*settings, "--model.base_model=nobody/nothing", "--trainer.default_root_dir=runs/bad", check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("`base_model` 'nobody/nothing'") == 1
+    assert "Traceback" not in done.stderr
+    assert not Path("runs/bad").exists()
+
+
 @pytest.mark.long
 def test_strata_drawn_answers_and_filters_do_not_depend_on_the_number_of_processes(settings):
     """Each run measures with a cache of its own; only the first rank decides."""

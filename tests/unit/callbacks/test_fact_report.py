@@ -11,6 +11,8 @@ from lit_semantic_peft.reports import RunFolder, build_report
 from lit_semantic_peft.reports.summary import total_seconds
 from lit_semantic_peft.training import SemanticPeftModule
 
+from fixtures.training import fit
+
 
 def run(tiny_model, facts_file, folder, *stages: str) -> float:
     """Fits or tests in a run folder, and says how long the user waited."""
@@ -66,3 +68,14 @@ def test_the_parts_add_up_and_scoring_is_one(tiny_model, facts_file, tmp_path, m
     assert (again.setup, again.scoring, again.training) == (seconds.setup, seconds.scoring, seconds.training)
     assert again.evaluation >= 0.6
     assert f"scoring {again.scoring:.0f}" in folder.report.read_text(encoding="utf-8")
+
+
+def test_an_epoch_without_validation_has_no_numbers_of_one(tiny_model, facts_file, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    trainer = {"max_epochs": 5, "limit_val_batches": None, "check_val_every_n_epoch": 2, "default_root_dir": folder}
+    fit(tiny_model, facts_file, trainer=trainer, callbacks=[FactReport()])
+    epochs = folder.read_summary().epochs
+    assert [epoch.val_nll is not None for epoch in epochs] == [False, True, False, True, False]
+    assert [epoch.recall is not None for epoch in epochs] == [False, True, False, True, False]
+    assert all(epoch.loss is not None for epoch in epochs)
+    build_report(folder)

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lit_semantic_peft.callbacks import InterferenceMonitor, interference_monitor
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.interference import fact_log_probability, gradient_matrix, train_alone
+from lit_semantic_peft.interference import fact_log_probability, feature_store, gradient_matrix, train_alone
 from lit_semantic_peft.models import adapter_state_dict
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.reports.tables import read_interference
@@ -117,7 +117,7 @@ def test_groups_are_written(tiny_model, facts_file):
 def test_many_gradients_wait_on_disk_and_leave_nothing(tiny_model, facts_file, monkeypatch):
     in_memory = InterferenceMonitor(num_facts=4)
     run(tiny_model, facts_file, in_memory, folder="memory")
-    monkeypatch.setattr(interference_monitor, "_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(feature_store, "_BYTES_IN_MEMORY", 0)
     on_disk = InterferenceMonitor(num_facts=4)
     run(tiny_model, facts_file, on_disk, folder="disk")
     assert on_disk.records == in_memory.records

@@ -1,13 +1,23 @@
 import dataclasses
+import importlib
 import json
+import linecache
 import logging
+import sys
+import textwrap
 
 import numpy as np
 import pytest
 from lit_semantic_peft.data.cache import ScoreCache
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.models import BaseModelSource
-from lit_semantic_peft.semantics import ExpectedEmbeddingDistance, HiddenStateDistance, ScoredFacts, Surprisal
+from lit_semantic_peft.semantics import (
+    ExpectedEmbeddingDistance,
+    HiddenStateDistance,
+    ScoredFacts,
+    SentenceDistance,
+    Surprisal,
+)
 from lit_semantic_peft.tokens import FactEncoder
 
 from fixtures.tiny import byte_level_bpe
@@ -70,7 +80,9 @@ def test_a_readable_manifest_lies_beside_the_table(cache, inputs):
     table, beside = sorted(cache.folder.iterdir(), key=lambda path: path.suffix, reverse=True)
     assert (table.stem, table.suffix, beside.suffix) == (beside.stem, ".parquet", ".json")
     assert json.loads(beside.read_text(encoding="utf-8")) == manifest
-    assert manifest["distances"][0] == {"name": "HiddenStateDistance", "pooling": "mean", "centered": False}
+    first = manifest["distances"][0]
+    assert first["class"].endswith(".HiddenStateDistance")
+    assert first["settings"] == {"pooling": "mean", "centered": False}
 
 
 CHANGES = {
@@ -105,6 +117,36 @@ def test_what_changes_no_number_does_not(cache, inputs, tmp_path):
         "encoder": FactEncoder(byte_level_bpe(), append_eos=False, max_length=64),
     }
     assert cache.load(cache.manifest(**(inputs | same))) is not None
+
+
+def test_a_distance_of_ones_own_is_measured_anew_when_its_source_changes(cache, inputs, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    keys = []
+    for value in ("0.5", "1.5"):
+        source = f"""
+            from lit_semantic_peft.semantics import Surprisal
+            class Mine(Surprisal):
+                def measure(self, outputs):
+                    return super().measure(outputs) * 0 + {value}
+        """
+        (tmp_path / "mine.py").write_text(textwrap.dedent(source), encoding="utf-8")
+        sys.modules.pop("mine", None)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        keys.append(cache.manifest(**inputs | {"distances": [importlib.import_module("mine").Mine()]}))
+    assert keys[0] != keys[1]
+    assert keys[1] == cache.manifest(**inputs | {"distances": [sys.modules["mine"].Mine()]})
+
+
+def test_an_encoder_is_known_by_its_content(cache, inputs, tmp_path):
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "config.json").write_text("{}", encoding="utf-8")
+    keys = []
+    for weights in (b"old", b"new"):
+        (tmp_path / "encoder" / "model.safetensors").write_bytes(weights)
+        keys.append(cache.manifest(**inputs | {"distances": [SentenceDistance(str(tmp_path / "encoder"))]}))
+    assert keys[0] != keys[1]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text"])

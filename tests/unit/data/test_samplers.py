@@ -189,6 +189,14 @@ def test_progress_runs_from_zero_to_one_whatever_the_cut():
         ]
         np.testing.assert_allclose(np.concatenate(seen), np.linspace(0, 1, 24))
     assert {one.progress for one in plans(61, (8, 1, 1))[0]} == {0.0}
+    for ends, num_steps in (
+        ({"max_epochs": -1, "max_steps": 6}, 6),
+        ({"max_epochs": 3, "max_steps": 6}, 6),
+        ({"max_epochs": 3, "max_steps": 100}, 24),
+    ):
+        (plan,) = plans(61, (8, 1, 1), **ends)
+        found = [plan.progress_at(step) for step in range(num_steps)]
+        np.testing.assert_allclose(found, np.linspace(0, 1, num_steps))
     assert {one.progress for one in plans(5, (8, 1, 1), max_epochs=1)[0]} == {0.0}
 
 

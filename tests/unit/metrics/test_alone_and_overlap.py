@@ -33,11 +33,11 @@ def test_key_overlap_equals_the_formula():
     keys, corpus = torch.randn(6, 5, generator=generator), torch.randn(40, 5, generator=generator)
     keys[3] = 0
     metric = KeyOverlap(num_facts=7, dimension=5, ridge=0.3)
-    for part in corpus.split(16):
-        metric.update_corpus(part.T @ part, len(part))
     metric.update(keys[:4], torch.arange(4))
     metric.update(keys[4:], torch.tensor([5, 4]))
-    found = metric.compute()
+    for part in corpus.split(16):
+        metric.update_corpus(part.T @ part, len(part))
+        found = metric.compute()  # also of a part: the next one must not find the earlier result
     moment = (corpus.T @ corpus / 40).double().numpy()
     inverse = np.linalg.inv(moment + 0.3 * np.trace(moment) / 5 * np.eye(5))
     rows = {0: 0, 1: 1, 2: 2, 5: 4, 4: 5}

@@ -1,8 +1,9 @@
+import itertools
+import math
 import warnings
 
 import pytest
 import torch
-from lit_semantic_peft.interference import final_state, first_learned, forgetting_events, stability
 from lit_semantic_peft.metrics import LearningDynamics
 
 
@@ -18,11 +19,16 @@ def history(epochs=8, facts=30):
 
 
 def assert_says(metric, whole):
+    """The definitions, in plain loops."""
     result = metric.compute()
-    assert torch.equal(result["first_learned"], first_learned(whole))
-    assert torch.equal(result["forgetting_events"], forgetting_events(whole))
-    assert torch.equal(result["is_recalled"], final_state(whole))
-    torch.testing.assert_close(result["stability"], stability(whole), equal_nan=True)
+    for fact, course in enumerate(whole.T.tolist()):
+        assert result["first_learned"][fact] == (course.index(True) if True in course else -1)
+        forgotten = sum(before and not after for before, after in itertools.pairwise(course))
+        assert result["forgetting_events"][fact] == forgotten
+        assert result["is_recalled"][fact] == course[-1]
+        since = course[course.index(True) :] if True in course else []
+        expected = sum(since) / len(since) if since else math.nan
+        assert float(result["stability"][fact]) == pytest.approx(expected, nan_ok=True)
     assert result["num_measured_epochs"].tolist() == [len(whole)] * whole.shape[1]
 
 

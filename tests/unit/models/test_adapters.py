@@ -13,10 +13,15 @@ from lit_semantic_peft.models import (
     export_merged,
     load_adapter,
     load_adapter_state_dict,
+    load_base_model,
+    resolve_base_model,
 )
 from lit_semantic_peft.models.adapters import BASE_FILE, linear_module_names, orthogonality_penalty
+from lit_semantic_peft.training.export import export_run
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, PrefixTuningConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fixtures.tiny import save_tiny_model
 
 WEIGHT_ADAPTERS = {
     "lora": lambda: LoraConfig(r=3, target_modules="all-linear"),
@@ -264,3 +269,15 @@ def test_other_adapters_have_no_orthogonality_penalty():
     config = WEIGHT_ADAPTERS["adalora"]()
     config.orth_reg_weight = 0.0
     assert orthogonality_penalty(attach_adapter(llama(), config)) is None
+
+
+def test_a_run_is_merged_into_the_commit_that_it_was_trained_on(tmp_path, monkeypatch):
+    commits = {name: save_tiny_model(tmp_path / name, seed) for seed, name in enumerate(("moved", "trained"))}
+    branches = {None: commits["moved"], "stable": commits["trained"], **commits}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision, allow_patterns: branches[revision])
+    source = resolve_base_model("Somebody/Some-Base", "stable")
+    model = trained(load_base_model(source), WEIGHT_ADAPTERS["lora"]())
+    export_adapter(model, tmp_path / "adapter", source)
+    export_run(tmp_path / "adapter", tmp_path / "merged", merge=True)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(merged), logits(model))

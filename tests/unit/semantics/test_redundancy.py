@@ -55,6 +55,8 @@ def test_only_what_is_asked_for_is_dropped():
     assert RedundancyFilter(drops=["contradiction"]).select(facts).reason == (None, None, "contradiction")
     assert RedundancyFilter(drops=["near_duplicate"]).select(facts).reason == (None, "near_duplicate", None)
     assert RedundancyFilter().select(table([0.4])).reason == (None,)
+    facts = table([0.1, 0.2, 0.3], feature=embedding * np.array([1.0, 0.0, 1.0])[:, None, None])
+    assert RedundancyFilter().select(facts).reason == (None, None, "contradiction")  # no text, no likeness
     for settings in ({"prompt_similarity": 0.0}, {"target_similarity": 1.2}, {"drops": ["both"]}, {"drops": []}):
         with pytest.raises(InputError, match=f"`{next(iter(settings))}`"):
             RedundancyFilter(**settings)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference import gradient_matrix, one_backward_per_fact
-from lit_semantic_peft.training import GradientSurgery, InterferenceWeighting
+from lit_semantic_peft.training import GradientSurgery, InterferenceWeighting, SemanticPeftModule
 from lit_semantic_peft.training.progress_weights import predicted_progress, progress_weights
 
 from fixtures.training import CONTRADICTING, WEIGHTED, assert_same_adapter, fit, is_same_adapter, losses
@@ -80,6 +80,16 @@ def test_every_fact_has_its_turn_and_sums_stay(tiny_model, facts_file):
     assert (weighting.factor != 1).all()
     given = module.data.prepared.loss_weight
     assert (given * weighting.factor.numpy()).sum() == pytest.approx(given.sum(), rel=1e-5)
+
+
+def test_a_fact_without_weight_yet_is_trained_when_the_schedule_gives_it_one(tiny_model, facts_file, monkeypatch):
+    weighting = InterferenceWeighting(every_n_steps=1)
+    given = np.ones(12)
+    given[[2, 5]] = 0.0
+    monkeypatch.setattr(SemanticPeftModule, "loss_weight_now", lambda module, rows: given[rows])
+    fit(tiny_model, facts_file, callbacks=[weighting], trainer={"max_steps": 2})
+    assert weighting.factor[[2, 5]].tolist() == [1.0, 1.0]
+    assert (weighting.factor != 1).sum() == 10
 
 
 def test_an_interrupted_run_goes_on_with_its_weights(tiny_model, facts_file, tmp_path):

@@ -9,7 +9,12 @@ from lit_semantic_peft.callbacks import AdapterCheckpoint
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics import Focal, Online
-from lit_semantic_peft.training import SemanticPeftModule
+from lit_semantic_peft.training import (
+    ConflictAwareBatching,
+    GradientSurgery,
+    InterferenceWeighting,
+    SemanticPeftModule,
+)
 from peft import AdaLoraConfig
 
 from fixtures.training import ADAMW, WEIGHTED, fit, is_same_adapter, with_retained
@@ -103,6 +108,16 @@ def test_objects_that_were_used_before_train_as_new_ones(tiny_model, facts_file)
         ({"optimizer": partial(torch.optim.SGD, lr=1e-2)}, "`optimizer`: AdamW in the checkpoint, SGD here"),
         ({"trainer": {"gradient_clip_val": 1.0}}, "`trainer.gradient_clip_val`: None in the checkpoint, 1.0 here"),
         ({"trainer": {"precision": "bf16-mixed"}}, "`trainer.precision`: 32-true in the checkpoint, bf16-mixed here"),
+        ({"callbacks": []}, r"`callbacks\.InterferenceWeighting`: objective=worst, .* in the checkpoint, not set here"),
+        ({"callbacks": [InterferenceWeighting(beta=2.0)]}, r"beta=1\.0, .* in the checkpoint, .*beta=2\.0, .* here"),
+        (
+            {"callbacks": [InterferenceWeighting(), GradientSurgery()]},
+            r"`callbacks\.GradientSurgery`: not set in the checkpoint, groups=relation, .* here",
+        ),
+        (
+            {"callbacks": [InterferenceWeighting(), ConflictAwareBatching("together")]},
+            r"`callbacks\.ConflictAwareBatching`: not set in the checkpoint, mode=together, .* here",
+        ),
     ],
 )
 def test_another_training_is_refused(tiny_model, facts_file, changed, said):
@@ -115,10 +130,23 @@ def test_another_training_is_refused(tiny_model, facts_file, changed, said):
             trainer={"max_epochs": max_epochs, "enable_checkpointing": True, "default_root_dir": "run"}
             | changed.get("trainer", {}),
             optimizer=changed.get("optimizer", ADAMW),
-            callbacks=[AdapterCheckpoint()],
+            callbacks=[*changed.get("callbacks", [InterferenceWeighting()]), AdapterCheckpoint()],
             ckpt_path=ckpt_path,
         )
 
     run(1, {})
     with pytest.raises(InputError, match=said):
         run(2, changed, "run/checkpoints/last.ckpt")
+
+
+def test_how_a_step_is_computed_may_change(tiny_model, facts_file, tmp_path):
+    module, _ = fit(tiny_model, facts_file, trainer={"max_epochs": 1})
+    module.trainer.save_checkpoint(tmp_path / "half.ckpt")
+    other = partial(torch.optim.AdamW, lr=1e-2, foreach=False, fused=True)
+    resumed, _ = fit(tiny_model, facts_file, optimizer=other, ckpt_path=str(tmp_path / "half.ckpt"))
+    assert resumed.global_step == 6
+
+
+def test_an_exported_adapter_is_not_trained_on(tiny_model, facts_file):
+    with pytest.raises(InputError, match=r"`model\.adapter` 'runs/one/adapter' is for `test` and `predict`"):
+        fit(tiny_model, facts_file, model={"adapter": "runs/one/adapter"})

@@ -73,6 +73,15 @@ def test_interference_is_measured_with_the_weights_of_its_time(tiny_model, facts
     assert latest.loss_weight.tolist() == pytest.approx(at_the_end.tolist())
 
 
+def test_a_schedule_ends_where_the_steps_end(tiny_model, facts_file):
+    weights = Weights()
+    trainer = {"max_epochs": -1, "max_steps": 4}
+    data = {"weighting": Scheduled(Proximity(), FAR)}
+    module, _ = fit(tiny_model, facts_file, data=data, trainer=trainer, callbacks=[weights])
+    final = module.data.prepared.final_loss_weight
+    assert weights.of_step[-1] == pytest.approx({row: final[row] for row in weights.of_step[-1]})
+
+
 def test_the_distribution_of_the_weights_is_logged(tiny_model, facts_file):
     module, _ = fit(tiny_model, facts_file, data={"weighting": FAR}, callbacks=[LossWeightDistribution()])
     logged = module.trainer.callback_metrics
@@ -84,8 +93,9 @@ def test_the_distribution_of_the_weights_is_logged(tiny_model, facts_file):
 
 
 def test_steps_cannot_be_arranged_by_conflict_and_by_stratum(tiny_model, facts_file):
+    trainer = {"max_epochs": 1}  # the first epoch, which has no conflicts yet, must not be trained for nothing
     with pytest.raises(InputError, match="`mix_strata`"):
-        fit(tiny_model, facts_file, data={"mix_strata": True}, callbacks=[ConflictAwareBatching()])
+        fit(tiny_model, facts_file, data={"mix_strata": True}, callbacks=[ConflictAwareBatching()], trainer=trainer)
 
 
 def test_a_schedule_with_another_end_cannot_be_resumed(tiny_model, facts_file, tmp_path):
