@@ -41,7 +41,7 @@ def normalize_answer(text: str) -> str:
         >>> normalize_answer("."), normalize_answer("The The"), normalize_answer("U.S."), normalize_answer("3.5")
         ('.', 'the', 'us', '3.5')
     """
-    return _without_punctuation(_LEADING_ARTICLE.sub(r"\1", _folded(text)))
+    return _without_punctuation(_LEADING_ARTICLE.sub(r"\1 ", _folded(text)))
 
 
 def is_exact_match(answer: str, accepted: Sequence[str]) -> bool:

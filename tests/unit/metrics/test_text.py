@@ -20,6 +20,7 @@ from lit_semantic_peft.metrics import is_exact_match, normalize_answer, starts_w
         ("1990–1995", "1990-1995"),
         ("7‑12", "7-12"),
         ("“The Hague”", "Hague"),
+        ("–The 49ers", "49ers"),
         ("Saint—Denis", "Saint-Denis"),
         ("New\n York\u200b", "new york"),
         ("东京。", "东京"),
