@@ -1,5 +1,6 @@
 """The gradient matrix says what a small step does to each loss, and the benchmark that asks more of it runs."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from lit_semantic_peft.interference import gradient_matrix, predicted_change
 from scipy.stats import spearmanr
+
+from fixtures.tiny import tiny_llama
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "experiments" / "benchmarks"
 
@@ -43,3 +46,18 @@ def test_the_benchmark_runs(validity, monkeypatch, tmp_path, capsys):
     validity.main()
     assert "Spearman" in capsys.readouterr().out
     assert (tmp_path / "interference_validity.json").is_file()
+
+
+def test_victims_learn_better_without_the_aggressors_that_the_matrix_names(validity):
+    """Two facts contradict each of three others; trained to the end, where they cannot all be right."""
+    import subject
+
+    _, facts, pad_id = validity.tiny(24)
+    for victim in range(3):
+        for denier in (3 + victim, 6 + victim):
+            facts[denier] = dataclasses.replace(facts[denier], prompt_ids=facts[victim].prompt_ids)
+        facts[6 + victim] = facts[3 + victim]
+    model = subject.with_moved_lora(tiny_llama(subject.TINY_VOCABULARY))
+    found = validity.Study(model, facts, pad_id, 1e-2).removal(epochs=80, draws=4)
+    assert found["aggressors"] < min(found["random"])
+    assert found["aggressors"] < found["nothing"]
