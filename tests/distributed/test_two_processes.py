@@ -119,6 +119,7 @@ def test_a_failure_ends_both_processes_with_one_message(settings):
     assert not Path("runs/bad").exists()
 
 
+@pytest.mark.long
 def test_an_unknown_base_model_ends_both_processes_with_one_message(settings):
     done = fit(*settings, "--model.base_model=nobody/nothing", "--trainer.default_root_dir=runs/bad", check=False)
     assert done.returncode == 2
