@@ -5,7 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lit_semantic_peft.files import content_key, file_sha256
+from lit_semantic_peft.files import content_key
+from lit_semantic_peft.models.base import folder_fingerprint
 from lit_semantic_peft.semantics import Distance, Feature
 
 
@@ -26,7 +27,7 @@ def identity(measure: Distance | Feature) -> dict[str, Any]:
         "settings": vars(measure),
     }
     found["content"] = {
-        setting: _folder_key(Path(value))
+        setting: folder_fingerprint(Path(value))
         for setting, value in vars(measure).items()
         if isinstance(value, str) and value and Path(value, "config.json").is_file()
     }
@@ -34,7 +35,3 @@ def identity(measure: Distance | Feature) -> dict[str, Any]:
         with suppress(OSError, TypeError):  # typed into a shell: there is no file to look at
             found["source"] = content_key(inspect.getsource(kind))
     return found
-
-
-def _folder_key(folder: Path) -> str:
-    return content_key([[path.name, file_sha256(path)] for path in sorted(folder.iterdir()) if path.is_file()])

@@ -123,9 +123,17 @@ def fact_questions(facts: Sequence[Fact], encoder: FactEncoder, plan: Evaluation
     targets_of = _targets_by_relation(facts)
     index_of = {fact.id: index for index, fact in enumerate(facts)}
 
-    def ask(fact_index: int, kind: QuestionKind, prompt: str, accepted: tuple[str, ...], joiner: str) -> None:
+    def ask(
+        fact_index: int,
+        kind: QuestionKind,
+        prompt: str,
+        accepted: tuple[str, ...],
+        joiner: str,
+        needs: tuple[int, ...] = (),
+    ) -> None:
         try:
-            questions.append(_question(len(questions), fact_index, kind, prompt, accepted, joiner, encoder))
+            question = _question(len(questions), fact_index, kind, prompt, accepted, joiner, encoder)
+            questions.append(replace(question, needs=needs))
         except InputError as error:
             fact = facts[fact_index]
             raise InputError(f"{fact.location or 'fact'}: fact {fact.id!r}: {kind} {prompt!r}: {error}") from error
@@ -160,9 +168,8 @@ def fact_questions(facts: Sequence[Fact], encoder: FactEncoder, plan: Evaluation
                 ask(index, "neighborhood", probe.prompt, (probe.target,), fact.joiner)
         if "portability" in plan.probes:
             for probe in fact.portability:
-                ask(index, "portability", probe.prompt, (probe.target,), fact.joiner)
                 needs = tuple(index_of.get(fact_id, -1) for fact_id in probe.needs)
-                questions[-1] = replace(questions[-1], needs=needs)
+                ask(index, "portability", probe.prompt, (probe.target,), fact.joiner, needs)
     return questions
 
 

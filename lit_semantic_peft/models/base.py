@@ -164,9 +164,17 @@ def _embedded_gguf() -> Path | None:
 def _from_folder(name: str, folder: Path) -> BaseModelSource:
     if not (folder / "config.json").is_file():
         raise InputError(f"`base_model` {str(folder)!r} is a folder without config.json, so it holds no model.")
+    return BaseModelSource(name, folder.resolve(), name, folder_fingerprint(folder))
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Content key of the weights, configuration and tokenizer in a folder.
+
+    Args:
+        folder: As `save_pretrained` writes it.
+    """
     files = sorted(path for path in folder.iterdir() if path.suffix in _FINGERPRINTED)
-    fingerprint = content_key([[path.name, file_sha256(path)] for path in files])
-    return BaseModelSource(name, folder.resolve(), name, fingerprint)
+    return content_key([[path.name, file_sha256(path)] for path in files])
 
 
 def _from_hub(name: str, revision: str | None) -> BaseModelSource:

@@ -131,7 +131,7 @@ class ExpectedEmbeddingDistance(_TokenDistance):
         """Distance of each target token, float `(N,)` in [0, 2]."""
         embeddings = outputs.input_embeddings.float()
         if self.centered:
-            embeddings = embeddings - _center(embeddings, True)
+            embeddings = embeddings - embeddings.mean(dim=0)
         expected = outputs.logits.float().softmax(dim=-1) @ embeddings
         return cosine_distance(expected, embeddings[outputs.targets])
 
