@@ -39,7 +39,8 @@ study: $(STAMP)  ## does it help? SETTING=smoke (minutes), cpu (hours, 50 minute
 # One thread per worker: two workers share two cores.
 PYTEST := $(BIN)/python -m pytest -q
 
-test: $(STAMP) lint  ## lint, types, all tests
+test: $(STAMP) lint  ## lint, types, all tests but those of test-long, of which it is seen that they can be collected
+	$(PYTEST) --collect-only -m long tests
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/unit tests/test_architecture.py lit_semantic_peft
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/cli
 	OMP_NUM_THREADS=1 $(PYTEST) tests/distributed

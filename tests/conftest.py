@@ -1,6 +1,5 @@
 """What every test may use, and what none may leave behind."""
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fixtures.facts import write_facts
 from fixtures.tiny import save_tiny_model
 
 # Nothing here talks to a network; a test that tries fails at once instead of waiting.
@@ -21,26 +21,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a randomly initialised model of two layers with its tokenizer."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-def write_facts(path: Path) -> Path:
-    """Twelve facts about towns that do not exist, of different lengths, with probes."""
-    names = ["Aro", "Belvan", "Cimt", "Dorraset", "Eln", "Fistrow", "Gant", "Hulmer", "Ivask", "Jorn", "Kelp", "Lumbar"]
-    rows = [
-        {
-            "id": f"town-{number}",
-            "subject": name,
-            "relation": "river" if number % 2 else "capital",
-            "prompt": f"The {'river of the town of' if number % 2 else 'capital of'} {name} is",
-            "target": ["Danube", "Rhine", "Volga", "Paris", "Lund in the north"][number % 5],
-            "paraphrases": [f"It is well known that {name} has the"],
-            "neighborhood": [{"prompt": "The official currency of Japan is the", "target": "yen"}],
-            "portability": [{"prompt": f"The water of {name} flows to the", "target": "sea", "hops": 2}],
-        }
-        for number, name in enumerate(names)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture

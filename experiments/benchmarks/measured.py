@@ -18,10 +18,15 @@ _NO_CODE = (":!experiments/results", ":!README.md")  # written from results, als
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, commit, whether files other than results and README were changed since, and the hardware."""
+    """Versions, commit, whether files other than results and README were changed since, and the hardware.
+
+    Of absolute paths in the command only the name is kept: where things lie on a machine is nobody's business.
+    """
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(
+            Path(one).name if Path(one).is_absolute() else one for one in [Path(sys.argv[0]).name, *sys.argv[1:]]
+        ),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", *_NO_CODE)),
         "python": platform.python_version(),

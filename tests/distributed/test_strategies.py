@@ -12,7 +12,7 @@ import pytest
 from lit_semantic_peft.reports import RunFolder
 from safetensors.numpy import load_file
 
-from conftest import write_facts
+from fixtures.facts import write_facts
 from fixtures.processes import free_port
 
 pytestmark = pytest.mark.distributed
@@ -149,6 +149,17 @@ def test_slurm_script(one_process, settings):
     script = ["bash", str(EXPERIMENTS / "slurm.sh"), *settings, "--trainer.devices=1", "--trainer.strategy=ddp"]
     finish(start(*script, **variables))
     assert_same(one_process, RunFolder("runs/slurm"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("launch", [["--trainer.strategy=ddp"], []], ids=["ddp", "fsdp"])
+def test_compiled_layers_in_two_processes(one_process, settings, launch):
+    run = [*FIT, f"--config={EXPERIMENTS / 'fsdp.yaml'}", *settings, "--trainer.devices=2", *launch]
+    job = start(*run, "--model.compile=true", "--trainer.default_root_dir=runs/compiled", TORCH_LOGS="graph_code")
+    _, said = job.communicate(timeout=600)
+    assert job.returncode == 0, said[-3000:]
+    assert "def forward" in said  # something was compiled
+    assert_same(one_process, RunFolder("runs/compiled"))
 
 
 def test_a_process_that_dies_ends_the_job(settings):

@@ -59,6 +59,17 @@ def test_trainers_agree_on_the_first_step_and_are_compared(training_speed, tiny_
     assert "ours / HF Trainer" in capsys.readouterr().out
 
 
+def test_some_contenders_never_replace_the_result_of_all(training_speed, tiny_model, tmp_path, monkeypatch):
+    tiny = ["--base_model", str(tiny_model), "--facts", "world", "--num_facts", "4", "--micro_batch_size", "4"]
+    options = [*tiny, "--precision", "32-true", "--repetitions", "1", "--only", "ours", "--output", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["/somewhere/training_speed.py", *options])
+    training_speed.main(options)
+    assert [path.name for path in tmp_path.iterdir()] == ["training_speed_32-true_some.json"]
+    result = json.loads((tmp_path / "training_speed_32-true_some.json").read_text())
+    assert list(result["contenders"]) == ["ours"]
+    assert result["provenance"]["command"].startswith(f"training_speed.py --base_model {tiny_model.name} --facts world")
+
+
 def test_another_objective_is_not_compared(training_speed, tiny_model, tmp_path, monkeypatch):
     train = training_speed.train_hf
     monkeypatch.setattr(

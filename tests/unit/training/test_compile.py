@@ -14,6 +14,7 @@ from peft import LoraConfig
 from torch._dynamo.utils import counters
 
 from fixtures.tiny import tiny_llama
+from fixtures.training import ONLY_FACTS, assert_same_adapter, fit, is_same_adapter
 from fixtures.trajectory import assert_same_trajectory, train
 
 
@@ -35,6 +36,19 @@ def test_a_compiled_run_is_the_same_run(tiny_model, facts_file, tmp_path, caplog
     ]
     torch.testing.assert_close(*matrices, rtol=1e-3, atol=1e-4 * float(matrices[0].diagonal().max()))
     assert "one backward per fact" not in caplog.text  # the hooks saw all of the gradient
+
+
+@pytest.mark.long
+def test_a_compiled_run_goes_on_from_a_checkpoint(tiny_model, facts_file, tmp_path):
+    settings = {"model": {"compile": True}, "data": {"evaluation": ONLY_FACTS}}
+    counters.clear()
+    whole, _ = fit(tiny_model, facts_file, **settings)
+    assert counters["stats"]["unique_graphs"] > 0
+    half, _ = fit(tiny_model, facts_file, trainer={"max_epochs": 1}, **settings)
+    half.trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _ = fit(tiny_model, facts_file, ckpt_path=str(tmp_path / "half.ckpt"), **settings)
+    assert not is_same_adapter(half, resumed)
+    assert_same_adapter(whole, resumed)
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch):

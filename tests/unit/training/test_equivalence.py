@@ -1,7 +1,7 @@
 """However a run is cut up, padded or watched: one trajectory of loss, gradient norm and adapter.
 
 Twelve facts in optimizer steps of eight, so that each epoch ends in a partial window; the weights run from 1 to 12.
-The same over several processes: tests/distributed/test_equivalence.py.
+The same over several processes: tests/distributed/test_world_size.py.
 """
 
 from dataclasses import replace

@@ -103,7 +103,7 @@ def group(request, tiny_model, tmp_path_factory):
     """Number of processes, the facts, and what each rank says of each case."""
     world_size = request.param
     folder = tmp_path_factory.mktemp(f"group{world_size}")
-    from conftest import write_facts
+    from fixtures.facts import write_facts
 
     facts_file = write_facts(folder / "facts.jsonl")
     run_group(work, world_size, folder, world_size, tiny_model, facts_file, folder)
