@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help quickstart study test test-long lint clean
 
 help:  ## show the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 $(STAMP): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
@@ -46,7 +46,7 @@ test: $(STAMP) lint  ## lint, types, all tests but those of test-long, of which 
 	OMP_NUM_THREADS=1 $(PYTEST) tests/distributed
 	$(PYTEST) tests/integration
 
-test-long: $(STAMP)  ## runs that are killed, spawned, started by torchrun and SLURM, compiled; 12 min
+test-long: $(STAMP)  ## runs that are killed, spawned, started by torchrun and SLURM, compiled; 15 min
 	OMP_NUM_THREADS=1 $(PYTEST) -m long tests
 
 lint: $(STAMP)  ## ruff and mypy
