@@ -150,7 +150,8 @@ def _progress(setting: Setting, cells: Cells) -> str:
     spent, planned = sum(result["seconds"] for _, result in done), sum(run.seconds(setting) for run, _ in done)
     said = (
         f"{len(done)} of {len(runs)} runs of the setting `{setting.name}` are done{others}; they took "
-        f"{spent / 3600:.1f} hours by the clock of one process, pauses included, {spent / planned:.1f} times what was planned."
+        f"{spent / 3600:.1f} hours by the clock of one process, pauses included, {spent / planned:.1f} times what was "
+        "planned."
     )
     rates = [cell.learning_rate for _, cell in arms_of(cells, PRIMARY)]
     if rates:

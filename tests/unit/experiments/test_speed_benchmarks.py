@@ -64,7 +64,7 @@ def test_some_contenders_never_replace_the_result_of_all(training_speed, tiny_mo
     options = [*tiny, "--precision", "32-true", "--repetitions", "1", "--only", "ours", "--output", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["/somewhere/training_speed.py", *options])
     training_speed.main(options)
-    assert [path.name for path in tmp_path.iterdir()] == ["training_speed_32-true_some.json"]
+    assert [path.name for path in tmp_path.glob("*.json")] == ["training_speed_32-true_some.json"]
     result = json.loads((tmp_path / "training_speed_32-true_some.json").read_text())
     assert list(result["contenders"]) == ["ours"]
     assert result["provenance"]["command"].startswith(f"training_speed.py --base_model {tiny_model.name} --facts world")
