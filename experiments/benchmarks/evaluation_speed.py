@@ -11,10 +11,13 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from experiments.benchmarks.measured import keep, peak_memory_gb
+from experiments.benchmarks.subject import with_moved_lora
 from lit_semantic_peft.data import EvaluationPlan, Question
 from lit_semantic_peft.data.questions import doubt_questions, fact_questions, retention_questions
 from lit_semantic_peft.facts import Fact, builtin_facts
@@ -22,11 +25,9 @@ from lit_semantic_peft.models import greedy_answers, load_base_model, load_token
 from lit_semantic_peft.semantics import ExpectedEmbeddingDistance, Surprisal
 from lit_semantic_peft.tokens import FactEncoder
 from lit_semantic_peft.training import Comparison, Evaluator, measure_scores
-from measured import keep, peak_memory_gb
 from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
-from subject import with_moved_lora
 
 NUM_PARAPHRASES, NUM_NEIGHBORS, NUM_KNOWN = 3, 2, 64
 
@@ -62,9 +63,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     }
     rows, comparisons = [], []
     for name, questions in parts.items():
-        seconds, found = _timed(
-            lambda questions=questions: _compare(evaluator, model, questions, options["batch_size"])
-        )
+        seconds, found = _timed(partial(_compare, evaluator, model, questions, options["batch_size"]))
         comparisons += found
         rows.append({"part": name, "questions_of_each_side": len(found), **seconds})
     scores = measure_scores(comparisons, torch.zeros(len(facts), dtype=torch.bool))

@@ -1,7 +1,7 @@
 """Many facts: memory of the random projection, and its error against the exact gradient matrix.
 
-    python experiments/benchmarks/interference_sketch.py            # SmolLM2-135M: error of 256 facts, memory of 10,000
-    python experiments/benchmarks/interference_sketch.py --smoke    # a tiny random model, to see whether it runs
+    python -m experiments.benchmarks.interference_sketch            # SmolLM2-135M: error of 256 facts, memory of 10,000
+    python -m experiments.benchmarks.interference_sketch --smoke    # a tiny random model, to see whether it runs
 
 The error is of real facts. Memory is measured on made-up facts of four tokens: it depends on the number of facts and
 the size of the adapter, not on what the facts say, and short ones let 10,000 of them through the real model in time.
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from experiments.benchmarks.measured import keep, peak_memory_gb
+from experiments.benchmarks.subject import batches_of, real, tiny
 from lit_semantic_peft.interference import gradient_matrix, gradient_sketch, sketch_error, sketch_influence
 from lit_semantic_peft.interference.influence import conflict_rate, net_transfer
 from lit_semantic_peft.tokens import EncodedFact
-from measured import keep, peak_memory_gb
-from subject import batches_of, real, tiny
 
 BATCH = 64
 MANY = 100_000
@@ -79,7 +79,14 @@ def memory(arguments: argparse.Namespace) -> dict[str, Any]:
     """Peak memory by number of facts, and the straight line through the last two, continued to 100,000 facts."""
     peaks = {}
     for number in (arguments.facts // 2, arguments.facts):
-        command = [sys.executable, __file__, "--memory-of", str(number), *(["--smoke"] if arguments.smoke else [])]
+        command = [
+            sys.executable,
+            "-m",
+            "experiments.benchmarks.interference_sketch",
+            "--memory-of",
+            str(number),
+            *(["--smoke"] if arguments.smoke else []),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peak, making, using = (float(one) for one in done.stdout.split()[-3:])
         peaks[number] = {"peak_gb": peak, "seconds_sketch": making, "seconds_influence": using}

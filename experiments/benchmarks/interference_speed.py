@@ -1,7 +1,7 @@
 """What the gradient matrix costs: time against training on the same facts, and memory over it.
 
-    python experiments/benchmarks/interference_speed.py            # SmolLM2-135M, 256 facts; minutes on 2 cores
-    python experiments/benchmarks/interference_speed.py --smoke    # a tiny random model, to see whether it runs
+    python -m experiments.benchmarks.interference_speed            # SmolLM2-135M, 256 facts; minutes on 2 cores
+    python -m experiments.benchmarks.interference_speed --smoke    # a tiny random model, to see whether it runs
 
 Times are interleaved: each round measures every way once. Memory is the peak of a fresh process that does one thing.
 One backward per fact is measured on every fourth fact and multiplied by four.
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from experiments.benchmarks.measured import keep, peak_memory_gb
+from experiments.benchmarks.subject import batches_of, real, tiny
 from lit_semantic_peft.interference import gradient_matrix, one_backward_per_fact
 from lit_semantic_peft.models import fact_nll
 from lit_semantic_peft.tokens import Batch
-from measured import keep, peak_memory_gb
-from subject import batches_of, real, tiny
 
 BATCH = 32
 EVERY = 4  # of the facts for one backward per fact
@@ -32,7 +32,7 @@ WAYS = ("training", "in_memory", "on_disk")
 def train_once(model: torch.nn.Module, batches: Sequence[Batch]) -> None:
     """One forward and backward of the facts, as training does them."""
     for batch in batches:
-        fact_nll(model, batch).sum().backward()
+        fact_nll(model, batch).sum().backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)
 
 
@@ -112,7 +112,15 @@ def memory(arguments: argparse.Namespace) -> dict[str, Any]:
     """Peak memory of each way, each in a process of its own, and how far above training's it is."""
     peak = {}
     for name in WAYS:
-        command = [sys.executable, __file__, "--memory-of", name, "--facts", str(arguments.facts)]
+        command = [
+            sys.executable,
+            "-m",
+            "experiments.benchmarks.interference_speed",
+            "--memory-of",
+            name,
+            "--facts",
+            str(arguments.facts),
+        ]
         done = subprocess.run(
             [*command, *(["--smoke"] if arguments.smoke else [])], capture_output=True, text=True, check=True
         )

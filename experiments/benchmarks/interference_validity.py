@@ -1,7 +1,7 @@
 """Whether the gradient matrix says what happens: predicted and measured changes of loss, and facts taken out.
 
-    python experiments/benchmarks/interference_validity.py            # SmolLM2-135M; minutes on 2 cores
-    python experiments/benchmarks/interference_validity.py --smoke    # a tiny random model, to see whether it runs
+    python -m experiments.benchmarks.interference_validity            # SmolLM2-135M; minutes on 2 cores
+    python -m experiments.benchmarks.interference_validity --smoke    # a tiny random model, to see whether it runs
 
 1. Spearman correlation over facts between the first-order effect −(η/n) Σ_j w_j K_ij and the measured change of each
    fact's loss: after one small step of SGD, and after an epoch of AdamW in micro-batches.
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from experiments.benchmarks.measured import keep
+from experiments.benchmarks.subject import batches_of, real, tiny
 from lit_semantic_peft.interference import gradient_matrix, net_transfer, predicted_change
 from lit_semantic_peft.models import fact_nll
 from lit_semantic_peft.tokens import EncodedFact
-from measured import keep
 from scipy.stats import spearmanr
-from subject import batches_of, real, tiny
 
 BATCH = 16
 
@@ -89,7 +89,7 @@ class Study:
             order = [row for row in torch.randperm(len(self.facts), generator=generator).tolist() if row in rows]
             for batch in batches_of([self.facts[row] for row in order], BATCH, self.pad_id):
                 optimizer.zero_grad()
-                fact_nll(self.model, batch).mean().backward()
+                fact_nll(self.model, batch).mean().backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         optimizer.zero_grad()  # or the next gradient would be added to the last one
 
@@ -108,8 +108,9 @@ class Study:
         found = {}
         for rate in (1e-3, 1e-2, 1e-1):
             for batch in batches_of(self.facts, BATCH, self.pad_id):
-                (fact_nll(self.model, batch).sum() / size).backward()
+                (fact_nll(self.model, batch).sum() / size).backward()  # type: ignore[no-untyped-call]
             for parameter in self.parameters:
+                assert parameter.grad is not None
                 parameter.data -= rate * parameter.grad
                 parameter.grad = None
             found[f"one_sgd_step_{rate:g}"] = _correlation(prediction, self.losses() - before)

@@ -1,6 +1,6 @@
 """How filtering and batch planning grow with the number of facts: seconds, peak memory, and the fitted exponent.
 
-    python experiments/benchmarks/scale.py [--sizes 1000 10000 100000 1000000]
+    python -m experiments.benchmarks.scale [--sizes 1000 10000 100000 1000000]
 
 The facts' distances are given (random), so that no model runs. Each size and stage has a process of its own: its peak
 memory is its own. A stage's exponent is the slope of log(seconds) over log(facts) between the two largest sizes; that
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from experiments.benchmarks.measured import keep, peak_memory_gb
 from lit_semantic_peft.data import StepPlan
 from lit_semantic_peft.semantics import (
     BandFilter,
@@ -28,7 +29,6 @@ from lit_semantic_peft.semantics import (
     apply_filters,
     loss_weights,
 )
-from measured import keep, peak_memory_gb
 from rich.console import Console
 from rich.table import Table
 

@@ -1,6 +1,6 @@
 """How fast scoring is: ours, a plain loop over transformers, and the bare forward pass over the same tokens.
 
-    python experiments/benchmarks/scoring_speed.py [--dtype bfloat16] [--repetitions 5]
+    python -m experiments.benchmarks.scoring_speed [--dtype bfloat16] [--repetitions 5]
 
 - `ours`: `score_targets`, one pass that gives the expected-embedding distance, the surprisal and teacher-forced recall.
 - `plain loop`: batches in file order, full logits, the same three numbers, as one would write it in an afternoon.
@@ -15,17 +15,18 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from experiments.benchmarks.measured import keep
 from lit_semantic_peft.data import EvaluationPlan, KnowledgeDataModule
 from lit_semantic_peft.models import load_base_model
 from lit_semantic_peft.models.objective import predicting_mask
 from lit_semantic_peft.semantics import ExpectedEmbeddingDistance, Surprisal, score_targets
 from lit_semantic_peft.tokens import Batch, collate
-from measured import keep
 from rich.console import Console
 from rich.table import Table
 
@@ -89,7 +90,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         seconds_setup = []
         for _ in range(options["repetitions"]):
             again = make()
-            seconds_setup.append(_seconds(lambda again=again: again.setup("fit")))
+            seconds_setup.append(_seconds(partial(again.setup, "fit")))
     encoded = data.prepared.encoded
     device = data.device
     model = load_base_model(data._source, options["dtype"]).to(device)

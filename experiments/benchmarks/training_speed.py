@@ -1,7 +1,7 @@
 """How fast training is: ours, Hugging Face Trainer + peft, and TRL's SFTTrainer, interleaved in one command.
 
-    python experiments/benchmarks/training_speed.py [--precision bf16-mixed] [--repetitions 3]
-    python experiments/benchmarks/training_speed.py --online --num_facts 64  # what online weights add to our own step
+    python -m experiments.benchmarks.training_speed [--precision bf16-mixed] [--repetitions 3]
+    python -m experiments.benchmarks.training_speed --online --num_facts 64  # what online weights add to our own step
 
 All train the same token ids of the same facts with the same base model, LoRA, optimizer, precision, micro-batch and
 number of steps, and minimise the same loss, the mean over the target tokens of a step. Before anything is timed, each
@@ -28,13 +28,16 @@ from functools import partial
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from datasets import disable_progress_bars
-from measured import keep, peak_memory_gb
+from experiments.benchmarks.measured import keep, peak_memory_gb
+from lit_semantic_peft.models import BaseDtype
 from rich.console import Console
 from rich.table import Table
+
+Precision = Literal["bf16-mixed", "32-true"]
 
 LEARNING_RATE = 2e-3
 AGREEMENT = 1e-3
@@ -55,7 +58,7 @@ class Contender:
 
     trainer: str
     is_tuned: bool = False
-    base_dtype: str = "float32"
+    base_dtype: BaseDtype = "float32"
     upper_half: bool = False
     reuse_frozen_layers: bool = False
 
@@ -67,7 +70,7 @@ class Settings:
     facts: str
     num_facts: int
     base_model: str
-    precision: str
+    precision: Precision
     micro_batch_size: int
     epochs: int
     reuse_epochs: int
@@ -83,9 +86,9 @@ class Training:
     peak_memory_gb: float
 
 
-def contenders(precision: str) -> dict[str, Contender]:
+def contenders(precision: Precision) -> dict[str, Contender]:
     """The contenders by name; without autocast there is no bfloat16 base."""
-    dtype = "bfloat16" if precision == "bf16-mixed" else "float32"
+    dtype: BaseDtype = "bfloat16" if precision == "bf16-mixed" else "float32"
     ours = {"ours": Contender("ours")}
     if dtype == "bfloat16":
         ours["ours, bf16 base"] = Contender("ours", base_dtype=dtype)
@@ -309,7 +312,7 @@ def _watched(trainer: Any) -> Training:
 
     watch = Watch()
 
-    class Record(TrainerCallback):
+    class Record(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             watch.start()
 
@@ -335,7 +338,8 @@ class Process:
     def train(self, **order: Any) -> Training:
         """Trains and waits; a process that dies ends the benchmark with an EOFError."""
         self._connection.send(order)
-        return self._connection.recv()
+        answer: Training = self._connection.recv()
+        return answer
 
     def stop(self) -> None:
         """Ends the process."""
@@ -462,7 +466,7 @@ def online_cost(settings: Settings, repetitions: int) -> dict[str, Any]:
             nll, weight = nll_and_online_weight(model, batch, weighting, distance, has_end=True)
         else:
             nll, weight = fact_nll(model, batch), batch.loss_weight
-        ((weight * nll).sum() / weight.sum()).backward()
+        ((weight * nll).sum() / weight.sum()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
 
@@ -500,7 +504,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--facts", default="counterfactual")
     parser.add_argument("--num_facts", type=int, default=256)
     parser.add_argument("--base_model", default="smollm2-135m")
-    parser.add_argument("--precision", choices=["bf16-mixed", "32-true"], default=best_precision())
+    parser.add_argument("--precision", choices=get_args(Precision), default=best_precision())
     parser.add_argument("--micro_batch_size", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--reuse_epochs", type=int, default=8, help="epochs of the two that adapt the upper half")

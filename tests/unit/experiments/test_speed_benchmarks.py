@@ -2,21 +2,14 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[3] / "experiments" / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def _benchmarks_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+from experiments.benchmarks import evaluation_speed, scale, scoring_speed, training_speed
 
 
 @pytest.fixture
-def training_speed(monkeypatch):
-    import training_speed
+def in_one_process(monkeypatch):
+    """The contenders train one after the other in this process; TRL is no dependency of the tests."""
 
     class Here:
         """A contender without a process of its own."""
@@ -34,11 +27,10 @@ def training_speed(monkeypatch):
             pass
 
     monkeypatch.setattr(training_speed, "Process", Here)
-    monkeypatch.setattr(training_speed, "find_spec", lambda name: None)  # TRL is no dependency of the tests
-    return training_speed
+    monkeypatch.setattr(training_speed, "find_spec", lambda name: None)
 
 
-def test_trainers_agree_on_the_first_step_and_are_compared(training_speed, tiny_model, tmp_path, capsys):
+def test_trainers_agree_on_the_first_step_and_are_compared(in_one_process, tiny_model, tmp_path, capsys):
     tiny = ["--base_model", str(tiny_model), "--facts", "world", "--num_facts", "12", "--micro_batch_size", "4"]
     training_speed.main(
         [*tiny, "--precision", "32-true", "--repetitions", "2", "--reuse_epochs", "2", "--output", str(tmp_path)]
@@ -59,7 +51,7 @@ def test_trainers_agree_on_the_first_step_and_are_compared(training_speed, tiny_
     assert "ours / HF Trainer" in capsys.readouterr().out
 
 
-def test_some_contenders_never_replace_the_result_of_all(training_speed, tiny_model, tmp_path, monkeypatch):
+def test_some_contenders_never_replace_the_result_of_all(in_one_process, tiny_model, tmp_path, monkeypatch):
     tiny = ["--base_model", str(tiny_model), "--facts", "world", "--num_facts", "4", "--micro_batch_size", "4"]
     options = [*tiny, "--precision", "32-true", "--repetitions", "1", "--only", "ours", "--output", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["/somewhere/training_speed.py", *options])
@@ -70,7 +62,7 @@ def test_some_contenders_never_replace_the_result_of_all(training_speed, tiny_mo
     assert result["provenance"]["command"].startswith(f"training_speed.py --base_model {tiny_model.name} --facts world")
 
 
-def test_another_objective_is_not_compared(training_speed, tiny_model, tmp_path, monkeypatch):
+def test_another_objective_is_not_compared(in_one_process, tiny_model, tmp_path, monkeypatch):
     train = training_speed.train_hf
     monkeypatch.setattr(
         training_speed,
@@ -81,7 +73,7 @@ def test_another_objective_is_not_compared(training_speed, tiny_model, tmp_path,
         training_speed.main(["--base_model", str(tiny_model), "--num_facts", "4", "--precision", "32-true"])
 
 
-def test_a_trainer_that_stops_early_is_not_compared(training_speed, tiny_model, monkeypatch):
+def test_a_trainer_that_stops_early_is_not_compared(in_one_process, tiny_model, monkeypatch):
     train = training_speed.train_hf
     monkeypatch.setattr(
         training_speed, "train_hf", lambda *arguments, **order: train(*arguments, **{**order, "epochs": 1})
@@ -91,7 +83,7 @@ def test_a_trainer_that_stops_early_is_not_compared(training_speed, tiny_model, 
         training_speed.main([*tiny, "--precision", "32-true"])
 
 
-def test_online_weights_are_compared_with_given_ones(training_speed, tiny_model, tmp_path, capsys):
+def test_online_weights_are_compared_with_given_ones(in_one_process, tiny_model, tmp_path, capsys):
     tiny = ["--base_model", str(tiny_model), "--facts", "world", "--num_facts", "8", "--micro_batch_size", "4"]
     training_speed.main([*tiny, "--online", "--repetitions", "2", "--output", str(tmp_path)])
     result = json.loads((tmp_path / "online_weighting.json").read_text())
@@ -101,15 +93,13 @@ def test_online_weights_are_compared_with_given_ones(training_speed, tiny_model,
     assert "online weights add" in capsys.readouterr().out
 
 
-def test_ratios_are_paired(training_speed):
+def test_ratios_are_paired():
     rows = {"ours": {"facts_per_s": [4.0, 9.0, 2.0]}, "HF Trainer": {"facts_per_s": [2.0, 3.0, 2.0]}}
     rows |= {name: {"facts_per_s": [1.0, 1.0, 1.0]} for name in ("ours, upper half", "ours, upper half, reuse")}
     assert training_speed.ratios(rows)["ours / HF Trainer"] == {"median": 2.0, "min": 1.0, "max": 3.0}
 
 
 def test_scoring_is_compared_on_the_same_numbers(tiny_model, tmp_path, monkeypatch):
-    import scoring_speed
-
     tiny = ["--base_model", str(tiny_model), "--facts", "world", "--num_facts", "12", "--batch_size", "4"]
     arguments = [*tiny, "--repetitions", "2", "--output", str(tmp_path)]
     scoring_speed.main(arguments)
@@ -126,8 +116,6 @@ def test_scoring_is_compared_on_the_same_numbers(tiny_model, tmp_path, monkeypat
 
 
 def test_scale_measures_each_stage_and_fits_an_exponent():
-    import scale
-
     result = scale.measure([50, 200], run=scale.timed)
     assert [(row["stage"], row["num_facts"]) for row in result["rows"]] == [
         ("filter", 50),
@@ -143,8 +131,6 @@ def test_scale_measures_each_stage_and_fits_an_exponent():
 
 
 def test_evaluation_is_timed_by_part_and_generation_on_the_same_answers(tiny_model, tmp_path, monkeypatch):
-    import evaluation_speed
-
     tiny = ["--base_model", str(tiny_model), "--num_facts", "6", "--doubt_turns", "1", "--generation_prompts", "8"]
     arguments = [*tiny, "--output", str(tmp_path)]
     evaluation_speed.main(arguments)
