@@ -1,5 +1,6 @@
 """Loss weights that make the most of the gradient matrix: the best worst, or the best mean, predicted progress."""
 
+import bisect
 import math
 from typing import Literal
 
@@ -153,23 +154,27 @@ def _entropic_argmax(gain: np.ndarray, beta: float, prior: np.ndarray, low: np.n
 
 
 def _clipped(log_p: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """clip(s · exp(log_p), low, high) with the s that makes the sum 1: the sum is piecewise linear in s."""
-    p = np.exp(log_p - _log_sum_exp(log_p))
+    """clip(s · exp(log_p), low, high) with the s that makes the sum 1; in logarithms, as exp(log_p) may underflow."""
+    log_p = log_p - _log_sum_exp(log_p)
+    p = np.exp(log_p)
     if (p >= low).all() and (p <= high).all():
         return p
-    p = np.maximum(p, _SMALLEST)
-    corner = np.concatenate([low / p, high / p])
-    order = np.argsort(corner, kind="stable")
-    corner = corner[order]
-    slope = np.cumsum(np.concatenate([p, -p])[order])
-    at_corner = low.sum() + np.concatenate([[0.0], np.cumsum(slope[:-1] * np.diff(corner))])
-    number = int(np.searchsorted(at_corner, 1.0))
-    if number == 0 or number == len(corner):
-        scale = corner[min(number, len(corner) - 1)]
-    else:
-        scale = corner[number - 1] + (1.0 - at_corner[number - 1]) / max(float(slope[number - 1]), _SMALLEST)
-    result: np.ndarray = np.clip(scale * p, low, high)
-    return result
+    with np.errstate(divide="ignore"):
+        leaves_low, meets_high = np.log(low) - log_p, np.log(high) - log_p  # the log s at which an entry does so
+
+    def clipped(log_scale: float) -> np.ndarray:
+        return np.clip(np.exp(np.minimum(log_scale + log_p, 0.0)), low, high)
+
+    corners = np.unique(np.concatenate([leaves_low, meets_high]))
+    # The sum grows with s: below its first corner all are at `low`, from the last one on all are at `high`.
+    above = bisect.bisect_left(corners, 1.0, key=lambda corner: float(clipped(corner).sum()))
+    if above == 0 or above == len(corners):
+        return clipped(corners[min(above, len(corners) - 1)])
+    is_free = (leaves_low <= corners[above - 1]) & (meets_high >= corners[above])
+    if not is_free.any():  # both sums are 1 but for rounding
+        return clipped(corners[above])
+    fixed = clipped(corners[above])[~is_free].sum()
+    return clipped(math.log(max(1.0 - fixed, _SMALLEST)) - _log_sum_exp(log_p[is_free]))
 
 
 def _log_sum_exp(values: np.ndarray) -> float:

@@ -88,6 +88,20 @@ def test_without_penalty_it_equals_the_linear_programme():
         assert best - 2e-3 <= value(matrix, old, new, "worst", 0.0) <= best + 1e-6
 
 
+@pytest.mark.parametrize("objective", ["worst", "mean"])
+def test_a_small_penalty_hardly_matters(objective):
+    """Shares of e^-1000 and less before they are cut to the bounds."""
+    rng = np.random.default_rng(3)
+    diagonal = np.diag([2.0, 1.0, 0.6, 0.4])
+    cases = [(diagonal, 0.25, 1.5), (random_matrix(rng, 64), 0.25, 4.0), (random_matrix(rng, 64), 0.0, 1.1)]
+    for (matrix, floor, cap), beta in itertools.product(cases, [1e-2, 1e-3, 1e-5]):
+        old = rng.lognormal(0, 0.3, len(matrix))
+        new = progress_weights(matrix, old, objective=objective, beta=beta, floor=floor, cap=cap)
+        require_allowed(old, new, floor, cap)
+        without = progress_weights(matrix, old, objective=objective, beta=0.0, floor=floor, cap=cap)
+        assert value(matrix, old, new, objective, beta) >= value(matrix, old, without, objective, beta) - 3e-4
+
+
 def test_no_point_of_a_grid_is_better():
     rng = np.random.default_rng(2)
     for objective, beta in itertools.product(["worst", "mean"], [0.0, 0.5]):
