@@ -1,6 +1,7 @@
 """Lightning's Trainer with one more verb: `score` looks at facts without training on them."""
 
 import logging
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import find_contradictions, find_near_duplicates
 from lit_semantic_peft.files import write_json
-from lit_semantic_peft.interference import gradient_matrix, warm_up
+from lit_semantic_peft.interference import folder_if_large, gradient_matrix, warm_up
 from lit_semantic_peft.metrics import GradientInterference
 from lit_semantic_peft.models import resolve_base_model
 from lit_semantic_peft.reports import (
@@ -156,7 +157,9 @@ def _conflicts(
         warm_up(model, batches, steps, learning_rate, on_step=lambda step, loss: bar.update())
     sample = sorted(order[:num_facts])
     metric = GradientInterference(sample, prepared.loss_weight[sample].tolist(), num_trained_facts=len(kept))
-    metric.update(gradient_matrix(model, data.training_batches(sample, data.micro_batch_size)))
+    with tempfile.TemporaryDirectory() as folder:
+        features = folder_if_large(model, len(sample), folder)
+        metric.update(gradient_matrix(model, data.training_batches(sample, data.micro_batch_size), features))
     cosine = metric.compute()["gradient_cosine"].numpy()
     rows, columns = np.triu_indices(len(sample), k=1)
     worst = np.argsort(cosine[rows, columns], kind="stable")[:_SHOWN]

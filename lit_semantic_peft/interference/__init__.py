@@ -1,7 +1,7 @@
 """Who hurts whom: gradients of single facts, and what they do to each other."""
 
 from lit_semantic_peft.interference.alone import fact_log_probability, train_alone
-from lit_semantic_peft.interference.feature_store import fits_in_memory
+from lit_semantic_peft.interference.feature_store import folder_if_large
 from lit_semantic_peft.interference.influence import (
     conflict_rate,
     gradient_cosine,
@@ -26,7 +26,7 @@ __all__ = [
     "conflict_rate",
     "fact_keys",
     "fact_log_probability",
-    "fits_in_memory",
+    "folder_if_large",
     "gradient_cosine",
     "gradient_matrix",
     "gradient_matrix_rows",

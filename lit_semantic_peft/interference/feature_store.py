@@ -19,15 +19,16 @@ _ALIGNED = 64
 _BYTES_IN_MEMORY = 1e9
 
 
-def fits_in_memory(model: nn.Module, num_facts: int) -> bool:
-    """Whether so many facts' gradients are to be kept in memory: 4·k·P bytes are at most 1 GB.
+def folder_if_large(model: nn.Module, num_facts: int, folder: str | Path) -> str | Path | None:
+    """Where so many facts' gradients are kept: in memory (None) up to 4·k·P = 1 GB, above on disk.
 
     Args:
         model: Its trainable parameters are P numbers.
-        num_facts: k.
+        num_facts: k, of this process.
+        folder: The folder on disk.
     """
     num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return 4 * num_facts * num_parameters <= _BYTES_IN_MEMORY
+    return None if 4 * num_facts * num_parameters <= _BYTES_IN_MEMORY else folder
 
 
 class FeatureStore(Protocol):

@@ -11,7 +11,7 @@ from peft import LoraConfig
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
-from lit_semantic_peft.interference import fits_in_memory, gradient_matrix, gradient_sketch, warm_up
+from lit_semantic_peft.interference import folder_if_large, gradient_matrix, gradient_sketch, warm_up
 from lit_semantic_peft.models import attach_adapter
 from lit_semantic_peft.semantics.features import Bench, Feature
 from lit_semantic_peft.semantics.table import FloatArray
@@ -97,7 +97,7 @@ class WarmGradients(Feature):
                 in_order = batches(range(len(facts)), self.batch_size)
                 with tempfile.TemporaryDirectory() as folder:
                     if len(facts) <= self.max_exact:
-                        features = None if fits_in_memory(model, len(facts)) else folder
+                        features = folder_if_large(model, len(facts), folder)
                         rows = square_root(gradient_matrix(model, in_order, features).double().numpy())
                     else:
                         sketch = gradient_sketch(

@@ -141,7 +141,8 @@ class ConflictAwareBatching(TrainingCallback):
     below −threshold, by that much. The first epoch is plain: before training there is hardly any conflict. Facts of
     similar length no longer share a step, so there is more padding; `bucket_steps` has no effect.
 
-    Cost: each n-th epoch about one forward and one backward pass of `num_facts` facts, and the plan.
+    Cost: each n-th epoch about one forward and one backward pass of `num_facts` facts, and the plan; memory as
+    `agreed_gradient_matrix`.
 
     Logged metrics:
 

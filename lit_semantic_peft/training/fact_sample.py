@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_semantic_peft.data import from_all_ranks
-from lit_semantic_peft.interference import gradient_matrix, gradient_matrix_rows
+from lit_semantic_peft.interference import folder_if_large, gradient_matrix, gradient_matrix_rows
 from lit_semantic_peft.training.module import SemanticPeftModule
 from lit_semantic_peft.training.rotation import rotating_choice
 
@@ -14,7 +14,8 @@ from lit_semantic_peft.training.rotation import rotating_choice
 def agreed_gradient_matrix(module: SemanticPeftModule, rows: Sequence[int]) -> Tensor:
     """Inner products K of the gradients of some facts, as the model stands.
 
-    Cost: about one forward and one backward pass of these facts, shared out to the ranks, see `gradient_matrix`. A
+    Cost: about one forward and one backward pass of these facts, shared out to the ranks, see `gradient_matrix`; their
+    gradients take at most 1 GB of memory, and are in a temporary file in the run folder where they are larger. A
     collective, after which every rank has the same matrix to the last bit, so that all decide alike by it.
 
     Args:
@@ -25,10 +26,12 @@ def agreed_gradient_matrix(module: SemanticPeftModule, rows: Sequence[int]) -> T
         float32 `(k, k)` on the CPU, symmetric.
     """
     trainer, size = module.trainer, module.data.micro_batch_size
+    share = -(-len(rows) // trainer.world_size)
+    folder = folder_if_large(module.model, share, trainer.default_root_dir)
     if trainer.world_size == 1:
-        return gradient_matrix(module.model, module.data.training_batches(rows, size))
+        return gradient_matrix(module.model, module.data.training_batches(rows, size), folder)
     mine = rows[trainer.global_rank :: trainer.world_size]
-    block, _ = gradient_matrix_rows(module.model, module.data.training_batches(mine, size))
+    block, _ = gradient_matrix_rows(module.model, module.data.training_batches(mine, size), folder)
     by_rank = torch.cat(from_all_ranks(block))
     order = torch.tensor(
         [row for rank in range(trainer.world_size) for row in range(rank, len(rows), trainer.world_size)]

@@ -18,14 +18,16 @@ class InterferenceWeighting(TrainingCallback):
     """Weighs facts so that the worst, or the mean, predicted progress of the kept facts is as large as can be.
 
     Every n optimizer steps the gradient matrix of a sample of the kept facts is measured and its weights are solved
-    for by `progress_weights`, around the weights of the data module's weighting; the sample's sum of weights stays.
-    The sample moves on each time until every fact had its turn; in between a fact keeps the weight that it got last.
+    for by `progress_weights`, around the weights of the data module's weighting (those of `Online`, which are known
+    within a step only and multiply the result, count as 1); the sample's sum of weights stays. The sample moves on each
+    time: of n facts none comes twice within ⌊n / `num_facts`⌋ samples; in between a fact keeps the weight that it got
+    last.
     The first n steps are plain: before training there is hardly any interference.
 
     Progress is first order, for plain descent; AdamW differs. The factors are kept in the checkpoint.
 
     Cost: every n steps about one forward and one backward pass of `num_facts` facts (the default, 64 facts every 25
-    steps of 16 facts, is 16 % more) and the solver, under a second.
+    steps of 16 facts, is 16 % more) and the solver, under a second; memory as `agreed_gradient_matrix`.
 
     Logged metrics, each at the steps that solve anew:
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.interference import gradient_matrix, one_backward_per_fact
-from lit_semantic_peft.training import GradientSurgery, InterferenceWeighting, SemanticPeftModule
+from lit_semantic_peft.interference import feature_store, gradient_matrix, one_backward_per_fact
+from lit_semantic_peft.training import GradientSurgery, InterferenceWeighting, SemanticPeftModule, fact_sample
 from lit_semantic_peft.training.progress_weights import predicted_progress, progress_weights
 
 from fixtures.training import CONTRADICTING, WEIGHTED, assert_same_adapter, fit, is_same_adapter, losses
@@ -47,6 +47,24 @@ def test_the_worst_fact_is_learned_better_than_in_the_plain_run(tiny_model, cont
     for row in logged.logged[4:]:
         assert row["train/progress_worst"] >= row["train/progress_worst_before"] - 1e-3
     assert "train/progress_worst" not in logged.logged[3]
+
+
+def test_large_gradients_wait_on_disk(tiny_model, facts_file, monkeypatch):
+    folders = []
+
+    def watched(model, batches, folder=None):
+        folders.append(folder)
+        return gradient_matrix(model, batches, folder)
+
+    monkeypatch.setattr(fact_sample, "gradient_matrix", watched)
+    in_memory, _ = fit(tiny_model, facts_file, callbacks=[InterferenceWeighting(every_n_steps=2)])
+    assert set(folders) == {None}
+    monkeypatch.setattr(feature_store, "_BYTES_IN_MEMORY", 0)
+    folders.clear()
+    on_disk, _ = fit(tiny_model, facts_file, callbacks=[InterferenceWeighting(every_n_steps=2)])
+    assert folders
+    assert None not in folders
+    assert is_same_adapter(in_memory, on_disk)
 
 
 def test_a_high_price_is_the_plain_run_and_so_is_the_time_before_the_first_solution(tiny_model, facts_file):
