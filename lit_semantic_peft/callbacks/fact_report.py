@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
 from lit_semantic_peft.callbacks.terminal import show
 from lit_semantic_peft.callbacks.wandb_tables import log_fact_table, log_run_files, log_run_to_wandb
-from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.data import PreparedFacts, agreed
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import write_json, write_text
 from lit_semantic_peft.reports import (
@@ -97,12 +97,17 @@ class FactReport(Callback):
             trainer: The trainer.
             pl_module: The module.
             stage: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            InputError: Before `test`, if the run folder holds the results of other facts, which would be overwritten.
         """
         if stage == "predict":
             return
         assert isinstance(pl_module, SemanticPeftModule)
         seconds, pl_module.data.stopwatch = pl_module.data.stopwatch.seconds, Stopwatch()
-        if stage == "test":  # reading the facts again is part of it where the training was another process
+        if stage == "test":
+            agreed(lambda: _refuse_other_facts(RunFolder(trainer.default_root_dir), pl_module.data.prepared))
+            # Reading the facts again is part of it where the training was another process.
             self._stopwatch.add({"evaluation": sum(seconds.values())})
             self._stopwatch.start("evaluation")
         else:
@@ -110,7 +115,7 @@ class FactReport(Callback):
             self._stopwatch.start("setup")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes which facts were dropped and why, and what a resumed run must have in common with this one.
+        """Writes which facts were dropped and why, and which facts and base model the folder's results are of.
 
         Args:
             trainer: The trainer.
@@ -194,6 +199,14 @@ class FactReport(Callback):
             pl_module: The `SemanticPeftModule`.
         """
         self._stopwatch.start("evaluation")
+        assert isinstance(pl_module, SemanticPeftModule)
+        prepared = pl_module.data.prepared
+        if prepared.deferred_from_epoch is not None and trainer.current_epoch <= prepared.deferred_from_epoch:
+            logger.warning(
+                "Training ended after %d epochs, so what the filters dropped never came back: `trained_from_epoch` and "
+                "`loss_weight` of these facts in the table say what `data.deferred_from_epoch: %d` had planned.",
+                trainer.current_epoch, prepared.deferred_from_epoch,
+            )  # fmt: skip
         self._write(trainer, pl_module)
         self._stopwatch.stop()
 
@@ -379,6 +392,17 @@ def _probe_columns(comparisons: list[Comparison], prepared: PreparedFacts) -> di
         "nll_before": [row.before.nll for row in probes],
         "nll_after": [row.after.nll for row in probes],
     }
+
+
+def _refuse_other_facts(folder: RunFolder, prepared: PreparedFacts) -> None:
+    if not folder.facts.is_file():
+        return
+    if folder.read_facts().column("fact_id").to_pylist() != [fact.id for fact in prepared.facts]:
+        raise InputError(
+            f"The run folder {folder.path} holds the results of other facts than those to be tested; they would be "
+            "overwritten. Choose another folder by `--trainer.default_root_dir runs/NAME`, and name the checkpoint by "
+            f"its file, `--ckpt_path {folder.checkpoints / 'last.ckpt'}`."
+        )
 
 
 def _previous(folder: RunFolder, fact_ids: list[str]) -> dict[str, list[Any]] | None:

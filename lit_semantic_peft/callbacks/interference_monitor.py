@@ -17,7 +17,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import write_json
 from lit_semantic_peft.interference import (
     fact_log_probability,
-    fits_in_memory,
+    folder_if_large,
     gradient_matrix,
     gradient_matrix_rows,
     time_forward_and_backward,
@@ -154,9 +154,9 @@ class InterferenceMonitor(Callback):
             batch: The micro-batch.
             batch_idx: Its number in the epoch.
         """
-        step = trainer.global_step
-        if self.every_n_steps and step and step % self.every_n_steps == 0 and not _is_last_step(pl_module):
-            self._measure_in_training(trainer, pl_module, epoch=trainer.current_epoch)
+        step, epoch = trainer.global_step, trainer.current_epoch
+        if self.every_n_steps and step and step % self.every_n_steps == 0 and not _is_last_step(pl_module, epoch):
+            self._measure_in_training(trainer, pl_module, epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures after every n-th epoch; after the last one the whole matrix follows anyway.
@@ -166,7 +166,7 @@ class InterferenceMonitor(Callback):
             pl_module: The `SemanticPeftModule`.
         """
         done = trainer.current_epoch + 1
-        if self.every_n_epochs and done % self.every_n_epochs == 0 and not _is_last_step(pl_module):
+        if self.every_n_epochs and done % self.every_n_epochs == 0 and not _is_last_step(pl_module, done):
             self._measure_in_training(trainer, pl_module, epoch=done)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -180,8 +180,9 @@ class InterferenceMonitor(Callback):
             return
         assert isinstance(pl_module, SemanticPeftModule)
         logger.info("Interference: measuring took %.1f s of the training's time", self.seconds_in_training)
+        done = trainer.current_epoch
         with whole_base(trainer):
-            self._measure(trainer, pl_module, self.final_facts, epoch=trainer.current_epoch)
+            self._measure(trainer, pl_module, self.final_facts, epoch=done, last_trained=max(done - 1, 0))
         assert self.latest is not None
         result = self.latest.compute()  # a collective, as `by_group` is: every process takes part
         by_group = {name: self.latest.by_group(group) for name, group in _groups(pl_module).items()}
@@ -291,18 +292,20 @@ class InterferenceMonitor(Callback):
         if not self._sample_size or self._measured_step == trainer.global_step:
             return
         assert isinstance(pl_module, SemanticPeftModule)
-        self._timed(self._measure, trainer, pl_module, self._sample_size, epoch)
+        self._timed(self._measure, trainer, pl_module, self._sample_size, epoch, trainer.current_epoch)
 
-    def _measure(self, trainer: Trainer, module: SemanticPeftModule, size: int, epoch: int) -> None:
+    def _measure(self, trainer: Trainer, module: SemanticPeftModule, size: int, epoch: int, last_trained: int) -> None:
+        """A record for `epoch`, over the facts and with the weights of the epoch that runs or was the last to run."""
         prepared = module.data.prepared
-        sample = self._sample(module, size)
+        trained = prepared.trained_index(last_trained)
+        sample = self._chosen(trained, size)
         metric = GradientInterference(
             fact_index=sample,
-            loss_weight=torch.tensor(module.loss_weight_now(sample)),
-            num_trained_facts=len(prepared.trained_index(trainer.current_epoch)),
+            loss_weight=torch.tensor(module.loss_weight_now(sample, last_trained)),
+            num_trained_facts=len(trained),
         ).to(module.device)
         share = -(-len(sample) // trainer.world_size)
-        folder = None if fits_in_memory(module.model, share) else trainer.default_root_dir
+        folder = folder_if_large(module.model, share, trainer.default_root_dir)
         if trainer.world_size > 1:
             # Row by row to the ranks; the matrix comes in the order of ranks and goes back to that of the sample.
             order = [row for rank in range(trainer.world_size) for row in range(rank, len(sample), trainer.world_size)]
@@ -337,8 +340,10 @@ class InterferenceMonitor(Callback):
         prepared = module.data.prepared
         rates = [total / count for total, count in self._rates if count]
         metric = AloneVersusTogether(len(prepared.facts), trainer.global_step, len(rates)).to(module.device)
-        # Kept facts, deferred ones not: training alone takes as many epochs as there were.
-        mine = self._chosen(prepared.kept_index, self.alone_facts)[trainer.global_rank :: trainer.world_size]
+        # Deferred facts not: training alone takes as many epochs as there were. What has no weight was not taught.
+        weight = np.maximum(prepared.loss_weight, prepared.final_loss_weight)
+        taught = [row for row in prepared.kept_index if weight[row] > 0]
+        mine = self._chosen(taught, self.alone_facts)[trainer.global_rank :: trainer.world_size]
         for batch in self._batches(module, mine):
             together = fact_log_probability(module.model, batch)
             alone = train_alone(module.model, batch, rates, module.optimizer_of, self._start)
@@ -368,9 +373,11 @@ def _trained(module: LightningModule) -> list[torch.nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-def _is_last_step(module: LightningModule) -> bool:
+def _is_last_step(module: LightningModule, epochs_done: int) -> bool:
     assert isinstance(module, SemanticPeftModule)
-    return module.trainer.should_stop or module.global_step >= module.num_optimizer_steps
+    trainer = module.trainer
+    may_stop = epochs_done >= (trainer.min_epochs or 0) and module.global_step >= (trainer.min_steps or 0)
+    return (trainer.should_stop and may_stop) or module.global_step >= module.num_optimizer_steps
 
 
 def _groups(module: SemanticPeftModule) -> dict[str, list[Any]]:

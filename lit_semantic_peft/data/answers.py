@@ -1,7 +1,7 @@
 """What a model says to a question, and the base model's answers, kept under a key of everything they depend on."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,22 @@ class AnswerCache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def load(self, manifest: dict[str, Any]) -> dict[int, Answer] | None:
-        """The answers by question number, or None. A damaged table counts as absent and is named in the log."""
+    def load(self, manifest: dict[str, Any], questions: Sequence[Question]) -> dict[int, Answer] | None:
+        """The answers, if all are there.
+
+        Args:
+            manifest: From `answer_manifest` and what else they depend on.
+            questions: What is to be asked.
+
+        Returns:
+            The answers by question number, or None. A damaged or incomplete table counts as absent and is named in the
+            log.
+        """
         path = self._path(manifest)
         if not path.is_file():
             return None
         try:
-            return {
+            answers = {
                 row["number"]: _answer(row)
                 for batch in pq.ParquetFile(path).iter_batches()
                 for row in batch.to_pylist()
@@ -72,17 +81,21 @@ class AnswerCache:
         except (pa.ArrowException, OSError, KeyError) as error:
             logger.warning("The cached answers %s cannot be read (%s); the base model is asked anew.", path, error)
             return None
+        if any(question.number not in answers for question in questions):
+            logger.warning("The cached answers %s are incomplete; the base model is asked anew.", path)
+            return None
+        return answers
 
-    def store(self, manifest: dict[str, Any], answers: Iterable[tuple[int, Answer]]) -> None:
+    def store(self, manifest: dict[str, Any], answers: Mapping[int, Answer]) -> None:
         """Keeps answers. The manifest is written first, so that a table without one is never met.
 
         Args:
             manifest: From `answer_manifest` and what else they depend on.
-            answers: Question numbers and answers.
+            answers: By question number.
         """
         path = self._path(manifest)
         write_json(path.with_suffix(".json"), manifest)
-        table = pa.Table.from_pylist([_row(number, answer) for number, answer in answers], _schema(manifest))
+        table = pa.Table.from_pylist([_row(number, answer) for number, answer in answers.items()], _schema(manifest))
         with atomic_path(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
 

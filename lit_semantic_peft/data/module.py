@@ -232,13 +232,34 @@ class KnowledgeDataModule(LightningDataModule):
         """
         if stage == "fit":
             self._position = (0, 0)  # where an earlier training was resumed; a checkpoint is read after this
-        if stage == "fit" and self.trainer is not None and self.deferred_from_epoch is not None:
-            _prepare_deferral(self.trainer, self.deferred_from_epoch)
+        if stage == "fit" and self.trainer is not None:
+            self._check_length(self.trainer)
         with self.stopwatch.during("setup"):
             if self._encoder is None:
                 self._encoder = agreed(self._load_encoder)
             if self._prepared is None and not (stage == "predict" and self.prompts):
                 self._prepared = self._prepare()
+
+    def _check_length(self, trainer: Trainer) -> None:
+        """Refuses a training that is cut short where the settings need to know its course; a trial run has none."""
+        if trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise InputError(
+                "`trainer.overfit_batches` cannot be used: batches are planned by optimizer step. `data.num_facts` "
+                "trains on a few facts."
+            )
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if self.deferred_from_epoch is not None:
+            _prepare_deferral(trainer, self.deferred_from_epoch)
+        start, end = self.weighting.ends
+        if start is not end:
+            name = f"`weighting` {type(self.weighting).__name__}"
+            _require_whole_epochs(trainer, name)
+            if trainer.max_epochs in (None, -1) and trainer.max_steps < 0:
+                raise InputError(
+                    f"{name} moves from the start to the end of training, so that must be known: set "
+                    "`trainer.max_epochs` or `trainer.max_steps`."
+                )
 
     def _prepare(self) -> PreparedFacts:
         facts, encoded = agreed(self._read)
@@ -617,10 +638,14 @@ def _prepare_deferral(trainer: Trainer, first_epoch: int) -> None:
             f"`deferred_from_epoch` must be below `trainer.max_epochs`, which is {trainer.max_epochs}, got "
             f"{first_epoch}: epochs count from 0, so training would end before the dropped facts come back."
         )
+    _require_whole_epochs(trainer, "`deferred_from_epoch`")
+    trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+
+
+def _require_whole_epochs(trainer: Trainer, what: str) -> None:
     limit = trainer.limit_train_batches  # a count or a share: 1 is one micro-batch, 1.0 is all
     if isinstance(limit, int) or limit != 1.0:
         raise InputError(
-            "`deferred_from_epoch` needs whole epochs, but `trainer.limit_train_batches` (or `overfit_batches`) is "
-            f"{limit}. Leave it out; `data.num_facts` makes a run short as well."
+            f"{what} needs whole epochs, but `trainer.limit_train_batches` is {limit}. Leave it out; `data.num_facts` "
+            "makes a run short as well."
         )
-    trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]

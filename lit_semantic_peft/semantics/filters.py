@@ -355,7 +355,7 @@ def apply_filters(filters: Sequence[FactFilter], facts: ScoredFacts) -> Selectio
         logger.info(
             "%s: %d facts in, %d out %s", name, len(rows), selection.num_kept, selection.reason_counts() or "(all kept)"
         )
-        if selection.kept.all() and not isinstance(fact_filter, NoFilter):
+        if len(rows) and selection.kept.all() and not isinstance(fact_filter, NoFilter):
             logger.warning("%s drops nothing here. Distances: %s", name, _quantiles(facts.take(rows)))
         rows = rows[selection.kept]
         if not len(rows):

@@ -20,7 +20,7 @@ from transformers import get_scheduler
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts, Question, agreed, from_all_ranks
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.intervals import bootstrap_interval
-from lit_semantic_peft.metrics import LearningDynamics, PerFactMean, PushedAway
+from lit_semantic_peft.metrics import LearningDynamics, PerFactMean, PushedAway, share
 from lit_semantic_peft.models import (
     DEFAULT_BASE_MODEL,
     BaseDtype,
@@ -371,12 +371,12 @@ class SemanticPeftModule(LightningModule):
         assert isinstance(totals, Tensor)
         self._step_totals = None
         weighted_sum, normalizer = totals.tolist()
-        if normalizer == 0:
+        if normalizer == 0 and self._retain is None:
             # No fact counts in this step: without gradients the optimizer skips its parameters.
             for parameter in self._trained_parameters():
                 parameter.grad = None
             return
-        loss = weighted_sum / normalizer
+        loss = weighted_sum / normalizer if normalizer else 0.0
         if not torch.isfinite(totals).all():
             raise InputError(
                 f"`train/loss` is {loss} at optimizer step {self.global_step + 1}; training cannot go on. Lower the "
@@ -385,12 +385,16 @@ class SemanticPeftModule(LightningModule):
         average = getattr(self.trainer.strategy, "average_gradients", None)
         if average is not None:  # `ShardedBaseStrategy`; others did it in the backward pass
             average(self._trained_parameters())
-        factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / normalizer
+        # Where no fact counts the gradients are zero, and only what is held in place remains.
+        factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / normalizer if normalizer else 0.0
         gradients = [parameter.grad for parameter in self._trained_parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, factor)
         self._add_orthogonality_gradient()
         self._add_retain_gradient()
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        self.log("train/grad_norm", norm, on_step=True, batch_size=1)
+        if normalizer == 0:
+            return
         self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=1)
         self.epoch_loss.update(loss)
         # Named, because Lightning remembers the metrics of an earlier training of this module.
@@ -402,7 +406,6 @@ class SemanticPeftModule(LightningModule):
             batch_size=1,
             metric_attribute="epoch_loss",
         )
-        self.log("train/grad_norm", norm, on_step=True, batch_size=1)
 
     def optimizer_step(
         self,
@@ -449,18 +452,19 @@ class SemanticPeftModule(LightningModule):
         num_steps: int = trainer.train_dataloader.sampler.steps_before(trainer.max_epochs)
         return num_steps if trainer.max_steps == -1 else min(num_steps, trainer.max_steps)
 
-    def loss_weight_now(self, rows: Sequence[int]) -> np.ndarray:
+    def loss_weight_now(self, rows: Sequence[int], epoch: int | None = None) -> np.ndarray:
         """The data module's loss weights in the coming optimizer step, which a `Scheduled` weighting moves.
 
         Args:
             rows: Fact indices.
+            epoch: The epoch among whose facts the weights count; the current one where None.
 
         Returns:
             float64 `(len(rows),)`; those of `Online`, which are known within a step only, count 1.
         """
         assert self.trainer.train_dataloader is not None
         progress = self.trainer.train_dataloader.sampler.progress_at(self.global_step)
-        return self.data.prepared.loss_weight_at(rows, self.current_epoch, progress)
+        return self.data.prepared.loss_weight_at(rows, self.current_epoch if epoch is None else epoch, progress)
 
     def _frozen_layers(self) -> FrozenLayers | None:
         if self.reuse_frozen_layers is False:
@@ -564,7 +568,7 @@ class SemanticPeftModule(LightningModule):
             data.distances,
             data.evaluation.doubt_turns,
             [fact.joiner for fact in data.prepared.facts],
-            data.answer_cache.load(data.answer_manifest(EVALUATION_VERSION)),
+            data.answer_cache.load(data.answer_manifest(EVALUATION_VERSION), data.questions),
         )
 
     def test_step(self, questions: list[Question], batch_idx: int) -> None:
@@ -594,14 +598,18 @@ class SemanticPeftModule(LightningModule):
         pushed_away.update(
             torch.tensor([row.before.distances[name] for row in facts]),
             torch.tensor([row.after.distances[name] for row in facts]),
-            torch.tensor([row.question.fact_index for row in facts]),
+            torch.tensor([row.question.fact_index for row in facts], dtype=torch.long),
         )
-        self.is_pushed_away = pushed_away.compute()["is_pushed_away"]
-        self.log("test/pushed_away", self.is_pushed_away[is_kept].float().mean(), batch_size=1)
+        result = pushed_away.compute()
+        self.is_pushed_away = result["is_pushed_away"]
+        is_measured = torch.isfinite(result["distance_delta"])
+        self.log("test/pushed_away", share(self.is_pushed_away, is_kept & is_measured), batch_size=1)
 
     def _keep_base_answers(self) -> None:
-        if self._evaluator.base_answers is None and self.trainer.is_global_zero:
-            answers = ((row.question.number, row.before) for row in self.comparisons)
+        if self._evaluator.base_answers is not None or not self.trainer.is_global_zero:
+            return
+        answers = {row.question.number: row.before for row in self.comparisons}
+        if all(question.number in answers for question in self.data.questions):  # `limit_test_batches` asks some only
             self.data.answer_cache.store(self.data.answer_manifest(EVALUATION_VERSION), answers)
 
     def predict_step(self, questions: list[Question], batch_idx: int) -> list[str]:

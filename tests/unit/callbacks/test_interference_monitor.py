@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lit_semantic_peft.callbacks import InterferenceMonitor, interference_monitor
 from lit_semantic_peft.data import KnowledgeDataModule
@@ -17,15 +17,31 @@ from lit_semantic_peft.interference import fact_log_probability, feature_store, 
 from lit_semantic_peft.models import adapter_state_dict
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.reports.tables import read_interference
+from lit_semantic_peft.semantics import Proximity, Surprisal
 from lit_semantic_peft.training import SemanticPeftModule
 from peft import LoraConfig
 
 NUM_FACTS = 12  # of the file; 12 facts in micro-batches of 4, two per step: steps of 8 and 4
 
 
-def run(tiny_model, facts_file, monitor=None, *, epochs=3, resume=None, loggers=False, folder="run", max_steps=-1):
+def run(
+    tiny_model,
+    facts_file,
+    monitor=None,
+    *,
+    epochs=3,
+    resume=None,
+    loggers=False,
+    folder="run",
+    max_steps=-1,
+    min_epochs=None,
+    before=(),
+    data=None,
+):
     seed_everything(0, verbose=False)
-    data = KnowledgeDataModule(facts=str(facts_file), base_model=str(tiny_model), micro_batch_size=4)
+    data_module = KnowledgeDataModule(
+        facts=str(facts_file), base_model=str(tiny_model), micro_batch_size=4, **(data or {})
+    )
     module = SemanticPeftModule(
         base_model=str(tiny_model),
         peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.2),
@@ -35,6 +51,7 @@ def run(tiny_model, facts_file, monitor=None, *, epochs=3, resume=None, loggers=
     )
     trainer = Trainer(
         max_epochs=epochs,
+        min_epochs=min_epochs,
         max_steps=max_steps,
         accumulate_grad_batches=2,
         accelerator="cpu",
@@ -45,9 +62,9 @@ def run(tiny_model, facts_file, monitor=None, *, epochs=3, resume=None, loggers=
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=folder,
-        callbacks=[monitor] if monitor else [],
+        callbacks=[*before, *([monitor] if monitor else [])],
     )
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    trainer.fit(module, datamodule=data_module, ckpt_path=resume)
     return trainer, module
 
 
@@ -141,6 +158,29 @@ def test_facts_alone_start_where_training_started(tiny_model, facts_file):
     with open("logs/csv/metrics.csv", newline="") as file:
         logged = [row["interference/alone_versus_together"] for row in csv.DictReader(file)]
     assert [float(value) for value in logged if value] == pytest.approx([written["mean"]])
+
+
+def test_alone_only_what_was_taught(tiny_model, facts_file):
+    """The farthest by `Surprisal` has weight 0 under `Proximity`."""
+    monitor = InterferenceMonitor(num_facts=3, alone_facts=NUM_FACTS)
+    weighed = {"distance": Surprisal(), "weighting": Proximity()}
+    trainer, _ = run(tiny_model, facts_file, monitor, epochs=1, data=weighed)
+    weight = trainer.datamodule.prepared.loss_weight
+    assert (weight == 0).sum() == 1
+    written = json.loads(Path("run/alone_versus_together.json").read_text())
+    ids = [fact.id for fact in trainer.datamodule.prepared.facts]
+    assert set(written["difference"]) == {ids[row] for row in np.flatnonzero(weight > 0)}
+
+
+def test_a_wish_to_stop_is_not_the_end_before_min_epochs(tiny_model, facts_file):
+    class StopSoon(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = True
+
+    monitor = InterferenceMonitor(num_facts=4, every_n_epochs=1)
+    trainer, _ = run(tiny_model, facts_file, monitor, epochs=5, min_epochs=3, before=[StopSoon()])
+    assert trainer.current_epoch == 3
+    assert [record.epoch for record in monitor.records] == [0, 1, 2, 3]
 
 
 def test_a_resumed_run_remembers_the_start(tiny_model, facts_file):

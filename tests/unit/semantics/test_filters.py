@@ -253,7 +253,7 @@ def test_filters_that_leave_nothing_are_an_error_that_explains():
     assert "min 0.5" in message
     assert "median 0.75" in message
     with pytest.raises(InputError, match="none to begin with"):
-        apply_filters([NoFilter()], scored([]))
+        apply_filters([KnownFilter()], scored([]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lit_semantic_peft.callbacks import InterferenceMonitor
+from lit_semantic_peft.callbacks import FactReport, InterferenceMonitor
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics import (
     FactFilter,
@@ -194,6 +194,27 @@ def test_what_need_not_or_must_not_be_taught_stays_dropped(tiny_model, facts_fil
     assert sorted(chain(*steps.facts[2:])) == [0, *range(4, 12)]
     first_epoch = [1, None, None, None] + [0] * 8 + [None] * 5  # the last five have the split `retain`
     assert module.data.prepared.columns()["trained_from_epoch"] == first_epoch
+
+
+class Stop(Callback):
+    """Ends training after an epoch, as `EarlyStopping` does."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.should_stop = trainer.current_epoch >= self.epoch
+
+
+def test_what_never_came_back_is_not_measured_and_said(tiny_model, facts_file, tmp_path, caplog):
+    monitor = InterferenceMonitor(num_facts=4)
+    report = FactReport(show_summary=False)
+    trainer = {**FOUR_EPOCHS, "default_root_dir": str(tmp_path)}
+    module, _ = fit(tiny_model, facts_file, data=LATE, trainer=trainer, callbacks=[Stop(1), monitor, report])
+    assert module.trainer.current_epoch == 2
+    assert monitor.latest.compute()["fact_index"].tolist() == module.data.prepared.kept_index
+    assert monitor.latest.num_trained_facts == 6
+    assert "Training ended after 2 epochs, so what the filters dropped never came back" in caplog.text
 
 
 @pytest.mark.parametrize(

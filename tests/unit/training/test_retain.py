@@ -7,6 +7,7 @@ import lit_semantic_peft.data.module as data_module
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference.undisturbed import undisturbed
 from lit_semantic_peft.semantics import KnownFilter
@@ -93,6 +94,26 @@ def test_the_penalty_does_not_depend_on_how_a_step_is_cut_up(tiny_model, facts, 
     assert logged.of("train/retain_kl") == pytest.approx(logged_cut.of("train/retain_kl"), rel=1e-4, abs=1e-7)
     assert logged.of("train/retain_kl")[0] == pytest.approx(0, abs=1e-7)  # the adapter starts as nothing
     assert logged.of("train/retain_kl")[-1] > 1e-5
+
+
+class NothingCounts(Callback):
+    """From an optimizer step on, no fact has weight."""
+
+    def __init__(self, first_step):
+        self.first_step = first_step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step >= self.first_step:
+            batch.loss_weight.zero_()
+
+
+def test_what_is_held_is_held_in_steps_in_which_no_fact_counts(tiny_model, facts):
+    settings = {"retain_weight": 30.0}
+    six_steps, _ = fit(tiny_model, facts, model=settings, trainer={"max_steps": 6, "max_epochs": -1})
+    more, logged = fit(tiny_model, facts, model=settings, trainer={"max_epochs": 8}, callbacks=[NothingCounts(6)])
+    assert len(logged.logged) == 24
+    assert drift(more) < 0.5 * drift(six_steps)
+    assert logged.of("train/loss")[6:] == [logged.of("train/loss")[5]] * 18  # none of its own
 
 
 def test_weight_0_is_the_run_without(tiny_model, facts):
