@@ -155,7 +155,11 @@ def _compare(arguments: Sequence[str]) -> None:
     for count, what in (
         (found.num_only_first, f"only in {options.first}"),
         (found.num_only_second, f"only in {options.second}"),
-        (found.num_kept_differently, "trained in one of the runs only, so their scores compare unlike things"),
+        (
+            found.num_kept_differently,
+            "trained in one of the runs only, "
+            + ("left out" if options.only_kept else "so their scores compare unlike things"),
+        ),
     ):
         if count:
             print(f"Facts {what}: {count}")

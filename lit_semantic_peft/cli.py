@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -40,6 +41,13 @@ _DEFAULT_RUN = "runs/default"
 # Options of `fit` that say where one call begins: every command takes a run's configuration.
 _OF_THE_CALL = ("ckpt_path", "weights_only")
 _LINKED = ("base_model", "revision", "dtype", "trust_remote_code")
+# The callbacks that every run has, by class name, and their sections of the YAML.
+_SECTIONS = {
+    "AdapterCheckpoint": "checkpoint",
+    "AdapterExport": "export",
+    "InterferenceMonitor": "interference",
+    "FactReport": "report",
+}
 
 
 def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None) -> None:
@@ -143,6 +151,8 @@ class SemanticPeftCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Checks run folder and checkpoint before anything is loaded."""
         config = self.config[self.subcommand]
+        _refuse_what_would_be_ignored(config)
+        config.trainer.default_root_dir = config.trainer.default_root_dir or _DEFAULT_RUN
         self.run_folder = RunFolder(config.trainer.default_root_dir)
         self._run_folder_existed = self.run_folder.path.exists()
         _keep_wandb_in(config.trainer, self.run_folder)
@@ -152,8 +162,9 @@ class SemanticPeftCLI(LightningCLI):
             config.trainer.update(Namespace(devices=first, num_nodes=1, strategy="auto"))
         ckpt_path = self._checkpoint(config)
         # A child process of a distributed run meets the folder that the first one has just made.
-        is_new = self.subcommand == "fit" and config.get("ckpt_path") is None
-        if is_new and _is_first_process() and self.run_folder.is_used():
+        is_own = ckpt_path is not None and Path(ckpt_path).resolve().parent == self.run_folder.checkpoints.resolve()
+        goes_on = is_own or config.get("ckpt_path") == "last"
+        if self.subcommand == "fit" and not goes_on and _is_first_process() and self.run_folder.is_used():
             raise InputError(
                 f"The run folder {self.run_folder.path} exists already. Go on with it by `--ckpt_path last`, choose "
                 "another by `--trainer.default_root_dir runs/NAME`, or delete it."
@@ -202,7 +213,7 @@ class SemanticPeftCLI(LightningCLI):
             if environment is not None:  # what torchrun or SLURM has started must be what the trainer expects
                 strategy: Any = self.trainer.strategy
                 environment.validate_settings(num_devices=strategy.num_processes, num_nodes=strategy.num_nodes)
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, ImportError, MisconfigurationException) as error:
             raise _own_words(error) from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -232,6 +243,8 @@ class SemanticPeftCLI(LightningCLI):
             if subcommand == "fit":
                 logger.info("Interrupted. Go on with `--ckpt_path last`.")
             raise KeyboardInterrupt from None
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._remove_useless_run_folder(is_trial=True)
 
     def before_fit(self) -> None:
         """Makes the run folder, by which a run that is killed before its first checkpoint is known.
@@ -248,10 +261,13 @@ class SemanticPeftCLI(LightningCLI):
         """Asks the trained model every fact and its probes; the report callback writes the answers down."""
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
 
-    def _remove_useless_run_folder(self) -> None:
+    def _remove_useless_run_folder(self, is_trial: bool = False) -> None:
         # Whatever the command: the logger of a `predict` that failed must not stand in the way of a later `fit`.
-        if not self._run_folder_existed and _is_first_process() and not self.run_folder.has_checkpoint():
-            shutil.rmtree(self.run_folder.path, ignore_errors=True)
+        if self._run_folder_existed or not _is_first_process() or (self.run_folder.has_checkpoint() and not is_trial):
+            return
+        shutil.rmtree(self.run_folder.path, ignore_errors=True)
+        if is_trial:
+            logger.info("The trial run by `fast_dev_run` went through; its folder is removed")
 
 
 class RunConfig(SaveConfigCallback):
@@ -278,6 +294,33 @@ class RunConfig(SaveConfigCallback):
     @rank_zero_only
     def _write(self, path: Path, text: str) -> None:
         write_text(path, text)
+
+
+def _refuse_what_would_be_ignored(config: Any) -> None:
+    """Refuses settings that another one overrides, and those that the command line cannot do without."""
+    for path in config.get("config") or []:
+        in_file = yaml.safe_load(Path(str(path)).read_text(encoding="utf-8"))
+        for name in _LINKED:
+            said = ((in_file or {}).get("data") or {}).get(name)
+            if said is not None and said != config.model[name]:
+                raise InputError(
+                    f"{path}: `data.{name}` is {said!r}, but the data module takes `model.{name}`, which is "
+                    f"{config.model[name]!r}. Move it to `model`."
+                )
+    if config.trainer.get("enable_checkpointing") is False or config.trainer.get("barebones"):
+        raise InputError(
+            "`trainer.enable_checkpointing: false` and `trainer.barebones: true` cannot be used on the command line, "
+            "which keeps a run folder with a checkpoint. `--trainer.fast_dev_run true` leaves nothing behind; in "
+            "Python the Trainer takes both."
+        )
+    callbacks = config.trainer.get("callbacks") or []
+    for one in callbacks if isinstance(callbacks, list) else [callbacks]:
+        section = _SECTIONS.get(str(one.get("class_path", "")).rpartition(".")[2])
+        if section is not None:
+            raise InputError(
+                f"`trainer.callbacks` names {one.class_path}, which every run has already. Its settings are the "
+                f"section `{section}`."
+            )
 
 
 def _next_version(logs: Path) -> str:

@@ -61,8 +61,8 @@ class AdapterCheckpoint(ModelCheckpoint):
         every_n_steps: Optimizer steps between two versions of `last.ckpt` within an epoch; none where None.
 
     Raises:
-        InputError: If an interval is below 1; at the end of the first epoch, if `monitor` is not among the logged
-            metrics; they are listed.
+        InputError: If an interval is below 1; at the end of the first epoch with a validation (of any epoch, where it
+            does not begin with `val/`), if `monitor` is not among the logged metrics; they are listed.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class AdapterCheckpoint(ModelCheckpoint):
         )
         self.every_n_steps = every_n_steps
         self._steps_before = 0
+        self._is_validated = False  # in this process
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Takes the run folder from the trainer, and has checkpoints written atomically.
@@ -110,9 +111,20 @@ class AdapterCheckpoint(ModelCheckpoint):
             trainer: The trainer.
             pl_module: The module.
         """
-        if self.monitor is not None:
+        # Before the first validation there is nothing to go by: `last.ckpt` is written alone.
+        if self.monitor is not None and (self._is_validated or not self.monitor.startswith("val/")):
             require_logged(trainer, self.monitor)
         super().on_train_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes that there are the metrics of a validation from now on.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        self._is_validated = self._is_validated or not trainer.sanity_checking
+        super().on_validation_end(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remembers how many optimizer steps there were.

@@ -146,9 +146,7 @@ class _RowChecker:
 
     def id(self) -> str:
         value = self.row.get("id")
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)  # published sets number their rows; the number is as stable as a name
-        return self.text("id").strip()
+        return str(value) if _is_number(value) else self.text("id").strip()
 
     def joiner(self) -> str:
         if "joiner" not in self.row:
@@ -199,12 +197,14 @@ class _RowChecker:
                         self.problem(f"{place}.{part}", "text that is not empty", shown(value))
             hops = item.get("hops")
             needs = item.get("needs") or []
-            if hops is not None and (isinstance(hops, bool) or not isinstance(hops, int) or hops < 1):
+            if hops is not None and not (_is_number(hops) and hops >= 1):
                 self.problem(f"{place}.hops", "a whole number of at least 1", described(hops))
-            elif not isinstance(needs, list | tuple) or not all(isinstance(one, str) for one in needs):
+            elif not isinstance(needs, list | tuple) or not all(
+                isinstance(one, str) or _is_number(one) for one in needs
+            ):
                 self.problem(f"{place}.needs", "a list of ids", described(needs))
             elif len(parts) == 2:
-                probes.append(Probe(parts["prompt"], parts["target"], hops or 1, tuple(needs)))
+                probes.append(Probe(parts["prompt"], parts["target"], hops or 1, tuple(map(str, needs))))
         return tuple(probes)
 
     def items(self, name: str, expected: str, value: Any) -> list[Any]:
@@ -218,6 +218,11 @@ class _RowChecker:
             return list(value)
         self.problem(name, expected, described(value))
         return []
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a whole number: published sets number their rows, which is as stable as a name."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_absent(name: str, value: Any, cells: bool) -> bool:

@@ -152,7 +152,9 @@ def _tiles(summary: Summary) -> list[dict[str, str]]:
     tiles.append(tile("Nearby, unchanged", summary.locality, neighbors))
     tiles.append(tile("Pushed away", summary.pushed_away, "of the kept facts ended farther off"))
     rates = [record.conflict_rate for record in summary.interference if record.conflict_rate is not None]
-    note = f"at the end; {percent(rates[0])} at the start, {percent(max(rates))} at worst" if rates else "of facts"
+    note = "at the end" if rates else "of facts"
+    if len(rates) > 1:  # a single one is from after training
+        note += f"; {percent(rates[0])} at the start, {percent(max(rates))} at worst"
     tiles.append(tile("Pairs in conflict", rates[-1] if rates else None, note))
     return tiles
 

@@ -100,7 +100,7 @@ class RunFolder:
 
     @property
     def manifest(self) -> Path:
-        """What a resumed run must have in common with this one."""
+        """Which facts and base model the results are of, for `score --run`."""
         return self.path / "manifest.json"
 
     def is_used(self) -> bool:

@@ -101,7 +101,7 @@ FACT_COLUMNS: tuple[Column, ...] = (
     Column("harm_done", _FLOAT, "Sum of what this fact's weighted gradient takes from the other sampled facts."),
     Column("worst_aggressor", _TEXT, "`fact_id` of the fact that hurts this one most; null where none does."),
     Column("first_learned_epoch", _INT, "First epoch at whose end the fact was recalled; null if never."),
-    Column("forgetting_events", _INT, "How often the fact went from recalled to not recalled between two epochs."),
+    Column("forgetting_events", _INT, "How often the fact went from recalled to not recalled between two validations."),
     Column("learned_at_end", _FLAG, "Whether the fact was recalled at the end of training."),
 )
 """Columns of `facts.parquet`. Null means: not measured, or not there (as each description says)."""

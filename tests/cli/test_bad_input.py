@@ -136,6 +136,76 @@ def test_a_checkpoint_monitor_that_nobody_logs(refused):
     assert "val/nll" in message
 
 
+SCHEDULED = (
+    "--data.weighting={class_path: lit_semantic_peft.semantics.Scheduled, init_args: {"
+    "first: {class_path: lit_semantic_peft.semantics.Proximity}, "
+    "last: {class_path: lit_semantic_peft.semantics.Remoteness}}}"
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--trainer.overfit_batches=1"], "`trainer.overfit_batches` cannot be used"),
+        (["--trainer.enable_checkpointing=false"], "`trainer.enable_checkpointing: false`"),
+        (["--trainer.barebones=true"], "`trainer.barebones: true` cannot be used on the command line"),
+        (
+            ["--trainer.callbacks=[{class_path: lit_semantic_peft.callbacks.InterferenceMonitor}]"],
+            "Its settings are the section `interference`",
+        ),
+        ([SCHEDULED, "--trainer.limit_train_batches=0.5"], "`weighting` Scheduled needs whole epochs"),
+        (
+            [SCHEDULED, "--trainer.max_epochs=-1", "--model.warmup_ratio=0"],
+            "`weighting` Scheduled moves from the start",
+        ),
+    ],
+)
+def test_what_cannot_be_combined_is_said(refused, arguments, said):
+    assert said in refused(*arguments)
+
+
+def test_a_logger_whose_package_is_missing(refused, monkeypatch):
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{name}", False)
+    message = refused("--trainer.logger={class_path: TensorBoardLogger, init_args: {save_dir: runs/bad}}")
+    assert "Neither `tensorboard` nor `tensorboardX` is available" in message
+
+
+def test_a_setting_of_the_data_that_the_model_overrides(refused):
+    Path("two.yaml").write_text("data: {base_model: someone/else}\n", encoding="utf-8")
+    message = refused("--config=two.yaml")
+    assert "two.yaml: `data.base_model` is 'someone/else'" in message
+    assert "Move it to `model`" in message
+
+
+def test_results_of_other_facts_are_not_overwritten(tiny_model, facts_file, capsys):
+    model = f"--model.base_model={tiny_model}"
+    assert main(["fit", model, f"--data.facts={facts_file}", *SMALL]) == 0
+    before = Path("runs/bad/facts.parquet").read_bytes()
+    other = write("other.jsonl", GOOD)
+    capsys.readouterr()
+    test = ["test", model, f"--data.facts={other}", "--ckpt_path=runs/bad/checkpoints/last.ckpt"]
+    assert main([*test, *SMALL]) == 2
+    assert "The run folder runs/bad holds the results of other facts" in capsys.readouterr().err
+    assert Path("runs/bad/facts.parquet").read_bytes() == before
+    assert main([*test, *SMALL, "--trainer.default_root_dir=runs/other"]) == 0
+    assert Path("runs/other/facts.parquet").is_file()
+
+
+def test_a_checkpoint_of_another_folder_goes_on_in_a_new_one_only(tiny_model, facts_file, capsys):
+    settings = [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", *SMALL]
+    for name in ("a", "b"):
+        assert main(["fit", *settings, f"--trainer.default_root_dir=runs/{name}"]) == 0
+    capsys.readouterr()
+    on = ["fit", *settings, "--trainer.max_epochs=3", "--ckpt_path=runs/a/checkpoints/last.ckpt"]
+    before = Path("runs/b/config.yaml").read_bytes()
+    assert main([*on, "--trainer.default_root_dir=runs/b"]) == 2
+    assert "The run folder runs/b exists already" in capsys.readouterr().err
+    assert Path("runs/b/config.yaml").read_bytes() == before
+    for name in ("new", "a"):
+        assert main([*on, f"--trainer.default_root_dir=runs/{name}"]) == 0
+
+
 @pytest.mark.parametrize("keep", ["0", "1.5", "-0.1"])
 def test_keep_outside_its_range(refused, keep):
     filters = f"[{{class_path: lit_semantic_peft.semantics.MeanVarianceFilter, init_args: {{keep: {keep}}}}}]"

@@ -153,6 +153,34 @@ def test_a_second_run_touches_no_model_in_setup(settings, monkeypatch):
     assert one == two  # same seed, same machine, same bytes
 
 
+def test_a_shortened_evaluation_spoils_no_later_one(settings, capsys):
+    assert main(["fit", *settings, "--trainer.limit_test_batches=1", "--trainer.default_root_dir=runs/short"]) == 0
+    status = main(["fit", *settings, "--trainer.default_root_dir=runs/whole"])
+    assert status == 0, capsys.readouterr().err
+    asked = pq.read_table("runs/whole/facts.parquet").column("answer_after").to_pylist()
+    assert None not in asked
+
+
+def test_a_trial_run_leaves_nothing_in_the_way(settings, capsys):
+    status = main(["fit", *settings, "--trainer.fast_dev_run=true", "--trainer.default_root_dir=runs/one"])
+    assert status == 0, capsys.readouterr().err
+    assert not Path("runs/one").exists()
+    assert main(["fit", *settings, "--trainer.default_root_dir=runs/one"]) == 0
+
+
+def test_the_best_epoch_is_chosen_where_not_every_epoch_is_validated(settings, capsys):
+    monitored = ["--checkpoint.monitor=val/nll", "--trainer.check_val_every_n_epoch=2", "--trainer.max_epochs=3"]
+    status = main(["fit", *settings, *monitored, "--trainer.default_root_dir=runs/one"])
+    assert status == 0, capsys.readouterr().err
+    assert (RunFolder("runs/one").checkpoints / "last.ckpt").is_file()
+
+
+def test_without_a_run_folder_it_is_the_default(settings):
+    Path("null.yaml").write_text("trainer: {default_root_dir: null}\n", encoding="utf-8")
+    assert main(["fit", *settings, "--config=null.yaml"]) == 0
+    assert Path("runs/default/report.html").is_file()
+
+
 def test_help_begins_with_what_is_ours(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--help"])

@@ -70,6 +70,8 @@ def test_only_facts_that_both_trained(runs, capsys):
     write_run("c", kept=[row > 9 for row in range(SIZE)])
     assert main(["compare", "a", "c"]) == 0
     assert "trained in one of the runs only, so their scores compare unlike things: 10" in capsys.readouterr().out
+    assert main(["compare", "a", "c", "--only_kept"]) == 0
+    assert "trained in one of the runs only, left out: 10" in capsys.readouterr().out
     assert len(compare_runs("a", "c", only_kept=True).facts) == 30
 
 

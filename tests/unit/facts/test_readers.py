@@ -507,11 +507,11 @@ def test_a_subset_is_seeded_and_in_the_order_of_the_file(tmp_path):
 
 
 def test_what_needs_a_fact_outside_the_set_is_not_asked(tmp_path):
-    def row(number, *needs):
+    def row(number, *needs):  # ids may be numbers
         probe = {"prompt": "It follows that", "target": "yes", "hops": 2, "needs": list(needs)}
         return {"id": f"{number}", "prompt": f"Number {number} is", "target": "one", "portability": [probe]}
 
-    whole = lines(tmp_path / "whole.jsonl", *(row(number, f"{(number + 1) % 20}") for number in range(20)))
+    whole = lines(tmp_path / "whole.jsonl", *(row(number, (number + 1) % 20) for number in range(20)))
     read = read_facts(whole)
     assert [probe.needs for fact in read.facts for probe in fact.portability] == [
         (f"{(number + 1) % 20}",) for number in range(20)

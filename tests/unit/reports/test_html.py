@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -93,6 +94,21 @@ def test_measurements_within_an_epoch_are_shown_over_steps():
     assert list(course.shares) == ["pairs in conflict"]
     assert interference_course([records[0], records[2]]).x == (0, 1)
     assert interference_course([]) is None
+
+
+def test_a_single_measurement_is_none_of_the_start(run_folder):
+    def note(*records):
+        summary = replace(run_folder.read_summary(), interference=records)
+        page = render_report(run_folder.read_facts(), summary)
+        return (
+            re.search(r"Pairs in conflict.*?(at the end[^<]*)", page, re.DOTALL)[1]
+            .strip()
+            .replace("\N{NO-BREAK SPACE}", " ")
+        )
+
+    start, end = InterferenceRecord(0, 0, 0.25), InterferenceRecord(3, 6, 0.5)
+    assert note(start, end) == "at the end; 25 % at the start, 50 % at worst"
+    assert note(end) == "at the end"
 
 
 def test_long_texts_are_cut_in_the_page_and_it_says_so(tmp_path, write_run_folder):
