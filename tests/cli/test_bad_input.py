@@ -22,6 +22,7 @@ SMALL = [
     "--trainer.enable_model_summary=false",
     "--trainer.default_root_dir=runs/bad",
 ]
+ONLY_FACTS = ["--data.evaluation.probes=[]", "--data.evaluation.retention=false"]
 GOOD = {"id": "a", "prompt": "The capital of Aro is", "target": "Lund"}
 
 
@@ -180,20 +181,20 @@ def test_a_setting_of_the_data_that_the_model_overrides(refused):
 
 def test_results_of_other_facts_are_not_overwritten(tiny_model, facts_file, capsys):
     model = f"--model.base_model={tiny_model}"
-    assert main(["fit", model, f"--data.facts={facts_file}", *SMALL]) == 0
+    assert main(["fit", model, f"--data.facts={facts_file}", *SMALL, *ONLY_FACTS]) == 0
     before = Path("runs/bad/facts.parquet").read_bytes()
     other = write("other.jsonl", GOOD)
     capsys.readouterr()
     test = ["test", model, f"--data.facts={other}", "--ckpt_path=runs/bad/checkpoints/last.ckpt"]
-    assert main([*test, *SMALL]) == 2
+    assert main([*test, *SMALL, *ONLY_FACTS]) == 2
     assert "The run folder runs/bad holds the results of other facts" in capsys.readouterr().err
     assert Path("runs/bad/facts.parquet").read_bytes() == before
-    assert main([*test, *SMALL, "--trainer.default_root_dir=runs/other"]) == 0
+    assert main([*test, *SMALL, *ONLY_FACTS, "--trainer.default_root_dir=runs/other"]) == 0
     assert Path("runs/other/facts.parquet").is_file()
 
 
 def test_a_checkpoint_of_another_folder_goes_on_in_a_new_one_only(tiny_model, facts_file, capsys):
-    settings = [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", *SMALL]
+    settings = [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", *SMALL, *ONLY_FACTS]
     for name in ("a", "b"):
         assert main(["fit", *settings, f"--trainer.default_root_dir=runs/{name}"]) == 0
     capsys.readouterr()

@@ -39,6 +39,8 @@ def settings(tiny_model, facts_file) -> list[str]:
         "--trainer.max_epochs=3",
         "--trainer.enable_progress_bar=false",
         "--interference.num_facts=6",
+        "--data.evaluation.probes=[]",
+        "--data.evaluation.retention=false",
         # Far from uniform: facts weigh very differently, so a wrong normalisation shows.
         "--data.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
     ]
@@ -137,7 +139,6 @@ def test_strata_drawn_answers_and_filters_do_not_depend_on_the_number_of_process
     chosen = [
         *settings,
         "--trainer.max_epochs=1",
-        "--data.evaluation.probes=[]",
         f"--data.distance={{class_path: {semantics}.ResponseDistance, init_args: {drawn}}}",
         f"--data.strata={{class_path: {semantics}.Strata, init_args: {asked}}}",
         f"--data.filters=[{{class_path: {semantics}.RedundancyFilter, init_args: {{prompt_similarity: 0.999}}}},"
