@@ -120,7 +120,7 @@ class Cell:
 
     def sample(self, name: str) -> Sample:
         """Mean over the facts and the seeds."""
-        return sample(self.values(name), is_share=name in MEASURES and MEASURES[name].unit == "%")
+        return sample(self.values(name), kind="share" if _is_share(name) else "number")
 
     def of_seeds(self, seeds: Sequence[int]) -> "Cell":
         """The runs of some seeds."""
@@ -198,6 +198,18 @@ def paired(left: Cell, right: Cell, name: str) -> FloatArray:
     return left.values(name) - right.values(name)
 
 
+def mean_difference(left: Cell, right: Cell, name: str, **options: Any) -> Sample:
+    """Mean of `paired`.
+
+    Args:
+        left: One cell.
+        right: Another one of the same facts.
+        name: A key of `MEASURES`.
+        options: Of `sample`.
+    """
+    return sample(paired(left, right, name), kind="difference of shares" if _is_share(name) else "number", **options)
+
+
 def effect_of_dropping(filtered: Cell, plain: Cell, name: str) -> Sample:
     """What dropping does to the rest: a number on S after training on S, minus on the same S after training on all.
 
@@ -207,4 +219,8 @@ def effect_of_dropping(filtered: Cell, plain: Cell, name: str) -> Sample:
         name: A key of `TAUGHT`.
     """
     filtered, plain = with_common_seeds(filtered, plain)
-    return sample(paired(filtered, plain, name), filtered.kept)
+    return mean_difference(filtered, plain, name, mask=filtered.kept)
+
+
+def _is_share(name: str) -> bool:
+    return name in MEASURES and MEASURES[name].unit == "%"

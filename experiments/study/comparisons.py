@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.study.cells import Cell, Cells, effect_of_dropping, paired, with_common_seeds
+from experiments.study.cells import Cell, Cells, effect_of_dropping, mean_difference, with_common_seeds
 from experiments.study.plan import PLAIN, load_arm
-from experiments.study.statistics import Sample, holm, sample
+from experiments.study.statistics import Sample, holm
 
 PRIMARY = "primary"
 
@@ -79,7 +79,7 @@ def against_plain(cells: Cells, block: str, name: str, groups: Sequence[str] | N
     if plain is None:
         return []
     found = {
-        arm: sample(paired(cell, plain, name))
+        arm: mean_difference(cell, plain, name)
         for arm, cell in arms_of(cells, block, groups)
         if arm != PLAIN
         and set(cell.seeds) & set(plain.seeds)
@@ -98,7 +98,7 @@ def over_relations(cells: Cells, block: str, name: str, arm: str) -> Sample:
         arm: Name of the arm.
     """
     cell, plain = cells[block, arm, "steps", False], cells[block, PLAIN, "steps", False]
-    return sample(paired(cell, plain, name), clusters=plain.relations)
+    return mean_difference(cell, plain, name, clusters=plain.relations)
 
 
 @dataclass(frozen=True)

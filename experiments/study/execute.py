@@ -1,5 +1,6 @@
 """Runs what is missing: one training at a time through the package's own command, one JSON file for each."""
 
+import logging
 import os
 import shutil
 import signal
@@ -26,6 +27,8 @@ from lit_semantic_peft.cli import run as run_command
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import content_key, remove_leftovers, write_text
 from lit_semantic_peft.models import resolve_base_model
+
+logger = logging.getLogger(__name__)
 
 STUDY_VERSION = 1
 """Part of every run's key; raised whenever a change of the project changes what training or evaluation gives."""
@@ -212,6 +215,9 @@ def execute(order: Order, setting: Setting, deadline: float | None = None) -> tu
         raise
     except InputError as error:
         about |= {"status": "failed", "error": str(error)}
+    except Exception as error:  # a defect: the other runs go on, and it is not run again and again
+        logger.exception("%s failed", run.name)
+        about |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     seconds = time.monotonic() - begin
     results.write(run.name, {**about, "seconds": round(seconds, 1), "provenance": provenance()})
     return run.name, about["status"], seconds

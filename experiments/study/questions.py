@@ -62,6 +62,7 @@ class Answer:
     question: str = ""
 
 
+_FEWEST = 5  # taught facts of a relation that is compared with the others
 _MISSING = Answer("Not answered yet: the runs for it are missing.")
 
 
@@ -145,14 +146,14 @@ def _pushed_away(plain: Cell) -> Answer:
     relation = np.array(plain.relations)
 
     def of(chosen: np.ndarray) -> Sample:
-        return sample(pushed, np.broadcast_to(chosen, pushed.shape), is_share=True)
+        return sample(pushed, np.broadcast_to(chosen, pushed.shape), kind="share")
 
-    names = sorted(set(plain.relations))
+    names = sorted(name for name in set(plain.relations) if (relation == name).sum() >= _FEWEST)
     by_relation = {name: of(relation == name) for name in names}
-    everything = sample(pushed, is_share=True)
+    everything, less_likely = sample(pushed, kind="share"), sample(worse, kind="share")
     sentence = (
         f"{share(everything)} of the taught facts are farther after training than before, and "
-        f"{share(sample(worse, is_share=True))} less likely."
+        f"{share(less_likely)} less likely."
     )
     if everything.value and len(names) > 1:
         against_rest = compare({name: by_relation[name].minus(of(relation != name)) for name in names})

@@ -50,8 +50,9 @@ class CourseRecorder(Callback):
         assert isinstance(pl_module, SemanticPeftModule)
         if trainer.state.fn == "fit":
             self.course["global_step"].append(trainer.global_step)
-            self.course["nll"].append(pl_module.val_nll.compute().tolist())
-            self.course["recalled"].append(pl_module.val_recall.compute().tolist())
+            # Of more than `max_val_facts` facts some are not measured.
+            self.course["nll"].append([_finite(one) for one in pl_module.val_nll.compute().tolist()])
+            self.course["recalled"].append([_finite(one) for one in pl_module.val_recall.compute().tolist()])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps how many optimizer steps there were."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ FloatArray = NDArray[np.float64]
 
 RESAMPLES = 10_000
 _CONFIDENCE = 0.95
+
+Kind = Literal["number", "share", "difference of shares"]
 
 
 @dataclass(frozen=True)
@@ -23,19 +26,20 @@ class Sample:
         draws: The resampled means, float64 `(RESAMPLES,)`.
         num_facts: Facts with a value.
         num_seeds: Seeds.
-        is_share: Whether it is a mean of yes and no.
+        kind: Whether it is a mean of yes and no, or of differences of such.
     """
 
     value: float
     draws: FloatArray
     num_facts: int
     num_seeds: int
-    is_share: bool = False
+    kind: Kind = "number"
 
     def interval(self, num_comparisons: int = 1) -> tuple[float, float]:
         """Percentile interval of 95 % for as many comparisons together (Bonferroni).
 
-        All yes or all no would give an interval of width 0; it is Wilson's over the facts then.
+        All yes, all no, or no difference at all would give an interval of width 0; then it is what Wilson's interval
+        over the facts says of as many alike.
 
         Args:
             num_comparisons: How many intervals shall all hold.
@@ -43,16 +47,18 @@ class Sample:
         if not self.num_facts:
             return float("nan"), float("nan")
         miss = (1 - _CONFIDENCE) / num_comparisons
-        if self.is_share and self.value in (0.0, 1.0):
-            found = binomtest(int(self.value) * self.num_facts, self.num_facts).proportion_ci(1 - miss, "wilson")
-            return float(found.low), float(found.high)
+        is_constant = not (np.abs(self.draws - self.value) > 0).any()
+        if self.kind != "number" and is_constant:
+            room = float(binomtest(0, self.num_facts).proportion_ci(1 - miss, "wilson").high)
+            low, high = {"share": (0.0, 1.0), "difference of shares": (-1.0, 1.0)}[self.kind]
+            return max(self.value - room, low), min(self.value + room, high)
         low, high = np.nanquantile(self.draws, [miss / 2, 1 - miss / 2])
         return float(low), float(high)
 
     @cached_property
     def p_value(self) -> float:
         """Two-sided: how often the resampled means lie on the other side of 0; at least 2/(RESAMPLES + 1)."""
-        beyond = min(int((self.draws <= 0).sum()), int((self.draws >= 0).sum()))
+        beyond = min(int((~(self.draws > 0)).sum()), int((~(self.draws < 0)).sum()))  # not known: on either side
         return min(1.0, 2 * (1 + beyond) / (len(self.draws) + 1))
 
     def minus(self, other: "Sample") -> "Sample":
@@ -66,6 +72,7 @@ class Sample:
             self.draws - other.draws,
             min(self.num_facts, other.num_facts),
             min(self.num_seeds, other.num_seeds),
+            "number" if "number" in (self.kind, other.kind) else "difference of shares",
         )
 
 
@@ -74,7 +81,7 @@ def sample(
     mask: NDArray[np.bool_] | None = None,
     *,
     clusters: Sequence[str] | None = None,
-    is_share: bool = False,
+    kind: Kind = "number",
     seed: int = 0,
 ) -> Sample:
     """Resamples rows (seeds) and columns (facts) with replacement, crossed: a fact is drawn for all seeds alike.
@@ -88,7 +95,7 @@ def sample(
         values: float64 `(seeds, facts)`, NaN where not measured.
         mask: Which values count; all where None.
         clusters: Of each fact; where given, whole clusters are drawn too. With few clusters this is rough.
-        is_share: Whether the values are yes and no.
+        kind: Whether the values are yes and no, or differences of such.
         seed: Of the resampling.
 
     Example:
@@ -113,7 +120,7 @@ def sample(
         draws,
         int(counts.any(axis=0).sum()),
         int(counts.any(axis=1).sum()),
-        is_share,
+        kind,
     )
 
 

@@ -150,6 +150,14 @@ def test_what_is_outdated_cancelled_or_failed_is_run_again(study, monkeypatch):
         patch.setattr(execute, "run_command", refused)
         assert execute.execute(order, setting)[1] == "failed"
     assert folder.read(runs[0].name)["error"] == "`lr` is too large"
+
+    def defective(*_):
+        raise RuntimeError("a defect")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "run_command", defective)
+        assert execute.execute(order, setting)[1] == "failed"
+    assert folder.read(runs[0].name)["error"] == "RuntimeError: a defect"
     assert len(execute.pending(setting, folder, "tune")) == 2
     (setting.results / f"{runs[0].name}.json").unlink()
     assert not execute.pending(setting, folder, "report"), "the learning rate is not chosen yet"
@@ -375,12 +383,24 @@ def test_a_mix_of_relations_is_adjusted_for():
 
 
 def test_all_or_none_is_not_certain():
-    none = sample(np.zeros((5, 42)), is_share=True)
+    none = sample(np.zeros((5, 42)), kind="share")
     low, high = none.interval()
     assert low == pytest.approx(0.0)
     assert high == pytest.approx(1.96**2 / (42 + 1.96**2), rel=0.01), "Wilson's upper end for 0 of 42"
     assert none.interval(8)[1] > high
-    assert sample(np.zeros((5, 42))).interval() == (0.0, 0.0), "a difference of 0 everywhere"
+    every = sample(np.ones((5, 42)), kind="share")
+    assert every.interval() == pytest.approx((1 - high, 1.0))
+    alike = every.minus(every)
+    assert alike.interval() == pytest.approx((-high, high)), "no difference among 42 facts"
+    assert alike.p_value == 1
+    with_one = np.zeros((5, 42))
+    with_one[:, 0] = 1.0
+    low, high = sample(with_one, kind="difference of shares").interval()
+    assert (low, high) == (0.0, pytest.approx(0.07, abs=0.03)), "percentiles where there is something to draw"
+
+
+def test_what_was_never_drawn_is_not_beyond_chance():
+    assert Sample(float("nan"), np.full(10_000, np.nan), 1, 1).p_value == 1
 
 
 def test_relations_drawn_anew_widen_what_hangs_on_them():
