@@ -7,17 +7,7 @@ import torch
 from torch import nn
 
 from lit_semantic_peft.models.compiled import eagerly
-
-
-@contextmanager
-def modes_restored(model: nn.Module) -> Iterator[None]:
-    """Gives every submodule its own training or evaluation mode back, also after an exception."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training  # not train(mode), which would set the children as well
+from lit_semantic_peft.models.modes import modes_restored
 
 
 @contextmanager

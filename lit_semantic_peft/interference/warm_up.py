@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.interference.undisturbed import modes_restored
+from lit_semantic_peft.models.modes import modes_restored
 from lit_semantic_peft.models.objective import fact_nll
 from lit_semantic_peft.tokens import Batch
 

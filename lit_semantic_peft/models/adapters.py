@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_folder, write_json, write_text
 from lit_semantic_peft.models.base import BaseModelSource
+from lit_semantic_peft.models.modes import modes_restored
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,7 @@ BASE_FILE = "lit_semantic_peft.json"
 """Beside an exported adapter: which base model it was trained on, as the user named it, and its fingerprint."""
 
 _PROMPT_ENCODER = "prompt_encoder."
+_CHANGE_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # they take the adapter's start off the base weights
 _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # attributes of PEFT's rank allocator
 
 
@@ -39,8 +42,11 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
         The PEFT model.
 
     Raises:
-        InputError: If `target_modules`, or one name in it, matches nothing; the message lists what would match.
+        InputError: If `target_modules`, or one name in it, matches nothing; the message lists what would match. If the
+            base model would not be itself any more when the adapter is off, or something is trained that is not
+            float32.
     """
+    _refuse_changed_base(peft_config.to_dict())
     if peft_config.task_type is None:
         peft_config.task_type = "CAUSAL_LM"
     unmatched = _unmatched_names(base, peft_config)
@@ -53,6 +59,12 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
         if "target" not in str(error).lower() or "modules" not in str(error).lower():
             raise InputError(f"`peft_config`: {str(error).strip()}") from error
         raise _matches_nothing(base, getattr(peft_config, "target_modules", None)) from error
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise InputError(
+                f"`peft_config` trains {name} in {str(parameter.dtype).removeprefix('torch.')}, where small steps are "
+                "lost: PEFT copies `modules_to_save` in the base model's type. Use `dtype: float32`."
+            )
     return model
 
 
@@ -67,11 +79,13 @@ def load_adapter(base: PreTrainedModel, folder: str | Path, source: BaseModelSou
         source: Where the base model comes from.
 
     Raises:
-        InputError: If the folder holds no adapter, or one of another model.
+        InputError: If the folder holds no adapter, one of another model, or one without which the base model would not
+            be itself.
     """
     if not (Path(folder) / "adapter_config.json").is_file():
         raise InputError(f"`adapter` {str(folder)!r} holds no adapter (adapter_config.json is missing).")
     name, _, fingerprint = base_of(folder)
+    _refuse_changed_base(json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8")))
     try:
         with _without_deprecations():
             model = PeftModel.from_pretrained(base, str(folder))
@@ -233,8 +247,10 @@ def export_adapter(model: PeftModel, folder: str | Path, base: BaseModelSource, 
         previous = peft_config.base_model_name_or_path, peft_config.revision
         peft_config.base_model_name_or_path, peft_config.revision = base.public_name, base.revision
         try:
-            # PEFT would ask the Hub whether the vocabulary was resized; ours never is.
-            model.save_pretrained(temporary, save_embedding_layers=False)
+            with modes_restored(model):
+                model.eval()  # p-tuning's encoder makes the tokens that are saved, and may have dropout
+                # PEFT would ask the Hub whether the vocabulary was resized; ours never is.
+                model.save_pretrained(temporary, save_embedding_layers=False)
         finally:
             peft_config.base_model_name_or_path, peft_config.revision = previous
         write_json(temporary / BASE_FILE, {"base_model": base.name, "base_fingerprint": base.fingerprint})
@@ -250,11 +266,19 @@ def export_merged(model: PeftModel, tokenizer: Any, folder: str | Path) -> None:
         folder: Where to; must not exist.
 
     Raises:
-        InputError: If this kind of adapter cannot be merged (prompt and prefix tuning).
+        InputError: If this kind of adapter cannot be merged (prompt and prefix tuning), or adapts one end of a model
+            whose embedding and output projection are one matrix.
     """
     if not hasattr(model.base_model, "merge_and_unload"):
         kind = model.peft_config[model.active_adapter].peft_type.value
         raise InputError(f"An adapter of type {kind} cannot be merged into the base weights; export it without --merge")
+    base = model.get_base_model()
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    if base.config.tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
+        raise InputError(
+            "The adapter cannot be merged: it changes the embedding or the output projection, which are one matrix in "
+            "this model, so that the other would change with it. Export it without --merge."
+        )
     merged = model.merge_and_unload(safe_merge=True)
     with atomic_folder(folder) as temporary:
         merged.save_pretrained(temporary)
@@ -316,6 +340,26 @@ def _model_card(base: BaseModelSource, peft_type: str, about: str) -> str:
         "Trained by lit-semantic-peft to know a set of facts.",
     ]
     return "\n".join([*lines, *(["", about] if about else []), *(["", base.note] if base.note else [])]) + "\n"
+
+
+def _refuse_changed_base(settings: Mapping[str, Any]) -> None:
+    """Refuses an adapter whose base model is another one than before even when the adapter is off.
+
+    What was before training, what stays as it was and what is held in place are measured with the adapter off.
+    """
+    initial = str(settings.get("init_lora_weights", ""))
+    if settings.get("bias", "none") != "none":
+        setting = f"bias: {settings['bias']}"
+    elif initial.lower().startswith(_CHANGE_THE_BASE):
+        setting = f"init_lora_weights: {initial}"
+    elif settings.get("layer_replication"):
+        setting = "layer_replication"
+    else:
+        return
+    raise InputError(
+        f"`peft_config` with `{setting}` cannot be used: it changes the base model itself, so that nothing could be "
+        "compared with the model before training. Leave it out."
+    )
 
 
 def _unmatched_names(base: PreTrainedModel, peft_config: PeftConfig) -> list[str]:

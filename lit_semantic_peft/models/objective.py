@@ -129,13 +129,13 @@ def weight_normalizer(loss_weight: Tensor, normalization: str) -> Tensor:
 
 
 def num_virtual_tokens(model: nn.Module) -> int:
-    """Tokens that prompt- and p-tuning put before the input (prefix tuning works through the cache instead).
+    """Tokens that prompt- and p-tuning put before the input (prefixes and cartridges work through the cache instead).
 
     Args:
         model: A causal language model of transformers, or a `peft` model around one.
     """
     config = getattr(model, "active_peft_config", None)
-    if config is None or not config.is_prompt_learning or config.peft_type == "PREFIX_TUNING":
+    if config is None or not config.is_prompt_learning or config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
         return 0
     if model._adapters_disabled:  # inside `disable_adapter()` the input goes to the base model as it is
         return 0

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
@@ -48,7 +48,7 @@ from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.evaluation import EVALUATION_VERSION, Comparison, Evaluator
 from lit_semantic_peft.training.own_gradient import refuse_loss_scaling, sum_over_ranks, unflattened
-from lit_semantic_peft.training.resume import refuse_another_training, training_identity
+from lit_semantic_peft.training.resume import refuse_another_adapter, refuse_another_training, training_identity
 from lit_semantic_peft.training.retain import RetainPenalty
 from lit_semantic_peft.training.scores import Scores, measure_scores
 
@@ -58,6 +58,7 @@ Normalization = Literal["step_weights", "step_count"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 _CHECKPOINT_KEY = "lit_semantic_peft"
+_THROUGH_THE_CACHE = (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE)
 # Settings of an optimizer that decide how a step is computed, not what it is.
 _SPEED = {"foreach", "fused", "capturable", "differentiable"}
 
@@ -226,6 +227,11 @@ class SemanticPeftModule(LightningModule):
         self._model = model.train()  # Lightning keeps the modes that it finds; dropout belongs to training
 
     def _load(self) -> PeftModel:
+        if self.gradient_checkpointing and self.peft_config.peft_type in _THROUGH_THE_CACHE:
+            raise InputError(
+                f"`gradient_checkpointing` cannot be used with {type(self.peft_config).__name__}, which works through "
+                "the cache that checkpointed layers do not have. Leave it out."
+            )
         base = load_base_model(self.source, self.dtype_of_base, self.trust_remote_code)
         if self.adapter:
             return load_adapter(base, self.adapter, self.source)
@@ -281,8 +287,15 @@ class SemanticPeftModule(LightningModule):
             )
         if self._is_sharded and self.retain_weight:
             raise InputError("`retain_weight` cannot be used with a sharded base model. Use `strategy: ddp`.")
+        if self._is_sharded and isinstance(data.weighting, Online) and not data.weighting.weighting.needs_nll:
+            raise InputError(
+                "`weighting` Online over a distance cannot be used with a sharded base model, whose embeddings no "
+                "process has whole. Use `strategy: ddp`, or a weighting by likelihood."
+            )
         retained = _retained(data.prepared, self.retain_known) if self.retain_weight else []
         data.hold(retained)
+        if stage == "fit" and str(self.peft_config.peft_type.value) == "ADALORA":
+            refuse_loss_scaling(self.trainer, "peft_config: AdaLoraConfig")
         if stage == "fit" and self.retain_weight:
             refuse_loss_scaling(self.trainer, "retain_weight")
             if retained or not self.retain_known:
@@ -676,6 +689,7 @@ class SemanticPeftModule(LightningModule):
                 f"{self.source.public_name!r}, or the same model with other weights."
             )
         if self.trainer.state.fn != "fit":
+            refuse_another_adapter(about, self.model.active_peft_config)
             return
         refuse_another_training(
             about,

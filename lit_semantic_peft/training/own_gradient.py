@@ -49,7 +49,7 @@ def unflattened(vector: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tens
 
 
 def refuse_loss_scaling(trainer: Trainer, name: str) -> None:
-    """Refuses float16 for a method that computes gradients of its own.
+    """Refuses float16 for a method that computes gradients of its own, or reads those of the loss.
 
     Args:
         trainer: The trainer.
@@ -60,8 +60,8 @@ def refuse_loss_scaling(trainer: Trainer, name: str) -> None:
     """
     if trainer.precision == "16-mixed":
         raise InputError(
-            f"`{name}` computes gradients beside the scaled loss of `precision: 16-mixed`, where they would "
-            "underflow. Use `bf16-mixed` or `32-true`."
+            f"`{name}` works on gradients, which under `precision: 16-mixed` are those of a scaled loss and may "
+            "underflow or overflow. Use `bf16-mixed` or `32-true`."
         )
 
 

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from peft import PeftConfig
 
 from lit_semantic_peft.data import KnowledgeDataModule
+from lit_semantic_peft.data.measures import identity
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import facts_key
 from lit_semantic_peft.files import content_key
@@ -49,7 +50,8 @@ def training_identity(
     settings = {
         "facts": f"{len(prepared.facts)} facts (content {facts_key(prepared.facts)[:12]})",
         "filters": f"{len(kept)} facts kept (content {content_key(kept)[:12]})",
-        "weighting": _described(data.weighting) if isinstance(data.weighting, Online) else "of the base model",
+        **_of_weighting(data),
+        **({"strata": str(vars(data.strata))} if data.mix_strata else {}),
         **{
             name: str(getattr(data, name))
             for name in ("deferred_from_epoch", "template", "append_eos", "seed", "bucket_steps", "mix_strata")
@@ -67,11 +69,7 @@ def training_identity(
             for callback in trainer.callbacks  # type: ignore[attr-defined]
             if isinstance(callback, TrainingCallback)
         },
-        **{
-            f"peft_config.{name}": str(sorted(value) if isinstance(value, set) else value)
-            for name, value in sorted(peft_config.to_dict().items())
-            if name not in _NOT_OF_THE_TRAINING
-        },
+        **adapter_settings(peft_config),
     }
     weights = (prepared.loss_weight, prepared.final_loss_weight, *prepared.deferred_loss_weight)
     return {
@@ -79,6 +77,37 @@ def training_identity(
         "loss_weight": torch.stack([torch.tensor(one) for one in weights]),
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
     }
+
+
+def adapter_settings(peft_config: PeftConfig) -> dict[str, str]:
+    """What makes an adapter this one, as text, by the name under which a user sets it.
+
+    Args:
+        peft_config: The adapter's configuration.
+    """
+    return {
+        f"peft_config.{name}": str(sorted(value) if isinstance(value, set) else value)
+        for name, value in sorted(peft_config.to_dict().items())
+        if name not in _NOT_OF_THE_TRAINING
+    }
+
+
+def refuse_another_adapter(there: Mapping[str, Any], peft_config: PeftConfig) -> None:
+    """Refuses a checkpoint whose tensors would fit, but mean something else under this configuration.
+
+    Args:
+        there: `training_identity` of the training that wrote the checkpoint.
+        peft_config: The adapter's configuration here.
+
+    Raises:
+        InputError: Naming each setting that differs, with both values.
+    """
+    here = adapter_settings(peft_config)
+    if problems := _differences({name: there["settings"].get(name, "not set") for name in here}, here):
+        raise InputError(
+            f"The checkpoint's adapter was trained with another `peft_config`:{_listed(problems)}\n"
+            "Take the configuration in the run's config.yaml."
+        )
 
 
 def refuse_another_training(
@@ -95,12 +124,7 @@ def refuse_another_training(
     Raises:
         InputError: Naming each setting that differs, with both values.
     """
-    problems = [
-        f"`{name}`: {there['settings'].get(name, 'not set')} in the checkpoint, "
-        f"{here['settings'].get(name, 'not set')} here"
-        for name in {**there["settings"], **here["settings"]}
-        if there["settings"].get(name) != here["settings"].get(name)
-    ]
+    problems = _differences(there["settings"], here["settings"])
     if not problems:
         old, new = there["loss_weight"], here["loss_weight"]
         # Scored anew on another machine the weights may differ in the last digits.
@@ -116,11 +140,29 @@ def refuse_another_training(
                 f"`accumulate_grad_batches`: {old} in the checkpoint, {new} here; within an epoch it cannot change"
             )
     if problems:
-        listed = "\n  ".join(problems)
         raise InputError(
-            f"The checkpoint was trained with other settings:\n  {listed}\n"
+            f"The checkpoint was trained with other settings:{_listed(problems)}\n"
             "Resume with the configuration in the run's config.yaml, or start a new run."
         )
+
+
+def _differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    return [
+        f"`{name}`: {there.get(name, 'not set')} in the checkpoint, {here.get(name, 'not set')} here"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    ]
+
+
+def _listed(problems: Sequence[str]) -> str:
+    return "".join(f"\n  {problem}" for problem in problems)
+
+
+def _of_weighting(data: KnowledgeDataModule) -> dict[str, str]:
+    """Weights that come from the base model are compared as numbers; of others only the recipe is known."""
+    if not isinstance(data.weighting, Online):
+        return {"weighting": "of the base model"}
+    return {"weighting": _described(data.weighting), "distance": str(identity(data.distances[0]))}
 
 
 def _described(weighting: Weighting) -> str:

@@ -54,9 +54,9 @@ def fit(tiny_model, facts_file, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["lit-semantic-peft"])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
 
-    def run(name: str, *arguments: str) -> int:
+    def run(name: str, *arguments: str, command: str = "fit") -> int:
         base = [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", f"--data.cache_dir=cache/{name}"]
-        return main(["fit", *base, *SETTINGS, f"--trainer.default_root_dir=runs/{name}", *arguments])
+        return main([command, *base, *SETTINGS, f"--trainer.default_root_dir=runs/{name}", *arguments])
 
     return run
 
@@ -114,6 +114,17 @@ def test_another_run_is_refused_with_what_differs(fit, tiny_model, capsys):
         assert said in message, message
         assert "Traceback" not in message
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_an_adapter_of_another_strength_is_not_tested(fit, capsys):
+    """Its tensors fit; half of what they do would be measured."""
+    assert fit("run") == 0
+    before = Path("runs/run/facts.parquet").read_bytes()
+    for command in ("test", "validate"):
+        capsys.readouterr()
+        assert fit("run", "--ckpt_path=last", "--model.peft_config.lora_alpha=2", command=command) == 2
+        assert "`peft_config.lora_alpha`: 8 in the checkpoint, 2 here" in capsys.readouterr().err
+    assert Path("runs/run/facts.parquet").read_bytes() == before
 
 
 def test_a_truncated_checkpoint_is_refused_by_name(fit, capsys):

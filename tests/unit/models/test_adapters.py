@@ -18,7 +18,7 @@ from lit_semantic_peft.models import (
 )
 from lit_semantic_peft.models.adapters import BASE_FILE, linear_module_names, orthogonality_penalty
 from lit_semantic_peft.training.export import export_run
-from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, PrefixTuningConfig
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fixtures.tiny import save_tiny_model
@@ -80,6 +80,34 @@ def test_target_modules_that_match_nothing_say_what_would_match(config):
     assert "lm_head" not in str(caught.value)
     for name in linear_module_names(llama()):
         attach_adapter(llama(), LoraConfig(target_modules=[name]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"bias": "lora_only"}, "bias: lora_only"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights: pissa"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights: olora"),
+        ({"layer_replication": [(0, 2), (1, 2)]}, "layer_replication"),
+    ],
+)
+def test_what_changes_the_base_model_itself_is_refused(settings, named, source, tmp_path):
+    """PEFT takes all of them, and the model with the adapter off is then another one than before."""
+    with pytest.raises(InputError, match=f"`peft_config` with `{named}` cannot be used"):
+        attach_adapter(llama(), LoraConfig(target_modules=["q_proj"], **settings))
+    export_adapter(trained(llama(), WEIGHT_ADAPTERS["lora"]()), tmp_path / "adapter", source)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}), encoding="utf-8")
+    with pytest.raises(InputError, match=f"`{named}`"):
+        load_adapter(llama(), tmp_path / "adapter", source)
+
+
+def test_a_copied_module_is_trained_in_float32_or_refused():
+    config = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    model = attach_adapter(llama(), LoraConfig(**config))
+    assert any("modules_to_save" in name for name, one in model.named_parameters() if one.requires_grad)
+    with pytest.raises(InputError, match=r"trains .*modules_to_save.* in bfloat16.*`dtype: float32`"):
+        attach_adapter(llama().to(torch.bfloat16), LoraConfig(**config))
 
 
 def test_other_architectures_name_their_own_modules():
@@ -154,6 +182,30 @@ def test_an_exported_adapter_serves_what_was_trained(name, source, tmp_path):
     base_logits = logits(llama())
     assert (logits(served)[:, -1] - base_logits[:, -1]).abs().max() > 1e-2, "the base was served"
     torch.testing.assert_close(logits(load_adapter(llama(), tmp_path / "adapter", source)), logits(served))
+
+
+def test_an_export_from_training_is_no_random_sample(source, tmp_path):
+    config = PromptEncoderConfig(
+        num_virtual_tokens=3,
+        encoder_reparameterization_type="LSTM",
+        encoder_hidden_size=8,
+        encoder_num_layers=2,
+        encoder_dropout=0.5,
+    )
+    model = trained(llama(), config)
+    expected = logits(model)
+    model.train()
+    export_adapter(model, tmp_path / "adapter", source)
+    assert model.training
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(llama(), tmp_path / "adapter")), expected)
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_one_end_of_a_tied_model_is_not_merged(target, tmp_path):
+    model = trained(llama(), LoraConfig(target_modules=["q_proj", target]))
+    with pytest.raises(InputError, match="cannot be merged: it changes the embedding or the output projection"):
+        export_merged(model, None, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_the_exported_folder_names_its_base(source, tmp_path):

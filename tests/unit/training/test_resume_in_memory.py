@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lit_semantic_peft.callbacks import AdapterCheckpoint
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.semantics import Focal, Online
+from lit_semantic_peft.semantics import Focal, HiddenStateDistance, Online, Strata
 from lit_semantic_peft.training import (
     ConflictAwareBatching,
     GradientSurgery,
@@ -106,6 +106,11 @@ def test_objects_that_were_used_before_train_as_new_ones(tiny_model, facts_file)
         ({"model": {"schedule": "linear"}}, "`schedule`: constant in the checkpoint, linear here"),
         ({"optimizer": partial(torch.optim.AdamW, lr=2e-2)}, r"`optimizer.lr`: 0\.01 in the checkpoint, 0\.02 here"),
         ({"optimizer": partial(torch.optim.SGD, lr=1e-2)}, "`optimizer`: AdamW in the checkpoint, SGD here"),
+        (
+            {"data": {"distance": HiddenStateDistance()}},
+            "`distance`: .*ExpectedEmbedding.* in the checkpoint, .*HiddenState",
+        ),
+        ({"data": {"strata": Strata(num_prompts=1), "mix_strata": True}}, "`strata`: not set in the checkpoint"),
         ({"trainer": {"gradient_clip_val": 1.0}}, "`trainer.gradient_clip_val`: None in the checkpoint, 1.0 here"),
         ({"trainer": {"precision": "bf16-mixed"}}, "`trainer.precision`: 32-true in the checkpoint, bf16-mixed here"),
         ({"callbacks": []}, r"`callbacks\.InterferenceWeighting`: objective=worst, .* in the checkpoint, not set here"),

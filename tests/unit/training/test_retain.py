@@ -13,6 +13,7 @@ from lit_semantic_peft.interference.undisturbed import undisturbed
 from lit_semantic_peft.semantics import KnownFilter
 from lit_semantic_peft.tokens import IGNORE_INDEX
 from lit_semantic_peft.training.retain import RetainPenalty, retain_kl
+from peft import AdaLoraConfig
 
 from fixtures.training import assert_same_adapter, fit, is_same_adapter, with_retained
 
@@ -189,6 +190,9 @@ def test_loss_scaling_is_refused(tiny_model, facts, monkeypatch):
     monkeypatch.setattr(Trainer, "precision", "16-mixed")
     with pytest.raises(InputError, match=r"`retain_weight`.*16-mixed.*bf16-mixed"):
         fit(tiny_model, facts, model={"retain_weight": 0.5})
+    rank_budget = AdaLoraConfig(init_r=4, target_r=2, tinit=1, tfinal=1, total_step=6, target_modules=["q_proj"])
+    with pytest.raises(InputError, match=r"AdaLora.*16-mixed.*bf16-mixed"):
+        fit(tiny_model, facts, model={"peft_config": rank_budget})
 
 
 @pytest.mark.parametrize(

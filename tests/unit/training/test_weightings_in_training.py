@@ -3,10 +3,12 @@
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lit_semantic_peft.callbacks import InterferenceMonitor, LossWeightDistribution
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.semantics import Online, Proximity, Remoteness, Scheduled, Uniform
-from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery
+from lit_semantic_peft.semantics import Focal, Online, Proximity, Remoteness, Scheduled, Uniform
+from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, SemanticPeftModule
+from peft import PrefixTuningConfig
 
 from fixtures.training import assert_same_adapter, fit, is_same_adapter
 
@@ -90,6 +92,20 @@ def test_the_distribution_of_the_weights_is_logged(tiny_model, facts_file):
     assert float(logged["weights/max"]) == pytest.approx(float(weight.max()))
     share = float(weight.sum() ** 2 / (len(weight) * (weight**2).sum()))
     assert float(logged["weights/effective_share"]) == pytest.approx(share, rel=1e-5)
+
+
+def test_a_distance_within_the_step_needs_whole_embeddings(tiny_model, facts_file, monkeypatch):
+    monkeypatch.setattr(SemanticPeftModule, "_is_sharded", property(lambda module: True))
+    monkeypatch.setattr(SingleDeviceStrategy, "average_gradients", lambda *_: None, raising=False)
+    with pytest.raises(InputError, match="`weighting` Online over a distance cannot be used with a sharded base model"):
+        fit(tiny_model, facts_file, data={"weighting": Online(Proximity())})
+    fit(tiny_model, facts_file, data={"weighting": Online(Focal())})
+
+
+def test_prefixes_and_checkpointed_layers_exclude_each_other(tiny_model, facts_file):
+    settings = {"gradient_checkpointing": True, "peft_config": PrefixTuningConfig(num_virtual_tokens=2)}
+    with pytest.raises(InputError, match="`gradient_checkpointing` cannot be used with PrefixTuningConfig"):
+        fit(tiny_model, facts_file, model=settings)
 
 
 def test_steps_cannot_be_arranged_by_conflict_and_by_stratum(tiny_model, facts_file):
