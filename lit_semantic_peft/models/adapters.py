@@ -222,7 +222,7 @@ def update_rank_budget(model: PeftModel, step: int) -> None:
 
     Args:
         model: With any kind of adapter; others than AdaLoRA's have no budget.
-        step: Number of optimizer steps done.
+        step: Number of the optimizer step that was just made, from 0.
     """
     if getattr(model.base_model, "rankallocator", None) is None:
         return

@@ -12,6 +12,16 @@ from torch import nn
 from lit_semantic_peft.errors import InputError
 
 
+def repeated_blocks(model: PeftModel) -> list[nn.Module]:
+    """The layers that a transformer repeats, as transformers names them; none where it does not.
+
+    Args:
+        model: A `peft` model around a causal language model of transformers.
+    """
+    names = set(model.get_base_model()._no_split_modules or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
 def compile_layers(model: PeftModel) -> None:
     """Compiles the base model's repeated blocks, with their adapters, when they are first called.
 
@@ -26,8 +36,7 @@ def compile_layers(model: PeftModel) -> None:
     Raises:
         InputError: If the model does not say which its blocks are, or there is no C++ compiler for a model on the CPU.
     """
-    names = set(model.get_base_model()._no_split_modules or ())  # how transformers names a model's blocks
-    blocks: list[nn.Module] = [module for module in model.modules() if type(module).__name__ in names]
+    blocks = repeated_blocks(model)
     if not blocks:
         kind = model.get_base_model().config.model_type
         raise InputError(f"`compile` cannot be used: the model of type {kind!r} does not say which its blocks are.")

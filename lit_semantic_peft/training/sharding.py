@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models.compiled import repeated_blocks
 from lit_semantic_peft.training.conflict_aware_batching import ConflictAwareBatching
 from lit_semantic_peft.training.gradient_surgery import GradientSurgery
 from lit_semantic_peft.training.interference_weighting import InterferenceWeighting
@@ -137,7 +138,5 @@ def whole_base(trainer: Trainer) -> AbstractContextManager[None]:
 def _shard_frozen(model: PeftModel, mesh: Any) -> None:
     """Cuts each block of the base model, and then what is outside of the blocks, into a share per process."""
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
-    names = set(model.get_base_model()._no_split_modules or ())  # how transformers names a model's blocks
-    blocks = [module for module in model.modules() if type(module).__name__ in names]
-    for module in (*blocks, model):
+    for module in (*repeated_blocks(model), model):
         fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
