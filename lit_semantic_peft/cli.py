@@ -162,9 +162,15 @@ class SemanticPeftCLI(LightningCLI):
             config.trainer.update(Namespace(devices=first, num_nodes=1, strategy="auto"))
         ckpt_path = self._checkpoint(config)
         # A child process of a distributed run meets the folder that the first one has just made.
+        is_used = _is_first_process() and self.run_folder.is_used()
+        if is_used and config.trainer.fast_dev_run and self.subcommand in ("fit", "test"):
+            raise InputError(
+                f"`trainer.fast_dev_run` would write a trial's results into the run folder {self.run_folder.path}. "
+                "Choose another by `--trainer.default_root_dir runs/NAME`; it is removed afterwards."
+            )
         is_own = ckpt_path is not None and Path(ckpt_path).resolve().parent == self.run_folder.checkpoints.resolve()
         goes_on = is_own or config.get("ckpt_path") == "last"
-        if self.subcommand == "fit" and not goes_on and _is_first_process() and self.run_folder.is_used():
+        if is_used and self.subcommand == "fit" and not goes_on:
             raise InputError(
                 f"The run folder {self.run_folder.path} exists already. Go on with it by `--ckpt_path last`, choose "
                 "another by `--trainer.default_root_dir runs/NAME`, or delete it."
@@ -299,10 +305,14 @@ class RunConfig(SaveConfigCallback):
 def _refuse_what_would_be_ignored(config: Any) -> None:
     """Refuses settings that another one overrides, and those that the command line cannot do without."""
     for path in config.get("config") or []:
-        in_file = yaml.safe_load(Path(str(path)).read_text(encoding="utf-8"))
+        if path is None:  # given as text instead of a file
+            continue
+        in_file = yaml.safe_load(Path(str(path)).read_text(encoding="utf-8")) or {}
+        # A section may be the name of another file.
+        data, model = (one if isinstance(one, dict) else {} for one in map(in_file.get, ("data", "model")))
         for name in _LINKED:
-            said = ((in_file or {}).get("data") or {}).get(name)
-            if said is not None and said != config.model[name]:
+            said = data.get(name)
+            if said is not None and said not in (config.model[name], model.get(name)):
                 raise InputError(
                     f"{path}: `data.{name}` is {said!r}, but the data module takes `model.{name}`, which is "
                     f"{config.model[name]!r}. Move it to `model`."

@@ -122,17 +122,18 @@ def run_all(setting: Setting, processes: int, minutes: float | None, say: Callab
     results = ResultFolder(setting.results)
     remove_leftovers(setting.results)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    num_failed = 0
+    failed: set[str] = set()
     for stage, role in product(setting.stages, get_args(Role)):
         orders = pending(setting, results, role, stage)
         say(f"{role} {', '.join(stage)}: {len(orders)} runs to do")
         for done, (name, status, seconds) in enumerate(_in_processes(orders, setting, processes, deadline), 1):
-            num_failed += status == "failed"
+            failed |= {name} if status == "failed" else set()
             say(f"{role} {done}/{len(orders)} {name}: {status}, {seconds:.0f} s")
-        if left := pending(setting, results, role, stage):
+        # What failed is tried again by the next call; it does not keep this one from what comes after.
+        if left := [order for order in pending(setting, results, role, stage) if order.run.name not in failed]:
             say(f"{role}: {len(left)} runs are left; run the same command again")
             break
-    return num_failed
+    return len(failed)
 
 
 def _in_processes(
@@ -215,7 +216,7 @@ def execute(order: Order, setting: Setting, deadline: float | None = None) -> tu
         raise
     except InputError as error:
         about |= {"status": "failed", "error": str(error)}
-    except Exception as error:  # a defect: the other runs go on, and it is not run again and again
+    except Exception as error:  # a defect: the other runs go on
         logger.exception("%s failed", run.name)
         about |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     seconds = time.monotonic() - begin

@@ -105,7 +105,8 @@ def _by_distance(plain: Cell) -> Answer:
     third = np.select([fifth == 0, fifth == NUM_BINS - 1], [0, 2], 1)  # nearest, middle, farthest
 
     def means(group: np.ndarray) -> list[Sample]:
-        return [sample(recalled, np.broadcast_to(group == one, recalled.shape)) for one in range(group.max() + 1)]
+        chosen = [np.broadcast_to(group == one, recalled.shape) for one in range(group.max() + 1)]
+        return [sample(recalled, one, kind="share") for one in chosen]
 
     def ends(found: list[Sample]) -> list[Comparison]:
         return compare({"near": found[0].minus(found[1]), "far": found[2].minus(found[1])})

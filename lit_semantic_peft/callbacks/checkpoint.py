@@ -111,10 +111,14 @@ class AdapterCheckpoint(ModelCheckpoint):
             trainer: The trainer.
             pl_module: The module.
         """
-        # Before the first validation there is nothing to go by: `last.ckpt` is written alone.
+        # Before the first validation there is nothing to go by.
         if self.monitor is not None and (self._is_validated or not self.monitor.startswith("val/")):
             require_logged(trainer, self.monitor)
         super().on_train_epoch_end(trainer, pl_module)
+        # Lightning leaves `last.ckpt` at the last epoch that was among the best.
+        is_due = (trainer.current_epoch + 1) % self._every_n_epochs == 0
+        if is_due and not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes that there are the metrics of a validation from now on.

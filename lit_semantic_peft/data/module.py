@@ -441,7 +441,9 @@ class KnowledgeDataModule(LightningDataModule):
         return _loader(_QuestionBatches(questions), self._shard(range(len(questions)), lengths))
 
     def _require_enough_steps(self, plan: StepPlan) -> None:
-        num_steps = self.trainer.max_steps if self.trainer else -1
+        if self.trainer is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        num_steps = self.trainer.max_steps
         before = plan.steps_before(plan.deferred_from_epoch)
         if 0 <= num_steps <= before > 0:
             raise InputError(

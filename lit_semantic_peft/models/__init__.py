@@ -3,6 +3,7 @@
 from lit_semantic_peft.models.adapters import (
     adapter_state_dict,
     attach_adapter,
+    base_changing_setting,
     export_adapter,
     export_merged,
     load_adapter,
@@ -27,6 +28,7 @@ __all__ = [
     "FrozenLayers",
     "adapter_state_dict",
     "attach_adapter",
+    "base_changing_setting",
     "export_adapter",
     "export_merged",
     "fact_nll",

@@ -46,7 +46,11 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
             base model would not be itself any more when the adapter is off, or something is trained that is not
             float32.
     """
-    _refuse_changed_base(peft_config.to_dict())
+    if setting := base_changing_setting(peft_config):
+        raise InputError(
+            f"`peft_config` with `{setting}` cannot be used: it changes the base model itself, so that nothing could "
+            "be compared with the model before training. Leave it out."
+        )
     if peft_config.task_type is None:
         peft_config.task_type = "CAUSAL_LM"
     unmatched = _unmatched_names(base, peft_config)
@@ -62,8 +66,8 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             raise InputError(
-                f"`peft_config` trains {name} in {str(parameter.dtype).removeprefix('torch.')}, where small steps are "
-                "lost: PEFT copies `modules_to_save` in the base model's type. Use `dtype: float32`."
+                f"`peft_config` trains {name} in the base model's {str(parameter.dtype).removeprefix('torch.')}, where "
+                "small steps are lost. Use `dtype: float32`."
             )
     return model
 
@@ -79,13 +83,11 @@ def load_adapter(base: PreTrainedModel, folder: str | Path, source: BaseModelSou
         source: Where the base model comes from.
 
     Raises:
-        InputError: If the folder holds no adapter, one of another model, or one without which the base model would not
-            be itself.
+        InputError: If the folder holds no adapter, or one of another model.
     """
     if not (Path(folder) / "adapter_config.json").is_file():
         raise InputError(f"`adapter` {str(folder)!r} holds no adapter (adapter_config.json is missing).")
     name, _, fingerprint = base_of(folder)
-    _refuse_changed_base(json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8")))
     try:
         with _without_deprecations():
             model = PeftModel.from_pretrained(base, str(folder))
@@ -123,6 +125,26 @@ def base_of(folder: str | Path) -> tuple[str | None, str | None, str | None]:
         about = json.loads(own.read_text(encoding="utf-8"))
         return about["base_model"], standard.get("revision"), about["base_fingerprint"]
     return standard.get("base_model_name_or_path"), standard.get("revision"), None
+
+
+def base_changing_setting(peft_config: PeftConfig) -> str | None:
+    """The setting, such as `bias: all`, for which the base model is another one than before even with the adapter off.
+
+    What was before training, what stays as it was and what is held in place are measured with the adapter off.
+
+    Args:
+        peft_config: Any configuration of `peft`.
+
+    Returns:
+        None where there is no such setting.
+    """
+    bias = getattr(peft_config, "bias", "none")
+    initial = str(getattr(peft_config, "init_lora_weights", ""))
+    if bias != "none":
+        return f"bias: {bias}"
+    if initial.lower().startswith(_CHANGE_THE_BASE):
+        return f"init_lora_weights: {initial}"
+    return next((name for name in ("layer_replication", "kasa_config") if getattr(peft_config, name, None)), None)
 
 
 def linear_module_names(model: nn.Module) -> list[str]:
@@ -340,26 +362,6 @@ def _model_card(base: BaseModelSource, peft_type: str, about: str) -> str:
         "Trained by lit-semantic-peft to know a set of facts.",
     ]
     return "\n".join([*lines, *(["", about] if about else []), *(["", base.note] if base.note else [])]) + "\n"
-
-
-def _refuse_changed_base(settings: Mapping[str, Any]) -> None:
-    """Refuses an adapter whose base model is another one than before even when the adapter is off.
-
-    What was before training, what stays as it was and what is held in place are measured with the adapter off.
-    """
-    initial = str(settings.get("init_lora_weights", ""))
-    if settings.get("bias", "none") != "none":
-        setting = f"bias: {settings['bias']}"
-    elif initial.lower().startswith(_CHANGE_THE_BASE):
-        setting = f"init_lora_weights: {initial}"
-    elif settings.get("layer_replication"):
-        setting = "layer_replication"
-    else:
-        return
-    raise InputError(
-        f"`peft_config` with `{setting}` cannot be used: it changes the base model itself, so that nothing could be "
-        "compared with the model before training. Leave it out."
-    )
 
 
 def _unmatched_names(base: PreTrainedModel, peft_config: PeftConfig) -> list[str]:

@@ -28,6 +28,7 @@ from lit_semantic_peft.models import (
     FrozenLayers,
     adapter_state_dict,
     attach_adapter,
+    base_changing_setting,
     fact_nll,
     frozen_layers_obstacle,
     load_adapter,
@@ -389,7 +390,7 @@ class SemanticPeftModule(LightningModule):
             for parameter in self._trained_parameters():
                 parameter.grad = None
             return
-        loss = weighted_sum / normalizer if normalizer else 0.0
+        loss = weighted_sum / normalizer if normalizer else weighted_sum
         if not torch.isfinite(totals).all():
             raise InputError(
                 f"`train/loss` is {loss} at optimizer step {self.global_step + 1}; training cannot go on. Lower the "
@@ -574,6 +575,11 @@ class SemanticPeftModule(LightningModule):
 
     def on_test_start(self) -> None:
         """Starts a new list of comparisons; answers of the base model that are known already are not asked again."""
+        if setting := base_changing_setting(self.model.active_peft_config):
+            raise InputError(
+                f"The adapter was made with `{setting}`, which changes the base model itself, so that `test` has "
+                "nothing to compare it with. `predict` and `export` take it."
+            )
         data = self.data
         self.comparisons = []
         self._evaluator = Evaluator(

@@ -17,6 +17,11 @@ from lit_semantic_peft.semantics import Online, Weighting
 
 # Entries of a PEFT configuration that say where it came from, or that training itself writes.
 _NOT_OF_THE_TRAINING = {"base_model_name_or_path", "inference_mode", "peft_version", "rank_pattern", "revision"}
+# Others that, like dropout, do not change what trained tensors mean: where they start, and AdaLoRA's course.
+_OF_THE_TRAINING_ALONE = {
+    f"peft_config.{name}"
+    for name in ("init_lora_weights", "total_step", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight")
+}
 
 
 class TrainingCallback(Callback):
@@ -102,8 +107,11 @@ def refuse_another_adapter(there: Mapping[str, Any], peft_config: PeftConfig) ->
     Raises:
         InputError: Naming each setting that differs, with both values.
     """
-    here = adapter_settings(peft_config)
-    if problems := _differences({name: there["settings"].get(name, "not set") for name in here}, here):
+    known, here = there["settings"], adapter_settings(peft_config)
+    common = [
+        name for name in here if name in known and not name.endswith("dropout") and name not in _OF_THE_TRAINING_ALONE
+    ]
+    if problems := _differences({name: known[name] for name in common}, {name: here[name] for name in common}):
         raise InputError(
             f"The checkpoint's adapter was trained with another `peft_config`:{_listed(problems)}\n"
             "Take the configuration in the run's config.yaml."

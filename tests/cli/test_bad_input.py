@@ -177,6 +177,18 @@ def test_a_setting_of_the_data_that_the_model_overrides(refused):
     message = refused("--config=two.yaml")
     assert "two.yaml: `data.base_model` is 'someone/else'" in message
     assert "Move it to `model`" in message
+    assert "`micro_batch_size` must be at least 1" in refused("--config={data: {micro_batch_size: 0}}")  # read as text
+
+
+def test_an_adapter_that_has_changed_the_base_model_is_not_compared_with_it(tiny_model, facts_file, capsys):
+    model = attach_adapter(AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(r=2, target_modules=["q_proj"]))
+    export_adapter(model, Path("adapter"), BaseModelSource("small", Path("small"), "small", "f" * 32))
+    config = json.loads(Path("adapter/adapter_config.json").read_text(encoding="utf-8"))
+    Path("adapter/adapter_config.json").write_text(json.dumps({**config, "bias": "all"}), encoding="utf-8")
+    of_adapter = [f"--model.base_model={tiny_model}", "--model.adapter=adapter", *SMALL]
+    assert main(["test", *of_adapter, f"--data.facts={facts_file}"]) == 2
+    assert "made with `bias: all`, which changes the base model" in capsys.readouterr().err
+    assert main(["predict", *of_adapter, "--data.prompts=[The capital of Aro is]"]) == 0
 
 
 def test_results_of_other_facts_are_not_overwritten(tiny_model, facts_file, capsys):

@@ -43,6 +43,10 @@ def settings(tiny_model, facts_file) -> list[str]:
     return [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", "--data.micro_batch_size=4", *SMALL]
 
 
+def step_of(checkpoint: str) -> int:
+    return torch.load(checkpoint, weights_only=True)["global_step"]
+
+
 def files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -163,9 +167,15 @@ def test_a_shortened_evaluation_spoils_no_later_one(settings, capsys):
 
 
 def test_a_trial_run_leaves_nothing_in_the_way(settings, capsys):
-    status = main(["fit", *settings, "--trainer.fast_dev_run=true", "--trainer.default_root_dir=runs/one"])
+    later = ["--data.filters=[{class_path: lit_semantic_peft.semantics.RandomFilter}]", "--data.deferred_from_epoch=1"]
+    trial = ["--trainer.fast_dev_run=true", "--trainer.default_root_dir=runs/one"]
+    status = main(["fit", *settings, *later, *trial])
     assert status == 0, capsys.readouterr().err
     assert not Path("runs/one").exists()
+    Path("runs/one").mkdir()
+    Path("runs/one/facts.parquet").write_bytes(b"of a real run")
+    assert main(["test", *settings, *trial, "--model.adapter=adapter"]) == 2
+    assert "would write a trial's results into the run folder runs/one" in capsys.readouterr().err
 
 
 def test_the_best_epoch_is_chosen_where_not_every_epoch_is_validated(settings, capsys):
@@ -177,7 +187,9 @@ def test_the_best_epoch_is_chosen_where_not_every_epoch_is_validated(settings, c
     ]
     status = main(["fit", *settings, *monitored, "--trainer.default_root_dir=runs/one"])
     assert status == 0, capsys.readouterr().err
-    assert (RunFolder("runs/one").checkpoints / "last.ckpt").is_file()
+    assert sorted(path.name for path in RunFolder("runs/one").checkpoints.iterdir()) == ["epoch001.ckpt", "last.ckpt"]
+    assert step_of("runs/one/checkpoints/epoch001.ckpt") == 6
+    assert step_of("runs/one/checkpoints/last.ckpt") == 9  # also where no validation says that it is better
 
 
 def test_without_a_run_folder_it_is_the_default(settings):

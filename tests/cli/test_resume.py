@@ -124,6 +124,7 @@ def test_an_adapter_of_another_strength_is_not_tested(fit, capsys):
         capsys.readouterr()
         assert fit("run", "--ckpt_path=last", "--model.peft_config.lora_alpha=2", command=command) == 2
         assert "`peft_config.lora_alpha`: 8 in the checkpoint, 2 here" in capsys.readouterr().err
+    assert fit("run", "--ckpt_path=last", "--model.peft_config.lora_dropout=0", command="validate") == 0
     assert Path("runs/run/facts.parquet").read_bytes() == before
 
 
