@@ -153,11 +153,19 @@ def _progress(setting: Setting, cells: Cells) -> str:
         f"{spent / 3600:.1f} hours by the clock of one process, pauses included, {spent / planned:.1f} times what was "
         "planned."
     )
-    rates = [cell.learning_rate for _, cell in arms_of(cells, PRIMARY)]
+    arms = [cell for _, cell in arms_of(cells, PRIMARY)]
+    rates = [cell.learning_rate for cell in arms]
     if rates:
         block = setting.blocks[PRIMARY]
         tried = _rates(setting, block)
-        said += f" {len(rates)} of {len(block.arms)} ways of training have results so far."
+        said += f" {len(rates)} of {len(block.arms)} ways of training have results"
+        few = [len(cell.seeds) for cell in arms if len(cell.seeds) < len(block.seeds)]
+        said += (
+            f", {len(few)} of them of fewer than {len(block.seeds)} seeds (at least {min(few)}): their intervals are "
+            "too narrow, and what is said of them is preliminary."
+            if few
+            else "."
+        )
         if len(tried) > 1:
             most = "all" if set(rates) == {max(tried)} else f"{rates.count(max(tried))}"
             said += (

@@ -115,6 +115,11 @@ def test_a_study_from_start_to_table(study, capsys):
     page = (setting.results / "RESULTS.md").read_text(encoding="utf-8")
     assert "| mean_variance | 0.01 |" in page
     assert "(8×1)" in page
+    assert "2 of 2 ways of training have results." in page
+    block = setting.blocks["primary"]
+    half_done = replace(setting, blocks={"primary": replace(block, seeds=(*block.seeds, 99))})
+    page_of_half = results_page(half_done, load_cells(half_done), [], Path("plots"))
+    assert "2 of them of fewer than 2 seeds (at least 1)" in page_of_half
     for letter in "ef":
         assert f"**({letter})" in page
         assert "Not answered yet" in page.split(f"**({letter})")[1].split("**(")[0], "no such arm was run"
