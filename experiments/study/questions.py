@@ -149,19 +149,20 @@ def _pushed_away(plain: Cell) -> Answer:
     def of(chosen: np.ndarray) -> Sample:
         return sample(pushed, np.broadcast_to(chosen, pushed.shape), kind="share")
 
-    names = sorted(name for name in set(plain.relations) if (relation == name).sum() >= _FEWEST)
+    names = sorted(set(plain.relations))
+    large = [name for name in names if (relation == name).sum() >= _FEWEST]
     by_relation = {name: of(relation == name) for name in names}
     everything, less_likely = sample(pushed, kind="share"), sample(worse, kind="share")
     sentence = (
         f"{share(everything)} of the taught facts are farther after training than before, and "
         f"{share(less_likely)} less likely."
     )
-    if everything.value and len(names) > 1:
-        against_rest = compare({name: by_relation[name].minus(of(relation != name)) for name in names})
+    if everything.value and len(large) > 1:
+        against_rest = compare({name: by_relation[name].minus(of(relation != name)) for name in large})
         most = max(against_rest, key=lambda one: by_relation[one.label].value)
         sentence += (
             f" The share is highest for “{most.label}” ({number(by_relation[most.label].value, '%')} %), "
-            f"{'' if most.sign > 0 else 'not '}beyond chance among {len(names)} relations (minus all others: "
+            f"{'' if most.sign > 0 else 'not '}beyond chance among {len(large)} relations (minus all others: "
             f"{change(most, '%')})."
         )
     bars = [Bar(name, one, len(names)) for name, one in by_relation.items()]
