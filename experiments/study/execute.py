@@ -127,7 +127,8 @@ def run_all(setting: Setting, processes: int, minutes: float | None, say: Callab
         orders = pending(setting, results, role, stage)
         say(f"{role} {', '.join(stage)}: {len(orders)} runs to do")
         for done, (name, status, seconds) in enumerate(_in_processes(orders, setting, processes, deadline), 1):
-            failed |= {name} if status == "failed" else set()
+            if status == "failed":
+                failed.add(name)
             say(f"{role} {done}/{len(orders)} {name}: {status}, {seconds:.0f} s")
         # What failed is tried again by the next call; it does not keep this one from what comes after.
         if left := [order for order in pending(setting, results, role, stage) if order.run.name not in failed]:

@@ -74,26 +74,13 @@ def training_identity(
             for callback in trainer.callbacks  # type: ignore[attr-defined]
             if isinstance(callback, TrainingCallback)
         },
-        **adapter_settings(peft_config),
+        **_adapter_settings(peft_config),
     }
     weights = (prepared.loss_weight, prepared.final_loss_weight, *prepared.deferred_loss_weight)
     return {
         "settings": settings,
         "loss_weight": torch.stack([torch.tensor(one) for one in weights]),
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
-    }
-
-
-def adapter_settings(peft_config: PeftConfig) -> dict[str, str]:
-    """What makes an adapter this one, as text, by the name under which a user sets it.
-
-    Args:
-        peft_config: The adapter's configuration.
-    """
-    return {
-        f"peft_config.{name}": str(sorted(value) if isinstance(value, set) else value)
-        for name, value in sorted(peft_config.to_dict().items())
-        if name not in _NOT_OF_THE_TRAINING
     }
 
 
@@ -107,7 +94,7 @@ def refuse_another_adapter(there: Mapping[str, Any], peft_config: PeftConfig) ->
     Raises:
         InputError: Naming each setting that differs, with both values.
     """
-    known, here = there["settings"], adapter_settings(peft_config)
+    known, here = there["settings"], _adapter_settings(peft_config)
     common = [
         name for name in here if name in known and not name.endswith("dropout") and name not in _OF_THE_TRAINING_ALONE
     ]
@@ -152,6 +139,15 @@ def refuse_another_training(
             f"The checkpoint was trained with other settings:{_listed(problems)}\n"
             "Resume with the configuration in the run's config.yaml, or start a new run."
         )
+
+
+def _adapter_settings(peft_config: PeftConfig) -> dict[str, str]:
+    """What makes an adapter this one, as text, by the name under which a user sets it."""
+    return {
+        f"peft_config.{name}": str(sorted(value) if isinstance(value, set) else value)
+        for name, value in sorted(peft_config.to_dict().items())
+        if name not in _NOT_OF_THE_TRAINING
+    }
 
 
 def _differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:

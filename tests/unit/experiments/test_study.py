@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -148,21 +149,14 @@ def test_what_is_outdated_cancelled_or_failed_is_run_again(study, monkeypatch):
     assert folder.read(runs[0].name)["status"] == "cancelled"
     assert not list((execute.WORK / "runs").iterdir()), "a cancelled run leaves no folder"
 
-    def refused(*_):
-        raise InputError("`lr` is too large")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(execute, "run_command", refused)
-        assert execute.execute(order, setting)[1] == "failed"
-    assert folder.read(runs[0].name)["error"] == "`lr` is too large"
-
-    def defective(*_):
-        raise RuntimeError("a defect")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(execute, "run_command", defective)
-        assert execute.execute(order, setting)[1] == "failed"
-    assert folder.read(runs[0].name)["error"] == "RuntimeError: a defect"
+    for error, said in (
+        (InputError("`lr` is too large"), "`lr` is too large"),
+        (RuntimeError("a defect"), "RuntimeError: a defect"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(execute, "run_command", Mock(side_effect=error))
+            assert execute.execute(order, setting)[1] == "failed"
+        assert folder.read(runs[0].name)["error"] == said
     assert len(execute.pending(setting, folder, "tune")) == 2
     (setting.results / f"{runs[0].name}.json").unlink()
     assert not execute.pending(setting, folder, "report"), "the learning rate is not chosen yet"
