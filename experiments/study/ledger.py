@@ -12,10 +12,12 @@ def ledger(setting: Setting) -> str:
         setting: The setting.
     """
     cost = setting.seconds
+    later = ", ".join(f"`{block.name}`" for block in setting.blocks.values() if block.added_later)
+    but = f", but for those of {later}, which was planned when results of the others were known" if later else ""
     lines = [
         f"# Ledger of the setting `{setting.name}`",
         "",
-        "The list of runs was made before the first one. Seconds are those of one process, as expected: "
+        f"The list of runs was made before the first one{but}. Seconds are those of one process, as expected: "
         f"{cost['start']:g} s to start, {cost['fact']:g} s for a fact in training, {cost['evaluation']:g} s for a fact "
         f"in an evaluation. {setting.processes} processes of {setting.threads} thread(s) run side by side.",
         "",

@@ -73,6 +73,7 @@ class Block:
         with_filter_controls: Whether filters are also run at equal exposures and against random facts of the same make.
         facts_per_step: Facts of an optimizer step. What a filter keeps must fill its steps too, or it would see fewer
             tokens in the same steps.
+        added_later: Whether it was planned only when results of other blocks were known.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Block:
     start_transfer: bool = False
     with_filter_controls: bool = False
     facts_per_step: int = 16
+    added_later: bool = False
 
     @property
     def num_steps(self) -> int:

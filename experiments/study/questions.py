@@ -238,9 +238,11 @@ def _weightings(setting: Setting, cells: Cells) -> Answer | None:
     for name, block in setting.blocks.items():
         elsewhere = [] if name == PRIMARY else against_plain(cells, name, MAIN, groups)
         if elsewhere:
-            said = f" Recall after {block.epochs} epochs of {block.num_facts} {block.facts} facts, {block.method} — "
-            said += f"{verdict(elsewhere, RECALL)}."
-            if block.epochs != primary.epochs:
+            rates = block.learning_rates if block.tuned_in is None and block.method == primary.method else ()
+            at = f", learning rate {' or '.join(f'{rate:g}' for rate in rates)}" if rates else ""
+            said = f" Recall after {block.epochs} epochs of {block.num_facts} {block.facts} facts, {block.method}{at} "
+            said += f"— {verdict(elsewhere, RECALL)}."
+            if rates or block.epochs != primary.epochs:
                 sentence += said
             else:
                 details += said

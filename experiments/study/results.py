@@ -1,12 +1,13 @@
 """What is kept of a run: a small JSON file with a number per fact, and what must hold for it to be compared."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiments.study.plan import Run, Setting, config_of, runs_of
+from experiments.study.plan import Block, Run, Setting, config_of, runs_of
 from experiments.study.recorder import FILE
 from lit_semantic_peft.files import write_json, write_text
 from lit_semantic_peft.reports import RunFolder
@@ -149,12 +150,31 @@ def choose_learning_rate(run: Run, setting: Setting, results: ResultFolder) -> f
         The rate; None while a run of the choice is missing. Of equal rates the smallest.
     """
     block = setting.blocks[run.block.tuned_in or run.block.name]
-    candidates = [one for one in runs_of(setting, "tune") if one.block == block and one.arm.name == run.arm.name]
-    found = [(one.learning_rate, results.read(one.name)) for one in candidates]
-    if any(result is None or result["status"] not in ("done", "failed") for _, result in found):
+    losses = tried_rates(block, run.arm.name, setting, results)
+    if len(losses) < len(block.learning_rates):
         return None
-    losses = {rate: _trained_nll(result) for rate, result in found if result is not None and result["status"] == "done"}
+    losses = {rate: loss for rate, loss in losses.items() if loss < math.inf}
     return min(losses, key=lambda rate: (losses[rate], rate), default=None)
+
+
+def tried_rates(block: Block, arm: str, setting: Setting, results: ResultFolder) -> dict[float, float]:
+    """What a learning rate is chosen by: how likely an arm's trained facts are, after training on those that choose.
+
+    Args:
+        block: The block that chooses.
+        arm: Name of the arm.
+        setting: The setting.
+        results: What is there.
+
+    Returns:
+        Mean NLL per token in nats by rate, infinite where the run failed; without the rates whose run is missing.
+    """
+    losses: dict[float, float] = {}
+    for run in runs_of(setting, "tune"):
+        result = results.read(run.name) if run.block == block and run.arm.name == arm else None
+        if run.learning_rate is not None and result is not None and result["status"] in ("done", "failed"):
+            losses[run.learning_rate] = _trained_nll(result) if result["status"] == "done" else math.inf
+    return losses
 
 
 def finished(run: Run, setting: Setting, results: ResultFolder) -> dict[str, Any] | None:

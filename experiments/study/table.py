@@ -1,5 +1,6 @@
 """RESULTS.md, its plots, and the README's section, all made from the JSON files alone."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,8 @@ from experiments.study.comparisons import (
 )
 from experiments.study.plan import PLAIN, ROOT, Block, Run, Setting, load_setting, runs_of
 from experiments.study.questions import Answer, answers
-from experiments.study.results import ResultFolder, finished
-from experiments.study.wording import NAMED, SCALE, change, tabled
+from experiments.study.results import ResultFolder, finished, tried_rates
+from experiments.study.wording import NAMED, SCALE, change, number, tabled
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_path, write_text
 from matplotlib.figure import Figure
@@ -94,7 +95,7 @@ def results_page(setting: Setting, cells: Cells, found: list[Answer], plots: Pat
             lines += [f"![{answer.axis}]({(plots / (answer.letter + '.png')).as_posix()})", ""]
     for block in dict.fromkeys(place[0] for place in cells):
         lines += _block_section(setting, cells, setting.blocks[block])
-    lines += _filter_section(cells) + _claims_section(cells) + _failures_section(setting)
+    lines += _filter_section(cells) + _choice_section(setting) + _claims_section(cells) + _failures_section(setting)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -191,11 +192,12 @@ def _block_section(setting: Setting, cells: Cells, block: Block) -> list[str]:
         [_arm_row(setting, cells, block, arm, {name: found[name].get(arm) for name in names}) for arm, _ in arms]
         for names in (TAUGHT, COST)
     )
+    later = " Planned when results of the other blocks were known." if block.added_later else ""
     return [
         f"## Block `{block.name}`",
         "",
         f"{block.num_facts} facts ({block.facts}), {block.epochs} epochs of plain training, {block.method}. All arms "
-        "at equal optimizer steps, over all taught facts, also those that a filter drops.",
+        f"at equal optimizer steps, over all taught facts, also those that a filter drops.{later}",
         "",
         *_markdown(taught),
         "",
@@ -255,6 +257,39 @@ def _filter_section(cells: Cells) -> list[str]:
         "",
     ]
     return [*about, *_markdown(rows), ""]
+
+
+def _choice_section(setting: Setting) -> list[str]:
+    """What each arm's learning rate was chosen by; blocks that teach alike share a row."""
+    folder = ResultFolder(setting.results)
+    found: dict[str, dict[float, float]] = {}
+    for block in setting.blocks.values():
+        if block.tuned_in is None:
+            for arm in block.arms:
+                row = f"{arm}, {block.num_facts} facts ({block.facts}), {block.epochs} epochs, {block.method}"
+                found.setdefault(row, {}).update(tried_rates(block, arm, setting, folder))
+    rates = sorted({rate for losses in found.values() for rate in losses})
+    rows = [
+        {"arm": name, **{f"{rate:g}": _loss(losses.get(rate)) for rate in rates}}
+        for name, losses in found.items()
+        if losses
+    ]
+    if not rows:
+        return []
+    about = [
+        "## Choice of the learning rate",
+        "",
+        "NLL per token (nats) of the facts that an arm trains, after training on facts about other subjects with one "
+        "seed, by learning rate. The lowest is taken, of the rates that the block lists.",
+        "",
+    ]
+    return [*about, *_markdown(rows), ""]
+
+
+def _loss(value: float | None) -> str:
+    if value is None:
+        return ""
+    return number(value, "nats") if math.isfinite(value) else "failed"
 
 
 def _claims_section(cells: Cells) -> list[str]:

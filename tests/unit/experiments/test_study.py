@@ -115,6 +115,8 @@ def test_a_study_from_start_to_table(study, capsys):
     assert command("table") == 0
     page = (setting.results / "RESULTS.md").read_text(encoding="utf-8")
     assert "| mean_variance | 0.01 |" in page
+    chosen_by = np.mean(results["primary/tune-plain-0.01"]["nll"][:8])
+    assert f"| plain, 8 facts (fictional), 2 epochs, lora | {chosen_by:.2f} |" in page
     assert "(8×1)" in page
     assert "2 of 2 ways of training have results." in page
     block = setting.blocks["primary"]
@@ -507,13 +509,13 @@ def test_outdated_results_are_neither_shown_nor_counted_as_done(some_results):
     setting, path = some_results
     cells = load_cells(setting)
     assert [cell.seeds for cell in cells.values()] == [(0, 1), (0, 1)]
-    assert readme_section(setting, cells, []).startswith("8 of 284 runs of the setting `cpu` are done; they took")
+    assert readme_section(setting, cells, []).startswith("8 of 308 runs of the setting `cpu` are done; they took")
     result = json.loads(path.read_text(encoding="utf-8"))
     result["depends_on"]["config"]["model"]["schedule"] = "constant"
     path.write_text(json.dumps(result), encoding="utf-8")
     cells = load_cells(setting)
     assert [cell.seeds for cell in cells.values()] == [(0, 1), (0,)]
-    assert "7 of 284 runs of the setting `cpu` are done, 1 outdated;" in readme_section(setting, cells, [])
+    assert "7 of 308 runs of the setting `cpu` are done, 1 outdated;" in readme_section(setting, cells, [])
 
 
 def test_sentences_follow_the_numbers(some_results):
