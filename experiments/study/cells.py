@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from experiments.study.plan import PLAIN, Block, Pace, Run, Setting, runs_of
+from experiments.study.plan import PLAIN, Block, Pace, Run, Setting, load_arm, runs_of
 from experiments.study.results import ResultFolder, bits, finished
-from experiments.study.statistics import FloatArray, Sample, sample
+from experiments.study.statistics import FloatArray, Sample, over_seeds, sample
+from lit_semantic_peft import semantics
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.semantics import Online, Scheduled, loss_weights
 
 Unit = Literal["%", "nats"]
 
@@ -50,6 +52,9 @@ COST = {
 """What is measured of everything else."""
 
 MEASURES = TAUGHT | COST
+
+_OF_TEXTS = "text_nll_delta"
+"""Of a few texts that answer alike; how a training went is nearly all of its chance."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class Cell:
 
     def values(self, name: str) -> FloatArray:
         """A number per seed and taught fact (`known`: fact known to the base model; `text_nll_delta`: text)."""
-        if name == "text_nll_delta":
+        if name == _OF_TEXTS:
             return np.array([one[name] for one in self.results], dtype=np.float64)
         if name == "known":
             rows = np.stack([bits(one["recalled"]) for one in self.results])[:, self.num_taught :]
@@ -120,6 +125,8 @@ class Cell:
 
     def sample(self, name: str) -> Sample:
         """Mean over the facts and the seeds."""
+        if name == _OF_TEXTS:
+            return over_seeds(self.values(name))
         return sample(self.values(name), kind="share" if _is_share(name) else "number")
 
     def of_seeds(self, seeds: Sequence[int]) -> "Cell":
@@ -176,6 +183,27 @@ def _require_alike(name: str, result: dict[str, Any], reference: Run, expected: 
             )
 
 
+def effective_facts(cell: Cell) -> float | None:
+    """How many facts of equal weight a weighting is worth: (Σ w)² / Σ w² over the facts trained under the first seed.
+
+    Args:
+        cell: The runs of an arm.
+
+    Returns:
+        The number; None where there is no weighting, or weights change in training.
+    """
+    described = load_arm(cell.arm).config.get("data", {}).get("weighting")
+    if described is None:
+        return None
+    weighting_class = getattr(semantics, described["class_path"].rpartition(".")[2])
+    if weighting_class in (Online, Scheduled):  # by the model in training, or from one end to the other
+        return None
+    weighting = weighting_class(**described.get("init_args", {}))
+    column = cell.of_facts("nll_before" if weighting.needs_nll else "distance")
+    weight = loss_weights(weighting, column[cell.kept[0, : cell.num_taught]])
+    return float(weight.sum() ** 2 / (weight**2).sum())
+
+
 def with_common_seeds(*cells: Cell) -> list[Cell]:
     """Cells with the runs of the seeds that all of them have.
 
@@ -207,7 +235,10 @@ def mean_difference(left: Cell, right: Cell, name: str, **options: Any) -> Sampl
         name: A key of `MEASURES`.
         options: Of `sample`.
     """
-    return sample(paired(left, right, name), kind="difference of shares" if _is_share(name) else "number", **options)
+    differences = paired(left, right, name)
+    if name == _OF_TEXTS:
+        return over_seeds(differences)
+    return sample(differences, kind="difference of shares" if _is_share(name) else "number", **options)
 
 
 def effect_of_dropping(filtered: Cell, plain: Cell, name: str) -> Sample:

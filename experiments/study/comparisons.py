@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from experiments.study.cells import Cell, Cells, effect_of_dropping, mean_difference, with_common_seeds
+from experiments.study.cells import MAIN, Cell, Cells, effect_of_dropping, mean_difference, with_common_seeds
 from experiments.study.plan import PLAIN, load_arm
 from experiments.study.statistics import Sample, holm
 
@@ -63,7 +64,9 @@ def arms_of(cells: Cells, block: str, groups: Sequence[str] | None = None) -> It
             yield arm, cell
 
 
-def against_plain(cells: Cells, block: str, name: str, groups: Sequence[str] | None = None) -> list[Comparison]:
+def against_plain(
+    cells: Cells, block: str, name: str, groups: Sequence[str] | None = None, families: int = 1
+) -> list[Comparison]:
     """Each arm minus plain training at equal optimizer steps; the family is all arms that the block plans.
 
     Areas under curves are compared only where the curves were taken at the same steps: between few points a bent curve
@@ -74,6 +77,7 @@ def against_plain(cells: Cells, block: str, name: str, groups: Sequence[str] | N
         block: Name of the block.
         name: A key of `MEASURES`.
         groups: Only arms of these groups; all where None.
+        families: How many such families one claim rests on, all of which it is corrected for.
     """
     plain = cells.get((block, PLAIN, "steps", False))
     if plain is None:
@@ -85,11 +89,11 @@ def against_plain(cells: Cells, block: str, name: str, groups: Sequence[str] | N
         and set(cell.seeds) & set(plain.seeds)
         and (not name.endswith("_area") or cell.steps_of_epoch == plain.steps_of_epoch)
     }
-    return compare(found, len(plain.block.arms) - 1)
+    return compare(found, families * (len(plain.block.arms) - 1))
 
 
 def over_relations(cells: Cells, block: str, name: str, arm: str) -> Sample:
-    """As `against_plain` of one arm, with relations drawn anew too: what holds for other relations as well.
+    """As `against_plain` of one arm, with whole relations drawn anew: what holds for other relations as well.
 
     Args:
         cells: What is there.
@@ -99,6 +103,37 @@ def over_relations(cells: Cells, block: str, name: str, arm: str) -> Sample:
     """
     cell, plain = cells[block, arm, "steps", False], cells[block, PLAIN, "steps", False]
     return mean_difference(cell, plain, name, clusters=plain.relations)
+
+
+def against_parts(cells: Cells, name: str = MAIN) -> list[Comparison]:
+    """Each arm of the primary block with a filter and more, minus each arm that has only one of both.
+
+    Args:
+        cells: What is there.
+        name: A key of `MEASURES`.
+    """
+    arms = dict(arms_of(cells, PRIMARY))
+    configs = {arm: load_arm(arm).config for arm in arms}
+    found = {
+        f"{arm} − {part}": mean_difference(cell, other, name)
+        for arm, cell in arms.items()
+        for part, other in arms.items()
+        if cell.group == "both"
+        and part != PLAIN
+        and part != arm
+        and _is_part(configs[part], configs[arm])
+        and set(cell.seeds) & set(other.seeds)
+    }
+    return compare(found)
+
+
+def _is_part(config: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:
+    """Whether everything that an arm sets is set alike by another one."""
+    return all(
+        key in whole.get(section, {}) and whole[section][key] == value
+        for section, values in config.items()
+        for key, value in values.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -116,19 +151,20 @@ class Dropping:
     difference: Comparison
 
 
-def against_random(cells: Cells, name: str, pace: str) -> list[Dropping]:
+def against_random(cells: Cells, name: str, pace: str, block: str = PRIMARY) -> list[Dropping]:
     """Every filter's dropping beside random dropping, over the seeds that all runs have; families of all filters.
 
     Args:
         cells: What is there.
+        block: Name of the block.
         name: A key of `TAUGHT`.
         pace: `steps` or `exposures`.
     """
-    plain = cells.get((PRIMARY, PLAIN, "steps", False))
+    plain = cells.get((block, PLAIN, "steps", False))
     own, control = {}, {}
-    for (block, arm, at, is_control), cell in cells.items():
+    for (place, arm, at, is_control), cell in cells.items():
         random = cells.get((block, arm, at, True))
-        if plain is None or random is None or block != PRIMARY or at != pace or is_control:
+        if plain is None or random is None or place != block or at != pace or is_control:
             continue
         shared = with_common_seeds(cell, random, plain)
         if shared[0].seeds:

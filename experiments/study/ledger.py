@@ -2,7 +2,7 @@
 
 from itertools import groupby
 
-from experiments.study.plan import Setting, runs_of
+from experiments.study.plan import Setting, load_arm, runs_of
 
 
 def ledger(setting: Setting) -> str:
@@ -12,8 +12,10 @@ def ledger(setting: Setting) -> str:
         setting: The setting.
     """
     cost = setting.seconds
-    later = ", ".join(f"`{block.name}`" for block in setting.blocks.values() if block.added_later)
-    but = f", but for those of {later}, which was planned when results of the others were known" if later else ""
+    blocks = setting.blocks.values()
+    arms = dict.fromkeys(name for block in blocks for name in block.arms if load_arm(name).added_later)
+    later = ", ".join(f"`{name}`" for name in [*(block.name for block in blocks if block.added_later), *arms])
+    but = f", but for those of {later}, planned when results of others were known" if later else ""
     lines = [
         f"# Ledger of the setting `{setting.name}`",
         "",

@@ -41,12 +41,14 @@ class Arm:
         group: What kind of way it is.
         config: What differs from `defaults.yaml`, in the form of a user's YAML.
         about: The first comment of the file.
+        added_later: Whether it was planned only when results of other arms were known.
     """
 
     name: str
     group: Group
     config: Mapping[str, Any]
     about: str = ""
+    added_later: bool = False
 
     @property
     def has_filter(self) -> bool:
@@ -236,7 +238,7 @@ def load_arm(name: str, folder: Path = HERE / "arms") -> Arm:
         raise InputError(f"there is no arm {name!r}; known are {known}")
     text = path.read_text(encoding="utf-8")
     config = yaml.safe_load(text)
-    group = config.pop("group", None)
+    group, added_later = config.pop("group", None), config.pop("added_later", False)
     if group not in get_args(Group):
         raise InputError(f"{path.name}: `group` must be one of {', '.join(get_args(Group))}, got {group!r}")
     for section, values in config.items():
@@ -248,7 +250,7 @@ def load_arm(name: str, folder: Path = HERE / "arms") -> Arm:
                     f"comparison would not be fair. An arm may set {allowed}."
                 )
     about = text.partition("\n")[0].removeprefix("# ") if text.startswith("# ") else ""
-    return Arm(name, group, config, about)
+    return Arm(name, group, config, about, added_later)
 
 
 def runs_of(setting: Setting, role: Role) -> list[Run]:

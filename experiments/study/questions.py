@@ -9,14 +9,16 @@ from experiments.study.cells import COST, MAIN, TAUGHT, Cell, Cells, with_common
 from experiments.study.comparisons import (
     PRIMARY,
     Comparison,
+    Dropping,
+    against_parts,
     against_plain,
     against_random,
     compare,
     over_relations,
 )
-from experiments.study.plan import PLAIN, Block, Setting
-from experiments.study.statistics import Sample, adjusted_means, rank_correlation, sample
-from experiments.study.wording import change, interval, number, share, verdict
+from experiments.study.plan import PLAIN, Block, Pace, Setting
+from experiments.study.statistics import Sample, adjusted_means, adjusted_trend, rank_correlation, sample
+from experiments.study.wording import change, interval, number, share, value_range, verdict
 
 NUM_BINS = 5
 RECALL, NLL = TAUGHT[MAIN], TAUGHT["nll"]
@@ -49,6 +51,7 @@ class Answer:
         axis: What the plot shows.
         unit: In which.
         bars: Its marks; none where there is nothing to show.
+        failed_claim: What is claimed elsewhere and is not seen here; empty where there is no such claim, or it is seen.
         letter: Of the question.
         question: In words.
     """
@@ -58,6 +61,7 @@ class Answer:
     axis: str = ""
     unit: str = "%"
     bars: Sequence[Bar] = field(default_factory=tuple)
+    failed_claim: str = ""
     letter: str = ""
     question: str = ""
 
@@ -92,7 +96,7 @@ QUESTIONS = {
     "c": "How much does a fact lose by not being alone?",
     "d": "Do the filters beat the random filter?",
     "e": "Do the weightings beat uniform, and at which budget?",
-    "f": "Do filter and weighting together?",
+    "f": "Does a filter with a weighting beat plain training?",
     "g": "What does it cost in locality and retention?",
     "h": "Does the gradient matrix at the start predict who will suffer?",
 }
@@ -108,10 +112,11 @@ def _by_distance(plain: Cell) -> Answer:
         chosen = [np.broadcast_to(group == one, recalled.shape) for one in range(group.max() + 1)]
         return [sample(recalled, one, kind="share") for one in chosen]
 
-    def ends(found: list[Sample]) -> list[Comparison]:
-        return compare({"near": found[0].minus(found[1]), "far": found[2].minus(found[1])})
+    def ends(found: list[Sample], **more: Sample) -> list[Comparison]:
+        return compare({"near": found[0].minus(found[1]), "far": found[2].minus(found[1]), **more})
 
-    raw, adjusted = ends(means(third)), ends(adjusted_means(recalled, third, plain.relations))
+    trend = adjusted_trend(recalled, distance, plain.relations)
+    raw, adjusted = ends(means(third)), ends(adjusted_means(recalled, third, plain.relations), trend=trend)
     sentence = (
         "In recall, the nearest fifth of the facts differs from the middle three by "
         f"{change(raw[0], '%')}, the farthest by {change(raw[1], '%')}; but near and far facts are mostly of other "
@@ -120,14 +125,25 @@ def _by_distance(plain: Cell) -> Answer:
     if not adjusted[0].difference.num_facts:
         sentence += "there is nothing to compare."
     else:
-        sentence += f"it is {change(adjusted[0], '%')} and {change(adjusted[1], '%')}: {_too_near_or_far(adjusted)}"
+        sentence += f"it is {change(adjusted[0], '%')} and {change(adjusted[1], '%')}: {_too_near_or_far(adjusted[:2])}"
+        sentence += (
+            " From the nearest to the farthest fact, on a straight line over the ranks, recall changes by "
+            f"{change(adjusted[2], '%')} (asked when the results were known). What is nearer still the base model says "
+            f"already, and is not taught: distances run from {distance.min():.2f} to {distance.max():.2f}."
+        )
     labels = [f"{low:.2f} to {high:.2f}" for low, high in pairwise(edges)]
     bars = [Bar(f"distance {label}", one) for label, one in zip(labels, means(fifth), strict=True)]
     bars += [
         Bar(f"{label}, same mix of relations", one, series=1)
         for label, one in zip(labels, adjusted_means(recalled, fifth, plain.relations), strict=True)
     ]
-    return Answer(sentence, axis="recall of plain training by distance before it", bars=bars)
+    failed = "Facts that are too near or too far are recalled less: not seen among facts of the same relation."
+    return Answer(
+        sentence,
+        axis="recall of plain training by distance before it",
+        bars=bars,
+        failed_claim="" if any(one.sign < 0 for one in adjusted[:2]) else failed,
+    )
 
 
 def _too_near_or_far(found: Sequence[Comparison]) -> str:
@@ -154,8 +170,8 @@ def _pushed_away(plain: Cell) -> Answer:
     by_relation = {name: of(relation == name) for name in names}
     everything, less_likely = sample(pushed, kind="share"), sample(worse, kind="share")
     sentence = (
-        f"{share(everything)} of the taught facts are farther after training than before, and "
-        f"{share(less_likely)} less likely."
+        f"{share(everything)} of the targets lie farther from what the model says after training than before, and "
+        f"{share(less_likely)} are less likely."
     )
     if everything.value and len(large) > 1:
         against_rest = compare({name: by_relation[name].minus(of(relation != name)) for name in large})
@@ -186,7 +202,10 @@ def _crowd(setting: Setting, cells: Cells) -> Answer | None:
     parts = [f"{change(one, 'nats')} among {cell.num_taught} ({cell.num_steps} steps)" for one, cell in pairs]
     sentence = f"{said}: {', '.join(parts)}."
     if len(found) > 1:
-        sentence += " Steps grow with the number of facts, so this does not say whether more facts interfere more."
+        sentence += (
+            " Steps grow with the number of facts, and other facts are compared, so this does not say whether more "
+            "facts interfere more."
+        )
     bars = [
         Bar(f"{cell.num_taught} facts in {cell.num_steps} steps", one.difference, len(planned)) for one, cell in pairs
     ]
@@ -204,16 +223,33 @@ def _filters(cells: Cells, plain: Cell) -> Answer | None:
     if not found:
         return None
 
-    def said(part: str) -> str:
-        recall, nll = ([getattr(one, part) for one in ones] for ones in (found, likelihood))
-        return f"in recall — {verdict(recall, RECALL)}; in NLL per token — {verdict(nll, NLL)}."
+    def ones(comparisons: Sequence[Dropping], part: str) -> list[Comparison]:
+        return [getattr(one, part) for one in comparisons]
 
-    num_steps = cells[PRIMARY, found[0].own.label, "exposures", False].num_steps
+    def said(part: str) -> str:
+        recall, nll = verdict(ones(found, part), RECALL), verdict(ones(likelihood, part), NLL)
+        return f"in recall — {recall}; in NLL per token — {nll}."
+
     sentence = (
-        f"What the filter's choice does to the rest, beyond a random choice: {said('difference')} What dropping itself "
-        f"does to it, at equal exposures, so in {num_steps} optimizer steps instead of {plain.num_steps}: {said('own')}"
+        "What the kept facts gain when the others are not trained, by a filter's choice minus by a random one: "
+        f"{said('difference')}"
     )
-    details = f"The same for a random choice: {said('control')}"
+    details = f"At equal exposures, by a filter's choice {said('own')} By a random choice {said('control')}"
+    paces: dict[Pace, str] = {"exposures": "each kept fact is seen as often", "steps": "kept facts are seen more often"}
+    for pace, about in paces.items():
+        gained = against_random(cells, MAIN, pace)
+        if gained:
+            num_steps = cells[PRIMARY, gained[0].own.label, pace, False].num_steps
+            own, control = (value_range(ones(gained, part), "%") for part in ("own", "control"))
+            sentence += (
+                f" With {num_steps} optimizer steps instead of {plain.num_steps}" * (num_steps != plain.num_steps)
+                or f" With {num_steps} steps too"
+            )
+            sentence += f", where {about}, recall changes by {own} by a filter's choice, {control} by a random one."
+            if pace == "steps":
+                details += (
+                    f" At equal steps, filter minus random, in recall — {verdict(ones(gained, 'difference'), RECALL)}."
+                )
     bars = [
         Bar(f"{one.own.label}: {made}", part.difference, part.num_comparisons, series)
         for one in found
@@ -231,7 +267,7 @@ def _weightings(setting: Setting, cells: Cells) -> Answer | None:
         return None
     primary = setting.blocks[PRIMARY]
     sentence = (
-        f"Recall against equal weights after {primary.epochs} epochs of {primary.num_facts} facts — "
+        f"Recall against equal weights after {primary.num_steps} steps of {primary.num_facts} facts — "
         f"{verdict(found, RECALL)}.{_beyond_these_relations(cells, found)}"
     )
     details = f"NLL per token — {verdict(against_plain(cells, PRIMARY, 'nll', groups), NLL)}."
@@ -240,12 +276,13 @@ def _weightings(setting: Setting, cells: Cells) -> Answer | None:
         if elsewhere:
             rates = block.learning_rates if block.tuned_in is None and block.method == primary.method else ()
             at = f", learning rate {' or '.join(f'{rate:g}' for rate in rates)}" if rates else ""
-            said = f" Recall after {block.epochs} epochs of {block.num_facts} {block.facts} facts, {block.method}{at} "
-            said += f"— {verdict(elsewhere, RECALL)}."
+            where = f"after {block.num_steps} steps of {block.num_facts} {block.facts} facts, {block.method}{at}"
+            said = f" Recall {where} — {verdict(elsewhere, RECALL)}."
             if rates or block.epochs != primary.epochs:
                 sentence += said
             else:
                 details += said
+            details += f" NLL per token {where} — {verdict(against_plain(cells, name, 'nll', groups), NLL)}."
     return Answer(sentence, details, "recall minus that of equal weights", bars=_bars(found))
 
 
@@ -263,10 +300,11 @@ def _both(cells: Cells, plain: Cell) -> Answer | None:
         )
         parts.append(f" Under `{one.label}` dropped facts go from {dropped}, kept ones from {kept}.")
     sentence = (
-        f"Recall against plain training, over all facts, dropped ones too — {verdict(found, RECALL)}. NLL per token — "
+        f"Recall over all facts, dropped ones too — {verdict(found, RECALL)}. NLL per token — "
         f"{verdict(likelihood, NLL)}.{''.join(parts)}{_beyond_these_relations(cells, found)}"
     )
-    return Answer(sentence, axis="recall over all facts, minus that of plain training", bars=_bars(found))
+    details = f"Recall minus that of each part alone — {verdict(against_parts(cells), RECALL)}."
+    return Answer(sentence, details, axis="recall over all facts, minus that of plain training", bars=_bars(found))
 
 
 def _beyond_these_relations(cells: Cells, found: Sequence[Comparison]) -> str:
@@ -281,12 +319,12 @@ def _beyond_these_relations(cells: Cells, found: Sequence[Comparison]) -> str:
     ):
         if ones:
             listed = ", ".join(f"`{one.label}` {change(one, '%')}" for one in ones)
-            parts.append(f" With relations drawn anew too, {said} beyond chance: {listed}.")
+            parts.append(f" With whole relations drawn anew, {said} beyond chance: {listed}.")
     return "".join(parts)
 
 
 def _cost(cells: Cells, plain: Cell) -> Answer:
-    found = {name: against_plain(cells, PRIMARY, name) for name in COST}
+    found = {name: against_plain(cells, PRIMARY, name, families=len(COST)) for name in COST}
     text = plain.sample("text_nll_delta")
     bounds = interval(text, "nats", signed=True)
     sentence = (
@@ -294,36 +332,34 @@ def _cost(cells: Cells, plain: Cell) -> Answer:
         f"{share(plain.sample('known'))} of the known facts recalled; the NLL of unrelated text changes by "
         f"{number(text.value, 'nats', signed=True)} nats per token {bounds}."
     )
-    details = ""
     if found["locality"]:
         said = [f"{COST[name].label} — {verdict(ones, COST[name])}" for name, ones in found.items()]
-        details = f"All against plain training: {'; '.join(said)}."
-        apart = [one.label for ones in found.values() for one in ones if one.sign]
-        sentence += f" Of the other ways of training ({len(found['locality'])}), "
-        sentence += (
-            f"apart from it in one of the three beyond chance: {', '.join(dict.fromkeys(apart))}."
-            if apart
-            else "none is seen to differ from it in any of the three."
-        )
+        sentence += f" The other ways of training against it: {'; '.join(said)}."
     bars = [
         replace(bar, label=f"{said}: {bar.label}", series=series)
         for series, (name, said) in enumerate((("locality", "neighbours"), ("known", "known facts")))
         for bar in _bars(found[name])
     ]
     axis = "neighbours' answers unchanged and known facts recalled, minus plain training"
-    return Answer(sentence, details, axis, bars=bars)
+    return Answer(sentence, axis=axis, bars=bars)
 
 
 def _prediction(plain: Cell) -> Answer | None:
     if not (plain.has("start_transfer") and plain.has("alone_versus_together")):
         return None
     transfer = plain.values("start_transfer")
-    harm, after = compare(
+    outcomes = {
+        "gain by training together": plain.values("alone_versus_together"),
+        "likelihood after training": -plain.values("nll"),
+    }
+    found = compare(
         {
-            "gain by training together": rank_correlation(transfer, plain.values("alone_versus_together")),
-            "likelihood after training": rank_correlation(transfer, -plain.values("nll")),
+            f"{name}{', same relation' * (within is not None)}": rank_correlation(transfer, outcome, within)
+            for within in (plain.relations, None)
+            for name, outcome in outcomes.items()
         }
     )
+    harm, after, harm_of_all, after_of_all = found
     start = "facts that the others should help most, by the matrix at the start, "
     said = {
         1: f"Yes: {start}lose least by joint training",
@@ -336,9 +372,15 @@ def _prediction(plain: Cell) -> Answer | None:
         -1: "Those that they should help more are less likely after training",
         0: "No relation to the likelihood after training is seen",
     }[after.sign]
-    sentence = f"{said} ({_correlation(harm)}). {then} ({_correlation(after)})."
+    sentence = (
+        f"{said}, among facts of the same relation ({_correlation(harm)}). {then} ({_correlation(after)}). Among all "
+        f"facts, so between relations too, the two are {change(harm_of_all, '')} and {change(after_of_all, '')}."
+    )
     axis = "rank correlation over facts with the help expected before training"
-    return Answer(sentence, axis=axis, unit="", bars=_bars([harm, after]))
+    failed = (
+        "" if harm.sign > 0 else "The gradient matrix at the start predicts which facts lose by joint training: no."
+    )
+    return Answer(sentence, axis=axis, unit="", bars=_bars(found), failed_claim=failed)
 
 
 def _correlation(one: Comparison) -> str:

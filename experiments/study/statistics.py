@@ -1,5 +1,6 @@
 """How sure a difference is: bootstrap over facts and seeds at once, corrected for the number of comparisons."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -8,11 +9,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, rankdata
+from scipy.stats import t as student
 
 FloatArray = NDArray[np.float64]
 
-RESAMPLES = 10_000
+RESAMPLES = 40_000
 _CONFIDENCE = 0.95
+_ERRORS = 2.0
+"""An interval's ends lie so many standard errors of the resampling farther out, that no verdict hangs on its seed."""
 
 Kind = Literal["number", "share", "difference of shares"]
 
@@ -23,7 +27,7 @@ class Sample:
 
     Attributes:
         value: The mean.
-        draws: The resampled means, float64 `(RESAMPLES,)`.
+        draws: The resampled means, float64 `(n,)`, n mostly `RESAMPLES`.
         num_facts: Facts with a value.
         num_seeds: Seeds.
         kind: Whether it is a mean of yes and no, or of differences of such.
@@ -52,14 +56,16 @@ class Sample:
             room = float(binomtest(0, self.num_facts).proportion_ci(1 - miss, "wilson").high)
             low, high = {"share": (0.0, 1.0), "difference of shares": (-1.0, 1.0)}[self.kind]
             return max(self.value - room, low), min(self.value + room, high)
-        low, high = np.nanquantile(self.draws, [miss / 2, 1 - miss / 2])
+        tail = miss / 2
+        tail = max(0.0, tail - _ERRORS * math.sqrt(tail * (1 - tail) / len(self.draws)))
+        low, high = np.nanquantile(self.draws, [tail, 1 - tail], method="inverted_cdf")
         return float(low), float(high)
 
     @cached_property
     def p_value(self) -> float:
-        """Two-sided: how often the resampled means lie on the other side of 0; at least 2/(RESAMPLES + 1)."""
+        """Two-sided: how often the resampled means lie on the other side of 0, with the error of the resampling."""
         beyond = min(int((~(self.draws > 0)).sum()), int((~(self.draws < 0)).sum()))  # not known: on either side
-        return min(1.0, 2 * (1 + beyond) / (len(self.draws) + 1))
+        return min(1.0, 2 * (1 + beyond + _ERRORS * math.sqrt(beyond)) / (len(self.draws) + 1))
 
     def minus(self, other: "Sample") -> "Sample":
         """The difference; paired where both come from the same facts and seeds in the same order.
@@ -87,14 +93,14 @@ def sample(
     """Resamples rows (seeds) and columns (facts) with replacement, crossed: a fact is drawn for all seeds alike.
 
     Seeds and facts are both chance, and the values of one fact under several seeds hang together; resampling single
-    values would call them independent. The part of the interval that seeds make up ends at the range of the few seeds:
-    with five, and the variances of this study, simulated intervals of 95 % cover 92 to 98 %. The same `seed` and shape
-    give the same resamples, so differences of samples are paired.
+    values would call them independent. The part of the interval that seeds make up ends at the range of the few seeds,
+    so it is for measures in which facts are most of the chance, as in recall; where seeds are, `over_seeds` is for. The
+    same `seed` and shape give the same resamples, so differences of samples are paired.
 
     Args:
         values: float64 `(seeds, facts)`, NaN where not measured.
         mask: Which values count; all where None.
-        clusters: Of each fact; where given, whole clusters are drawn too. With few clusters this is rough.
+        clusters: Of each fact; where given, whole clusters are drawn instead. With few clusters this is rough.
         kind: Whether the values are yes and no, or differences of such.
         seed: Of the resampling.
 
@@ -111,7 +117,7 @@ def sample(
     seeds, facts = _resamples(seed, num_seeds, num_facts)
     if clusters is not None:
         names, cluster = np.unique(np.array(clusters), return_inverse=True)
-        facts = facts * _resamples(seed, 1, len(names))[1][:, cluster]
+        facts = _resamples(seed, 1, len(names))[1][:, cluster]
     total, weight = np.split(facts @ np.concatenate([filled, counts]).T, 2, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = (seeds * total).sum(axis=1) / (seeds * weight).sum(axis=1)
@@ -124,7 +130,31 @@ def sample(
     )
 
 
-@lru_cache(maxsize=8)
+def over_seeds(values: FloatArray) -> Sample:
+    """The mean over seeds alone, where they are nearly all of the chance: Student's t over their means.
+
+    The draws are the quantiles of that distribution. One seed says nothing of others: from minus to plus infinity.
+
+    Args:
+        values: float64 `(seeds, facts)`, all measured.
+
+    Example:
+        >>> found = over_seeds(np.array([[1.0], [2.0], [3.0]]))
+        >>> found.value, [round(end, 1) for end in found.interval()]
+        (2.0, [-0.5, 4.5])
+    """
+    num_seeds, num_facts = values.shape
+    of_seeds = values.mean(axis=1)
+    places = (np.arange(RESAMPLES) + 0.5) / RESAMPLES
+    if num_seeds == 1:
+        draws = np.where(places < 0.5, -np.inf, np.inf)
+    else:
+        spread = of_seeds.std(ddof=1) / math.sqrt(num_seeds)
+        draws = of_seeds.mean() + spread * student.ppf(places, num_seeds - 1)
+    return Sample(float(of_seeds.mean()), draws, num_facts, num_seeds)
+
+
+@lru_cache(maxsize=4)
 def _resamples(seed: int, num_seeds: int, num_facts: int) -> tuple[FloatArray, FloatArray]:
     """How often each seed and each fact is drawn, float64 `(RESAMPLES, seeds)` and `(RESAMPLES, facts)`."""
     generator = np.random.default_rng((seed, num_seeds, num_facts))
@@ -173,23 +203,57 @@ def adjusted_means(values: FloatArray, group: NDArray[np.int64], stratum: Sequen
     return [Sample(float(one[0]), one[1:], int(size), num_seeds) for one, size in zip(means.T, sizes, strict=True)]
 
 
-def rank_correlation(left: FloatArray, right: FloatArray, seed: int = 0, resamples: int = 2000) -> Sample:
+def adjusted_trend(values: FloatArray, by: FloatArray, stratum: Sequence[str], seed: int = 0) -> Sample:
+    """How much higher the fact with the largest `by` lies than the one with the smallest, of facts of one stratum.
+
+    Slope over the ranks of `by`, from 0 to 1, by least squares with an effect of each stratum, for every resample.
+
+    Args:
+        values: float64 `(seeds, facts)`, all measured.
+        by: float64 `(facts,)`.
+        stratum: Of each fact.
+        seed: Of the resampling.
+    """
+    num_seeds, num_facts = values.shape
+    rank = (rankdata(by) - 1) / max(1, num_facts - 1)
+    in_stratum = (np.array(stratum)[:, None] == np.unique(np.array(stratum))).astype(np.float64)
+    seeds, facts = _resamples(seed, num_seeds, num_facts)
+    facts = np.concatenate([np.ones((1, num_facts)), facts])  # the first row is what was measured
+    mean = np.concatenate([np.ones((1, num_seeds)), seeds]) @ values / num_seeds
+    weight, sum_x, sum_xx = (facts @ (in_stratum * rank[:, None] ** power) for power in range(3))
+    sum_y, sum_xy = ((facts * mean) @ (in_stratum * rank[:, None] ** power) for power in range(2))
+    weight = np.maximum(weight, 1.0)  # a stratum that was not drawn: all its sums are 0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope = (sum_xy - sum_x * sum_y / weight).sum(axis=1) / (sum_xx - sum_x**2 / weight).sum(axis=1)
+    return Sample(float(slope[0]), slope[1:], num_facts, num_seeds)
+
+
+def rank_correlation(
+    left: FloatArray, right: FloatArray, stratum: Sequence[str] | None = None, seed: int = 0, resamples: int = 4000
+) -> Sample:
     """Spearman's correlation over facts, mean over seeds, with resampled facts and seeds.
 
     Args:
         left: float64 `(seeds, facts)`.
         right: float64 `(seeds, facts)`; facts with a NaN in any of both are left out.
+        stratum: Of each fact; where given, ranks are compared with the mean rank of their stratum, so facts of the same
+            stratum only.
         seed: Of the resampling.
         resamples: How many.
     """
     known = ~(np.isnan(left) | np.isnan(right)).any(axis=0)
     left, right = left[:, known], right[:, known]
     num_seeds, num_facts = left.shape
+    group = np.zeros(num_facts, dtype=np.int64)
+    if stratum is not None:
+        group = np.unique(np.array(stratum)[known], return_inverse=True)[1]
     generator = np.random.default_rng(seed)
     facts = generator.integers(num_facts, size=(resamples, num_facts))
     seeds = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), resamples)
-    by_seed = np.stack([_spearman(left[row][facts], right[row][facts]) for row in range(num_seeds)], axis=1)
-    value = float(np.mean([_spearman(left[row][None], right[row][None])[0] for row in range(num_seeds)]))
+    by_seed = np.stack(
+        [_spearman(left[row][facts], right[row][facts], group[facts]) for row in range(num_seeds)], axis=1
+    )
+    value = float(np.mean([_spearman(left[row][None], right[row][None], group[None])[0] for row in range(num_seeds)]))
     return Sample(value, (seeds * by_seed).sum(axis=1) / num_seeds, num_facts, num_seeds)
 
 
@@ -209,10 +273,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(one) for one in adjusted]
 
 
-def _spearman(left: FloatArray, right: FloatArray) -> FloatArray:
-    """Of each row; 0 where one side is constant."""
-    left, right = rankdata(left, axis=1), rankdata(right, axis=1)
-    left, right = left - left.mean(axis=1, keepdims=True), right - right.mean(axis=1, keepdims=True)
+def _spearman(left: FloatArray, right: FloatArray, group: NDArray[np.int64]) -> FloatArray:
+    """Of each row, between ranks minus the mean rank of their group; 0 where one side is constant."""
+    place = np.arange(len(group))[:, None] * (group.max() + 1) + group
+    size = np.bincount(place.ravel())
+    left, right = (
+        ranks - (np.bincount(place.ravel(), ranks.ravel()) / np.maximum(size, 1))[place]
+        for ranks in (rankdata(left, axis=1), rankdata(right, axis=1))
+    )
     norm = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
     found: FloatArray = np.divide((left * right).sum(axis=1), norm, out=np.zeros(len(norm)), where=norm > 0)
     return found

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
-from experiments.study.cells import COST, MAIN, MEASURES, TAUGHT, Cells, Measure, load_cells
+from experiments.study.cells import COST, MAIN, MEASURES, TAUGHT, Cells, Measure, effective_facts, load_cells
 from experiments.study.comparisons import (
     PRIMARY,
     Comparison,
@@ -15,7 +15,7 @@ from experiments.study.comparisons import (
     arms_of,
     over_relations,
 )
-from experiments.study.plan import PLAIN, ROOT, Block, Run, Setting, load_setting, runs_of
+from experiments.study.plan import PLAIN, ROOT, Block, Run, Setting, load_arm, load_setting, runs_of
 from experiments.study.questions import Answer, answers
 from experiments.study.results import ResultFolder, finished, tried_rates
 from experiments.study.wording import NAMED, SCALE, change, number, tabled
@@ -79,9 +79,10 @@ def results_page(setting: Setting, cells: Cells, found: list[Answer], plots: Pat
         f"other than `{PRIMARY}` are exploratory.",
         "",
         "A cell reads *mean [95 % interval] (facts×seeds)*: in % for shares, in points for their differences, in nats "
-        "for likelihoods. Intervals are bootstraps over facts and seeds at once. Those of differences are corrected "
-        "for all comparisons that their column will hold once every planned run is there (Bonferroni), p-values "
-        "likewise (Holm).",
+        "for likelihoods. Intervals are bootstraps over facts and seeds at once, and a little wider for the error of "
+        "the resampling; those of unrelated text, where seeds are nearly all of the chance, are Student's over the "
+        "seeds. Those of differences are corrected for all comparisons that their column will hold once every planned "
+        "run is there (Bonferroni), p-values likewise (Holm).",
         "",
         "The learning rate of an arm is the one under which its trained facts become likeliest; with a filter, the "
         "facts that it keeps. Where it is the largest tried, a still larger one may be better.",
@@ -93,9 +94,12 @@ def results_page(setting: Setting, cells: Cells, found: list[Answer], plots: Pat
         lines += [f"**({answer.letter}) {answer.question}** {answer.sentence} {answer.details}".rstrip(), ""]
         if answer.bars:
             lines += [f"![{answer.axis}]({(plots / (answer.letter + '.png')).as_posix()})", ""]
+    lines += _arms_section(cells)
     for block in dict.fromkeys(place[0] for place in cells):
         lines += _block_section(setting, cells, setting.blocks[block])
-    lines += _filter_section(cells) + _choice_section(setting) + _claims_section(cells) + _failures_section(setting)
+    lines += (
+        _filter_section(cells) + _choice_section(setting) + _claims_section(cells, found) + _failures_section(setting)
+    )
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -110,8 +114,8 @@ def readme_section(setting: Setting, cells: Cells, found: list[Answer]) -> str:
     lines = [_progress(setting, cells), ""]
     if cells:
         lines += [
-            "In brackets: intervals of 95 % over facts of the same relations and over seeds; those of differences are "
-            "corrected for all planned comparisons of their kind.",
+            "In brackets: intervals of 95 %, for other facts of these relations and other seeds; those of differences "
+            "are corrected for all planned comparisons of their kind. RESULTS.md says what each name does.",
             "",
         ]
         lines += [f"- **{answer.question}** {answer.sentence}" for answer in found]
@@ -162,8 +166,8 @@ def _progress(setting: Setting, cells: Cells) -> str:
         said += f" {len(rates)} of {len(block.arms)} ways of training have results"
         few = [len(cell.seeds) for cell in arms if len(cell.seeds) < len(block.seeds)]
         said += (
-            f", {len(few)} of them of fewer than {len(block.seeds)} seeds (at least {min(few)}): their intervals are "
-            "too narrow, and what is said of them is preliminary."
+            f", {len(few)} of them of fewer than {len(block.seeds)} seeds (at least {min(few)}): what is said of them "
+            "is preliminary."
             if few
             else "."
         )
@@ -188,23 +192,30 @@ def _block_section(setting: Setting, cells: Cells, block: Block) -> list[str]:
     arms = list(arms_of(cells, block.name))
     num_relations = len(set(arms[0][1].relations))
     found = {name: {one.label: one for one in against_plain(cells, block.name, name)} for name in MEASURES}
+    notes = ""
+    if block.tuned_in is not None:
+        notes += f" Learning rates are those chosen in `{block.tuned_in}`."
+    if block.added_later:
+        notes += " Planned when results of the other blocks were known."
+    cost_names = [name for name in COST if name != "known" or block.facts != "counterfactual"]
+    if "known" not in cost_names:
+        notes += " Which false statements the model believed before is no retention, so known facts are not shown."
     taught, cost = (
         [_arm_row(setting, cells, block, arm, {name: found[name].get(arm) for name in names}) for arm, _ in arms]
-        for names in (TAUGHT, COST)
+        for names in (TAUGHT, cost_names)
     )
-    later = " Planned when results of the other blocks were known." if block.added_later else ""
     return [
         f"## Block `{block.name}`",
         "",
         f"{block.num_facts} facts ({block.facts}), {block.epochs} epochs of plain training, {block.method}. All arms "
-        f"at equal optimizer steps, over all taught facts, also those that a filter drops.{later}",
+        f"at equal optimizer steps, over all taught facts, also those that a filter drops.{notes}",
         "",
         *_markdown(taught),
         "",
         *_markdown(cost),
         "",
         f"Intervals are for facts of these {num_relations} relations; they say nothing of other relations. Only the "
-        "column with relations drawn anew does, roughly, as they are few. Areas under the curves are trapezoids "
+        "column with whole relations drawn anew does, roughly, as they are few. Areas under the curves are trapezoids "
         "between the ends of epochs. With a filter epochs end at other steps, which changes the areas by itself: they "
         "are left out.",
         "",
@@ -227,13 +238,14 @@ def _arm_row(
         if name == MAIN:
             wide = replace(delta, difference=over_relations(cells, block.name, name, arm)) if delta else None
             row["p"] = f"{delta.p_value:.3f}" if delta else ""
-            row["Δ, relations drawn anew too"] = _difference(wide, measure)
+            row["Δ, whole relations drawn anew"] = _difference(wide, measure)
     return row
 
 
 def _filter_section(cells: Cells) -> list[str]:
     rows = [
         {
+            "block": block,
             "filter": one.difference.label,
             "at": f"equal {pace}",
             "of the kept facts": TAUGHT[name].label,
@@ -242,9 +254,10 @@ def _filter_section(cells: Cells) -> list[str]:
             "filter − random": _difference(one.difference, TAUGHT[name]),
             "p": f"{one.difference.p_value:.3f}",
         }
+        for block in dict.fromkeys(place[0] for place in cells)
         for pace in ("exposures", "steps")
         for name in (MAIN, "nll")
-        for one in against_random(cells, name, pace)
+        for one in against_random(cells, name, pace, block)
     ]
     if not rows:
         return []
@@ -254,6 +267,32 @@ def _filter_section(cells: Cells) -> list[str]:
         "The random control drops as many facts of each relation. At equal exposures a filter's runs have fewer "
         "optimizer steps. Facts×seeds count facts that were kept at least once; intervals are corrected for all "
         "filters.",
+        "",
+    ]
+    return [*about, *_markdown(rows), ""]
+
+
+def _arms_section(cells: Cells) -> list[str]:
+    """What each way of training does, and how unequal its weights are."""
+    rows = []
+    for name, cell in arms_of(cells, PRIMARY):
+        arm, effective = load_arm(name), effective_facts(cell)
+        later = " Planned when results of others were known." if arm.added_later else ""
+        rows.append(
+            {
+                "arm": name,
+                "kind": arm.group,
+                "what it does": f"{arm.about}{later}",
+                "facts that count": "" if effective is None else f"{effective:.0f} of {int(cell.kept[0].sum())}",
+            }
+        )
+    if not rows:
+        return []
+    about = [
+        "## Ways of training",
+        "",
+        "Facts that count: (Σ w)² / Σ w² over the trained facts, where weights are fixed before training. Near their "
+        "number weights are nearly equal, and much of a difference cannot be expected.",
         "",
     ]
     return [*about, *_markdown(rows), ""]
@@ -292,23 +331,36 @@ def _loss(value: float | None) -> str:
     return number(value, "nats") if math.isfinite(value) else "failed"
 
 
-def _claims_section(cells: Cells) -> list[str]:
-    """Of every arm of the primary block in what it does not win."""
+def _claims_section(cells: Cells, found: Sequence[Answer]) -> list[str]:
+    """Of every arm, and of every filter beside its random control, in what it does not win; and the other claims."""
+    lines = [f"- {answer.failed_claim}" for answer in found if answer.failed_claim]
+    for block in dict.fromkeys(place[0] for place in cells):
+        tried = {name: against_plain(cells, block, name) for name in TAUGHT}
+        lines += _failed(tried, f"against plain training, block `{block}`")
+        beside_random = {
+            name: [one.difference for one in against_random(cells, name, "exposures", block)] for name in (MAIN, "nll")
+        }
+        lines += _failed(beside_random, f"of the kept facts, against its random control, block `{block}`")
+    if not lines:
+        return []
+    about = "What was tried and did not win beyond its interval:"
+    return ["## Claims that fail", "", about, "", *lines, ""]
+
+
+def _failed(tried: Mapping[str, Sequence[Comparison]], where: str) -> list[str]:
     failed: dict[str, dict[str, list[str]]] = {}
-    for name, measure in TAUGHT.items():
-        for one in against_plain(cells, PRIMARY, name):
-            if one.sign != measure.better:
+    for name, comparisons in tried.items():
+        measure = TAUGHT[name]
+        for one in comparisons:
+            if one.sign != measure.better and load_arm(one.label).group != "control":
                 said = "worse" if one.sign else "no difference seen"
                 text = f"{measure.label} ({change(one, measure.unit)})"
                 failed.setdefault(one.label, {}).setdefault(said, []).append(text)
-    if not failed:
-        return []
     lines = []
     for arm, by_kind in failed.items():
         parts = [f"{said} in {', '.join(texts)}" for said, texts in by_kind.items()]
-        lines.append(f"- `{arm}`: {'; '.join(parts)}.")
-    about = "What was tried against plain training in the primary block and did not win beyond its interval:"
-    return ["## Claims that fail", "", about, "", *lines, ""]
+        lines.append(f"- `{arm}`, {where}: {'; '.join(parts)}.")
+    return lines
 
 
 def _failures_section(setting: Setting) -> list[str]:

@@ -73,9 +73,21 @@ def verdict(found: Sequence[Comparison], measure: Measure) -> str:
     return "; ".join(parts)
 
 
-def _range(found: Sequence[Comparison], unit: str) -> str:
+def value_range(found: Sequence[Comparison], unit: str) -> str:
+    """The least and the largest difference.
+
+    Args:
+        found: Some.
+        unit: A key of `SCALE`.
+    """
     values = [one.difference.value for one in found]
+    least, most = (number(end, unit, signed=True) for end in (min(values), max(values)))
+    return f"{least} to {most}{NAMED[unit]}"
+
+
+def _range(found: Sequence[Comparison], unit: str) -> str:
     bounds = [one.difference.interval(one.num_comparisons) for one in found]
-    ends = (min(values), max(values), min(low for low, _ in bounds), max(high for _, high in bounds))
-    least, most, low, high = (number(end, unit, signed=True) for end in ends)
-    return f"{least} to {most}{NAMED[unit]}, all intervals within [{low}, {high}]"
+    low, high = (
+        number(one, unit, signed=True) for one in (min(low for low, _ in bounds), max(high for _, high in bounds))
+    )
+    return f"{value_range(found, unit)}, all intervals within [{low}, {high}]"
