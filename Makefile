@@ -30,9 +30,10 @@ quickstart: $(STAMP)  ## teach a real model real facts; ends with the path of th
 	$(BIN)/lit-semantic-peft fit --config experiments/quickstart.yaml --trainer.default_root_dir $(RUN)
 
 SETTING ?= smoke
-study: $(STAMP)  ## does it help? SETTING=smoke (minutes), cpu (hours, 50 minutes a call), gpu; runs what is missing
-	$(BIN)/python -m experiments.study run --setting $(SETTING) --minutes 50; status=$$?; \
-	$(BIN)/python -m experiments.study table --setting $(SETTING) && exit $$status
+STUDY := --setting $(SETTING) $(if $(BASE_MODEL),--base_model $(BASE_MODEL))
+study: $(STAMP)  ## does it help? SETTING=smoke (minutes), cpu (hours, 50 minutes a call), gpu; BASE_MODEL=...; runs what is missing
+	$(BIN)/python -m experiments.study run $(STUDY) --minutes 50; status=$$?; \
+	$(BIN)/python -m experiments.study table $(STUDY) && exit $$status
 
 # Budgets on 2 cores: environment and lint 3 min, unit 3 min, command line 4 min, processes 4 min, real model and
 # notebooks 6 min.

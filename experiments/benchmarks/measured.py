@@ -1,6 +1,7 @@
 """What the benchmarks share: who measured, how much memory, and how a result is kept."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -32,6 +33,9 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "lightning")},
         "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
@@ -56,6 +60,14 @@ def keep(name: str, result: dict[str, Any], folder: Path | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"provenance": provenance(), **result}, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _processor() -> str:
+    """Name of the processor's model (Linux); elsewhere what Python knows of it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def _git(*arguments: str) -> str:

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from itertools import product
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from statistics import median
 from typing import Any, get_args
 
 import torch
@@ -122,11 +123,14 @@ def run_all(setting: Setting, processes: int, minutes: float | None, say: Callab
     results = ResultFolder(setting.results)
     remove_leftovers(setting.results)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    slowness = slowness_of(setting, results)
     failed: set[str] = set()
     for stage, role in product(setting.stages, get_args(Role)):
         orders = pending(setting, results, role, stage)
         say(f"{role} {', '.join(stage)}: {len(orders)} runs to do")
-        for done, (name, status, seconds) in enumerate(_in_processes(orders, setting, processes, deadline), 1):
+        for done, (name, status, seconds) in enumerate(
+            _in_processes(orders, setting, processes, deadline, slowness), 1
+        ):
             if status == "failed":
                 failed.add(name)
             say(f"{role} {done}/{len(orders)} {name}: {status}, {seconds:.0f} s")
@@ -138,17 +142,17 @@ def run_all(setting: Setting, processes: int, minutes: float | None, say: Callab
 
 
 def _in_processes(
-    orders: Sequence[Order], setting: Setting, processes: int, deadline: float | None
+    orders: Sequence[Order], setting: Setting, processes: int, deadline: float | None, slowness: float
 ) -> Iterator[tuple[str, str, float]]:
     if processes == 1:
         _set_up(setting.threads)
-        yield from (execute(order, setting, deadline) for order in orders)
+        yield from (execute(order, setting, deadline, slowness) for order in orders)
         return
     signal.signal(signal.SIGTERM, _cancel)
     environment = {"OMP_NUM_THREADS": str(setting.threads), "TOKENIZERS_PARALLELISM": "false"}
     os.environ.update(environment)  # read by the libraries of the processes that are started now
     with ProcessPoolExecutor(processes, get_context("spawn"), _set_up, (setting.threads,)) as pool:
-        futures = [pool.submit(_execute_here, order, setting, deadline) for order in orders]
+        futures = [pool.submit(_execute_here, order, setting, deadline, slowness) for order in orders]
         try:
             yield from (future.result() for future in as_completed(futures))
         except BaseException as error:
@@ -160,10 +164,10 @@ def _in_processes(
             raise
 
 
-def _execute_here(order: Order, setting: Setting, deadline: float | None) -> tuple[str, str, float]:
+def _execute_here(order: Order, setting: Setting, deadline: float | None, slowness: float) -> tuple[str, str, float]:
     """In a process of the pool, which would take a cancelled run for a result and go on with the next one."""
     try:
-        return execute(order, setting, deadline)
+        return execute(order, setting, deadline, slowness)
     except (Cancelled, KeyboardInterrupt):
         os._exit(1)
 
@@ -177,20 +181,39 @@ def _cancel(number: int, frame: Any) -> None:
     raise Cancelled(f"signal {number}")
 
 
-def execute(order: Order, setting: Setting, deadline: float | None = None) -> tuple[str, str, float]:
+def slowness_of(setting: Setting, results: ResultFolder) -> float:
+    """Median of measured over expected seconds of the finished runs; 1 where none is finished.
+
+    Args:
+        setting: The setting.
+        results: What is there.
+    """
+    ratios = [
+        result["seconds"] / run.seconds(setting)
+        for role in get_args(Role)
+        for run in runs_of(setting, role)
+        if (result := results.read(run.name)) is not None and result["status"] == "done"
+    ]
+    return median(ratios) if ratios else 1.0
+
+
+def execute(
+    order: Order, setting: Setting, deadline: float | None = None, slowness: float = 1.0
+) -> tuple[str, str, float]:
     """Trains and evaluates one run and writes its result, also where it fails.
 
     Args:
         order: The run.
         setting: Its setting.
         deadline: Of `time.monotonic()`: a run that would end later is not begun.
+        slowness: How many times the expected seconds runs take on this machine.
 
     Returns:
         Name, status and seconds.
     """
     run, results = order.run, ResultFolder(setting.results)
     begin = time.monotonic()
-    if deadline is not None and begin + run.seconds(setting) > deadline:
+    if deadline is not None and begin + slowness * run.seconds(setting) > deadline:
         return run.name, "left for the next part", 0.0
     about = {
         "status": "done",
