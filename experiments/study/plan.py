@@ -274,7 +274,7 @@ def config_of(run: Run, setting: Setting, learning_rate: float, facts: Path) -> 
         facts: File of the facts.
     """
     block, arm = run.block, _with_seed(copy.deepcopy(dict(run.arm.config)), run.seed)
-    config = _merged(yaml.safe_load((HERE / "defaults.yaml").read_text(encoding="utf-8")), arm)
+    config = _merged(copy.deepcopy(_defaults()), arm)
     if run.is_control:
         (inner,) = config["data"]["filters"]
         control = {"filter": inner, "seed": run.seed}
@@ -302,6 +302,12 @@ def config_of(run: Run, setting: Setting, learning_rate: float, facts: Path) -> 
                 "alone_facts": block.alone_facts,
             }
     trainer["callbacks"] = [*trainer.get("callbacks", []), recorder]
+    return config
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((HERE / "defaults.yaml").read_text(encoding="utf-8"))
     return config
 
 

@@ -13,10 +13,10 @@ from scipy.stats import t as student
 
 FloatArray = NDArray[np.float64]
 
-RESAMPLES = 40_000
+RESAMPLES = 20_000
 _CONFIDENCE = 0.95
 _ERRORS = 2.0
-"""An interval's ends lie so many standard errors of the resampling farther out, that no verdict hangs on its seed."""
+"""Ends of intervals lie so many standard errors of the resampling farther out, so that no verdict hangs on its seed."""
 
 Kind = Literal["number", "share", "difference of shares"]
 
@@ -31,6 +31,7 @@ class Sample:
         num_facts: Facts with a value.
         num_seeds: Seeds.
         kind: Whether it is a mean of yes and no, or of differences of such.
+        is_resampled: Whether the draws are random; else they are the quantiles of a distribution.
     """
 
     value: float
@@ -38,6 +39,7 @@ class Sample:
     num_facts: int
     num_seeds: int
     kind: Kind = "number"
+    is_resampled: bool = True
 
     def interval(self, num_comparisons: int = 1) -> tuple[float, float]:
         """Percentile interval of 95 % for as many comparisons together (Bonferroni).
@@ -57,7 +59,7 @@ class Sample:
             low, high = {"share": (0.0, 1.0), "difference of shares": (-1.0, 1.0)}[self.kind]
             return max(self.value - room, low), min(self.value + room, high)
         tail = miss / 2
-        tail = max(0.0, tail - _ERRORS * math.sqrt(tail * (1 - tail) / len(self.draws)))
+        tail = max(0.0, tail - self._errors * math.sqrt(tail * (1 - tail) / len(self.draws)))
         low, high = np.nanquantile(self.draws, [tail, 1 - tail], method="inverted_cdf")
         return float(low), float(high)
 
@@ -65,7 +67,11 @@ class Sample:
     def p_value(self) -> float:
         """Two-sided: how often the resampled means lie on the other side of 0, with the error of the resampling."""
         beyond = min(int((~(self.draws > 0)).sum()), int((~(self.draws < 0)).sum()))  # not known: on either side
-        return min(1.0, 2 * (1 + beyond + _ERRORS * math.sqrt(beyond)) / (len(self.draws) + 1))
+        return min(1.0, 2 * (1 + beyond + self._errors * math.sqrt(beyond)) / (len(self.draws) + 1))
+
+    @property
+    def _errors(self) -> float:
+        return _ERRORS if self.is_resampled else 0.0
 
     def minus(self, other: "Sample") -> "Sample":
         """The difference; paired where both come from the same facts and seeds in the same order.
@@ -113,21 +119,31 @@ def sample(
     if not counts.any():
         return Sample(float("nan"), np.full(RESAMPLES, np.nan), 0, 0)
     filled = np.where(counts, values, 0.0)
-    num_seeds, num_facts = values.shape
-    seeds, facts = _resamples(seed, num_seeds, num_facts)
-    if clusters is not None:
-        names, cluster = np.unique(np.array(clusters), return_inverse=True)
-        facts = _resamples(seed, 1, len(names))[1][:, cluster]
-    total, weight = np.split(facts @ np.concatenate([filled, counts]).T, 2, axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        draws = (seeds * total).sum(axis=1) / (seeds * weight).sum(axis=1)
     return Sample(
         float(filled.sum() / counts.sum()),
-        draws,
+        _draws(filled.tobytes(), counts.tobytes(), values.shape, tuple(clusters or ()), seed, RESAMPLES),
         int(counts.any(axis=0).sum()),
         int(counts.any(axis=1).sum()),
         kind,
     )
+
+
+@lru_cache(maxsize=1024)  # tables, sentences and claims ask for the same means
+def _draws(
+    filled_bytes: bytes, counts_bytes: bytes, shape: tuple[int, int], clusters: tuple[str, ...], seed: int, count: int
+) -> FloatArray:
+    filled, counts = np.frombuffer(filled_bytes).reshape(shape), np.frombuffer(counts_bytes, np.bool_).reshape(shape)
+    seeds, facts = _resamples(seed, *shape, count)
+    if clusters:
+        names, cluster = np.unique(np.array(clusters), return_inverse=True)
+        facts = _resamples(seed, 1, len(names), count)[1][:, cluster]
+    total = facts @ filled.T
+    every = counts.all() and not clusters
+    weight = np.full((1, shape[0]), float(shape[1])) if every else facts @ counts.T.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws: FloatArray = (seeds * total).sum(axis=1) / (seeds * weight).sum(axis=1)
+    draws.setflags(write=False)
+    return draws
 
 
 def over_seeds(values: FloatArray) -> Sample:
@@ -151,15 +167,15 @@ def over_seeds(values: FloatArray) -> Sample:
     else:
         spread = of_seeds.std(ddof=1) / math.sqrt(num_seeds)
         draws = of_seeds.mean() + spread * student.ppf(places, num_seeds - 1)
-    return Sample(float(of_seeds.mean()), draws, num_facts, num_seeds)
+    return Sample(float(of_seeds.mean()), draws, num_facts, num_seeds, is_resampled=False)
 
 
 @lru_cache(maxsize=4)
-def _resamples(seed: int, num_seeds: int, num_facts: int) -> tuple[FloatArray, FloatArray]:
-    """How often each seed and each fact is drawn, float64 `(RESAMPLES, seeds)` and `(RESAMPLES, facts)`."""
+def _resamples(seed: int, num_seeds: int, num_facts: int, count: int) -> tuple[FloatArray, FloatArray]:
+    """How often each seed and each fact is drawn, float64 `(count, seeds)` and `(count, facts)`."""
     generator = np.random.default_rng((seed, num_seeds, num_facts))
     seeds, facts = (
-        generator.multinomial(size, np.full(size, 1 / size), RESAMPLES).astype(np.float64)
+        generator.multinomial(size, np.full(size, 1 / size), count).astype(np.float64)
         for size in (num_seeds, num_facts)
     )
     return seeds, facts
@@ -188,7 +204,7 @@ def adjusted_means(values: FloatArray, group: NDArray[np.int64], stratum: Sequen
     width = design.shape[1]
     if np.linalg.matrix_rank(design) < width - 1:
         return [sample(np.full((1, 1), np.nan))] * num_groups
-    seeds, facts = _resamples(seed, num_seeds, num_facts)
+    seeds, facts = _resamples(seed, num_seeds, num_facts, RESAMPLES)
     facts = np.concatenate([np.ones((1, num_facts)), facts])  # the first row is what was measured
     mean = np.concatenate([np.ones((1, num_seeds)), seeds]) @ values / num_seeds
     gram = facts @ (design[:, :, None] * design[:, None, :]).reshape(num_facts, -1)
@@ -217,7 +233,7 @@ def adjusted_trend(values: FloatArray, by: FloatArray, stratum: Sequence[str], s
     num_seeds, num_facts = values.shape
     rank = (rankdata(by) - 1) / max(1, num_facts - 1)
     in_stratum = (np.array(stratum)[:, None] == np.unique(np.array(stratum))).astype(np.float64)
-    seeds, facts = _resamples(seed, num_seeds, num_facts)
+    seeds, facts = _resamples(seed, num_seeds, num_facts, RESAMPLES)
     facts = np.concatenate([np.ones((1, num_facts)), facts])  # the first row is what was measured
     mean = np.concatenate([np.ones((1, num_seeds)), seeds]) @ values / num_seeds
     weight, sum_x, sum_xx = (facts @ (in_stratum * rank[:, None] ** power) for power in range(3))
