@@ -208,6 +208,7 @@ def train_ours(
             watch.stop()
 
     data.num_trained = num_facts
+    data.dtype = contender.base_dtype  # its facts were scored before, once for all contenders
     num_layers = AutoConfig.from_pretrained(resolve_base_model(settings.base_model).folder).num_hidden_layers
     module = SemanticPeftModule(
         base_model=settings.base_model,

@@ -261,11 +261,17 @@ class SemanticPeftModule(LightningModule):
         if stage == "fit":
             self.refuse_adapter()
         data = self.data
-        if (data.base_model, data.revision) != (self.base_model, self.revision):
-            raise InputError(
-                f"`base_model` is {self.base_model!r} in the module and {data.base_model!r} in the data module; "
-                "facts would be measured against another model than the one that is trained."
-            )
+        for name, here in (
+            ("base_model", self.base_model),
+            ("revision", self.revision),
+            ("dtype", self.dtype_of_base),
+            ("trust_remote_code", self.trust_remote_code),
+        ):
+            if (there := getattr(data, name)) != here:
+                raise InputError(
+                    f"`{name}` is {here!r} in the module and {there!r} in the data module; facts would be measured "
+                    "against another model than the one that is trained. Give both the same."
+                )
         if self.trainer.accumulate_grad_batches < 1:
             raise InputError(
                 f"`accumulate_grad_batches` must be at least 1, got {self.trainer.accumulate_grad_batches}"

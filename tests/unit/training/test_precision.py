@@ -16,7 +16,8 @@ from fixtures.training import ONLY_FACTS, fit
 )
 def test_training_in_bfloat16_keeps_a_float32_adapter(tiny_model, facts_file, dtype, precision):
     _, exact = fit(tiny_model, facts_file)
-    module, steps = fit(tiny_model, facts_file, model={"dtype": dtype}, trainer={"precision": precision})
+    of_base = {"dtype": dtype}
+    module, steps = fit(tiny_model, facts_file, model=of_base, data=of_base, trainer={"precision": precision})
     trained = {parameter.dtype for parameter in module.model.parameters() if parameter.requires_grad}
     frozen = {parameter.dtype for parameter in module.model.parameters() if not parameter.requires_grad}
     assert trained == {torch.float32}
