@@ -44,7 +44,7 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     Raises:
         InputError: If `target_modules`, or one name in it, matches nothing; the message lists what would match. If the
             base model would not be itself any more when the adapter is off, or something is trained that is not
-            float32.
+            float32 or that a checkpoint would not hold.
     """
     if setting := base_changing_setting(peft_config):
         raise InputError(
@@ -64,10 +64,19 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
             raise InputError(f"`peft_config`: {str(error).strip()}") from error
         raise _matches_nothing(base, getattr(peft_config, "target_modules", None)) from error
     for name, parameter in model.named_parameters():
+        if ".ranknum." in name:  # AdaLoRA's constant, which PEFT lets train where it casts it to a half precision base
+            parameter.requires_grad_(False)
         if parameter.requires_grad and parameter.dtype != torch.float32:
             raise InputError(
                 f"`peft_config` trains {name} in the base model's {str(parameter.dtype).removeprefix('torch.')}, where "
                 "small steps are lost. Use `dtype: float32`."
+            )
+    kept = {value.data_ptr() for value in adapter_state_dict(model).values()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.data_ptr() not in kept:
+            raise InputError(
+                f"`peft_config` trains {name}, which PEFT neither saves nor exports, so that it would be lost. Use "
+                "another `peft_config`."
             )
     return model
 

@@ -8,6 +8,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import (
     BaseModelSource,
     adapter_state_dict,
+    adapters,
     attach_adapter,
     export_adapter,
     export_merged,
@@ -57,10 +58,21 @@ def test_attach_trains_the_adapter_alone_and_in_float32(name):
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert trainable
     assert {parameter.dtype for parameter in trainable} == {torch.float32}
+    assert not any("ranknum" in name for name, one in model.named_parameters() if one.requires_grad)
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     assert sum(parameter.dtype == torch.bfloat16 for parameter in frozen) == num_base
     assert str(model.active_peft_config.task_type) in ("CAUSAL_LM", "TaskType.CAUSAL_LM")
     assert adapter_state_dict(model)
+
+
+def test_what_no_checkpoint_would_hold_is_not_trained(monkeypatch):
+    def without_one(model):
+        state = adapter_state_dict(model)
+        return {name: value for name, value in state.items() if "1.self_attn.q_proj.lora_A" not in name}
+
+    monkeypatch.setattr(adapters, "adapter_state_dict", without_one)
+    with pytest.raises(InputError, match=r"trains .*1\.self_attn\.q_proj\.lora_A.*neither saves nor exports"):
+        attach_adapter(llama(), WEIGHT_ADAPTERS["lora"]())
 
 
 @pytest.mark.parametrize(
