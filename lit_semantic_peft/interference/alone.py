@@ -93,14 +93,15 @@ def _batched(
     learning_rates: Sequence[float],
     optimizer_of: OptimizerOf,
 ) -> Tensor:
+    kind = type(optimizer_of(list(parameters)))  # one that may refuse the copies, which have an axis more
+    if kind not in _ELEMENTWISE:
+        raise _NotBatched(f"{kind.__name__} may look at more than an entry at a time")
     copies = {
         id(parameter): nn.Parameter(value.to(parameter).expand(len(batch), *value.shape).clone())
         for parameter, value in zip(parameters, begin, strict=True)
     }
     stacked = list(copies.values())
     optimizer = optimizer_of(stacked)
-    if type(optimizer) not in _ELEMENTWISE:
-        raise _NotBatched(f"{type(optimizer).__name__} may look at more than an entry at a time")
     with _own_copies(model, copies, len(batch)):
         for step, rate in enumerate(learning_rates):
             total = fact_nll(model, batch).sum()

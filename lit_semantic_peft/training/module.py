@@ -727,7 +727,8 @@ class SemanticPeftModule(LightningModule):
 
     def _optimizer_settings(self) -> dict[str, object]:
         # Lightning puts the checkpoint's own settings back into the optimizer, so that other ones would do nothing.
-        optimizer = self.optimizer_of([torch.nn.Parameter(torch.zeros(1))])
+        # Of the trained parameters: an optimizer may refuse those of another shape, as Muon does all but matrices.
+        optimizer = self.optimizer_of(self._trained_parameters())
         settings = {f"optimizer.{name}": value for name, value in optimizer.defaults.items() if name not in _SPEED}
         return {"optimizer": type(optimizer).__name__, **settings}
 

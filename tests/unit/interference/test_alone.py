@@ -16,7 +16,7 @@ from tiny_models import (
     tiny_llama,
     with_adapter,
 )
-from torch.optim import LBFGS, SGD, Adafactor, AdamW
+from torch.optim import LBFGS, SGD, Adafactor, AdamW, Muon
 
 RATES = [1e-2, 2e-2, 1e-2, 5e-3]
 ADAMW = partial(AdamW, lr=7.0, weight_decay=0.1)  # the learning rate given here does not matter
@@ -64,8 +64,9 @@ def test_the_slow_path_equals_a_plain_loop():
         (LoraConfig(r=3, use_dora=True, target_modules=["q_proj"]), ADAMW),
         (IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]), ADAMW),
         (None, partial(Adafactor, lr=1.0)),
+        (None, partial(Muon, lr=1.0)),
     ],
-    ids=["dora", "ia3", "adafactor"],
+    ids=["dora", "ia3", "adafactor", "muon"],
 )
 def test_where_one_run_would_be_wrong_they_go_one_after_another(config, optimizer, caplog):
     model = with_adapter(tiny_llama(), config=config)

@@ -152,6 +152,14 @@ def test_how_a_step_is_computed_may_change(tiny_model, facts_file, tmp_path):
     assert resumed.global_step == 6
 
 
+def test_an_optimizer_of_matrices_alone_goes_on(tiny_model, facts_file, tmp_path):
+    muon = partial(torch.optim.Muon, lr=1e-2)
+    module, _ = fit(tiny_model, facts_file, trainer={"max_epochs": 1}, optimizer=muon)
+    module.trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _ = fit(tiny_model, facts_file, optimizer=muon, ckpt_path=str(tmp_path / "half.ckpt"))
+    assert resumed.global_step == 6
+
+
 def test_an_exported_adapter_is_not_trained_on(tiny_model, facts_file):
     with pytest.raises(InputError, match=r"`model\.adapter` 'runs/one/adapter' is for `test` and `predict`"):
         fit(tiny_model, facts_file, model={"adapter": "runs/one/adapter"})
