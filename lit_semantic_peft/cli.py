@@ -58,8 +58,8 @@ def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None)
         descriptions: What each command does, by its name, for `--help`; Lightning's words where None.
 
     Raises:
-        InputError: If the input cannot be used. A run folder that this call made, and in which nothing can be resumed
-            yet, is gone then.
+        InputError: If the input cannot be used. A run folder that this call made is gone then, unless an optimizer step
+            was made: what was logged says how a training went wrong.
         KeyboardInterrupt: After Ctrl+C, once it is said how to go on.
         SystemExit: After `--help`, and with status 2 where an option or YAML key cannot be parsed.
     """
@@ -241,7 +241,8 @@ class SemanticPeftCLI(LightningCLI):
             with _ended_wandb_runs(self.trainer):  # an open one would make its folder again
                 super()._run_subcommand(subcommand)
         except InputError:
-            self._remove_useless_run_folder()
+            if not self._has_results():
+                self._remove_own_run_folder()
             raise
         except SystemExit:  # how Lightning ends on Ctrl+C
             if not self.trainer.interrupted:
@@ -249,8 +250,8 @@ class SemanticPeftCLI(LightningCLI):
             if subcommand == "fit":
                 logger.info("Interrupted. Go on with `--ckpt_path last`.")
             raise KeyboardInterrupt from None
-        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._remove_useless_run_folder(is_trial=True)
+        if self.trainer.fast_dev_run and self._remove_own_run_folder():  # type: ignore[attr-defined]
+            logger.info("The trial run by `fast_dev_run` went through; its folder is removed")
 
     def before_fit(self) -> None:
         """Makes the run folder, by which a run that is killed before its first checkpoint is known.
@@ -267,13 +268,19 @@ class SemanticPeftCLI(LightningCLI):
         """Asks the trained model every fact and its probes; the report callback writes the answers down."""
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
 
-    def _remove_useless_run_folder(self, is_trial: bool = False) -> None:
+    def _has_results(self) -> bool:
+        """Whether the run folder says more than that the command was called: what was logged, or a checkpoint."""
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return False
+        return self.trainer.global_step > 0 or self.run_folder.has_checkpoint()
+
+    def _remove_own_run_folder(self) -> bool:
+        """Removes the run folder if this call made it, and says whether it did."""
         # Whatever the command: the logger of a `predict` that failed must not stand in the way of a later `fit`.
-        if self._run_folder_existed or not _is_first_process() or (self.run_folder.has_checkpoint() and not is_trial):
-            return
+        if self._run_folder_existed or not _is_first_process():
+            return False
         shutil.rmtree(self.run_folder.path, ignore_errors=True)
-        if is_trial:
-            logger.info("The trial run by `fast_dev_run` went through; its folder is removed")
+        return True
 
 
 class RunConfig(SaveConfigCallback):

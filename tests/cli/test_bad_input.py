@@ -33,16 +33,16 @@ def _own_arguments(monkeypatch):
 
 @pytest.fixture
 def refused(tiny_model, facts_file, capsys):
-    """Runs `fit` and returns what it said; checks status, traceback and that nothing was left behind."""
+    """Runs `fit` and returns what it said; checks status, traceback and that nothing untrained was left behind."""
 
-    def run(*arguments: str, facts: str | None = None, command: str = "fit") -> str:
+    def run(*arguments: str, facts: str | None = None, command: str = "fit", has_trained: bool = False) -> str:
         status = main(
             [command, f"--model.base_model={tiny_model}", f"--data.facts={facts or facts_file}", *SMALL, *arguments]
         )
         output = capsys.readouterr()
         assert status == 2
         assert "Traceback" not in output.err
-        assert not Path("runs/bad").exists()
+        assert Path("runs/bad").exists() == has_trained
         return output.err
 
     return run
@@ -132,7 +132,8 @@ def test_a_filter_that_leaves_nothing(refused):
 
 
 def test_a_checkpoint_monitor_that_nobody_logs(refused):
-    message = refused("--checkpoint.monitor=val/nothing", "--data.micro_batch_size=4", "--interference.num_facts=0")
+    arguments = ["--checkpoint.monitor=val/nothing", "--data.micro_batch_size=4", "--interference.num_facts=0"]
+    message = refused(*arguments, has_trained=True)
     assert "`monitor` 'val/nothing' was not logged; there are:" in message
     assert "val/nll" in message
 
@@ -244,10 +245,12 @@ def test_target_modules_that_match_nothing_say_what_would(refused):
 
 
 def test_nan_loss(refused):
+    """Before its first checkpoint: what was logged says how the training went wrong."""
     optimizer = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=1e30"]
-    message = refused(*optimizer, "--trainer.max_epochs=6", "--checkpoint.every_n_epochs=100")
+    message = refused(*optimizer, "--trainer.max_epochs=6", "--checkpoint.every_n_epochs=100", has_trained=True)
     assert "`train/loss` is" in message
     assert "learning rate" in message
+    assert "train/loss" in Path("runs/bad/logs/metrics.csv").read_text(encoding="utf-8")
 
 
 def test_a_run_folder_that_exists(tiny_model, facts_file, capsys):
