@@ -703,11 +703,17 @@ class SemanticPeftModule(LightningModule):
         if self.trainer.state.fn != "fit":
             refuse_another_adapter(about, self.model.active_peft_config)
             return
+        name = type(self.data).__qualname__  # under which Lightning keeps and looks for its state
+        if name not in checkpoint:
+            raise InputError(
+                f"The checkpoint does not say where a data module of class {name} went on. Resume with the class that "
+                "it was trained with."
+            )
         refuse_another_training(
             about,
             self._identity(),
             [fact.id for fact in self.data.prepared.facts],
-            is_within_epoch=checkpoint["KnowledgeDataModule"]["num_done"] > 0,
+            is_within_epoch=checkpoint[name]["num_done"] > 0,
         )
         self.dynamics.load_state_dict(about["dynamics"])
         self.epoch_loss.load_state_dict(about["epoch_loss"])

@@ -17,6 +17,7 @@ from lit_semantic_peft.training import (
 )
 from peft import AdaLoraConfig
 
+from fixtures import training
 from fixtures.training import ADAMW, WEIGHTED, fit, is_same_adapter, with_retained
 
 
@@ -152,12 +153,20 @@ def test_how_a_step_is_computed_may_change(tiny_model, facts_file, tmp_path):
     assert resumed.global_step == 6
 
 
-def test_an_optimizer_of_matrices_alone_goes_on(tiny_model, facts_file, tmp_path):
+class OwnFacts(KnowledgeDataModule):
+    """As a user derives one."""
+
+
+def test_own_data_module_and_an_optimizer_of_matrices_alone_go_on(tiny_model, facts_file, tmp_path, monkeypatch):
     muon = partial(torch.optim.Muon, lr=1e-2)
-    module, _ = fit(tiny_model, facts_file, trainer={"max_epochs": 1}, optimizer=muon)
-    module.trainer.save_checkpoint(tmp_path / "half.ckpt")
-    resumed, _ = fit(tiny_model, facts_file, optimizer=muon, ckpt_path=str(tmp_path / "half.ckpt"))
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "KnowledgeDataModule", OwnFacts)
+        module, _ = fit(tiny_model, facts_file, trainer={"max_epochs": 1}, optimizer=muon)
+        module.trainer.save_checkpoint(tmp_path / "half.ckpt")
+        resumed, _ = fit(tiny_model, facts_file, optimizer=muon, ckpt_path=str(tmp_path / "half.ckpt"))
     assert resumed.global_step == 6
+    with pytest.raises(InputError, match="where a data module of class KnowledgeDataModule went on"):
+        fit(tiny_model, facts_file, optimizer=muon, ckpt_path=str(tmp_path / "half.ckpt"))
 
 
 def test_an_exported_adapter_is_not_trained_on(tiny_model, facts_file):
