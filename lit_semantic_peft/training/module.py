@@ -93,8 +93,10 @@ class SemanticPeftModule(LightningModule):
         peft_config: Any configuration of `peft`; LoRA of rank 8 on all linear layers where None.
         adapter: Folder of an exported adapter to load instead of a new one, for test and predict.
         optimizer: Builds the optimizer from the adapter's parameters.
-        schedule: Learning rate after warm-up: `constant`, `linear` or `cosine` down to 0 at the last step.
-        warmup_ratio: Share of all optimizer steps over which the learning rate rises from 0, in [0, 1).
+        schedule: Learning rate after warm-up: `constant`, or down by `linear` or `cosine` so that the step behind the
+            last one would have 0.
+        warmup_ratio: Share of all optimizer steps over which the learning rate rises linearly, in [0, 1): from 0 in the
+            first step, which changes nothing then, to the whole in the first one after warm-up.
         normalization: S of the objective.
         retain_weight: λ ≥ 0; adds λ times the mean KL divergence from the base model at the target positions of
             facts of the split `retain` to the loss, see `RetainPenalty`. 0 costs nothing.
