@@ -297,8 +297,9 @@ def export_merged(model: PeftModel, tokenizer: Any, folder: str | Path) -> None:
         folder: Where to; must not exist.
 
     Raises:
-        InputError: If this kind of adapter cannot be merged (prompt and prefix tuning), or adapts one end of a model
-            whose embedding and output projection are one matrix.
+        InputError: If this kind of adapter cannot be merged (prompt and prefix tuning, `lora_bias` where the base has
+            no bias), or adapts one end of a model whose embedding and output projection are one matrix, or if the base
+            is kept in a form that cannot be written once it is changed (4 bits).
     """
     if not hasattr(model.base_model, "merge_and_unload"):
         kind = model.peft_config[model.active_adapter].peft_type.value
@@ -310,10 +311,17 @@ def export_merged(model: PeftModel, tokenizer: Any, folder: str | Path) -> None:
             "The adapter cannot be merged: it changes the embedding or the output projection, which are one matrix in "
             "this model, so that the other would change with it. Export it without --merge."
         )
-    merged = model.merge_and_unload(safe_merge=True)
-    with atomic_folder(folder) as temporary:
-        merged.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+    try:
+        merged = model.merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError) as error:  # each kind of adapter has its own for what it cannot do
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(". ")
+        raise _cannot_be_merged(reason) from error
+    try:
+        with atomic_folder(folder) as temporary:
+            merged.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+    except NotImplementedError as error:
+        raise _cannot_be_merged("transformers cannot write the quantised base once it is changed") from error
 
 
 def orthogonality_penalty(model: PeftModel) -> Tensor | None:
@@ -380,6 +388,10 @@ def _unmatched_names(base: PreTrainedModel, peft_config: PeftConfig) -> list[str
         return []
     modules = [f".{name}" for name, _ in base.named_modules()]
     return sorted(name for name in targets if not any(module.endswith(f".{name}") for module in modules))
+
+
+def _cannot_be_merged(reason: str) -> InputError:
+    return InputError(f"The adapter cannot be merged into the base weights: {reason}. Export it without --merge.")
 
 
 def _matches_nothing(base: PreTrainedModel, target_modules: object) -> InputError:

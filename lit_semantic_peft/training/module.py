@@ -60,6 +60,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 _CHECKPOINT_KEY = "lit_semantic_peft"
 _THROUGH_THE_CACHE = (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE)
+_PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 # Settings of an optimizer that decide how a step is computed, not what it is.
 _SPEED = {"foreach", "fused", "capturable", "differentiable"}
 
@@ -258,6 +259,7 @@ class SemanticPeftModule(LightningModule):
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
         """
+        self._check_precision()
         if stage == "predict":
             return
         if stage == "fit":
@@ -282,12 +284,6 @@ class SemanticPeftModule(LightningModule):
             raise InputError(
                 "`strategy: deepspeed` accumulates gradients by itself, which breaks the exact normalisation over an "
                 "optimizer step. Use `ddp`."
-            )
-        if self.trainer.precision in ("bf16-true", "16-true"):
-            raise InputError(
-                f"`trainer.precision: {self.trainer.precision}` would train the adapter itself in half precision, "
-                "where small steps are lost. Use `32-true` with `dtype: bfloat16` for a bfloat16 base under a float32 "
-                "adapter, and `bf16-mixed` for products in bfloat16."
             )
         if self._is_sharded and not hasattr(self.trainer.strategy, "average_gradients"):
             raise InputError(
@@ -321,6 +317,17 @@ class SemanticPeftModule(LightningModule):
             self.epoch_loss = MeanMetric()
             self.epoch_loss.persistent(True)
             self._step_totals = None  # of an earlier training that was interrupted within a step
+
+    def _check_precision(self) -> None:
+        precision = self.trainer.precision
+        if precision in ("bf16-true", "16-true"):
+            raise InputError(
+                f"`trainer.precision: {precision}` would train the adapter itself in half precision, where small steps "
+                "are lost. Use `32-true` with `dtype: bfloat16` for a bfloat16 base under a float32 adapter, and "
+                "`bf16-mixed` for products in bfloat16."
+            )
+        if precision not in _PRECISIONS:
+            raise InputError(f"`trainer.precision` must be one of {', '.join(_PRECISIONS)}, got {precision}")
 
     # --------------------------------------------------------------- training
 

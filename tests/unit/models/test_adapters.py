@@ -20,7 +20,7 @@ from lit_semantic_peft.models import (
 from lit_semantic_peft.models.adapters import BASE_FILE, linear_module_names, orthogonality_penalty
 from lit_semantic_peft.training.export import export_run
 from peft import AdaLoraConfig, IA3Config, KasaConfig, LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fixtures.tiny import save_tiny_model
 
@@ -206,6 +206,25 @@ def test_an_export_from_training_is_no_random_sample(source, tmp_path):
     export_adapter(model, tmp_path / "adapter", source)
     assert model.training
     torch.testing.assert_close(logits(PeftModel.from_pretrained(llama(), tmp_path / "adapter")), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lora_bias": True}, "because the base layer has no bias"),
+        ({"alora_invocation_tokens": [5, 6]}, "aLoRA does not support safe merging"),
+        ({}, "transformers cannot write the quantised base once it is changed"),
+    ],
+)
+def test_what_cannot_be_merged_says_why(settings, said, tmp_path, monkeypatch):
+    def of_4_bits(*_, **__):  # as transformers does where the weights were quantised
+        raise NotImplementedError
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", of_4_bits)
+    model = attach_adapter(llama(), LoraConfig(target_modules=["q_proj"], **settings))
+    with pytest.raises(InputError, match=rf"cannot be merged into the base weights: .*{said}\. Export it without"):
+        export_merged(model, None, tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])

@@ -26,9 +26,16 @@ def test_training_in_bfloat16_keeps_a_float32_adapter(tiny_model, facts_file, dt
     assert steps.of("train/loss") != exact.of("train/loss")
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
-def test_an_adapter_in_half_precision_is_refused(tiny_model, facts_file, precision):
-    with pytest.raises(InputError, match="`32-true` with `dtype: bfloat16`"):
+@pytest.mark.parametrize(
+    ("precision", "said"),
+    [
+        ("bf16-true", "`32-true` with `dtype: bfloat16`"),
+        ("16-true", "`32-true` with `dtype: bfloat16`"),
+        ("64-true", "`trainer.precision` must be one of 32-true, 16-mixed, bf16-mixed, got 64-true"),
+    ],
+)
+def test_an_adapter_in_another_precision_is_refused(tiny_model, facts_file, precision, said):
+    with pytest.raises(InputError, match=said):
         fit(tiny_model, facts_file, trainer={"precision": precision})
 
 
