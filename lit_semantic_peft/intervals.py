@@ -10,6 +10,7 @@ from scipy.stats import bootstrap
 
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
+_FEW = 1000  # values that are resampled one by one in no time
 _NUMBERS_AT_ONCE = 2_000_000  # 16 MB of resampled values
 
 
@@ -56,6 +57,11 @@ def bootstrap_interval(values: Sequence[float] | NDArray[np.float64], seed: int 
     mean = float(numbers.mean())
     if np.ptp(numbers) == 0:
         return Interval(mean, mean, mean, len(numbers))
+    if len(numbers) > _FEW and np.isin(numbers, (0, 1)).all():
+        # How many ones a resample holds is binomial: drawn at once, where fact by fact takes 40 s for a million.
+        shares = np.random.default_rng(seed).binomial(len(numbers), mean, _RESAMPLES) / len(numbers)
+        low, high = np.quantile(shares, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+        return Interval(mean, float(low), float(high), len(numbers))
     return Interval(mean, *percentile_interval((numbers,), np.mean, seed), len(numbers))
 
 

@@ -58,15 +58,15 @@ class Scores:
         logged: dict[str, float] = {}
         for score in SCORES:
             values = self.per_fact[score.after]
-            for suffix, rows in (("", is_kept), ("_dropped", ~is_kept)):
-                interval = bootstrap_interval(values[rows & ~values.isnan()].numpy())
-                if interval is None:
-                    continue
-                if score.name in _RECALLS:
-                    logged[_RECALLS[score.name] + suffix] = interval.mean
-                if not suffix:
-                    logged[score.name] = interval.mean
-                    logged[f"{score.name}_low"], logged[f"{score.name}_high"] = interval.low, interval.high
+            kept, dropped = (values[rows & ~values.isnan()].numpy() for rows in (is_kept, ~is_kept))
+            recall = _RECALLS.get(score.name)
+            if (interval := bootstrap_interval(kept)) is not None:
+                if recall:
+                    logged[recall] = interval.mean
+                logged[score.name] = interval.mean
+                logged[f"{score.name}_low"], logged[f"{score.name}_high"] = interval.low, interval.high
+            if recall and len(dropped):
+                logged[f"{recall}_dropped"] = float(dropped.mean())
         return logged | {f"retention_{name}": value for name, value in self.retention.items() if value == value}
 
 

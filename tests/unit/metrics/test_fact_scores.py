@@ -1,10 +1,11 @@
 import math
+import time
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lit_semantic_peft.intervals import bootstrap_interval
+from lit_semantic_peft.intervals import bootstrap_interval, percentile_interval
 from lit_semantic_peft.metrics import (
     Efficacy,
     Generalization,
@@ -125,6 +126,19 @@ def test_intervals_narrow_with_facts_and_cover_the_mean():
     assert (few.high - few.low) > 5 * (many.high - many.low)
     assert bootstrap_interval([]) is None
     assert bootstrap_interval([0.25]) == bootstrap_interval([0.25], seed=9)
+
+
+def test_the_interval_of_a_share_is_that_of_any_other_mean():
+    """Drawn at once as a binomial number, against resampling fact by fact."""
+    flags = np.array([1.0] * 140 + [0.0] * 3860)
+    share = bootstrap_interval(flags)
+    low, high = percentile_interval((flags,), np.mean)
+    assert (share.mean, share.num_facts) == (flags.mean(), 4000)
+    assert share.low == pytest.approx(low, rel=0.02)
+    assert share.high == pytest.approx(high, rel=0.02)
+    started = time.perf_counter()
+    bootstrap_interval(np.arange(1_000_000) % 2)
+    assert time.perf_counter() - started < 1.0, "40 s fact by fact"
 
 
 def test_a_95_percent_interval_covers_the_truth_about_as_often():
