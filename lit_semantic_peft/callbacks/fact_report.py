@@ -320,6 +320,11 @@ def _fact_columns(
         columns |= monitor.latest.columns(columns["fact_id"])
     if module.comparisons:
         columns |= _answer_columns(module, len(prepared.facts))
+        if module.trainer.precision != "32-true":  # both sides rounded alike; the filters saw distances in float32
+            name = module.data.distances[0].name
+            for row in module.comparisons:
+                if row.question.kind == "fact":
+                    columns["distance"][row.question.fact_index] = row.before.distances[name]
     return columns
 
 

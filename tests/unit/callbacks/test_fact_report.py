@@ -14,7 +14,7 @@ from lit_semantic_peft.training import SemanticPeftModule
 from fixtures.training import fit
 
 
-def run(tiny_model, facts_file, folder, *stages: str) -> float:
+def run(tiny_model, facts_file, folder, *stages: str, **settings: str) -> float:
     """Fits or tests in a run folder, and says how long the user waited."""
     data = KnowledgeDataModule(
         facts=str(facts_file),
@@ -32,6 +32,7 @@ def run(tiny_model, facts_file, folder, *stages: str) -> float:
         enable_model_summary=False,
         callbacks=[FactReport(show_summary=False)],
         default_root_dir=folder / "run",
+        **settings,
     )
     begun = time.monotonic()
     for stage in stages:
@@ -79,3 +80,10 @@ def test_an_epoch_without_validation_has_no_numbers_of_one(tiny_model, facts_fil
     assert [epoch.recall is not None for epoch in epochs] == [False, True, False, True, False]
     assert all(epoch.loss is not None for epoch in epochs)
     build_report(folder)
+
+
+def test_distances_before_and_after_are_of_one_precision(tiny_model, facts_file, tmp_path):
+    run(tiny_model, facts_file, tmp_path, "test", precision="bf16-mixed")
+    facts = RunFolder(tmp_path / "run").read_facts()
+    assert facts["distance"].to_pylist() == facts["distance_after"].to_pylist(), "the adapter is untrained"
+    assert None not in facts["distance"].to_pylist()
