@@ -1,7 +1,6 @@
 """Lightning's Trainer with one more verb: `score` looks at facts without training on them."""
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -107,7 +106,7 @@ class KnowledgeTrainer(Trainer):
         comparison = compare_distances(scored.distances, scored.fact_id, learned)
         conflicts = None
         if warmup_steps:
-            conflicts = _conflicts(model, datamodule, warmup_steps, warmup_learning_rate, num_conflict_facts)
+            conflicts = _conflicts(model, datamodule, folder, warmup_steps, warmup_learning_rate, num_conflict_facts)
         _write(folder, datamodule, conflicts)
         write_json(folder.distances, comparison.to_json())
         write_distance_plot(folder, comparison)
@@ -143,7 +142,12 @@ def _learned(run: RunFolder, data: KnowledgeDataModule) -> dict[str, dict[str, b
 
 
 def _conflicts(
-    module: SemanticPeftModule, data: KnowledgeDataModule, steps: int, learning_rate: float, num_facts: int
+    module: SemanticPeftModule,
+    data: KnowledgeDataModule,
+    folder: RunFolder,
+    steps: int,
+    learning_rate: float,
+    num_facts: int,
 ) -> Conflicts:
     module.configure_model()
     device = data.device
@@ -157,9 +161,8 @@ def _conflicts(
         warm_up(model, batches, steps, learning_rate, on_step=lambda step, loss: bar.update())
     sample = sorted(order[:num_facts])
     metric = GradientInterference(sample, prepared.loss_weight[sample].tolist(), num_trained_facts=len(kept))
-    with tempfile.TemporaryDirectory() as folder:
-        features = folder_if_large(model, len(sample), folder)
-        metric.update(gradient_matrix(model, data.training_batches(sample, data.micro_batch_size), features))
+    features = folder_if_large(model, len(sample), folder.path)
+    metric.update(gradient_matrix(model, data.training_batches(sample, data.micro_batch_size), features))
     cosine = metric.compute()["gradient_cosine"].numpy()
     rows, columns = np.triu_indices(len(sample), k=1)
     worst = np.argsort(cosine[rows, columns], kind="stable")[:_SHOWN]

@@ -1,5 +1,6 @@
 """What every test may use, and what none may leave behind."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def facts_file(tmp_path: Path) -> Path:
     """The facts of `write_facts` in a file of this test."""
     return write_facts(tmp_path / "facts.jsonl")
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file can have blocks reserved."""
+
+    def refuse(handle: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
 
 
 @pytest.fixture(autouse=True)

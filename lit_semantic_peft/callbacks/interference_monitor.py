@@ -24,6 +24,7 @@ from lit_semantic_peft.interference import (
     train_alone,
 )
 from lit_semantic_peft.metrics import AloneVersusTogether, GradientInterference, distance_decile
+from lit_semantic_peft.models.disk_space import DiskSpaceError
 from lit_semantic_peft.reports import InterferenceRecord, RunFolder, write_interference
 from lit_semantic_peft.training import SemanticPeftModule, whole_base
 
@@ -40,6 +41,8 @@ class InterferenceMonitor(Callback):
     numbers from, counts as evaluation. Training is not touched: modes, gradients and random generators are as they
     were, and a run with and without the monitor is the same run. Several processes share the rows of a matrix. Facts
     count by the data module's loss weights at that step; factors of `InterferenceWeighting` and `Online` are left out.
+    Gradients of more than 1 GB wait in a temporary file in the run folder, 4 bytes for each fact and parameter; where
+    the disk has no room for them the measurement is left out, with a warning.
 
     The sample is sized once, before training, so that its measurements take a share of the training time: process 0
     times a few facts in training and in a measurement, and all processes take its number, also after a resume. A
@@ -114,6 +117,7 @@ class InterferenceMonitor(Callback):
         self._start: list[Tensor] | None = None  # the adapter before training
         self._rates: list[tuple[float, int]] = []  # sum and number of the learning rates of each epoch's steps
         self._measured_step = -1
+        self._has_ended = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sizes the sample and measures it before the first step of a new run.
@@ -176,6 +180,7 @@ class InterferenceMonitor(Callback):
             trainer: The trainer.
             pl_module: The `SemanticPeftModule`.
         """
+        self._has_ended = True
         if self.num_facts == 0:
             return
         assert isinstance(pl_module, SemanticPeftModule)
@@ -183,19 +188,8 @@ class InterferenceMonitor(Callback):
         done = trainer.current_epoch
         with whole_base(trainer):
             self._measure(trainer, pl_module, self.final_facts, epoch=done, last_trained=max(done - 1, 0))
-        assert self.latest is not None
-        result = self.latest.compute()  # a collective, as `by_group` is: every process takes part
-        by_group = {name: self.latest.by_group(group) for name, group in _groups(pl_module).items()}
-        if trainer.is_global_zero:
-            folder = RunFolder(trainer.default_root_dir)
-            write_interference(
-                folder.interference,
-                result["gradient_dot"].cpu().numpy(),
-                result["fact_index"].cpu().numpy(),
-                epoch=self.records[-1].epoch,
-                global_step=self.records[-1].global_step,
-            )
-            write_json(folder.path / "interference_by_group.json", _without_nan(by_group))
+        if self.latest is not None:
+            self._write(trainer, pl_module, self.latest)
         if self.alone_facts and self._start is None:
             logger.warning("`alone_facts`: the run was begun without it, so where it started is not known; left out.")
         elif self.alone_facts:
@@ -209,7 +203,7 @@ class InterferenceMonitor(Callback):
             trainer: The trainer.
             pl_module: The `SemanticPeftModule`.
         """
-        if self.latest is None:
+        if not self._has_ended:
             pl_module.to(trainer.strategy.root_device)  # the strategy has just moved it to the CPU
             self.on_train_end(trainer, pl_module)
             pl_module.cpu()
@@ -233,6 +227,20 @@ class InterferenceMonitor(Callback):
         self._sample_size = state_dict["sample_size"]
         self._start, self._rates = state_dict["start"], [tuple(pair) for pair in state_dict["rates"]]
         self._measured_step = self.records[-1].global_step or 0 if self.records else -1
+
+    def _write(self, trainer: Trainer, module: SemanticPeftModule, metric: GradientInterference) -> None:
+        result = metric.compute()  # a collective, as `by_group` is: every process takes part
+        by_group = {name: metric.by_group(group) for name, group in _groups(module).items()}
+        if trainer.is_global_zero:
+            folder = RunFolder(trainer.default_root_dir)
+            write_interference(
+                folder.interference,
+                result["gradient_dot"].cpu().numpy(),
+                result["fact_index"].cpu().numpy(),
+                epoch=self.records[-1].epoch,
+                global_step=self.records[-1].global_step,
+            )
+            write_json(folder.path / "interference_by_group.json", _without_nan(by_group))
 
     def _timed(self, work: Callable[..., Any], trainer: Trainer, *arguments: Any) -> Any:
         begin = time.perf_counter()
@@ -295,7 +303,10 @@ class InterferenceMonitor(Callback):
         self._timed(self._measure, trainer, pl_module, self._sample_size, epoch, trainer.current_epoch)
 
     def _measure(self, trainer: Trainer, module: SemanticPeftModule, size: int, epoch: int, last_trained: int) -> None:
-        """A record for `epoch`, over the facts and with the weights of the epoch that runs or was the last to run."""
+        """A record for `epoch`, over the facts and with the weights of the epoch that runs or was the last to run.
+
+        Without room for the gradients there is none, and no `latest`: what this training gives must not be lost by it.
+        """
         prepared = module.data.prepared
         trained = prepared.trained_index(last_trained)
         sample = self._chosen(trained, size)
@@ -306,18 +317,24 @@ class InterferenceMonitor(Callback):
         ).to(module.device)
         share = -(-len(sample) // trainer.world_size)
         folder = folder_if_large(module.model, share, trainer.default_root_dir)
-        if trainer.world_size > 1:
-            # Row by row to the ranks; the matrix comes in the order of ranks and goes back to that of the sample.
-            order = [row for rank in range(trainer.world_size) for row in range(rank, len(sample), trainer.world_size)]
-            mine = self._batches(module, sample[trainer.global_rank :: trainer.world_size])
-            block, first = gradient_matrix_rows(module.model, mine, folder)
-            rows = torch.empty_like(block)
-            rows[:, order] = block
-            metric.update(rows, rows=torch.tensor(order[first : first + len(block)], dtype=torch.long))
-        else:
-            metric.update(gradient_matrix(module.model, self._batches(module, sample), folder))
+        self.latest, self._measured_step = None, trainer.global_step
+        try:
+            if trainer.world_size > 1:
+                # Row by row to the ranks; the matrix comes in the order of ranks and goes back to that of the sample.
+                order = [
+                    row for rank in range(trainer.world_size) for row in range(rank, len(sample), trainer.world_size)
+                ]
+                mine = self._batches(module, sample[trainer.global_rank :: trainer.world_size])
+                block, first = gradient_matrix_rows(module.model, mine, folder)
+                rows = torch.empty_like(block)
+                rows[:, order] = block
+                metric.update(rows, rows=torch.tensor(order[first : first + len(block)], dtype=torch.long))
+            else:
+                metric.update(gradient_matrix(module.model, self._batches(module, sample), folder))
+        except DiskSpaceError as error:
+            logger.warning("Interference after optimizer step %d is not measured: %s", trainer.global_step, error)
+            return
         self.latest = metric
-        self._measured_step = trainer.global_step
         self._keep(trainer, metric.summary(), epoch)
 
     def _keep(self, trainer: Trainer, scalars: dict[str, float], epoch: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_semantic_peft.interference.layer_rules import at_least_float32
+from lit_semantic_peft.models.disk_space import reserve
 
 # Each parameter's features begin at a multiple of so many numbers: products round alike wherever they lie.
 _ALIGNED = 64
@@ -96,6 +97,9 @@ class OnDisk:
         parameters: The trainable parameters.
         num_facts: k. The file takes 4·k·P bytes.
         folder: Where the file is written, on a disk rather than a file system in memory; made if need be.
+
+    Raises:
+        DiskSpaceError: If the file does not fit there, before anything is computed; from `clear` as well.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], num_facts: int, folder: str | Path) -> None:
@@ -104,7 +108,11 @@ class OnDisk:
         self._starts = np.concatenate([[0], np.cumsum(self._widths)]) * num_facts * 4
         Path(folder).mkdir(parents=True, exist_ok=True)
         self._file = tempfile.NamedTemporaryFile(dir=folder, prefix=".features-")  # noqa: SIM115 (closed in __exit__)
-        self.clear()
+        try:
+            self.clear()
+        except BaseException:
+            self._file.close()
+            raise
 
     def __enter__(self) -> "OnDisk":
         return self
@@ -115,9 +123,15 @@ class OnDisk:
         self._file.close()
 
     def clear(self) -> None:
-        """Sets all gradients back to zero, by a file that is all hole."""
+        """Sets all gradients back to zero, by a new file."""
         self._file.truncate(0)
-        self._file.truncate(int(self._starts[-1]))
+        reserve(
+            self._file,
+            int(self._starts[-1]),
+            f"The gradients of {self._num_facts} facts wait there. Make room, measure fewer facts, or train a smaller "
+            "adapter. The number of facts is `num_facts`, and `final_facts` after training, of the callback that "
+            "measures (`--interference.final_facts`), `num_conflict_facts` of `score`, `max_exact` of WarmGradients.",
+        )
 
     def add(self, number: int, rows: slice, gradients: Tensor) -> None:
         """Adds to some facts' gradients of one parameter.

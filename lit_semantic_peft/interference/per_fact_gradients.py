@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lit_semantic_peft.interference.feature_store import FeatureStore, InMemory, OnDisk
 from lit_semantic_peft.interference.layer_rules import LayerRule, at_least_float32, layer_rules
 from lit_semantic_peft.interference.undisturbed import undisturbed
+from lit_semantic_peft.models.disk_space import DiskSpaceError
 from lit_semantic_peft.models.objective import fact_nll
 from lit_semantic_peft.tokens import Batch
 
@@ -61,6 +62,7 @@ def gradient_matrix(model: nn.Module, batches: Sequence[Batch], features_folder:
         is not finite are NaN.
 
     Raises:
+        DiskSpaceError: If the gradients do not fit into `features_folder`.
         ValueError: If no parameter requires a gradient.
     """
     with _features(model, batches, features_folder) as (features, num_facts):
@@ -90,15 +92,24 @@ def gradient_matrix_rows(
         float32 `(m, k)` on the CPU, m facts of this process by k facts of all, and the number of its first row.
 
     Raises:
+        DiskSpaceError: On all ranks, if the gradients of any do not fit into its `features_folder`.
         RuntimeError: If torch.distributed is not initialised.
         ValueError: If no parameter requires a gradient.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError("`gradient_matrix_rows` needs an initialised process group; in one process: gradient_matrix")
     device = next(model.parameters()).device  # the one that the process group works on
-    with _features(model, batches, features_folder) as (features, num_facts):
-        counts: list[int] = [0] * dist.get_world_size()
-        dist.all_gather_object(counts, num_facts)
+    with ExitStack() as stack:
+        outcomes: list[int | str] = [0] * dist.get_world_size()
+        try:
+            features, num_facts = stack.enter_context(_features(model, batches, features_folder))
+        except DiskSpaceError as error:
+            dist.all_gather_object(outcomes, str(error))
+            raise
+        dist.all_gather_object(outcomes, num_facts)
+        counts = [outcome for outcome in outcomes if isinstance(outcome, int)]
+        if len(counts) < len(outcomes):
+            raise DiskSpaceError(next(outcome for outcome in outcomes if isinstance(outcome, str)))
         total = torch.zeros(num_facts, sum(counts), dtype=torch.float64)
         for feature in features:
             total += (feature @ _of_all_ranks(feature.to(device), counts).T.to(feature.device)).cpu()

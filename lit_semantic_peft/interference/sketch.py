@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_semantic_peft.interference.per_fact_gradients import per_fact_gradients, trainable_parameters
 from lit_semantic_peft.interference.undisturbed import undisturbed
+from lit_semantic_peft.models.disk_space import reserve
 from lit_semantic_peft.tokens import Batch
 
 DEFAULT_DIMENSION = 4096
@@ -70,6 +71,7 @@ def gradient_sketch(
         The sketch, facts in the order of the batches' rows.
 
     Raises:
+        DiskSpaceError: If the file does not fit where it is to be written.
         ValueError: If no parameter requires a gradient, there is no fact, or `dimension` is below 1.
     """
     num_facts = sum(len(batch) for batch in batches)
@@ -178,8 +180,16 @@ class _Projecting:
         self.clear()
 
     def clear(self) -> None:
-        """Sets all features back to zero, by a file that is all hole."""
+        """Sets all features back to zero, by a new file."""
         np.lib.format.open_memmap(self._path, mode="w+", dtype=np.float32, shape=self._shape)
+        num_facts, dimension = self._shape
+        with open(self._path, "r+b") as file:
+            reserve(
+                file,
+                self._path.stat().st_size,
+                f"The projected gradients of {num_facts} facts are kept there, {dimension} numbers each. Make room, or "
+                "take fewer numbers (`sketch_size` of WarmGradients).",
+            )
         self._rows, self._block = slice(0, 0), torch.zeros(0, self._dimension)
 
     def add(self, number: int, rows: slice, gradients: Tensor) -> None:

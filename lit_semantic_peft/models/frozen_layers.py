@@ -11,6 +11,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models.base import cache_folder
+from lit_semantic_peft.models.disk_space import reserve
 from lit_semantic_peft.tokens import Batch
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
@@ -56,7 +58,8 @@ class FrozenLayers:
             `layers_to_transform`.
         num_tokens: Tokens of all facts that will be seen, each fact counted once.
         memory_mb: Largest size in memory, in MB (10⁶ bytes); beyond it the values are on disk.
-        folder: Where the temporary file is made; the system's temporary folder where None.
+        folder: Where the temporary file is made; the package's cache where None, as the system's temporary folder is
+            often in memory.
 
     Raises:
         InputError: If the model does not allow it (`frozen_layers_obstacle`).
@@ -74,7 +77,7 @@ class FrozenLayers:
         self._upper = nn.ModuleList(layers[self.num_layers :])
         self._num_tokens = num_tokens
         self._memory_bytes = memory_mb * 10**6
-        self._folder = folder
+        self._folder = folder or cache_folder()
         self._store: Tensor | None = None
         self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
         self._span: dict[int, tuple[int, int]] = {}
@@ -101,6 +104,7 @@ class FrozenLayers:
             `(B, T, H)` in the type that the layers below give, 0 on padding.
 
         Raises:
+            DiskSpaceError: If the values do not fit on disk, where they are to be there.
             ValueError: If a fact comes with another number of tokens than before, or with more than were announced.
         """
         facts = batch.fact_index.tolist()
@@ -149,10 +153,14 @@ class FrozenLayers:
         shape = (self._num_tokens, like.shape[1])
         if self.fits_in_memory:
             return torch.empty(shape, dtype=like.dtype)
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.NamedTemporaryFile(prefix="frozen-layers-", dir=self._folder)  # noqa: SIM115
-        self._file.truncate(shape[0] * shape[1] * like.element_size())
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.NamedTemporaryFile(prefix=".frozen-layers-", dir=self._folder)  # noqa: SIM115
+        reserve(
+            self._file,
+            shape[0] * shape[1] * like.element_size(),
+            "The outputs of the frozen layers are kept there, one vector for each token of the facts. Make room, set "
+            "`LIT_SEMANTIC_PEFT_CACHE` to a larger disk, or use `--model.reuse_frozen_layers=false`.",
+        )
         return torch.from_file(self._file.name, shared=True, size=shape[0] * shape[1], dtype=like.dtype).view(shape)
 
     @contextmanager

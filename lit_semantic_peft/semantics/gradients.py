@@ -13,6 +13,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.interference import folder_if_large, gradient_matrix, gradient_sketch, warm_up
 from lit_semantic_peft.models import attach_adapter
+from lit_semantic_peft.models.base import cache_folder
 from lit_semantic_peft.semantics.features import Bench, Feature
 from lit_semantic_peft.semantics.table import FloatArray
 from lit_semantic_peft.tokens import Batch, collate
@@ -42,7 +43,8 @@ class WarmGradients(Feature):
         seed: Of the adapter, of the order of the facts, of the projection.
 
     Raises:
-        InputError: If a setting is out of its range; from `measure`, if a gradient is not finite.
+        InputError: If a setting is out of its range; from `measure`, if a gradient is not finite, or the cache has no
+            room for the gradients while they are multiplied.
     """
 
     version = 2
@@ -95,11 +97,13 @@ class WarmGradients(Feature):
                         len(losses), losses[0], losses[-1],
                     )  # fmt: skip
                 in_order = batches(range(len(facts)), self.batch_size)
-                with tempfile.TemporaryDirectory() as folder:
-                    if len(facts) <= self.max_exact:
-                        features = folder_if_large(model, len(facts), folder)
-                        rows = square_root(gradient_matrix(model, in_order, features).double().numpy())
-                    else:
+                cache = cache_folder()  # on disk, which the system's temporary folder often is not
+                if len(facts) <= self.max_exact:
+                    features = folder_if_large(model, len(facts), cache)
+                    rows = square_root(gradient_matrix(model, in_order, features).double().numpy())
+                else:
+                    cache.mkdir(parents=True, exist_ok=True)
+                    with tempfile.TemporaryDirectory(dir=cache, prefix=".sketch-") as folder:
                         sketch = gradient_sketch(
                             model, in_order, Path(folder, "sketch.npy"), self.sketch_size, self.seed
                         )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lit_semantic_peft.callbacks import InterferenceMonitor, interference_monitor
+from lit_semantic_peft.callbacks import AdapterExport, FactReport, InterferenceMonitor, interference_monitor
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference import fact_log_probability, feature_store, gradient_matrix, train_alone
@@ -139,6 +139,20 @@ def test_many_gradients_wait_on_disk_and_leave_nothing(tiny_model, facts_file, m
     run(tiny_model, facts_file, on_disk, folder="disk")
     assert on_disk.records == in_memory.records
     assert sorted(path.name for path in Path("disk").iterdir()) == sorted(p.name for p in Path("memory").iterdir())
+
+
+def test_a_full_disk_costs_the_matrix_and_not_the_adapter(tiny_model, facts_file, monkeypatch, full_disk, caplog):
+    monkeypatch.setattr(feature_store, "_BYTES_IN_MEMORY", 0)
+    monitor = InterferenceMonitor(num_facts=4)
+    run(tiny_model, facts_file, monitor, before=[AdapterExport(), FactReport(show_summary=False)])
+    assert monitor.records == []
+    assert monitor.latest is None
+    for step in (0, 4, 6):
+        assert caplog.text.count(f"Interference after optimizer step {step} is not measured") == 1
+    assert "`--interference.final_facts`" in caplog.text
+    assert not RunFolder("run").interference.exists()
+    assert Path("run/adapter/adapter_config.json").is_file()
+    assert RunFolder("run").read_facts().num_rows == NUM_FACTS
 
 
 def test_facts_alone_start_where_training_started(tiny_model, facts_file):

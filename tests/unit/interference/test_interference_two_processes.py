@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from lit_semantic_peft.interference import gradient_matrix, gradient_matrix_rows
+from lit_semantic_peft.interference import feature_store, gradient_matrix, gradient_matrix_rows
+from lit_semantic_peft.models.disk_space import DiskSpaceError
 from tiny_models import batches_of, encoded_facts, tiny_llama, with_adapter
 
 WORLD_SIZE = 2
@@ -28,6 +29,10 @@ def model_with_a_bad_token():
     return model
 
 
+def _refuse(file, size, remedy):
+    raise DiskSpaceError("no room on rank 1")
+
+
 def _work(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
@@ -39,6 +44,10 @@ def _work(rank, folder):
             in_memory = gradient_matrix_rows(model, batches_of(mine, 2))
             on_disk = gradient_matrix_rows(model, batches_of(mine, 2), features_folder=folder)
             torch.save((dist.get_world_size(), in_memory, on_disk), f"{folder}/{name}-{rank}.pt")
+        if rank == 1:
+            feature_store.reserve = _refuse
+        with pytest.raises(DiskSpaceError, match="no room on rank 1"):
+            gradient_matrix_rows(model, batches_of(mine, 2), features_folder=folder)
     finally:
         dist.destroy_process_group()
 

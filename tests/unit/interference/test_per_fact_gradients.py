@@ -1,10 +1,13 @@
 import copy
 import logging
+import os
 import weakref
 
 import pytest
 import torch
-from lit_semantic_peft.interference import gradient_matrix, layer_rules, one_backward_per_fact
+from lit_semantic_peft.interference import gradient_matrix, gradient_sketch, layer_rules, one_backward_per_fact
+from lit_semantic_peft.interference.feature_store import OnDisk
+from lit_semantic_peft.models.disk_space import DiskSpaceError
 from lit_semantic_peft.models.objective import fact_nll
 from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig
 from tiny_models import (
@@ -88,6 +91,23 @@ def test_on_disk_is_the_same_matrix_and_nothing_is_left(kind, tmp_path):
     assert torch.equal(gradient_matrix(model, batches, features_folder=tmp_path), gradient_matrix(model, batches))
     assert list(tmp_path.iterdir()) == []
     assert gradient_matrix(model, [], features_folder=tmp_path).shape == (0, 0)
+
+
+def test_a_full_disk_is_said_before_anything_is_computed(full_disk, tmp_path):
+    """A write through a mapping would end the process by a signal instead."""
+    with pytest.raises(DiskSpaceError, match=rf"{tmp_path} has no room .* GB .*`--interference.final_facts`"):
+        gradient_matrix(with_adapter(tiny_llama()), batches_of(encoded_facts(3), 3), features_folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DiskSpaceError, match=rf"{tmp_path} .*`sketch_size`"):
+        gradient_sketch(with_adapter(tiny_llama()), batches_of(encoded_facts(3), 3), tmp_path / "sketch.npy", 64)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot reserve blocks")
+def test_a_file_of_gradients_has_its_blocks_before_it_is_written(tmp_path):
+    parameters = [nn.Parameter(torch.zeros(100_000))]
+    with OnDisk(parameters, 5, tmp_path):
+        (file,) = tmp_path.iterdir()
+        assert file.stat().st_blocks * 512 >= file.stat().st_size == 4 * 5 * 100_000
 
 
 def test_a_path_that_is_given_up_half_way_leaves_nothing_in_the_sum(tmp_path, caplog):

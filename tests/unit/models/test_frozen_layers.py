@@ -128,6 +128,14 @@ def test_kept_facts_do_not_run_the_lower_layers_again(batch):
     assert runs == [1]
 
 
+def test_a_full_disk_is_said(batch, full_disk, monkeypatch, tmp_path):
+    """By default the values are in the cache, not in the system's temporary folder, which may be memory."""
+    monkeypatch.setenv("LIT_SEMANTIC_PEFT_CACHE", str(tmp_path / "cache"))
+    frozen = FrozenLayers(upper_lora(llama()), num_tokens=100, memory_mb=0)
+    with pytest.raises(InputError, match=rf"{tmp_path / 'cache'} has no room .*`--model.reuse_frozen_layers=false`"):
+        frozen.hidden(batch)
+
+
 def test_another_fact_under_the_same_number_is_refused(batch):
     model = upper_lora(llama())
     frozen = FrozenLayers(model, num_tokens=100)
