@@ -26,6 +26,17 @@ class AdapterExport(Callback):
         self.mode = mode
         self.best: float | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forgets an earlier training, before a checkpoint may bring something to go on with.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: `fit`, `validate`, `test` or `predict`.
+        """
+        if stage == "fit" and trainer.global_step == 0:
+            self.best = None
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Exports the adapter if this epoch is the best so far.
 

@@ -93,6 +93,8 @@ class FactReport(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Takes over the time that the data module took, and starts the clock of the part that begins.
 
+        Forgets an earlier training, before a checkpoint may bring epochs to go on with.
+
         Args:
             trainer: The trainer.
             pl_module: The module.
@@ -104,6 +106,10 @@ class FactReport(Callback):
         if stage == "predict":
             return
         assert isinstance(pl_module, SemanticPeftModule)
+        if stage == "fit" and trainer.global_step == 0:
+            if self.epochs:  # else the time is that of preparing this one
+                self._stopwatch = Stopwatch()
+            self.epochs, self._epoch_columns, self._is_validated = [], {}, False
         seconds, pl_module.data.stopwatch = pl_module.data.stopwatch.seconds, Stopwatch()
         if stage == "test":
             agreed(lambda: _refuse_other_facts(RunFolder(trainer.default_root_dir), pl_module.data.prepared))

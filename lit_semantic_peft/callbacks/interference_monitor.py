@@ -109,6 +109,9 @@ class InterferenceMonitor(Callback):
         self.alone_facts = alone_facts
         self.seed = seed
         self.batch_size = batch_size
+        self._forget()
+
+    def _forget(self) -> None:
         self.records: list[InterferenceRecord] = []
         self.latest: GradientInterference | None = None
         self.seconds_in_training = 0.0
@@ -118,6 +121,17 @@ class InterferenceMonitor(Callback):
         self._rates: list[tuple[float, int]] = []  # sum and number of the learning rates of each epoch's steps
         self._measured_step = -1
         self._has_ended = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forgets an earlier training, before a checkpoint may bring something to go on with.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: `fit`, `validate`, `test` or `predict`.
+        """
+        if stage == "fit" and trainer.global_step == 0:
+            self._forget()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sizes the sample and measures it before the first step of a new run.

@@ -177,11 +177,14 @@ class ConflictAwareBatching(TrainingCallback):
         self.num_facts = num_facts
         self.every_n_epochs = every_n_epochs
         self.threshold = threshold
+        self._forget()
+
+    def _forget(self) -> None:
         self.sample: list[int] = []
         self.severity = torch.zeros(0, 0)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a second decision on which facts share a step.
+        """Refuses a second decision on which facts share a step. Forgets an earlier training, before a checkpoint.
 
         Args:
             trainer: The trainer.
@@ -194,6 +197,8 @@ class ConflictAwareBatching(TrainingCallback):
         assert isinstance(pl_module, SemanticPeftModule)
         if stage == "fit" and pl_module.data.mix_strata:
             raise InputError("`mix_strata` and ConflictAwareBatching both decide which facts share a step: use one.")
+        if stage == "fit" and trainer.global_step == 0:
+            self._forget()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Goes on with the conflicts of a checkpoint.

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lit_semantic_peft.callbacks import AdapterCheckpoint
+from lit_semantic_peft.callbacks import AdapterCheckpoint, AdapterExport, FactReport, InterferenceMonitor
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics import Focal, HiddenStateDistance, Online, Strata
@@ -96,6 +96,40 @@ def test_objects_that_were_used_before_train_as_new_ones(tiny_model, facts_file)
     trainer("again").fit(again, datamodule=data)
     assert again.global_step == 3
     assert is_same_adapter(again, whole)
+
+
+def test_callbacks_that_were_used_before_act_as_new_ones(tiny_model, facts_file, tmp_path):
+    """A second training begins with nothing of the first, whose better validation and other steps were its own."""
+
+    def new_callbacks():
+        return [
+            InterferenceWeighting(every_n_steps=2, num_facts=6),
+            ConflictAwareBatching(num_facts=12, threshold=0.0),
+            GradientSurgery(groups="conflict", num_facts=8),
+            InterferenceMonitor(num_facts=4, every_n_epochs=1, alone_facts=2),
+            AdapterExport(),
+            FactReport(show_summary=False),
+        ]
+
+    def states(callbacks):
+        found = {type(callback).__name__: callback.state_dict() for callback in callbacks}
+        found["FactReport"].pop("seconds")
+        return found
+
+    def train(callbacks, folder, learning_rate):
+        optimizer = partial(torch.optim.AdamW, lr=learning_rate)
+        settings = {"default_root_dir": tmp_path / folder, "limit_val_batches": 1.0}
+        return fit(tiny_model, facts_file, trainer=settings, callbacks=callbacks, optimizer=optimizer)[0]
+
+    new, used = new_callbacks(), new_callbacks()
+    expected = train(new, "new", 1e-3)
+    train(used, "first", 1e-2)
+    used[-1]._stopwatch.add({"training": 1e6})
+    assert is_same_adapter(train(used, "second", 1e-3), expected)
+    assert (tmp_path / "second/adapter_best").is_dir()
+    for name, state in states(new).items():
+        torch.testing.assert_close(states(used)[name], state, rtol=0, atol=0, equal_nan=True, msg=name)
+    assert used[-1]._stopwatch.seconds["training"] < 1e6
 
 
 @pytest.mark.parametrize(
