@@ -20,12 +20,20 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Args:
         model: The model to look at. Its parameters, their `.grad` and `requires_grad` are not this context's matter.
     """
-    cuda_devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(modes_restored(model))
-        stack.enter_context(torch.random.fork_rng(devices=cuda_devices))
+        stack.enter_context(torch.random.fork_rng(devices=cuda_devices(model)))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(eagerly())
         model.eval()
         yield
+
+
+def cuda_devices(model: nn.Module) -> list[int]:
+    """Numbers of the GPUs that a model is on: those whose random numbers it draws.
+
+    Args:
+        model: Any model.
+    """
+    return sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})

@@ -12,6 +12,7 @@ from peft import LoraConfig
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.interference import folder_if_large, gradient_matrix, gradient_sketch, warm_up
+from lit_semantic_peft.interference.undisturbed import cuda_devices
 from lit_semantic_peft.models import attach_adapter
 from lit_semantic_peft.models.base import cache_folder
 from lit_semantic_peft.semantics.features import Bench, Feature
@@ -84,7 +85,7 @@ class WarmGradients(Feature):
             chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
             return [collate([encoded[row] for row in chunk], chunk, bench.encoder.pad_id) for chunk in chunks]
 
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=cuda_devices(bench.model)):
             torch.manual_seed(self.seed)
             config = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules="all-linear")
             model = attach_adapter(bench.model, config)

@@ -88,11 +88,14 @@ def bench():
     return Bench(lambda: model, encoder)
 
 
-def test_rows_are_a_square_root_of_the_matrix_and_the_base_model_stays(bench):
+def test_rows_are_a_square_root_of_the_matrix_and_the_base_model_stays(bench, monkeypatch):
+    fork, forked = torch.random.fork_rng, []
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices=None: forked.append(devices) or fork(devices))
     before = {name: value.clone() for name, value in bench.model.state_dict().items()}
     random_state = torch.get_rng_state()
     rows = WarmGradients(warmup_steps=3).measure(bench, FACTS)
     assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(devices == [] for devices in forked)  # None: the states of all GPUs, each of another process
     after = bench.model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
