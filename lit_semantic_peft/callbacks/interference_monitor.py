@@ -17,9 +17,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import write_json
 from lit_semantic_peft.interference import (
     fact_log_probability,
-    folder_if_large,
     gradient_matrix,
-    gradient_matrix_rows,
     time_forward_and_backward,
     train_alone,
 )
@@ -27,6 +25,7 @@ from lit_semantic_peft.metrics import AloneVersusTogether, GradientInterference,
 from lit_semantic_peft.models.disk_space import DiskSpaceError
 from lit_semantic_peft.reports import InterferenceRecord, RunFolder, write_interference
 from lit_semantic_peft.training import SemanticPeftModule, whole_base
+from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix
 
 logger = logging.getLogger(__name__)
 
@@ -329,25 +328,14 @@ class InterferenceMonitor(Callback):
             loss_weight=torch.tensor(module.loss_weight_now(sample, last_trained)),
             num_trained_facts=len(trained),
         ).to(module.device)
-        share = -(-len(sample) // trainer.world_size)
-        folder = folder_if_large(module.model, share, trainer.default_root_dir)
         self.latest, self._measured_step = None, trainer.global_step
         try:
-            if trainer.world_size > 1:
-                # Row by row to the ranks; the matrix comes in the order of ranks and goes back to that of the sample.
-                order = [
-                    row for rank in range(trainer.world_size) for row in range(rank, len(sample), trainer.world_size)
-                ]
-                mine = self._batches(module, sample[trainer.global_rank :: trainer.world_size])
-                block, first = gradient_matrix_rows(module.model, mine, folder)
-                rows = torch.empty_like(block)
-                rows[:, order] = block
-                metric.update(rows, rows=torch.tensor(order[first : first + len(block)], dtype=torch.long))
-            else:
-                metric.update(gradient_matrix(module.model, self._batches(module, sample), folder))
+            matrix = agreed_gradient_matrix(module, sample, self.batch_size)
         except DiskSpaceError as error:
             logger.warning("Interference after optimizer step %d is not measured: %s", trainer.global_step, error)
             return
+        rows = torch.arange(trainer.global_rank, len(sample), trainer.world_size)  # the metric adds the ranks up
+        metric.update(matrix[rows], rows)
         self.latest = metric
         self._keep(trainer, metric.summary(), epoch)
 

@@ -11,7 +11,7 @@ from lit_semantic_peft.training.module import SemanticPeftModule
 from lit_semantic_peft.training.rotation import rotating_choice
 
 
-def agreed_gradient_matrix(module: SemanticPeftModule, rows: Sequence[int]) -> Tensor:
+def agreed_gradient_matrix(module: SemanticPeftModule, rows: Sequence[int], batch_size: int | None = None) -> Tensor:
     """Inner products K of the gradients of some facts, as the model stands.
 
     Cost: about one forward and one backward pass of these facts, shared out to the ranks, see `gradient_matrix`; their
@@ -21,11 +21,15 @@ def agreed_gradient_matrix(module: SemanticPeftModule, rows: Sequence[int]) -> T
     Args:
         module: In a running trainer.
         rows: Fact indices.
+        batch_size: Facts per forward pass; the data module's `micro_batch_size` where None.
 
     Returns:
         float32 `(k, k)` on the CPU, symmetric.
+
+    Raises:
+        DiskSpaceError: On all ranks, if the gradients of any do not fit into the run folder.
     """
-    trainer, size = module.trainer, module.data.micro_batch_size
+    trainer, size = module.trainer, batch_size or module.data.micro_batch_size
     share = -(-len(rows) // trainer.world_size)
     folder = folder_if_large(module.model, share, trainer.default_root_dir)
     if trainer.world_size == 1:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lit_semantic_peft.callbacks import InterferenceMonitor
 from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix
 from safetensors.numpy import load_file
 
@@ -79,10 +80,10 @@ class Matrices(Callback):
 
 
 def _matrices(tiny_model, facts_file, world_size):
-    callback = Matrices()
+    callback, monitor = Matrices(), InterferenceMonitor(num_facts=5)
     size = 4 // world_size  # the same optimizer steps, so that the adapter is the same at the end
-    train(tiny_model, facts_file, micro_batch_size=size, callbacks=[callback], world_size=world_size)
-    return callback.of
+    train(tiny_model, facts_file, micro_batch_size=size, callbacks=[callback, monitor], world_size=world_size)
+    return {**callback.of, "monitor": monitor.latest.compute()["gradient_dot"]}
 
 
 def _save_matrices(tiny_model, facts_file, folder):

@@ -18,7 +18,7 @@ from lit_semantic_peft.models import adapter_state_dict
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.reports.tables import read_interference
 from lit_semantic_peft.semantics import Proximity, Surprisal
-from lit_semantic_peft.training import SemanticPeftModule
+from lit_semantic_peft.training import SemanticPeftModule, fact_sample
 from peft import LoraConfig
 
 NUM_FACTS = 12  # of the file; 12 facts in micro-batches of 4, two per step: steps of 8 and 4
@@ -227,6 +227,7 @@ class Clock:
 
         monkeypatch.setattr(interference_monitor, "time_forward_and_backward", fake_training)
         monkeypatch.setattr(interference_monitor, "gradient_matrix", fake_matrix)
+        monkeypatch.setattr(fact_sample, "gradient_matrix", fake_matrix)
         monkeypatch.setattr(interference_monitor.time, "perf_counter", lambda: self.now)
 
 
