@@ -27,7 +27,8 @@ class InterferenceWeighting(TrainingCallback):
     Progress is first order, for plain descent; AdamW differs. The factors are kept in the checkpoint.
 
     Cost: every n steps about one forward and one backward pass of `num_facts` facts (the default, 64 facts every 25
-    steps of 16 facts, is 16 % more) and the solver, under a second; memory as `agreed_gradient_matrix`.
+    steps of 16 facts, is 16 % more) and the solver, about a second by default and up to ten for a smaller `beta` or
+    more facts (`beta: 0` takes none), see `progress_weights`; memory as `agreed_gradient_matrix`.
 
     Logged metrics, each at the steps that solve anew:
 

@@ -1,10 +1,14 @@
 """Loss weights that make the most of the gradient matrix: the best worst, or the best mean, predicted progress."""
 
 import bisect
+import logging
 import math
 from typing import Literal
 
 import numpy as np
+from scipy.optimize import linprog
+
+logger = logging.getLogger(__name__)
 
 Objective = Literal["worst", "mean"]
 
@@ -49,10 +53,12 @@ def progress_weights(
     `predicted_progress` and φ its minimum (`worst`) or mean (`mean`); all w equal makes it the KL to uniform, nats.
 
     `mean` is linear in v, so the optimum is v_i ∝ w_i exp(c_i / β), cut to the bounds, c_i the sum of column i: exact
-    (β = 0: as much as the cap allows on the largest c_i). `worst` is a saddle point between v and a distribution over
-    the facts, found by exponentiated gradients with an extra step on both sides (mirror prox, Nemirovski 2004, with
-    the entropy as mirror map; steps as long as its proof allows), until the gap between both sides' values is below
-    `tolerance`. The programme is our reading. Cost: O(k²) an iteration, at most 20,000, and no pass over the model.
+    (β = 0: as much as the cap allows on the largest c_i). `worst` with β = 0 is a linear programme, solved as such.
+    With β > 0 it is a saddle point between v and a distribution over the facts, found by exponentiated gradients with
+    an extra step on both sides (mirror prox, Nemirovski 2004, with the entropy as mirror map; steps as long as its
+    proof allows), until the gap between both sides' values is below `tolerance`, or, with a warning, for 20,000
+    iterations. The programme is our reading. Cost: no pass over the model; O(k²) an iteration, of which a smaller β
+    needs more. Measured on one core: 64 facts up to 1 s with β = 1 and 5 s with β = 0.1, 256 facts 9 s with β = 0.1.
 
     Args:
         gradient_dot: K, float `(k, k)`, symmetric, finite.
@@ -61,7 +67,7 @@ def progress_weights(
         beta: β ≥ 0, in units of the progress per nat.
         floor: Smallest factor of a weight, in [0, 1].
         cap: Largest factor of a weight, ≥ 1, or infinity.
-        tolerance: Largest distance of the objective from its optimum, in units of the progress.
+        tolerance: Largest distance of the objective from its optimum, in units of the progress, for `worst` with β > 0.
 
     Returns:
         v, float64 `(k,)`.
@@ -82,10 +88,30 @@ def progress_weights(
     low, high = floor * share, np.minimum(cap * share, 1.0)
     if objective == "mean":
         new = _entropic_argmax(matrix.mean(axis=0), beta, np.log(share), low, high)
+    elif beta == 0:
+        new = _worst_case_without_penalty(matrix, share, low, high)
     else:
         new = _worst_case(matrix, beta, share, low, high, tolerance)
     weight[rows] = total * new
     return weight
+
+
+def _worst_case_without_penalty(matrix: np.ndarray, share: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """argmax_p min_i (M p)_i: the largest t with M p ≥ t in each row. The given shares where none are better."""
+    size = len(share)
+    found = linprog(
+        np.append(np.zeros(size), -1.0),
+        A_ub=np.column_stack([-matrix, np.ones(size)]),
+        b_ub=np.zeros(size),
+        A_eq=np.append(np.ones(size), 0.0)[None],
+        b_eq=[1.0],
+        bounds=[*zip(low, high, strict=True), (None, None)],
+    )
+    if not found.success:
+        logger.warning("Progress weights: %s The weights stay as they were given.", found.message)
+        return share
+    p = _clipped(np.log(np.maximum(found.x[:size], _SMALLEST)), low, high)  # solved up to a tolerance
+    return p if (matrix @ p).min() > (matrix @ share).min() else share
 
 
 def _worst_case(
@@ -102,7 +128,7 @@ def _worst_case(
         down = theirs - step * (matrix @ p)
         return np.log(np.maximum(_clipped(up, low, high), _SMALLEST)), down - _log_sum_exp(down)
 
-    best, best_value = share, _value(matrix, beta, share, share)
+    best, best_value, gap = share, _value(matrix, beta, share, share), math.inf
     sum_p, sum_q, sum_step = np.zeros(len(share)), np.zeros(len(share)), 0.0
     for iteration in range(1, _MAX_ITERATIONS + 1):
         old_p, old_q = np.exp(mine), np.exp(theirs)
@@ -128,8 +154,15 @@ def _worst_case(
                 best, best_value = candidate, value
             answer = _entropic_argmax(other @ matrix, beta, prior, low, high)
             bounds.append(float(other @ matrix @ answer) - beta * _kl(answer, share))
-        if min(bounds) - best_value <= tolerance:
+        gap = min(bounds) - best_value
+        if gap <= tolerance:
             break
+    else:
+        logger.warning(
+            "Progress weights of %d facts: still up to %.2g from the best after %d iterations; a larger `beta` needs "
+            "fewer.",
+            len(share), gap, _MAX_ITERATIONS,
+        )  # fmt: skip
     return best
 
 

@@ -51,7 +51,7 @@ def general_solver(matrix, old, objective, beta, floor, cap):
         constraints.append({"type": "ineq", "fun": lambda x: scaled @ x[:count] - x[count]})
     start = np.append(old, (scaled @ old).min())
     bounds = [*((floor * one, cap * one) for one in old), (None, None)]
-    options = {"maxiter": 1000, "ftol": 1e-12}
+    options = {"maxiter": 1000, "ftol": 1e-9}
     found = minimize(loss, start, bounds=bounds, constraints=constraints, method="SLSQP", options=options)
     assert found.success, found.message
     return -found.fun
@@ -79,13 +79,13 @@ def test_equals_the_general_solver(objective, beta):
 
 def test_without_penalty_it_equals_the_linear_programme():
     rng = np.random.default_rng(1)
-    for number in range(12):
-        matrix = random_matrix(rng, 2 + number % 12)
+    for number in range(13):
+        matrix = random_matrix(rng, 2 + number if number < 12 else 64)
         old = rng.lognormal(0, 0.5, len(matrix))
-        new = progress_weights(matrix, old, beta=0.0, floor=0.2, cap=5.0, tolerance=1e-3)
+        new = progress_weights(matrix, old, beta=0.0, floor=0.2, cap=5.0)
         require_allowed(old, new, 0.2, 5.0)
         best = linear_programme(matrix, old, 0.2, 5.0)
-        assert best - 2e-3 <= value(matrix, old, new, "worst", 0.0) <= best + 1e-6
+        assert value(matrix, old, new, "worst", 0.0) == pytest.approx(best, abs=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["worst", "mean"])
@@ -100,6 +100,12 @@ def test_a_small_penalty_hardly_matters(objective):
         require_allowed(old, new, floor, cap)
         without = progress_weights(matrix, old, objective=objective, beta=0.0, floor=floor, cap=cap)
         assert value(matrix, old, new, objective, beta) >= value(matrix, old, without, objective, beta) - 3e-4
+
+
+def test_a_solution_that_is_not_reached_is_said(monkeypatch, caplog):
+    monkeypatch.setattr("lit_semantic_peft.training.progress_weights._MAX_ITERATIONS", 50)
+    progress_weights(random_matrix(np.random.default_rng(3), 64), np.ones(64), beta=1e-3)
+    assert "after 50 iterations; a larger `beta`" in caplog.text
 
 
 def test_no_point_of_a_grid_is_better():
