@@ -46,7 +46,8 @@ class InterferenceMonitor(Callback):
     The sample is sized once, before training, so that its measurements take a share of the training time: process 0
     times a few facts in training and in a measurement, and all processes take its number, also after a resume. A
     machine's mood thus decides which facts the course of two runs is about, though not what is trained; `num_facts`
-    as a number fixes it.
+    as a number fixes it. Training is timed in the trainer's precision, but through all layers, not compiled and without
+    gradient checkpointing: where training is faster than that the share comes out larger, where it is slower smaller.
 
     Logged metrics, each in the loggers under the optimizer step:
 
@@ -286,8 +287,9 @@ class InterferenceMonitor(Callback):
         begin = time.perf_counter()
         batches = self._batches(module, self._sample(module, _PILOT_FACTS))
         num_pilot = sum(len(batch) for batch in batches)
-        time_forward_and_backward(module.model, self._batches(module, self._sample(module, 1)))  # warms up
-        trained = time_forward_and_backward(module.model, batches) / num_pilot
+        precision = trainer.precision_plugin.train_step_context
+        time_forward_and_backward(module.model, self._batches(module, self._sample(module, 1)), precision)  # warms up
+        trained = time_forward_and_backward(module.model, batches, precision) / num_pilot
         measuring = time.perf_counter()
         gradient_matrix(module.model, batches)
         measured = (time.perf_counter() - measuring) / num_pilot

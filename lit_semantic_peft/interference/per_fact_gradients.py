@@ -13,9 +13,10 @@ out, and the measurement starts again on the other path.
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -162,12 +163,17 @@ def per_fact_gradients(model: nn.Module, batches: Sequence[Batch], store: Featur
             _one_by_one(model, parameters, batches, store)
 
 
-def time_forward_and_backward(model: nn.Module, batches: Sequence[Batch]) -> float:
-    """Seconds of wall clock that a forward and backward of some facts take, as in training but changing nothing.
+def time_forward_and_backward(
+    model: nn.Module, batches: Sequence[Batch], precision: Callable[[], AbstractContextManager[Any]] = nullcontext
+) -> float:
+    """Seconds of wall clock that a forward and backward of some facts take, changing nothing.
+
+    Through all layers and in evaluation mode: not compiled, without reused frozen layers or gradient checkpointing.
 
     Args:
         model: As in `gradient_matrix`; left as it was.
         batches: As in `gradient_matrix`.
+        precision: Makes the context of a forward pass, such as autocast.
 
     Raises:
         ValueError: If no parameter requires a gradient.
@@ -176,7 +182,8 @@ def time_forward_and_backward(model: nn.Module, batches: Sequence[Batch]) -> flo
         parameters = trainable_parameters(model)
         begin = time.perf_counter()
         for batch in batches:
-            total = fact_nll(model, usable(batch, model)).sum()
+            with precision():
+                total = fact_nll(model, usable(batch, model)).sum()
             gradients = torch.autograd.grad(total, parameters, allow_unused=True)
         for gradient in gradients[:1]:
             if gradient is not None:

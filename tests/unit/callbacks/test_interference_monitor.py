@@ -13,13 +13,21 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lit_semantic_peft.callbacks import AdapterExport, FactReport, InterferenceMonitor, interference_monitor
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.interference import fact_log_probability, feature_store, gradient_matrix, train_alone
+from lit_semantic_peft.interference import (
+    fact_log_probability,
+    feature_store,
+    gradient_matrix,
+    per_fact_gradients,
+    train_alone,
+)
 from lit_semantic_peft.models import adapter_state_dict
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.reports.tables import read_interference
 from lit_semantic_peft.semantics import Proximity, Surprisal
 from lit_semantic_peft.training import SemanticPeftModule, fact_sample
 from peft import LoraConfig
+
+from fixtures.training import fit
 
 NUM_FACTS = 12  # of the file; 12 facts in micro-batches of 4, two per step: steps of 8 and 4
 
@@ -216,7 +224,7 @@ class Clock:
         self.now, self.measured = 0.0, []
         real = interference_monitor.gradient_matrix
 
-        def fake_training(model, batches):
+        def fake_training(model, batches, precision):
             self.now += training * sum(len(batch) for batch in batches)
             return training * sum(len(batch) for batch in batches)
 
@@ -243,6 +251,20 @@ def test_the_sample_is_as_large_as_the_budget_allows(tiny_model, facts_file, mon
     assert clock.measured == ([8, size, size, size, NUM_FACTS])
     assert monitor.seconds_in_training <= budget * training
     assert size == NUM_FACTS or monitor.seconds_in_training > budget * training - 3 * 1.5
+
+
+def test_training_is_timed_in_its_precision(tiny_model, facts_file, monkeypatch):
+    """The measurements stay in float32."""
+    real, found = per_fact_gradients.fact_nll, []
+
+    def watched(model, batch, **arguments):
+        found.append(torch.is_autocast_enabled("cpu"))
+        return real(model, batch, **arguments)
+
+    monkeypatch.setattr(per_fact_gradients, "fact_nll", watched)
+    fit(tiny_model, facts_file, trainer={"precision": "bf16-mixed"}, callbacks=[InterferenceMonitor()])
+    assert found[:3] == [True, True, False]  # warms up, 8 facts in training, 8 facts in a measurement
+    assert not any(found[3:])
 
 
 def test_a_budget_too_small_for_two_facts_measures_after_training_only(tiny_model, facts_file, monkeypatch):
