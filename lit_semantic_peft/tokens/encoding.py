@@ -92,10 +92,7 @@ class FactEncoder:
 
     @property
     def pad_id(self) -> int:
-        """Id for padding: the tokenizer's, else its end token, else 0. Always masked, so its value is never seen."""
-        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if candidate is not None:
-                return int(candidate)
+        """Id for padding. It is masked but still looked up, and a pad token may be missing from the embedding."""
         return 0
 
     def encode_prompt(self, prompt: str) -> tuple[int, ...]:

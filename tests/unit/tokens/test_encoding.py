@@ -139,11 +139,11 @@ def test_chat_without_template_and_end_without_end_token_are_refused():
     assert encoder.decode_answer([1, 0]) == "ba"
 
 
-def test_padding_uses_the_pad_token_else_the_end_token():
-    assert FactEncoder(byte_level_bpe()).pad_id == byte_level_bpe().pad_token_id
-    without_pad = sentencepiece_like()
-    assert without_pad.pad_token_id is None
-    assert FactEncoder(without_pad).pad_id == without_pad.eos_token_id
+def test_padding_is_in_every_embedding(tokenizer):
+    size = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"} if tokenizer.pad_token != "[PAD]" else {"pad_token": "[NEW]"})
+    assert tokenizer.pad_token_id == size, "as where nobody resized the embedding"
+    assert FactEncoder(tokenizer).pad_id < size
 
 
 def test_decode_answer_stops_at_the_first_end(tokenizer):
