@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
@@ -174,7 +175,7 @@ def folder_fingerprint(folder: Path) -> str:
         folder: As `save_pretrained` writes it.
     """
     files = sorted(path for path in folder.iterdir() if path.suffix in _FINGERPRINTED)
-    return content_key([[path.name, file_sha256(path)] for path in files])
+    return content_key([[path.name, _digest(path)] for path in files])
 
 
 def _from_hub(name: str, revision: str | None) -> BaseModelSource:
@@ -193,7 +194,7 @@ def _from_hub(name: str, revision: str | None) -> BaseModelSource:
 
 
 def _from_gguf(name: str, path: Path, public_name: str) -> BaseModelSource:
-    digest = file_sha256(path)
+    digest = _digest(path)
     folder = cache_folder() / "models" / f"{path.stem}-{digest[:16]}-v{_CONVERSION_VERSION}"
     if not (folder / _CHECKSUMS).is_file():
         _convert_gguf(path, folder)
@@ -223,7 +224,7 @@ def _convert_gguf(path: Path, folder: Path) -> None:
             tokenizer.save_pretrained(temporary)
         write_json(
             temporary / _CHECKSUMS,
-            {file.name: file_sha256(file) for file in sorted(temporary.iterdir()) if file.suffix == ".safetensors"},
+            {file.name: _digest(file) for file in sorted(temporary.iterdir()) if file.suffix == ".safetensors"},
         )
         if folder.exists() and not (folder / _CHECKSUMS).is_file():
             shutil.rmtree(folder)  # a leftover
@@ -243,8 +244,19 @@ def _verify_checksums(folder: Path) -> None:
     except ValueError as error:
         raise InputError(f"{manifest} is damaged. Delete {folder}; it is made anew.") from error
     for name, digest in expected.items():
-        if not (folder / name).is_file() or file_sha256(folder / name) != digest:
+        if not (folder / name).is_file() or _digest(folder / name) != digest:
             raise InputError(f"{folder / name} is damaged (checksum differs). Delete {folder}; it is made anew.")
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, which is read once in a process: weights are large, and several parts ask for the model."""
+    found = path.stat()
+    return _digest_of(path.resolve(), found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _digest_of(path: Path, size: int, mtime_ns: int) -> str:
+    return file_sha256(path)
 
 
 @contextlib.contextmanager

@@ -64,6 +64,18 @@ def test_the_fingerprint_changes_with_every_file_that_changes_a_number(folder, n
     assert resolve_base_model(str(folder)).fingerprint != first
 
 
+def test_a_file_is_read_for_its_fingerprint_once(folder, monkeypatch):
+    read = []
+    monkeypatch.setattr(base_module, "file_sha256", lambda path: read.append(path.name) or file_sha256(path))
+    first = resolve_base_model(str(folder)).fingerprint
+    assert resolve_base_model(str(folder)).fingerprint == first
+    assert sorted(read) == sorted(set(read))
+    read.clear()
+    flip_a_byte(folder / "config.json")
+    assert resolve_base_model(str(folder)).fingerprint != first
+    assert read == ["config.json"]
+
+
 @pytest.mark.parametrize(
     ("dtype", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
 )
