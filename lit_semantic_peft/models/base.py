@@ -128,7 +128,8 @@ def load_base_model(
         trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
-        InputError: If the folder holds no causal language model, or a converted file was damaged.
+        InputError: If the folder holds no causal language model, or it needs a package that is not installed (a
+            quantised one: bitsandbytes), or a converted file was damaged.
     """
     if dtype not in get_args(BaseDtype):
         raise InputError(f"`dtype` must be one of {', '.join(get_args(BaseDtype))}, got {dtype!r}")
@@ -144,6 +145,10 @@ def load_base_model(
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"`base_model`: no causal language model in {source.folder}: {_first_line(error)}") from error
+    except ImportError as error:
+        raise InputError(
+            f"`base_model`: the model in {source.folder} needs a package that is not installed: {_first_line(error)}"
+        ) from error
     if loading["missing_keys"]:  # transformers only warns and draws them at random
         raise InputError(
             f"`base_model`: the weights in {source.folder} are incomplete; missing: "

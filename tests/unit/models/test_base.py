@@ -112,6 +112,13 @@ def test_paths_that_hold_no_model_are_refused(tmp_path, folder):
         load_base_model(resolve_base_model(str(folder)))
 
 
+def test_a_package_that_the_weights_need_is_named(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    with pytest.raises(InputError, match="needs a package that is not installed: .*`pip install optimum`"):
+        load_base_model(resolve_base_model(str(folder)))
+
+
 @pytest.mark.parametrize("damage", ["truncated", "missing", "another shape"])
 def test_damaged_weights_are_refused(folder, damage):
     weights = folder / "model.safetensors"
