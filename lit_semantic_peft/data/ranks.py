@@ -29,10 +29,12 @@ def from_first_rank(work: Callable[[], T]) -> T:
     Args:
         work: Holds no collective; what it gives can be pickled.
     """
-    is_first = not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
-    first: Any = from_all_ranks(agreed(lambda: work() if is_first else None))[0]
-    outcome: T = first
-    return outcome
+    if not distributed.is_available() or not distributed.is_initialized():
+        return work()
+    outcome: list[Any] = [agreed(lambda: work() if distributed.get_rank() == 0 else None)]
+    distributed.broadcast_object_list(outcome, src=0)
+    first: T = outcome[0]
+    return first
 
 
 def agreed(work: Callable[[], T]) -> T:
