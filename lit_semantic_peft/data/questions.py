@@ -252,11 +252,20 @@ def prompt_questions(prompts: Sequence[str], encoder: FactEncoder, max_new_token
         prompts: The texts.
         encoder: Spells them.
         max_new_tokens: Longest answer, in tokens.
+
+    Raises:
+        InputError: If a prompt becomes no token.
     """
-    return [
-        Question(number, -1, "prompt", prompt, (), encoder.encode_prompt(prompt.rstrip()), None, max_new_tokens)
-        for number, prompt in enumerate(prompts)
-    ]
+    questions = []
+    for number, prompt in enumerate(prompts):
+        prompt_ids = encoder.encode_prompt(prompt.rstrip())
+        if not prompt_ids:
+            raise InputError(
+                f"`prompts[{number}]` {prompt!r} becomes no token in this tokenizer, so there is nothing to answer. "
+                "Leave it out."
+            )
+        questions.append(Question(number, -1, "prompt", prompt, (), prompt_ids, None, max_new_tokens))
+    return questions
 
 
 def _question(

@@ -141,3 +141,5 @@ def test_free_prompts_have_no_right_answer(encoder):
     assert first.prompt_ids == encoder.encode_prompt("The capital of France is")
     assert first.prompt == "The capital of France is ", "what was typed is what is shown"
     assert second.prompt_ids == encoder.encode_prompt("It is")
+    with pytest.raises(InputError, match=r"`prompts\[1\]` ' ' becomes no token"):
+        prompt_questions(["It is", " "], encoder, max_new_tokens=5)
