@@ -158,7 +158,7 @@ def fact_questions(facts: Sequence[Fact], encoder: FactEncoder, plan: Evaluation
         if "reversed" in plan.probes and reversible and is_unique[fact.relation, normalize_answer(fact.target)] == 1:
             ask_made_up([("reversed", _reversed_prompt(fact), (fact.subject,))], index, " ")
         if "choice" in plan.probes:
-            options = _options(fact, targets_of[fact.relation], plan.num_choices, seed, index)
+            options = _options(fact, targets_of.get(fact.relation, _Targets()), plan.num_choices, seed, index)
             prompt = _choice_prompt(fact, options, seed, index)
             asked: list[tuple[QuestionKind, str, tuple[str, ...]]] = [("choice", prompt, (options[0],))]
             asked += [("wrong_choice", prompt, (option,)) for option in options[1:]]
@@ -285,20 +285,39 @@ def _question(
     return Question(number, fact_index, kind, prompt, accepted, encoded.prompt_ids, encoded, max_new_tokens, turn)
 
 
-def _targets_by_relation(facts: Sequence[Fact]) -> dict[str, list[str]]:
-    """The different targets of each relation, in order."""
-    targets: dict[str, dict[str, str]] = defaultdict(dict)
+@dataclass(frozen=True)
+class _Targets:
+    """The different targets of a relation in order, and the place of each by its normalised form."""
+
+    texts: list[str] = field(default_factory=list)
+    places: dict[str, int] = field(default_factory=dict)
+
+    def add(self, target: str) -> None:
+        if self.places.setdefault(normalize_answer(target), len(self.texts)) == len(self.texts):
+            self.texts.append(target)
+
+
+def _targets_by_relation(facts: Sequence[Fact]) -> dict[str, _Targets]:
+    """The targets of each relation that has a name."""
+    targets: dict[str, _Targets] = defaultdict(_Targets)
     for fact in facts:
-        targets[fact.relation].setdefault(normalize_answer(fact.target), fact.target)
-    return defaultdict(list, {relation: list(found.values()) for relation, found in targets.items() if relation})
+        if fact.relation:
+            targets[fact.relation].add(fact.target)
+    return targets
 
 
-def _options(fact: Fact, targets: Sequence[str], num_choices: int, seed: int, index: int) -> list[str]:
+def _options(fact: Fact, targets: _Targets, num_choices: int, seed: int, index: int) -> list[str]:
     """The target, then wrong answers of the same relation."""
-    wrong = [target for target in targets if not is_exact_match(target, fact.accepted_answers)]
+    forms = {normalize_answer(answer) for answer in fact.accepted_answers}
+    right = sorted(targets.places[form] for form in forms if form in targets.places)
     generator = np.random.default_rng([seed, index])
-    chosen = generator.permutation(len(wrong))[: num_choices - 1]
-    return [fact.target, *(wrong[place] for place in chosen)]
+    chosen = generator.permutation(len(targets.texts) - len(right))[: num_choices - 1].tolist()
+    options = [fact.target]
+    for place in chosen:
+        for one in right:  # from a place among the wrong answers to one among all
+            place += place >= one
+        options.append(targets.texts[place])
+    return options
 
 
 def _choice_prompt(fact: Fact, options: Sequence[str], seed: int, index: int) -> str:

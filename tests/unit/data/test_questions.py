@@ -1,9 +1,12 @@
 import dataclasses
 
+import numpy as np
 import pytest
+from lit_semantic_peft.data import questions
 from lit_semantic_peft.data.questions import ANSWER_MARGIN, EvaluationPlan, fact_questions, prompt_questions
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact, Probe
+from lit_semantic_peft.metrics import is_exact_match
 from lit_semantic_peft.tokens import FactEncoder
 
 from fixtures.tiny import byte_level_bpe
@@ -113,6 +116,25 @@ def test_choices_are_of_one_relation_and_never_right_twice(encoder):
         assert all(one.prompt == right.prompt and one.target in one.prompt for one in (right, *wrong))
         assert {one.max_new_tokens for one in (right, *wrong)} == {0}, "a choice is scored by likelihood alone"
     assert questions == fact_questions(facts, encoder, plan), "the choices are the seed's"
+
+
+def test_choices_are_drawn_among_the_targets_that_are_not_accepted_in_linear_time(encoder, monkeypatch):
+    texts = ["Paris", "the Rhine", "Lund", "PARIS!", "Volga", "yen", "rhine"]
+    facts = [
+        Fact(f"f{n}", f"The capital of {n} is", target, relation="capital", aliases=("Lund", "Oslo")[: n % 3])
+        for n, target in enumerate(texts)
+    ]
+    different = ["Paris", "the Rhine", "Lund", "Volga", "yen"]
+    expected = []
+    for index, fact in enumerate(facts):
+        wrong = [target for target in different if not is_exact_match(target, fact.accepted_answers)]
+        chosen = np.random.default_rng([5, index]).permutation(len(wrong))[:2]
+        expected += [fact.target, *(wrong[place] for place in chosen)]
+    compared = []
+    monkeypatch.setattr(questions, "is_exact_match", lambda *given: compared.append(given) or is_exact_match(*given))
+    asked = fact_questions(facts, encoder, EvaluationPlan(probes=["choice"], num_choices=3), seed=5)
+    assert [one.target for one in asked if "choice" in one.kind] == expected
+    assert compared == [], "each fact would be compared with each target"
 
 
 def test_the_true_answer_is_a_rival_unless_it_is_accepted_too(encoder):
