@@ -101,19 +101,21 @@ class Strata(Feature):
     def _prompts(self, facts: Sequence[Fact]) -> list[list[str]]:
         """Up to `num_prompts` prompts of each fact, the bare ones first."""
         of_relation: dict[str, list[Fact]] = defaultdict(list)
-        for fact in facts:
-            of_relation[fact.relation].append(fact)
         prompts: list[list[str]] = []
+        places = []
         for fact in facts:
+            places.append(len(of_relation[fact.relation]))
+            of_relation[fact.relation].append(fact)
+        for row, fact in enumerate(facts):
             mine = [fact.prompt, *fact.paraphrases][: self.num_prompts]
             enough = len(of_relation[fact.relation]) > self.num_shots
-            pool = of_relation[fact.relation] if enough else facts
-            others = [other for other in pool if other.id != fact.id]
-            if self.num_shots and others:
+            pool, own = (of_relation[fact.relation], places[row]) if enough else (facts, row)
+            num_others = len(pool) - 1
+            if self.num_shots and num_others:
                 while len(mine) < self.num_prompts:
                     generator = np.random.default_rng(_seed(self.seed, fact.id, len(mine)))
-                    chosen = generator.choice(len(others), min(self.num_shots, len(others)), replace=False)
-                    shown = [others[at] for at in chosen]
+                    chosen = generator.choice(num_others, min(self.num_shots, num_others), replace=False).tolist()
+                    shown = [pool[at + (at >= own)] for at in chosen]
                     lines = [f"{other.prompt}{other.joiner}{other.target}" for other in shown]
                     mine.append("\n".join([*lines, fact.prompt]))
             prompts.append(mine)

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -76,6 +77,27 @@ def test_prompts_are_bare_then_behind_examples():
     assert prompts[0][2] != prompts[0][3]
     assert Strata(num_prompts=4, num_shots=0)._prompts([fact]) == [prompts[0][:2]]
     assert Strata()._prompts(FACTS[:1]) == [["The capital of A is"]]
+
+
+def test_examples_are_drawn_among_the_other_facts_in_linear_time():
+    reads = []
+
+    class Watched(Fact):
+        def __getattribute__(self, name):
+            reads.append(name)
+            return super().__getattribute__(name)
+
+    names = [f"f{row}" for row in range(200)]
+    facts = [Watched(name, f"It is {name}", name, relation=str(row % 40 // 38)) for row, name in enumerate(names)]
+    prompts = Strata(num_prompts=3, num_shots=9)._prompts(facts)
+    assert len(reads) < 200 * 100, "each fact was looked at for each fact"
+    for row in (0, 38, 117, 199):
+        others = [one for one in facts if one.relation == facts[row].relation and one.id != names[row]]
+        for number in (1, 2):
+            seed = hashlib.sha256(f"0:{names[row]}:{number}".encode()).digest()[:8]
+            drawn = np.random.default_rng(int.from_bytes(seed, "big")).choice(len(others), 9, replace=False)
+            shown = [f"It is {others[place].target} {others[place].target}" for place in drawn]
+            assert prompts[row][number].split("\n") == [*shown, f"It is {names[row]}"]
 
 
 def test_samples_follow_the_distribution(bench):
