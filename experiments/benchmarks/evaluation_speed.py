@@ -121,7 +121,7 @@ def _against_one_by_one(model: PeftModel, encoder: FactEncoder, questions: Seque
             prompts,
             most,
             pad_id=encoder.pad_id,
-            eos_id=encoder.tokenizer.eos_token_id,
+            stop_ids=encoder.stop_ids,
             batch_size=batch_size,
         )
 

@@ -55,7 +55,7 @@ class ScoreCache:
             "base_model": base.public_name,
             "base_fingerprint": base.fingerprint,
             "dtype": dtype,
-            "template": encoder.template,
+            **encoder.identity,
             "distances": [identity(distance) for distance in distances],
             "scoring_version": SCORING_VERSION,
         }

@@ -79,6 +79,6 @@ class FeatureCache:
             "base_model": self.source.name,
             "base_fingerprint": self.source.fingerprint,
             "dtype": self.dtype,
-            "template": encoder.template,
+            **encoder.identity,
             "append_eos": encoder.append_eos,
         }

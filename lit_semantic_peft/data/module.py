@@ -36,6 +36,7 @@ from lit_semantic_peft.models.base import (
     BaseDtype,
     cache_folder,
     load_base_model,
+    load_stop_ids,
     load_tokenizer,
     resolve_base_model,
 )
@@ -367,7 +368,7 @@ class KnowledgeDataModule(LightningDataModule):
             "base_model": self._source.public_name,
             "base_fingerprint": self._source.fingerprint,
             "dtype": self.dtype,
-            "template": self.template,
+            **self.encoder.identity,
             "distances": [identity(distance) for distance in self.distances],
             # Rounding depends on what runs together, and a difference of nothing must be exactly 0.
             "eval_batch_size": self.eval_batch_size,
@@ -457,7 +458,8 @@ class KnowledgeDataModule(LightningDataModule):
     def _load_encoder(self) -> FactEncoder:
         self._source = resolve_base_model(self.base_model, self.revision)
         tokenizer = load_tokenizer(self._source, self.trust_remote_code)
-        return FactEncoder(tokenizer, self.template, self.append_eos, self.max_length)
+        stop_ids = load_stop_ids(self._source, self.trust_remote_code)
+        return FactEncoder(tokenizer, self.template, self.append_eos, self.max_length, stop_ids)
 
     def _read(self) -> tuple[Sequence[Fact], list[EncodedFact]]:
         fact_set = read_facts(
@@ -499,6 +501,7 @@ class KnowledgeDataModule(LightningDataModule):
             facts_key(facts), self._source.fingerprint, self.template, self.append_eos,
             np.flatnonzero(is_kept).tolist(), loss_weight.tolist(), final_loss_weight.tolist(),
             self.deferred_from_epoch, [weights.tolist() for weights in deferred_loss_weight],
+            *([spelling] if (spelling := self.encoder.identity).keys() > {"template"} else []),
         )  # fmt: skip
         return PreparedFacts(
             tuple(facts), tuple(encoded), scored, is_kept, reason, loss_weight, final_loss_weight, key,

@@ -19,7 +19,15 @@ from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from lit_semantic_peft.errors import InputError
@@ -115,6 +123,32 @@ def load_tokenizer(source: BaseModelSource, trust_remote_code: bool = False) -> 
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"`base_model`: no tokenizer in {source.folder}: {_first_line(error)}") from error
     return tokenizer
+
+
+def load_stop_ids(source: BaseModelSource, trust_remote_code: bool = False) -> tuple[int, ...]:
+    """Token ids at which the settings that come with a base model end an answer; of a chat model often several.
+
+    Args:
+        source: From `resolve_base_model`.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Raises:
+        InputError: If the folder's configuration is none of a known model.
+    """
+    try:
+        settings = GenerationConfig.from_pretrained(source.folder)
+    except OSError:  # there are none: as transformers does, they are made from the configuration
+        settings = GenerationConfig.from_model_config(_load_config(source, trust_remote_code))
+    found = settings.eos_token_id
+    return tuple(found) if isinstance(found, list) else () if found is None else (found,)
+
+
+def _load_config(source: BaseModelSource, trust_remote_code: bool) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"`base_model`: no causal language model in {source.folder}: {_first_line(error)}") from error
+    return config
 
 
 def load_base_model(

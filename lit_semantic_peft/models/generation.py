@@ -1,8 +1,9 @@
 """Free answers: what a model says when nobody shows it the target."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ def greedy_answers(
     max_new_tokens: Sequence[int],
     *,
     pad_id: int,
-    eos_id: int | None,
+    stop_ids: Collection[int],
     batch_size: int = 32,
     on_batch: Callable[[int], object] | None = None,
     logits_processor: LogitsProcessor | None = None,
@@ -33,14 +34,14 @@ def greedy_answers(
         prompts: Token ids of each prompt.
         max_new_tokens: Longest answer of each prompt, in tokens.
         pad_id: Token id for padding; masked.
-        eos_id: Where an answer ends; None for never.
+        stop_ids: Where an answer ends; empty for never.
         batch_size: Prompts that run together.
         on_batch: Called after each batch with the number of prompts that it answered.
         logits_processor: Changes the logits before the largest is taken; None leaves them.
 
     Returns:
-        For each prompt the generated ids, in order: up to and without the first end token, at most
-        `max_new_tokens` of them.
+        For each prompt the generated ids, in order: up to and without the first of `stop_ids`, at
+        most `max_new_tokens` of them.
     """
     device = next(model.parameters()).device
     answers: list[list[int]] = [[] for _ in prompts]
@@ -49,7 +50,7 @@ def greedy_answers(
         config = GenerationConfig(
             do_sample=False,
             max_new_tokens=max(max_new_tokens[row] for row in rows),
-            eos_token_id=eos_id,
+            eos_token_id=list(stop_ids) or None,
             pad_token_id=pad_id,
         )
         with _without_own_settings(model):
@@ -60,8 +61,7 @@ def greedy_answers(
                 logits_processor=[logits_processor] if logits_processor else None,
             )
         for row, ids in zip(rows, output[:, input_ids.shape[1] :].tolist(), strict=True):
-            ids = ids[: max_new_tokens[row]]
-            answers[row] = ids[: ids.index(eos_id)] if eos_id in ids else ids
+            answers[row] = list(takewhile(lambda token: token not in stop_ids, ids[: max_new_tokens[row]]))
         if on_batch is not None:
             on_batch(len(rows))
     return answers
@@ -97,7 +97,7 @@ def greedy_continuations(
     beginnings: Sequence[Sequence[int]],
     max_new_tokens: Sequence[int],
     *,
-    eos_id: int | None,
+    stop_ids: Collection[int],
 ) -> list[list[int]]:
     """Greedy continuations of texts that a model has read but for their last token; a text that ends leaves the batch.
 
@@ -108,7 +108,7 @@ def greedy_continuations(
         cache_rows: Row of the pass in which each text stands.
         beginnings: Token ids of each text, at least one text.
         max_new_tokens: Longest continuation of each text, at least 1.
-        eos_id: Where a continuation ends; None for never.
+        stop_ids: Where a continuation ends; empty for never.
 
     Returns:
         For each text the generated ids, as `greedy_answers` of the same beginnings gives them.
@@ -131,7 +131,7 @@ def greedy_continuations(
         tokens, positions = output.logits[:, -1].argmax(dim=-1), positions + 1
         going_on = []
         for place, (text, token) in enumerate(zip(running, tokens.tolist(), strict=True)):
-            if token != eos_id:
+            if token not in stop_ids:
                 answers[text].append(token)
                 if len(answers[text]) < max_new_tokens[text]:
                     going_on.append(place)

@@ -1,7 +1,7 @@
 """Sampled answers that belong to their prompt: the same in any batch, in any order, on any day."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +47,7 @@ def sampled_answers(
     sampling: Sampling,
     *,
     pad_id: int,
-    eos_id: int | None,
+    stop_ids: Collection[int],
     batch_size: int = 32,
 ) -> list[list[list[int]]]:
     """Draws answers from p(·)^(1/T), each prompt on its own random numbers.
@@ -62,7 +62,7 @@ def sampled_answers(
         max_new_tokens: Longest answer of each prompt, in tokens.
         sampling: How many, how varied, which.
         pad_id: Token id for padding; masked.
-        eos_id: Where an answer ends; None for never.
+        stop_ids: Where an answer ends; empty for never.
         batch_size: Prompts that run together.
 
     Returns:
@@ -74,7 +74,7 @@ def sampled_answers(
             prompts,
             max_new_tokens,
             pad_id=pad_id,
-            eos_id=eos_id,
+            stop_ids=stop_ids,
             batch_size=batch_size,
             logits_processor=_GumbelNoise(sampling, number, pad_id),
         )

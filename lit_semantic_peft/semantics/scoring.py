@@ -141,7 +141,7 @@ def with_answers(
             longest,
             sampling,
             pad_id=encoder.pad_id,
-            eos_id=encoder.tokenizer.eos_token_id,
+            stop_ids=encoder.stop_ids,
             batch_size=len(prompts),
         )
         for sampling in {distance.sampling for distance in distances}
@@ -191,7 +191,7 @@ def score_facts(
             prompts,
             [_longest_answer(encoder, facts[row], encoded[row]) for row in rows],
             pad_id=encoder.pad_id,
-            eos_id=encoder.tokenizer.eos_token_id,
+            stop_ids=encoder.stop_ids,
             batch_size=batch_size,
         )
         batch = collate(chunk, rows, encoder.pad_id, with_end=False).to(device)

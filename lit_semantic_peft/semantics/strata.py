@@ -4,7 +4,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -82,7 +82,11 @@ class Strata(Feature):
             max(encoder.count_answer_tokens(answer, fact.joiner) for answer in fact.accepted_answers) for fact in facts
         ]
         limits = [longest[row] for row, _ in asked]
-        ends = {"pad_id": encoder.pad_id, "eos_id": encoder.tokenizer.eos_token_id, "batch_size": bench.batch_size}
+        ends: dict[str, Any] = {
+            "pad_id": encoder.pad_id,
+            "stop_ids": encoder.stop_ids,
+            "batch_size": bench.batch_size,
+        }
         greedy = [[ids] for ids in greedy_answers(bench.model, prompt_ids, limits, **ends)]
         sampled: list[list[list[int]]] = [[] for _ in asked]
         if self.num_samples:

@@ -6,9 +6,10 @@ merge characters across the boundary (no joiner, as in Chinese), the target is s
 what is trained is what is met at inference.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import takewhile
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +21,7 @@ Template = Literal["none", "chat"]
 # Texts to spell a target behind; the second for continuations that begin with a line break and merge with the first.
 _ANCHORS = ("\n", "a")
 _MAX_PROBLEMS = 20
+_SOME_ANSWER = "Paris"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,11 @@ class FactEncoder:
         append_eos: Whether the end token follows the target, so that the answer is taught to end.
         max_length: Longest prompt + target + end, in tokens; None for no limit. Nothing is ever cut: a longer fact is
             an error that names it.
+        stop_ids: Where the model ends an answer, beside the tokenizer's end token.
+
+    Attributes:
+        stop_ids: All ids at which an answer ends, ascending: those given, the tokenizer's end token, and in a chat
+            template the token that ends the assistant's turn (Gemma: `<end_of_turn>`).
 
     Raises:
         InputError: If `template` is `chat` and the tokenizer has no chat template, or `append_eos` is set and it has
@@ -68,27 +75,40 @@ class FactEncoder:
         template: Template = "none",
         append_eos: bool = True,
         max_length: int | None = None,
+        stop_ids: Collection[int] = (),
     ) -> None:
         if template == "chat" and not tokenizer.chat_template:
             raise InputError(
                 "`template` is `chat`, but the tokenizer of the base model has no chat template. "
                 "Use `template: none`, or an instruct model."
             )
-        if append_eos and tokenizer.eos_token_id is None:
+        self.tokenizer = tokenizer
+        self.template: Template = template
+        self.max_length = max_length
+        end = self._end()
+        if append_eos and end is None:
             raise InputError(
                 "`append_eos` is true, but the tokenizer has no end token. Set `append_eos: false`; "
                 "answers are then not taught to end."
             )
-        self.tokenizer = tokenizer
-        self.template: Template = template
-        self.max_length = max_length
-        self._end_ids: tuple[int, ...] = (int(tokenizer.eos_token_id),) if append_eos else ()
+        own = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
+        self.stop_ids = tuple(sorted({*stop_ids, *own, *(() if end is None else (end,))}))
+        self._has_further_ends = self.stop_ids != own
+        self._end_ids: tuple[int, ...] = (end,) if append_eos and end is not None else ()
         self._start_ids = _start_ids(tokenizer)
 
     @property
     def append_eos(self) -> bool:
         """Whether an answer is taught to end."""
         return bool(self._end_ids)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What scores and answers depend on beside tokenizer and facts, for the keys of caches."""
+        identity: dict[str, Any] = {"template": self.template}
+        if self._has_further_ends:
+            identity["stop_ids"] = list(self.stop_ids)
+        return identity
 
     @property
     def pad_id(self) -> int:
@@ -175,7 +195,9 @@ class FactEncoder:
         Args:
             template: Another template; the same where None.
         """
-        return FactEncoder(self.tokenizer, template or self.template, append_eos=bool(self._end_ids))
+        return FactEncoder(
+            self.tokenizer, template or self.template, append_eos=bool(self._end_ids), stop_ids=self.stop_ids
+        )
 
     def count_answer_tokens(self, answer: str, joiner: str = " ") -> int:
         """Tokens that an accepted answer takes, to limit how long an answer may get. Nothing is refused.
@@ -212,15 +234,12 @@ class FactEncoder:
         return encoded
 
     def decode_answer(self, ids: Sequence[int]) -> str:
-        """Text of generated ids: up to the first end token, without special tokens, stripped.
+        """Text of generated ids: up to the first of `stop_ids`, without special tokens, stripped.
 
         Args:
             ids: Generated token ids, without the prompt.
         """
-        end = self.tokenizer.eos_token_id
-        kept = list(ids)
-        if end is not None and end in kept:
-            kept = kept[: kept.index(end)]
+        kept = list(takewhile(lambda token: token not in self.stop_ids, ids))
         return str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip()
 
     def _in_chat(self, prompt: str, history: Sequence[tuple[str, str]] = ()) -> str:
@@ -231,6 +250,18 @@ class FactEncoder:
         ]
         messages.append({"role": "user", "content": prompt})
         return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+    def _end(self) -> int | None:
+        """The token that ends an answer: what the template writes behind the assistant's turn, else the end token."""
+        if self.template == "chat":
+            turns = [{"role": role, "content": _SOME_ANSWER} for role in ("user", "assistant")]
+            text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+            behind = self._ids(text.rpartition(_SOME_ANSWER)[2].lstrip())
+            added = self.tokenizer.added_tokens_decoder
+            if behind and behind[0] in added and added[behind[0]].special:
+                return behind[0]
+        end = self.tokenizer.eos_token_id
+        return None if end is None else int(end)
 
     def _behind_anchor(self, target: str, continuation: str) -> list[int]:
         """Ids of a continuation that does not merge with what stands before it."""

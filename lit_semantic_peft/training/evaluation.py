@@ -137,7 +137,7 @@ class Evaluator:
             prompts,
             max_new_tokens,
             pad_id=self.encoder.pad_id,
-            eos_id=self.encoder.tokenizer.eos_token_id,
+            stop_ids=self.encoder.stop_ids,
             batch_size=max(1, len(prompts)),
         )
 
@@ -159,12 +159,11 @@ class Evaluator:
     def _ask_chunk(
         self, model: PeftModel, questions: Sequence[Question], reference: Mapping[int, Answer] | None
     ) -> Iterator[tuple[Question, Answer]]:
-        end = self.encoder.tokenizer.eos_token_id
+        end = self.encoder.stop_ids[:1]  # stands where an answer may end; which of them makes no difference
         rows = []
         for question in questions:
             assert question.encoded is not None
-            asks_for_end = question.max_new_tokens > 0 and end is not None
-            rows.append(replace(question.encoded, end_ids=(end,) if asks_for_end else ()))
+            rows.append(replace(question.encoded, end_ids=end if question.max_new_tokens > 0 else ()))
         batch = collate(rows, [one.fact_index for one in questions], self.encoder.pad_id)
         cache = prompt_cache(model) if any(one.max_new_tokens for one in questions) else None
         outputs = target_pass(model, batch.to(next(model.parameters()).device), cache)
@@ -201,7 +200,7 @@ class Evaluator:
         cache: DynamicCache | None,
     ) -> list[list[int]]:
         """Free answers, from the tokens that won under the true prefix and what must be generated behind them."""
-        end = self.encoder.tokenizer.eos_token_id
+        stop_ids = self.encoder.stop_ids
         ids: list[list[int]] = []
         open_rows = []
         for place, (question, won) in enumerate(zip(questions, winners, strict=True)):
@@ -211,7 +210,7 @@ class Evaluator:
             while agreed < min(len(target), len(won)) and won[agreed] == target[agreed]:
                 agreed += 1
             said = list(target[:agreed]) + won[agreed : agreed + 1]  # the first token that differs was said as well
-            has_ended = end is not None and said[-1:] == [end]
+            has_ended = said[-1:] != [] and said[-1] in stop_ids
             ids.append(said[:-1] if has_ended else said[: question.max_new_tokens])
             if not has_ended and len(said) < question.max_new_tokens:
                 open_rows.append(place)
@@ -220,7 +219,7 @@ class Evaluator:
         if cache is None or not open_rows:
             continued = self._generate(model, beginnings, most)
         else:
-            continued = greedy_continuations(model, cache, open_rows, beginnings, most, eos_id=end)
+            continued = greedy_continuations(model, cache, open_rows, beginnings, most, stop_ids=stop_ids)
         for place, more in zip(open_rows, continued, strict=True):
             ids[place] += more
         return ids

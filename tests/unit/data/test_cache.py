@@ -93,6 +93,7 @@ CHANGES = {
     "fewer": lambda one: one | {"facts": FACTS[:1]},
     "weights": lambda one: one | {"base": dataclasses.replace(one["base"], fingerprint="0" * 32)},
     "template": lambda one: one | {"encoder": FactEncoder(byte_level_bpe(), template="chat")},
+    "end": lambda one: one | {"encoder": FactEncoder(byte_level_bpe(), stop_ids=[9])},
     "pooling": lambda one: one | {"distances": [HiddenStateDistance("first"), Surprisal()]},
     "centered": lambda one: one | {"distances": [HiddenStateDistance(centered=True), Surprisal()]},
     "distance": lambda one: one | {"distances": [ExpectedEmbeddingDistance(), Surprisal()]},
@@ -114,7 +115,7 @@ def test_what_changes_no_number_does_not(cache, inputs, tmp_path):
     same = {
         "facts": [moved, FACTS[1]],
         "base": dataclasses.replace(inputs["base"], folder=tmp_path / "elsewhere"),
-        "encoder": FactEncoder(byte_level_bpe(), append_eos=False, max_length=64),
+        "encoder": FactEncoder(byte_level_bpe(), append_eos=False, max_length=64, stop_ids=[1]),
     }
     assert cache.load(cache.manifest(**(inputs | same))) is not None
 

@@ -7,11 +7,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import file_sha256, write_json
 from lit_semantic_peft.models import base as base_module
 from lit_semantic_peft.models import load_base_model, load_tokenizer, resolve_base_model
-from lit_semantic_peft.models.base import cache_folder
+from lit_semantic_peft.models.base import cache_folder, load_stop_ids
 from safetensors.torch import load_file, save_file
 
 from fixtures.tiny import byte_level_bpe
@@ -39,6 +40,16 @@ def test_a_folder_is_used_as_it_is(folder):
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) == len(byte_level_bpe())
     ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
     assert model(input_ids=ids).logits.isfinite().all()
+
+
+def test_where_answers_end_is_in_the_settings_or_the_configuration(folder):
+    source = resolve_base_model(str(folder))
+    assert load_stop_ids(source) == (1,)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
+    assert load_stop_ids(source) == (1, 7)
+    assert KnowledgeDataModule(base_model=str(folder))._load_encoder().stop_ids == (1, 7)
+    (folder / "generation_config.json").unlink()
+    assert load_stop_ids(source) == (1,)
 
 
 def test_a_relative_folder_and_home_are_found(folder, monkeypatch):
@@ -114,8 +125,10 @@ def test_paths_that_hold_no_model_are_refused(tmp_path, folder):
 
 def test_a_package_that_the_weights_need_is_named(folder):
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
-    with pytest.raises(InputError, match="needs a package that is not installed: .*`pip install optimum`"):
+    (folder / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
+    with pytest.raises(InputError, match=r"needs a package that is not installed: .*`pip install optimum`"):
         load_base_model(resolve_base_model(str(folder)))
 
 

@@ -13,81 +13,81 @@ def prompts(seed=3):
     return [torch.randint(2, VOCABULARY, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
-def by_argmax(model, prompt, max_new_tokens, eos_id):
+def by_argmax(model, prompt, max_new_tokens, stop_ids=()):
     """One token after the other, without cache, padding or batch."""
     ids = list(prompt)
     for _ in range(max_new_tokens):
         with torch.no_grad():
             token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
-        if token == eos_id:
+        if token in stop_ids:
             break
         ids.append(token)
     return ids[len(prompt) :]
 
 
-def expected(model, eos_id):
-    return [by_argmax(model, prompt, most, eos_id) for prompt, most in zip(prompts(), MAX_NEW, strict=True)]
+def expected(model, stop_ids=()):
+    return [by_argmax(model, prompt, most, stop_ids) for prompt, most in zip(prompts(), MAX_NEW, strict=True)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_answers_equal_one_argmax_after_the_other(architecture, batch_size):
     model = ARCHITECTURES[architecture]()
-    answers = greedy_answers(model, prompts(), MAX_NEW, pad_id=0, eos_id=None, batch_size=batch_size)
-    assert answers == expected(model, None)
+    answers = greedy_answers(model, prompts(), MAX_NEW, pad_id=0, stop_ids=(), batch_size=batch_size)
+    assert answers == expected(model)
     assert [len(answer) for answer in answers] == MAX_NEW
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_answers_stop_before_the_end_token(architecture):
+def test_answers_stop_before_the_first_of_their_ends(architecture):
     model = ARCHITECTURES[architecture]()
-    free = expected(model, None)
-    eos_id = next(answer[1] for answer in free if len(answer) > 1 and answer[1] != answer[0])
-    answers = greedy_answers(model, prompts(), MAX_NEW, pad_id=0, eos_id=eos_id, batch_size=3)
-    assert answers == expected(model, eos_id)
-    assert answers != free
-    assert not any(eos_id in answer for answer in answers)
+    free = expected(model)
+    ends = {answer[place] for place in (1, 3) for answer in free if len(set(answer)) > place}
+    stop_ids = sorted(ends)[:2]
+    answers = greedy_answers(model, prompts(), MAX_NEW, pad_id=0, stop_ids=stop_ids, batch_size=3)
+    assert answers == expected(model, stop_ids)
+    assert answers not in (free, expected(model, stop_ids[:1]), expected(model, stop_ids[1:]))
 
 
 def test_the_end_token_may_be_the_padding():
     model = llama()
-    eos_id = expected(model, None)[0][1]
-    answers = greedy_answers(model, prompts(), MAX_NEW, pad_id=eos_id, eos_id=eos_id, batch_size=4)
-    assert answers == expected(model, eos_id)
+    end = expected(model)[0][1]
+    answers = greedy_answers(model, prompts(), MAX_NEW, pad_id=end, stop_ids=[end], batch_size=4)
+    assert answers == expected(model, [end])
 
 
 @pytest.mark.parametrize("adapter", ["lora", "prompt_tuning", "prefix_tuning", "p_tuning"])
 def test_answers_of_an_adapter_are_its_own(adapter):
     model = trained(llama(), ADAPTERS[adapter]())
-    answers = greedy_answers(model, prompts(), MAX_NEW, pad_id=0, eos_id=None, batch_size=3)
-    assert answers == expected(model, None)
-    assert answers != expected(llama(), None)
+    answers = greedy_answers(model, prompts(), MAX_NEW, pad_id=0, stop_ids=(), batch_size=3)
+    assert answers == expected(model)
+    assert answers != expected(llama())
     with model.disable_adapter():
-        assert greedy_answers(model, prompts(), MAX_NEW, pad_id=0, eos_id=None) == expected(llama(), None)
+        assert greedy_answers(model, prompts(), MAX_NEW, pad_id=0, stop_ids=()) == expected(llama())
 
 
 def test_settings_that_come_with_the_model_do_not_count():
-    free = expected(llama(), None)
+    free = expected(llama())
     model = llama()
     model.generation_config.repetition_penalty = 3.0
     model.generation_config.eos_token_id = [1, free[2][2]]
     own = model.generation_config.to_dict()
-    assert greedy_answers(model, prompts(), MAX_NEW, pad_id=0, eos_id=None, batch_size=3) == free
+    assert greedy_answers(model, prompts(), MAX_NEW, pad_id=0, stop_ids=(), batch_size=3) == free
     assert model.generation_config.to_dict() == own
     adapted = trained(model, ADAPTERS["lora"]())
-    assert greedy_answers(adapted, prompts(), MAX_NEW, pad_id=0, eos_id=None) == expected(adapted, None)
+    assert greedy_answers(adapted, prompts(), MAX_NEW, pad_id=0, stop_ids=()) == expected(adapted)
     assert model.generation_config.to_dict() == own
 
 
 def test_progress_counts_every_prompt():
     done = []
-    greedy_answers(llama(), prompts(), MAX_NEW, pad_id=0, eos_id=None, batch_size=3, on_batch=done.append)
+    greedy_answers(llama(), prompts(), MAX_NEW, pad_id=0, stop_ids=(), batch_size=3, on_batch=done.append)
     assert done == [3, 3, 1]
     done.clear()
     model = trained(llama(), ADAPTERS["prompt_tuning"]())
-    greedy_answers(model, prompts(), MAX_NEW, pad_id=0, eos_id=None, batch_size=3, on_batch=done.append)
+    greedy_answers(model, prompts(), MAX_NEW, pad_id=0, stop_ids=(), batch_size=3, on_batch=done.append)
     assert done == [1, 1, 2, 1, 1, 1], "with virtual tokens equally long prompts run together"
-    assert greedy_answers(llama(), [], [], pad_id=0, eos_id=None, on_batch=done.append) == []
+    assert greedy_answers(llama(), [], [], pad_id=0, stop_ids=(), on_batch=done.append) == []
     assert sum(done) == len(LENGTHS)
 
 
@@ -116,10 +116,10 @@ def test_continuations_equal_one_argmax_after_the_other(architecture, adapter, e
     for row, beginning, more in zip(rows, beginnings, [3, 0, 1, 2, 0, 5], strict=True):
         texts[row] = beginning[:-1] + texts[row][:more]  # what follows in the row is not what was said
     texts[rows[2]] = texts[rows[2]] or [2]  # a text of one token has nothing in the cache
-    free = [by_argmax(model, *pair, None) for pair in zip(beginnings, MAX_NEW, strict=False)]
-    eos_id = next(one[1] for one in free if len(one) > 1 and one[1] != one[0]) if ends else None
-    answers = greedy_continuations(model, read(model, texts), rows, beginnings, MAX_NEW[:6], eos_id=eos_id)
-    assert answers == [by_argmax(model, *pair, eos_id) for pair in zip(beginnings, MAX_NEW, strict=False)]
+    free = [by_argmax(model, *pair) for pair in zip(beginnings, MAX_NEW, strict=False)]
+    stop_ids = [next(one[1] for one in free if len(one) > 1 and one[1] != one[0])] if ends else []
+    answers = greedy_continuations(model, read(model, texts), rows, beginnings, MAX_NEW[:6], stop_ids=stop_ids)
+    assert answers == [by_argmax(model, *pair, stop_ids) for pair in zip(beginnings, MAX_NEW, strict=False)]
     assert (answers != free) == ends
 
 

@@ -104,7 +104,7 @@ def test_drawn_answers_are_averaged_over(model, encoder, encoder_folder, kind):
             [encoded.num_target_tokens],
             Sampling(**settings),
             pad_id=encoder.pad_id,
-            eos_id=encoder.tokenizer.eos_token_id,
+            stop_ids=encoder.stop_ids,
         )
 
         def place(ids, kind=kind):

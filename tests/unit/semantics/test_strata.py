@@ -28,7 +28,7 @@ def test_each_stratum_by_its_definition(bench):
     """Targets are taken from what the model says, so that every stratum occurs."""
     sampling, seed = Sampling(8, temperature=2.0, seed=0), 0
     encoder = bench.encoder
-    settings = {"pad_id": encoder.pad_id, "eos_id": encoder.tokenizer.eos_token_id}
+    settings = {"pad_id": encoder.pad_id, "stop_ids": encoder.stop_ids}
     prompts = [encoder.encode_prompt(fact.prompt) for fact in FACTS]
 
     def first_words(prompt, answers):
@@ -105,7 +105,7 @@ def test_samples_follow_the_distribution(bench):
     with torch.no_grad():
         logits = bench.model(torch.tensor([prompt])).logits[0, -1]
     p = (logits / 1.5).softmax(dim=-1)
-    answers = sampled_answers(bench.model, [prompt], [1], Sampling(3000, 1.5), pad_id=0, eos_id=None)[0]
+    answers = sampled_answers(bench.model, [prompt], [1], Sampling(3000, 1.5), pad_id=0, stop_ids=())[0]
     count = torch.bincount(torch.tensor(answers).flatten(), minlength=len(p)).float()
     largest = p.topk(10).indices
     standard_error = (p * (1 - p) / 3000).sqrt()
@@ -114,7 +114,7 @@ def test_samples_follow_the_distribution(bench):
 
 def test_equal_prompts_get_equal_answers_and_seeds_differ(bench):
     prompts = [bench.encoder.encode_prompt(text) for text in ("It is", "The capital of Japan is the", "It is")]
-    settings = {"pad_id": bench.encoder.pad_id, "eos_id": bench.encoder.tokenizer.eos_token_id}
+    settings = {"pad_id": bench.encoder.pad_id, "stop_ids": bench.encoder.stop_ids}
     state = torch.get_rng_state()
     drawn = sampled_answers(bench.model, prompts, [5, 3, 5], Sampling(4, 1.0), **settings)
     assert torch.equal(torch.get_rng_state(), state)

@@ -127,6 +127,23 @@ def test_chat_template_puts_the_target_into_the_assistants_turn():
     assert encoded.end_ids == (tokenizer.eos_token_id,)
 
 
+def test_an_answer_ends_where_the_template_or_the_model_ends_it():
+    tokenizer = byte_level_bpe()  # as Gemma's: a turn ends with another token than a text
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end_of_turn>", "<end>"]})
+    turn_end, end = tokenizer.convert_tokens_to_ids(["<end_of_turn>", "<end>"])
+    tokenizer.chat_template = tokenizer.chat_template.replace("</s>", "<end_of_turn>\n")
+    plain, chat = FactEncoder(tokenizer), FactEncoder(tokenizer, "chat", stop_ids=[end])
+    assert (plain.stop_ids, plain.identity) == ((tokenizer.eos_token_id,), {"template": "none"})
+    assert chat.stop_ids == (tokenizer.eos_token_id, turn_end, end)
+    assert chat.identity == {"template": "chat", "stop_ids": list(chat.stop_ids)}
+    encoded = chat.encode("What is the river?", "the Danube")
+    assert (encoded.end_ids, plain.encode("It is", "Paris").end_ids) == ((turn_end,), (tokenizer.eos_token_id,))
+    assert {chat.decode_answer([*encoded.target_ids, stop, 9]) for stop in chat.stop_ids} == {"the Danube"}
+    assert chat.without_limit().stop_ids == chat.stop_ids
+    tokenizer.chat_template = tokenizer.chat_template.replace("<end_of_turn>", "")
+    assert FactEncoder(tokenizer, "chat").stop_ids == (tokenizer.eos_token_id,), "a template that ends no turn"
+
+
 def test_chat_without_template_and_end_without_end_token_are_refused():
     with pytest.raises(InputError, match=r"`template` is `chat`.*no chat template"):
         FactEncoder(sentencepiece_like(), template="chat")

@@ -65,13 +65,13 @@ def evaluator(encoder, **options):
     return Evaluator(encoder, [HiddenStateDistance()], TURNS, [fact.joiner for fact in FACTS], **options)
 
 
-def by_argmax(model, question, eos_id):
+def by_argmax(model, question, stop_ids):
     """One token after the other, without cache, padding, batch or a target to lean on."""
     ids = list(question.prompt_ids)
     for _ in range(question.max_new_tokens):
         with torch.no_grad():
             token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
-        if token == eos_id:
+        if token in stop_ids:
             break
         ids.append(token)
     return tuple(ids[len(question.prompt_ids) :])
@@ -88,16 +88,18 @@ def log_prob_of_target(model, question):
 def test_answers_equal_one_prompt_at_a_time(encoder):
     model = model_of(encoder, 0.3)
     comparisons = evaluator(encoder).compare(model, everything(encoder))
-    eos_id = encoder.tokenizer.eos_token_id
     for row in comparisons:
         # What each side was asked: in a dialogue the base model has seen other answers of its own.
         sides = [(row.after, False)] if row.question.turn else [(row.before, True), (row.after, False)]
         for answer, is_base in sides:
             if is_base:
                 with model.disable_adapter():
-                    free, target = by_argmax(model, row.question, eos_id), log_prob_of_target(model, row.question)
+                    free, target = (
+                        by_argmax(model, row.question, encoder.stop_ids),
+                        log_prob_of_target(model, row.question),
+                    )
             else:
-                free, target = by_argmax(model, row.question, eos_id), log_prob_of_target(model, row.question)
+                free, target = by_argmax(model, row.question, encoder.stop_ids), log_prob_of_target(model, row.question)
             assert answer.text == (encoder.decode_answer(free) if row.question.max_new_tokens else "")
             assert answer.nll == pytest.approx(-float(target.mean()), abs=1e-5)
     assert any(row.before.text != row.after.text for row in comparisons), "the adapter must matter here"
@@ -140,10 +142,10 @@ def test_what_the_true_prefix_gave_is_what_would_have_been_said(ends):
     model = model_of(encoder, 0.3)
     asked = fact_questions(FACTS, encoder, EvaluationPlan(probes=[]))
     asked = [replace(one, max_new_tokens=9) for one in asked if one.kind == "fact"]
-    free = [by_argmax(model, one, None) for one in asked]
-    if ends:  # some answer ends within what is said
+    free = [by_argmax(model, one, ()) for one in asked]
+    if ends:  # some answers end within what is said, by either token
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(free[0][4])
-        encoder = FactEncoder(tokenizer)
+        encoder = FactEncoder(tokenizer, stop_ids=[free[1][5]])
     questions = []
     for question, ids in zip(asked, free, strict=True):
         for size in range(1, len(ids) + 1):
@@ -151,7 +153,7 @@ def test_what_the_true_prefix_gave_is_what_would_have_been_said(ends):
                 encoded = replace(question.encoded, target_ids=(*ids[: size - 1], last))
                 questions.append(replace(question, number=len(questions), encoded=encoded))
     answered = Evaluator(encoder, [HiddenStateDistance()]).ask(model, questions, {})
-    expected = [by_argmax(model, question, tokenizer.eos_token_id) for question in questions]
+    expected = [by_argmax(model, question, encoder.stop_ids if ends else ()) for question in questions]
     assert [answer.text for _, answer in answered] == [encoder.decode_answer(ids) for ids in expected]
     assert sum(answer.is_recalled for _, answer in answered) == len(answered) / 2
     assert ends == any(len(ids) < 9 for ids in expected)
