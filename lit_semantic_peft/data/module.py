@@ -36,6 +36,7 @@ from lit_semantic_peft.models.base import (
     BaseDtype,
     cache_folder,
     load_base_model,
+    load_num_positions,
     load_stop_ids,
     load_tokenizer,
     resolve_base_model,
@@ -95,7 +96,7 @@ class KnowledgeDataModule(LightningDataModule):
         weighting: From distance to loss weight; `Uniform` where None.
         template: `none`, or `chat` for the tokenizer's chat template.
         append_eos: Whether an answer is taught to end.
-        max_length: Longest fact in tokens; a longer one is an error. None for no limit.
+        max_length: Longest fact in tokens; a longer one is an error. None for what the model takes.
         micro_batch_size: Facts per forward pass of one process. Facts per optimizer step are this times
             `trainer.accumulate_grad_batches` times the number of processes.
         eval_batch_size: Facts per forward pass of scoring and evaluation.
@@ -458,8 +459,14 @@ class KnowledgeDataModule(LightningDataModule):
     def _load_encoder(self) -> FactEncoder:
         self._source = resolve_base_model(self.base_model, self.revision)
         tokenizer = load_tokenizer(self._source, self.trust_remote_code)
-        stop_ids = load_stop_ids(self._source, self.trust_remote_code)
-        return FactEncoder(tokenizer, self.template, self.append_eos, self.max_length, stop_ids)
+        return FactEncoder(
+            tokenizer,
+            self.template,
+            self.append_eos,
+            self.max_length,
+            stop_ids=load_stop_ids(self._source, self.trust_remote_code),
+            num_positions=load_num_positions(self._source, self.trust_remote_code),
+        )
 
     def _read(self) -> tuple[Sequence[Fact], list[EncodedFact]]:
         fact_set = read_facts(

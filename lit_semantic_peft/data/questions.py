@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -228,6 +229,8 @@ def doubted(question: Question, history: Sequence[tuple[str, str]], joiner: str,
 def retention_questions(known: Sequence[Fact], encoder: FactEncoder, first_number: int) -> list[Question]:
     """What has nothing to do with the facts: neutral texts, whose likelihood is measured, and further known facts.
 
+    What is longer than the model takes is left out.
+
     Args:
         known: Facts that are not among those of the run and that the base model may know.
         encoder: Spells them.
@@ -236,12 +239,14 @@ def retention_questions(known: Sequence[Fact], encoder: FactEncoder, first_numbe
     free = encoder.without_limit()
     questions: list[Question] = []
     for text in NEUTRAL_TEXTS:
-        encoded = free.encode_text(text)
         number = first_number + len(questions)
-        questions.append(Question(number, -1, "text", "", (text,), encoded.prompt_ids, encoded, 0))
+        with suppress(InputError):  # longer than the model takes
+            encoded = free.encode_text(text)
+            questions.append(Question(number, -1, "text", "", (text,), encoded.prompt_ids, encoded, 0))
     for fact in known:
         number = first_number + len(questions)
-        questions.append(_question(number, -1, "known", fact.prompt, fact.accepted_answers, fact.joiner, free))
+        with suppress(InputError):
+            questions.append(_question(number, -1, "known", fact.prompt, fact.accepted_answers, fact.joiner, free))
     return questions
 
 
@@ -254,11 +259,14 @@ def prompt_questions(prompts: Sequence[str], encoder: FactEncoder, max_new_token
         max_new_tokens: Longest answer, in tokens.
 
     Raises:
-        InputError: If a prompt becomes no token.
+        InputError: If a prompt becomes no token, or is longer than the model takes.
     """
     questions = []
     for number, prompt in enumerate(prompts):
-        prompt_ids = encoder.encode_prompt(prompt.rstrip())
+        try:
+            prompt_ids = encoder.encode_prompt(prompt.rstrip())
+        except InputError as error:
+            raise InputError(f"`prompts[{number}]`: {error}") from error
         if not prompt_ids:
             raise InputError(
                 f"`prompts[{number}]` {prompt!r} becomes no token in this tokenizer, so there is nothing to answer. "

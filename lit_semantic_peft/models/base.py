@@ -143,6 +143,29 @@ def load_stop_ids(source: BaseModelSource, trust_remote_code: bool = False) -> t
     return tuple(found) if isinstance(found, list) else () if found is None else (found,)
 
 
+def load_num_positions(source: BaseModelSource, trust_remote_code: bool = False) -> int | None:
+    """As `num_positions`, before the model is loaded.
+
+    Args:
+        source: From `resolve_base_model`.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Raises:
+        InputError: If the folder's configuration is none of a known model.
+    """
+    return num_positions(_load_config(source, trust_remote_code))
+
+
+def num_positions(config: PreTrainedConfig) -> int | None:
+    """Longest text of a model, in tokens; None where its configuration names no limit.
+
+    Args:
+        config: The model's configuration.
+    """
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def _load_config(source: BaseModelSource, trust_remote_code: bool) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)

@@ -1,6 +1,7 @@
 """Free answers: what a model says when nobody shows it the target."""
 
 import inspect
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from lit_semantic_peft.models.base import num_positions
 from lit_semantic_peft.models.objective import num_virtual_tokens
 
 
@@ -32,7 +34,7 @@ def greedy_answers(
     Args:
         model: A causal language model; evaluated in the mode it is in.
         prompts: Token ids of each prompt.
-        max_new_tokens: Longest answer of each prompt, in tokens.
+        max_new_tokens: Longest answer of each prompt, in tokens; less where the model has no positions for them.
         pad_id: Token id for padding; masked.
         stop_ids: Where an answer ends; empty for never.
         batch_size: Prompts that run together.
@@ -45,7 +47,10 @@ def greedy_answers(
     """
     device = next(model.parameters()).device
     answers: list[list[int]] = [[] for _ in prompts]
-    for rows in _batches(prompts, max_new_tokens, batch_size, allow_padding=num_virtual_tokens(model) == 0):
+    positions = _num_positions(model)
+    max_new_tokens = _within(positions, prompts, max_new_tokens)
+    allow_padding = num_virtual_tokens(model) == 0
+    for rows in _batches(prompts, max_new_tokens, batch_size, positions, allow_padding=allow_padding):
         input_ids, attention_mask = _pad_left([prompts[row] for row in rows], pad_id)
         config = GenerationConfig(
             do_sample=False,
@@ -107,7 +112,7 @@ def greedy_continuations(
             but the last. Used up.
         cache_rows: Row of the pass in which each text stands.
         beginnings: Token ids of each text, at least one text.
-        max_new_tokens: Longest continuation of each text, at least 1.
+        max_new_tokens: Longest continuation of each text, at least 1; less where the model has no positions for it.
         stop_ids: Where a continuation ends; empty for never.
 
     Returns:
@@ -117,6 +122,7 @@ def greedy_continuations(
     positions = torch.tensor([len(ids) - 1 for ids in beginnings], device=device)
     mask = _move_to_the_right(cache, torch.tensor(cache_rows, device=device), positions)
     tokens = torch.tensor([ids[-1] for ids in beginnings], device=device)
+    max_new_tokens = _within(_num_positions(model), beginnings, max_new_tokens)
     answers: list[list[int]] = [[] for _ in beginnings]
     running = list(range(len(beginnings)))
     while running:
@@ -154,13 +160,32 @@ def _move_to_the_right(cache: DynamicCache, rows: Tensor, lengths: Tensor) -> Te
     return (source >= 0).long()
 
 
+def _num_positions(model: PreTrainedModel | PeftModel) -> int:
+    """Tokens that a model takes beside its virtual ones."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return (num_positions(base.config) or sys.maxsize) - num_virtual_tokens(model)
+
+
+def _within(positions: int, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> list[int]:
+    """The longest answers that there are positions for; the last token of an answer is not read again."""
+    return [
+        min(most, max(1, positions - len(prompt) + 1)) for prompt, most in zip(prompts, max_new_tokens, strict=True)
+    ]
+
+
 def _batches(
-    prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], batch_size: int, *, allow_padding: bool
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: Sequence[int],
+    batch_size: int,
+    positions: int,
+    *,
+    allow_padding: bool,
 ) -> Iterator[list[int]]:
     """Row numbers that run together.
 
     Virtual tokens stand before the padding, and peft counts positions through it: a padded prompt would be farther
-    from them than in training. So prompt- and p-tuning get batches of equally long prompts.
+    from them than in training. So prompt- and p-tuning get batches of equally long prompts. And a row goes on until the
+    longest answer of its batch is done, so the longest prompt must leave positions for that.
     """
     # Longest answers first, so that a batch stops together; then by prompt length, so that little is padding.
     order = sorted(range(len(prompts)), key=lambda row: (-max_new_tokens[row], -len(prompts[row]), row))
@@ -169,8 +194,16 @@ def _batches(
         lengths = sorted({len(prompt) for prompt in prompts}, reverse=True)
         groups = [[row for row in order if len(prompts[row]) == length] for length in lengths]
     for group in groups:
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]
+        batch: list[int] = []
+        longest = 0
+        for row in group:
+            longest = max(longest, len(prompts[row]))
+            if len(batch) == batch_size or (batch and longest + max_new_tokens[batch[0]] - 1 > positions):
+                yield batch
+                batch, longest = [], len(prompts[row])
+            batch.append(row)
+        if batch:
+            yield batch
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -35,9 +36,10 @@ class Strata(Feature):
 
     A fact is asked by up to `num_prompts` prompts: its own, its paraphrases, and then its own behind `num_shots` other
     facts as examples, of the same relation where there are enough; each prompt with other examples, drawn by `seed`
-    and the fact's id. An answer is correct when it begins with an accepted one, as in `KnownFilter`. Source: SliCK
-    (Gekhman et al. 2024, arXiv 2405.05904), which asks by ten prompts of four examples each and draws sixteen answers
-    at temperature 0.5. Cost: `num_prompts` · (1 + `num_samples`) short generations per fact.
+    and the fact's id. A prompt that is longer than the model takes is left out. An answer is correct when it begins
+    with an accepted one, as in `KnownFilter`. Source: SliCK (Gekhman et al. 2024, arXiv 2405.05904), which asks by ten
+    prompts of four examples each and draws sixteen answers at temperature 0.5. Cost: `num_prompts` · (1 +
+    `num_samples`) short generations per fact.
 
     Args:
         num_prompts: Prompts per fact, ≥ 1.
@@ -76,12 +78,17 @@ class Strata(Feature):
     def measure(self, bench: Bench, facts: Sequence[Fact]) -> FloatArray:
         """See `Feature.measure`."""
         encoder = bench.encoder
-        asked = [(row, prompt) for row, prompts in enumerate(self._prompts(facts)) for prompt in prompts]
-        prompt_ids = [encoder.encode_prompt(prompt) for _, prompt in asked]
+        asked: list[int] = []
+        prompt_ids = []
+        for row, prompts in enumerate(self._prompts(facts)):
+            for prompt in prompts:
+                with suppress(InputError):  # behind its examples it may be longer than the model takes
+                    prompt_ids.append(encoder.encode_prompt(prompt))
+                    asked.append(row)
         longest = [
             max(encoder.count_answer_tokens(answer, fact.joiner) for answer in fact.accepted_answers) for fact in facts
         ]
-        limits = [longest[row] for row, _ in asked]
+        limits = [longest[row] for row in asked]
         ends: dict[str, Any] = {
             "pad_id": encoder.pad_id,
             "stop_ids": encoder.stop_ids,
@@ -95,7 +102,7 @@ class Strata(Feature):
         shares = np.zeros((len(facts), 2))
         for column, answers in enumerate((greedy, sampled)):
             is_correct: dict[int, list[bool]] = defaultdict(list)
-            for (row, _), drawn in zip(asked, answers, strict=True):
+            for row, drawn in zip(asked, answers, strict=True):
                 accepted = facts[row].accepted_answers
                 is_correct[row] += [starts_with_answer(encoder.decode_answer(ids), accepted) for ids in drawn]
             for row, correct in is_correct.items():

@@ -59,6 +59,8 @@ class FactEncoder:
         max_length: Longest prompt + target + end, in tokens; None for no limit. Nothing is ever cut: a longer fact is
             an error that names it.
         stop_ids: Where the model ends an answer, beside the tokenizer's end token.
+        num_positions: Longest prompt + target + end that the model takes, in tokens; None for no limit. A longer fact
+            is an error that names it.
 
     Attributes:
         stop_ids: All ids at which an answer ends, ascending: those given, the tokenizer's end token, and in a chat
@@ -76,6 +78,7 @@ class FactEncoder:
         append_eos: bool = True,
         max_length: int | None = None,
         stop_ids: Collection[int] = (),
+        num_positions: int | None = None,
     ) -> None:
         if template == "chat" and not tokenizer.chat_template:
             raise InputError(
@@ -85,6 +88,7 @@ class FactEncoder:
         self.tokenizer = tokenizer
         self.template: Template = template
         self.max_length = max_length
+        self.num_positions = num_positions
         end = self._end()
         if append_eos and end is None:
             raise InputError(
@@ -123,10 +127,14 @@ class FactEncoder:
 
         Returns:
             Token ids, with the tokenizer's own start tokens.
+
+        Raises:
+            InputError: If an answer behind it would be longer than the model takes.
         """
-        if self.template == "chat":
-            return tuple(self._ids(self._in_chat(prompt)))
-        return (*self._start_ids, *self._ids(prompt))
+        start_ids, text = ((), self._in_chat(prompt)) if self.template == "chat" else (self._start_ids, prompt)
+        ids = (*start_ids, *self._ids(text))
+        self._require_positions(len(ids) + 1, "the prompt and a token of an answer are")
+        return ids
 
     def encode(
         self, prompt: str, target: str, joiner: str = " ", history: Sequence[tuple[str, str]] = ()
@@ -144,7 +152,7 @@ class FactEncoder:
 
         Raises:
             InputError: If the target becomes no token, or cannot be spelt behind this prompt, or the whole is longer
-                than `max_length`.
+                than `max_length` or than the model takes.
         """
         if self.template == "chat":
             context, continuation = self._in_chat(prompt, history), target
@@ -178,6 +186,7 @@ class FactEncoder:
                 f"prompt, target and end are {len(encoded)} tokens, `max_length` is {self.max_length}. "
                 "A target is never cut: raise `max_length` or shorten the prompt."
             )
+        self._require_positions(len(encoded.prompt_ids) + len(target_ids) + 1, "prompt, target and end are")
         return encoded
 
     def encode_text(self, text: str) -> EncodedFact:
@@ -185,18 +194,26 @@ class FactEncoder:
 
         Args:
             text: At least two tokens long.
+
+        Raises:
+            InputError: If it is longer than the model takes.
         """
         ids = (*self._start_ids, *self._ids(text))
+        self._require_positions(len(ids), "the text is")
         return EncodedFact(ids[:1], ids[1:])
 
     def without_limit(self, template: Template | None = None) -> "FactEncoder":
-        """The same spelling for texts of any length.
+        """The same spelling for texts of any length that the model takes.
 
         Args:
             template: Another template; the same where None.
         """
         return FactEncoder(
-            self.tokenizer, template or self.template, append_eos=bool(self._end_ids), stop_ids=self.stop_ids
+            self.tokenizer,
+            template or self.template,
+            append_eos=bool(self._end_ids),
+            stop_ids=self.stop_ids,
+            num_positions=self.num_positions,
         )
 
     def count_answer_tokens(self, answer: str, joiner: str = " ") -> int:
@@ -250,6 +267,13 @@ class FactEncoder:
         ]
         messages.append({"role": "user", "content": prompt})
         return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+    def _require_positions(self, length: int, what: str) -> None:
+        if self.num_positions is not None and length > self.num_positions:
+            raise InputError(
+                f"{what} {length} tokens, the base model takes {self.num_positions} "
+                "(`max_position_embeddings`). Shorten the prompt."
+            )
 
     def _end(self) -> int | None:
         """The token that ends an answer: what the template writes behind the assistant's turn, else the end token."""

@@ -3,7 +3,13 @@ import dataclasses
 import numpy as np
 import pytest
 from lit_semantic_peft.data import questions
-from lit_semantic_peft.data.questions import ANSWER_MARGIN, EvaluationPlan, fact_questions, prompt_questions
+from lit_semantic_peft.data.questions import (
+    ANSWER_MARGIN,
+    EvaluationPlan,
+    fact_questions,
+    prompt_questions,
+    retention_questions,
+)
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact, Probe
 from lit_semantic_peft.metrics import is_exact_match
@@ -165,3 +171,19 @@ def test_free_prompts_have_no_right_answer(encoder):
     assert second.prompt_ids == encoder.encode_prompt("It is")
     with pytest.raises(InputError, match=r"`prompts\[1\]` ' ' becomes no token"):
         prompt_questions(["It is", " "], encoder, max_new_tokens=5)
+
+
+def test_what_is_longer_than_the_model_takes_is_refused_or_left_out_if_made_up():
+    small = FactEncoder(byte_level_bpe(), num_positions=30)
+    plan = EvaluationPlan(probes=["paraphrase", "choice"], num_choices=3)
+    facts = _capitals(France="Paris", Japan="Tokyo", Peru="Lima")
+    assert [one.kind for one in fact_questions(facts, small, plan)] == ["fact"] * 3
+    long = dataclasses.replace(facts[2], paraphrases=("The capital of Peru " * 30 + "is",), location="facts.jsonl:9")
+    with pytest.raises(InputError, match=r"facts\.jsonl:9: .*: paraphrase .* the base model takes 30 "):
+        fact_questions([*facts[:2], long], small, plan)
+    assert [
+        one.kind
+        for one in retention_questions([facts[0], dataclasses.replace(long, prompt=long.paraphrases[0])], small, 7)
+    ] == ["known"]
+    with pytest.raises(InputError, match=r"`prompts\[0\]`: .* the base model takes 30 "):
+        prompt_questions([long.paraphrases[0]], small, max_new_tokens=5)

@@ -16,13 +16,13 @@ def llama(seed=0):
     return tiny_llama(VOCABULARY, seed)
 
 
-def gpt2(seed=0):
+def gpt2(seed=0, num_positions=64):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=VOCABULARY,
-                n_positions=64,
+                n_positions=num_positions,
                 n_embd=16,
                 n_layer=2,
                 n_head=2,

@@ -47,7 +47,8 @@ def test_where_answers_end_is_in_the_settings_or_the_configuration(folder):
     assert load_stop_ids(source) == (1,)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
     assert load_stop_ids(source) == (1, 7)
-    assert KnowledgeDataModule(base_model=str(folder))._load_encoder().stop_ids == (1, 7)
+    encoder = KnowledgeDataModule(base_model=str(folder))._load_encoder()
+    assert (encoder.stop_ids, encoder.num_positions) == ((1, 7), 256)
     (folder / "generation_config.json").unlink()
     assert load_stop_ids(source) == (1,)
 

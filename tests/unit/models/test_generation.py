@@ -1,6 +1,6 @@
 import pytest
 import torch
-from architectures import ADAPTERS, ARCHITECTURES, VOCABULARY, llama, trained
+from architectures import ADAPTERS, ARCHITECTURES, VOCABULARY, gpt2, llama, trained
 from lit_semantic_peft.models import greedy_answers, greedy_continuations, prompt_cache
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -47,6 +47,18 @@ def test_answers_stop_before_the_first_of_their_ends(architecture):
     answers = greedy_answers(model, prompts(), MAX_NEW, pad_id=0, stop_ids=stop_ids, batch_size=3)
     assert answers == expected(model, stop_ids)
     assert answers not in (free, expected(model, stop_ids[:1]), expected(model, stop_ids[1:]))
+
+
+@pytest.mark.parametrize("batch_size", [3, 32])
+def test_answers_end_where_the_positions_do(batch_size):
+    """In one batch the longest prompt would run on to the longest answer, past the end of a learned table."""
+    small = gpt2(num_positions=14)
+    allowed = [min(most, 14 - len(prompt) + 1) for prompt, most in zip(prompts(), MAX_NEW, strict=True)]
+    answers = greedy_answers(small, prompts(), MAX_NEW, pad_id=0, stop_ids=(), batch_size=batch_size)
+    assert answers == [by_argmax(small, *row) for row in zip(prompts(), allowed, strict=True)]
+    assert allowed != MAX_NEW
+    cache = read(small, [[*prompt[:-1], 2] for prompt in prompts()])
+    assert greedy_continuations(small, cache, range(7), prompts(), MAX_NEW, stop_ids=()) == answers
 
 
 def test_the_end_token_may_be_the_padding():

@@ -65,6 +65,15 @@ def test_shares_do_not_depend_on_the_batches(bench):
     np.testing.assert_array_equal(asked.measure(other, FACTS), first)
 
 
+def test_prompts_that_the_model_has_no_positions_for_are_left_out(bench):
+    long = Fact("long", "The capital of " + "the river " * 30 + "is", "Paris")
+    small = FactEncoder(byte_level_bpe(), num_positions=len(bench.encoder.encode(long.prompt, long.target)))
+    asked = Strata(num_prompts=3, num_shots=1, num_samples=1)
+    shares = asked.measure(Bench(lambda: bench.model, small, batch_size=3), [long, FACTS[0]])
+    bare = Strata(num_prompts=1, num_samples=1).measure(bench, [long, FACTS[0]])
+    np.testing.assert_array_equal(shares, bare)
+
+
 def test_prompts_are_bare_then_behind_examples():
     fact = dataclasses.replace(FACTS[0], paraphrases=("The chief town of A is",))
     prompts = Strata(num_prompts=4, num_shots=2)._prompts([fact, *FACTS[1:]])

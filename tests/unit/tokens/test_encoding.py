@@ -196,6 +196,9 @@ def test_max_length_names_the_fact_and_never_cuts():
         FactEncoder(byte_level_bpe(), max_length=limit - 1).encode_facts(facts)
     assert f"facts.jsonl:2: fact 'long': prompt, target and end are {limit} tokens" in str(caught.value)
     assert "short" not in str(caught.value).replace("shorten", "")
+    assert FactEncoder(byte_level_bpe(), num_positions=limit).without_limit().encode_facts(facts) == unlimited
+    with pytest.raises(InputError, match=rf"facts.jsonl:2: fact 'long': .* {limit} tokens, the base model takes"):
+        FactEncoder(byte_level_bpe(), append_eos=False, num_positions=limit - 1).without_limit().encode_facts(facts)
     # Without an end token there is room for one more.
     FactEncoder(byte_level_bpe(), append_eos=False, max_length=limit - 1).encode_facts(facts)
 
