@@ -112,6 +112,8 @@ class KnowledgeDataModule(LightningDataModule):
         revision: Its branch, tag or commit on the Hub.
         dtype: Type of its weights.
         trust_remote_code: Whether code that comes with it may run.
+        chat_template_kwargs: What the chat template is given beside the turns, such as `enable_thinking: false`, or
+            `date_string` where it prints the day's date.
 
     Raises:
         InputError: From `setup`, if the facts cannot be read, spelt, or filtered as asked.
@@ -146,6 +148,7 @@ class KnowledgeDataModule(LightningDataModule):
         revision: str | None = None,
         dtype: BaseDtype = "float32",
         trust_remote_code: bool = False,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -174,6 +177,7 @@ class KnowledgeDataModule(LightningDataModule):
         self.mix_strata = mix_strata
         self.weighting = weighting or Uniform()
         self.template: Template = template
+        self.chat_template_kwargs = chat_template_kwargs
         self.append_eos = append_eos
         self.max_length = max_length
         self.micro_batch_size = micro_batch_size
@@ -459,14 +463,24 @@ class KnowledgeDataModule(LightningDataModule):
     def _load_encoder(self) -> FactEncoder:
         self._source = resolve_base_model(self.base_model, self.revision)
         tokenizer = load_tokenizer(self._source, self.trust_remote_code)
-        return FactEncoder(
+        encoder = FactEncoder(
             tokenizer,
             self.template,
             self.append_eos,
             self.max_length,
             stop_ids=load_stop_ids(self._source, self.trust_remote_code),
             num_positions=load_num_positions(self._source, self.trust_remote_code),
+            chat_template_kwargs=self.chat_template_kwargs,
         )
+        if encoder.depends_on_the_day:
+            logger.warning(
+                "The chat template of %s prints the day's date: prompts differ from day to day, and scores and answers "
+                "from the cache are those of the day on which they were measured. Set "
+                "`data.chat_template_kwargs` to `{date_string: 26 Jul 2024}` if the template reads `date_string` "
+                "(Llama 3 does), else take the date out of the template.",
+                self.base_model,
+            )
+        return encoder
 
     def _read(self) -> tuple[Sequence[Fact], list[EncodedFact]]:
         fact_set = read_facts(

@@ -6,7 +6,7 @@ merge characters across the boundary (no joiner, as in Chinese), the target is s
 what is trained is what is met at inference.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal
@@ -22,6 +22,7 @@ Template = Literal["none", "chat"]
 _ANCHORS = ("\n", "a")
 _MAX_PROBLEMS = 20
 _SOME_ANSWER = "Paris"
+_OWN_TEMPLATE_ARGUMENTS = {"conversation", "messages", "add_generation_prompt", "tokenize", "return_dict"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,8 @@ class FactEncoder:
         stop_ids: Where the model ends an answer, beside the tokenizer's end token.
         num_positions: Longest prompt + target + end that the model takes, in tokens; None for no limit. A longer fact
             is an error that names it.
+        chat_template_kwargs: What the chat template is given beside the turns, such as `enable_thinking` or
+            `date_string`; plain data.
 
     Attributes:
         stop_ids: All ids at which an answer ends, ascending: those given, the tokenizer's end token, and in a chat
@@ -68,7 +71,7 @@ class FactEncoder:
 
     Raises:
         InputError: If `template` is `chat` and the tokenizer has no chat template, or `append_eos` is set and it has
-            no end token.
+            no end token, or `chat_template_kwargs` has what the package itself gives.
     """
 
     def __init__(
@@ -79,11 +82,18 @@ class FactEncoder:
         max_length: int | None = None,
         stop_ids: Collection[int] = (),
         num_positions: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if template == "chat" and not tokenizer.chat_template:
             raise InputError(
                 "`template` is `chat`, but the tokenizer of the base model has no chat template. "
                 "Use `template: none`, or an instruct model."
+            )
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        if taken := sorted(_OWN_TEMPLATE_ARGUMENTS & self.chat_template_kwargs.keys()):
+            raise InputError(
+                f"`chat_template_kwargs` has {', '.join(taken)}, which cannot be set; expected what the chat template "
+                "itself reads, such as `enable_thinking` or `date_string`."
             )
         self.tokenizer = tokenizer
         self.template: Template = template
@@ -112,7 +122,16 @@ class FactEncoder:
         identity: dict[str, Any] = {"template": self.template}
         if self._has_further_ends:
             identity["stop_ids"] = list(self.stop_ids)
+        if self.chat_template_kwargs:
+            identity["chat_template_kwargs"] = self.chat_template_kwargs
         return identity
+
+    @property
+    def depends_on_the_day(self) -> bool:
+        """Whether prompts say the date on which they are written, so that no two days ask the same."""
+        text = str(self.tokenizer.chat_template) if self.template == "chat" else ""
+        is_pinned = "date_string" in self.chat_template_kwargs and "date_string" in text
+        return "strftime_now" in text and not is_pinned
 
     @property
     def pad_id(self) -> int:
@@ -214,6 +233,7 @@ class FactEncoder:
             append_eos=bool(self._end_ids),
             stop_ids=self.stop_ids,
             num_positions=self.num_positions,
+            chat_template_kwargs=self.chat_template_kwargs,
         )
 
     def count_answer_tokens(self, answer: str, joiner: str = " ") -> int:
@@ -266,7 +286,17 @@ class FactEncoder:
             for role, text in zip(("user", "assistant"), turn, strict=True)
         ]
         messages.append({"role": "user", "content": prompt})
-        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        return self._rendered(messages, add_generation_prompt=True)
+
+    def _rendered(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+                **self.chat_template_kwargs,
+            )
+        )
 
     def _require_positions(self, length: int, what: str) -> None:
         if self.num_positions is not None and length > self.num_positions:
@@ -279,7 +309,7 @@ class FactEncoder:
         """The token that ends an answer: what the template writes behind the assistant's turn, else the end token."""
         if self.template == "chat":
             turns = [{"role": role, "content": _SOME_ANSWER} for role in ("user", "assistant")]
-            text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+            text = self._rendered(turns, add_generation_prompt=False)
             behind = self._ids(text.rpartition(_SOME_ANSWER)[2].lstrip())
             added = self.tokenizer.added_tokens_decoder
             if behind and behind[0] in added and added[behind[0]].special:

@@ -57,6 +57,7 @@ def training_identity(
         "filters": f"{len(kept)} facts kept (content {content_key(kept)[:12]})",
         **_of_weighting(data),
         **({"strata": str(vars(data.strata))} if data.mix_strata else {}),
+        **({"chat_template_kwargs": str(data.chat_template_kwargs)} if data.chat_template_kwargs else {}),
         **{
             name: str(getattr(data, name))
             for name in ("deferred_from_epoch", "template", "append_eos", "seed", "bucket_steps", "mix_strata")

@@ -94,6 +94,7 @@ CHANGES = {
     "weights": lambda one: one | {"base": dataclasses.replace(one["base"], fingerprint="0" * 32)},
     "template": lambda one: one | {"encoder": FactEncoder(byte_level_bpe(), template="chat")},
     "end": lambda one: one | {"encoder": FactEncoder(byte_level_bpe(), stop_ids=[9])},
+    "date": lambda one: one | {"encoder": FactEncoder(byte_level_bpe(), chat_template_kwargs={"date_string": "1 May"})},
     "pooling": lambda one: one | {"distances": [HiddenStateDistance("first"), Surprisal()]},
     "centered": lambda one: one | {"distances": [HiddenStateDistance(centered=True), Surprisal()]},
     "distance": lambda one: one | {"distances": [ExpectedEmbeddingDistance(), Surprisal()]},

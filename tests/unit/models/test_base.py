@@ -42,13 +42,19 @@ def test_a_folder_is_used_as_it_is(folder):
     assert model(input_ids=ids).logits.isfinite().all()
 
 
-def test_where_answers_end_is_in_the_settings_or_the_configuration(folder):
+def test_the_spelling_takes_what_the_folder_says_of_ends_positions_and_dates(folder, caplog):
     source = resolve_base_model(str(folder))
     assert load_stop_ids(source) == (1,)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
     assert load_stop_ids(source) == (1, 7)
     encoder = KnowledgeDataModule(base_model=str(folder))._load_encoder()
     assert (encoder.stop_ids, encoder.num_positions) == ((1, 7), 256)
+    (folder / "chat_template.jinja").write_text("{{ strftime_now('%d') }}" + byte_level_bpe().chat_template)
+    KnowledgeDataModule(base_model=str(folder))._load_encoder()
+    assert "prints the day's date" not in caplog.text
+    data = KnowledgeDataModule(base_model=str(folder), template="chat", chat_template_kwargs={"enable_thinking": False})
+    assert data._load_encoder().chat_template_kwargs == {"enable_thinking": False}
+    assert caplog.text.count("prints the day's date") == 1
     (folder / "generation_config.json").unlink()
     assert load_stop_ids(source) == (1,)
 

@@ -144,6 +144,25 @@ def test_an_answer_ends_where_the_template_or_the_model_ends_it():
     assert FactEncoder(tokenizer, "chat").stop_ids == (tokenizer.eos_token_id,), "a template that ends no turn"
 
 
+def test_a_chat_template_is_given_what_it_reads():
+    tokenizer = byte_level_bpe()
+    tokenizer.chat_template = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "{{ date_string }}</s>" + tokenizer.chat_template
+    )
+    today, then = (FactEncoder(tokenizer, "chat", chat_template_kwargs=one) for one in (None, {"date_string": "1 May"}))
+    assert (today.depends_on_the_day, then.depends_on_the_day) == (True, False)
+    assert not FactEncoder(tokenizer).depends_on_the_day
+    assert today.identity == {"template": "chat"}
+    assert then.identity == {"template": "chat", "chat_template_kwargs": {"date_string": "1 May"}}
+    for encoder in (then, then.without_limit()):
+        assert tokenizer.decode(encoder.encode_prompt("It is")) == "1 May</s><|user|>It is</s><|assistant|>"
+    tokenizer.chat_template = "{{ strftime_now('%d') }}" + byte_level_bpe().chat_template
+    assert then.depends_on_the_day, "the template does not read it"
+    with pytest.raises(InputError, match="`chat_template_kwargs` has tokenize, which cannot be set"):
+        FactEncoder(tokenizer, "chat", chat_template_kwargs={"tokenize": True})
+
+
 def test_chat_without_template_and_end_without_end_token_are_refused():
     with pytest.raises(InputError, match=r"`template` is `chat`.*no chat template"):
         FactEncoder(sentencepiece_like(), template="chat")
