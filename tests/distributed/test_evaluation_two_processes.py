@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.score_definitions import SCORES
 
@@ -33,9 +34,10 @@ def test_two_processes_give_the_scores_of_one(tiny_model, facts_file):
     ]
     one_process = ["--trainer.devices=1", "--trainer.strategy=auto"]
     learning = ["--trainer.max_epochs=6", "--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=2e-2"]
-    run("fit", *settings, *one_process, *learning, "--trainer.default_root_dir=runs/fit", "--interference.num_facts=0")
+    fit = [*settings, *one_process, *learning, "--trainer.default_root_dir=runs/fit", "--interference.num_facts=0"]
+    assert main(["fit", *fit]) == 0
     adapter = ["--model.adapter=runs/fit/adapter"]
-    run("test", *settings, *one_process, *adapter, "--trainer.default_root_dir=runs/one")
+    assert main(["test", *settings, *one_process, *adapter, "--trainer.default_root_dir=runs/one"]) == 0
     two_processes = ["--trainer.devices=2", "--trainer.strategy=ddp"]
     run("test", *settings, *two_processes, *adapter, "--trainer.default_root_dir=runs/two")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.reports import RunFolder
 from safetensors.numpy import load_file
 
@@ -74,7 +75,7 @@ def one_process(settings, tmp_path_factory) -> RunFolder:
     folder = tmp_path_factory.mktemp("one")
     config = f"--config={EXPERIMENTS / 'fsdp.yaml'}"
     alone = ["--trainer.devices=1", "--trainer.strategy=auto", "--data.micro_batch_size=8"]
-    finish(start(*FIT, config, *settings, *alone, f"--trainer.default_root_dir={folder / 'run'}"))
+    assert main(["fit", config, *settings, *alone, f"--trainer.default_root_dir={folder / 'run'}"]) == 0
     return RunFolder(folder / "run")
 
 
