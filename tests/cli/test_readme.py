@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import lit_semantic_peft.callbacks
+import lit_semantic_peft.metrics
 import lit_semantic_peft.semantics
 import lit_semantic_peft.training
 import pytest
@@ -110,7 +111,8 @@ def test_early_stopping_by_configuration(tiny_model, facts_file):
 def test_every_public_class_is_in_the_readme_or_the_docs():
     text = "\n".join([README, *(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))])
     named = set(re.findall(r"\w+", text))
-    for package in (lit_semantic_peft.semantics, lit_semantic_peft.training, lit_semantic_peft.callbacks):
+    packages = (lit_semantic_peft.semantics, lit_semantic_peft.training, lit_semantic_peft.callbacks)
+    for package in (*packages, lit_semantic_peft.metrics):
         classes = {name for name in package.__all__ if inspect.isclass(getattr(package, name))}
         assert classes
         assert classes <= named, package.__name__
