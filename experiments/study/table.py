@@ -26,6 +26,8 @@ from matplotlib.figure import Figure
 README = ROOT / "README.md"
 BEGIN = "<!-- Made by `python -m experiments.study table --setting cpu`; not to be edited. -->"
 END = "<!-- End of what is made. -->"
+_SHOWN = "e"
+"""The plot that the README shows."""
 
 
 def write_tables(setting: Setting) -> Path:
@@ -119,6 +121,8 @@ def readme_section(setting: Setting, cells: Cells, found: list[Answer]) -> str:
             "",
         ]
         lines += [f"- **{answer.question}** {answer.sentence}" for answer in found]
+        shown = Path("experiments", "results", "study", setting.name, "plots")
+        lines += ["", *(f"![{one.axis}]({(shown / _SHOWN).as_posix()}.png)" for one in found if one.letter == _SHOWN)]
         lines += [
             "",
             "Tables, plots and what failed: [`experiments/results/RESULTS.md`](experiments/results/RESULTS.md).",
