@@ -106,25 +106,26 @@ def over_relations(cells: Cells, block: str, name: str, arm: str) -> Sample:
 
 
 def against_parts(cells: Cells, name: str = MAIN) -> list[Comparison]:
-    """Each arm of the primary block with a filter and more, minus each arm that has only one of both.
+    """Each arm of the primary block with a filter and more, minus each arm that has only one of both; all planned.
 
     Args:
         cells: What is there.
         name: A key of `MEASURES`.
     """
-    arms = dict(arms_of(cells, PRIMARY))
-    configs = {arm: load_arm(arm).config for arm in arms}
+    cell_of = dict(arms_of(cells, PRIMARY))
+    arms = [load_arm(arm) for arm in next(iter(cell_of.values())).block.arms] if cell_of else []
+    pairs = [
+        (whole.name, part.name)
+        for whole in arms
+        for part in arms
+        if whole.group == "both" and part.name not in (PLAIN, whole.name) and _is_part(part.config, whole.config)
+    ]
     found = {
-        f"{arm} − {part}": mean_difference(cell, other, name)
-        for arm, cell in arms.items()
-        for part, other in arms.items()
-        if cell.group == "both"
-        and part != PLAIN
-        and part != arm
-        and _is_part(configs[part], configs[arm])
-        and set(cell.seeds) & set(other.seeds)
+        f"{whole} − {part}": mean_difference(cell_of[whole], cell_of[part], name)
+        for whole, part in pairs
+        if {whole, part} <= cell_of.keys() and set(cell_of[whole].seeds) & set(cell_of[part].seeds)
     }
-    return compare(found)
+    return compare(found, len(pairs))
 
 
 def _is_part(config: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:

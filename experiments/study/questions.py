@@ -241,11 +241,10 @@ def _filters(cells: Cells, plain: Cell) -> Answer | None:
         if gained:
             num_steps = cells[PRIMARY, gained[0].own.label, pace, False].num_steps
             own, control = (value_range(ones(gained, part), "%") for part in ("own", "control"))
-            sentence += (
-                f" With {num_steps} optimizer steps instead of {plain.num_steps}" * (num_steps != plain.num_steps)
-                or f" With {num_steps} steps too"
-            )
-            sentence += f", where {about}, recall changes by {own} by a filter's choice, {control} by a random one."
+            is_shorter = num_steps < plain.num_steps
+            steps = f"optimizer steps instead of {plain.num_steps}" if is_shorter else "steps too"
+            sentence += f" With {num_steps} {steps}, where {about}, recall changes by {own} by a filter's choice, "
+            sentence += f"{control} by a random one."
             if pace == "steps":
                 details += (
                     f" At equal steps, filter minus random, in recall — {verdict(ones(gained, 'difference'), RECALL)}."

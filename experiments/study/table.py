@@ -121,8 +121,9 @@ def readme_section(setting: Setting, cells: Cells, found: list[Answer]) -> str:
             "",
         ]
         lines += [f"- **{answer.question}** {answer.sentence}" for answer in found]
-        shown = Path("experiments", "results", "study", setting.name, "plots")
-        lines += ["", *(f"![{one.axis}]({(shown / _SHOWN).as_posix()}.png)" for one in found if one.letter == _SHOWN)]
+        plots = Path("experiments", "results", "study", setting.name, "plots")
+        shown = [one for one in found if one.letter == _SHOWN and one.bars]
+        lines += ["", *(f"![{one.axis}]({(plots / one.letter).as_posix()}.png)" for one in shown)]
         lines += [
             "",
             "Tables, plots and what failed: [`experiments/results/RESULTS.md`](experiments/results/RESULTS.md).",

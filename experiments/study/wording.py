@@ -87,7 +87,6 @@ def value_range(found: Sequence[Comparison], unit: str) -> str:
 
 def _range(found: Sequence[Comparison], unit: str) -> str:
     bounds = [one.difference.interval(one.num_comparisons) for one in found]
-    low, high = (
-        number(one, unit, signed=True) for one in (min(low for low, _ in bounds), max(high for _, high in bounds))
-    )
-    return f"{value_range(found, unit)}, all intervals within [{low}, {high}]"
+    ends = (min(low for low, _ in bounds), max(high for _, high in bounds))
+    within = ", ".join(number(end, unit, signed=True) for end in ends)
+    return f"{value_range(found, unit)}, all intervals within [{within}]"

@@ -2,16 +2,17 @@
 
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from lit_semantic_peft.callbacks.checkpoint import require_logged
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import export_adapter
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.training import SemanticPeftModule
+from lit_semantic_peft.training.resume import FreshCallback
 
 
-class AdapterExport(Callback):
+class AdapterExport(FreshCallback):
     """Writes `adapter/` when training ends and `adapter_best/` whenever a validation is better than all before.
 
     Args:
@@ -24,18 +25,10 @@ class AdapterExport(Callback):
             raise InputError(f"`mode` must be `min` or `max`, got {mode!r}")
         self.monitor = monitor
         self.mode = mode
+        self._forget()
+
+    def _forget(self) -> None:
         self.best: float | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets an earlier training, before a checkpoint may bring something to go on with.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            stage: `fit`, `validate`, `test` or `predict`.
-        """
-        if stage == "fit" and trainer.global_step == 0:
-            self.best = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Exports the adapter if this epoch is the best so far.

@@ -39,13 +39,14 @@ from lit_semantic_peft.reports import (
 )
 from lit_semantic_peft.stopwatch import Stopwatch
 from lit_semantic_peft.training import Comparison, Scores, SemanticPeftModule
+from lit_semantic_peft.training.resume import FreshCallback
 
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("lit-semantic-peft", "torch", "lightning", "transformers", "peft", "torchmetrics", "datasets", "wandb")
 
 
-class FactReport(Callback):
+class FactReport(FreshCallback):
     """Writes the run folder: `dropped.jsonl` and `manifest.json` when training starts, tables and report at the end.
 
     After `fit` the table holds distances, fates, weights and the course of learning; after `test` also answers,
@@ -90,10 +91,13 @@ class FactReport(Callback):
         self._is_validated = False  # in this epoch
         self._stopwatch = Stopwatch()
 
+    def _forget(self) -> None:
+        if self.epochs:  # else the time is that of preparing this training
+            self._stopwatch = Stopwatch()
+        self.epochs, self._epoch_columns, self._is_validated = [], {}, False
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Takes over the time that the data module took, and starts the clock of the part that begins.
-
-        Forgets an earlier training, before a checkpoint may bring epochs to go on with.
 
         Args:
             trainer: The trainer.
@@ -106,10 +110,7 @@ class FactReport(Callback):
         if stage == "predict":
             return
         assert isinstance(pl_module, SemanticPeftModule)
-        if stage == "fit" and trainer.global_step == 0:
-            if self.epochs:  # else the time is that of preparing this one
-                self._stopwatch = Stopwatch()
-            self.epochs, self._epoch_columns, self._is_validated = [], {}, False
+        super().setup(trainer, pl_module, stage)
         seconds, pl_module.data.stopwatch = pl_module.data.stopwatch.seconds, Stopwatch()
         if stage == "test":
             agreed(lambda: _refuse_other_facts(RunFolder(trainer.default_root_dir), pl_module.data.prepared))

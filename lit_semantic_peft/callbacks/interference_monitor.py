@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -26,13 +26,14 @@ from lit_semantic_peft.models.disk_space import DiskSpaceError
 from lit_semantic_peft.reports import InterferenceRecord, RunFolder, write_interference
 from lit_semantic_peft.training import SemanticPeftModule, whole_base
 from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix
+from lit_semantic_peft.training.resume import FreshCallback
 
 logger = logging.getLogger(__name__)
 
 _PILOT_FACTS = 8  # that training and a measurement are timed on
 
 
-class InterferenceMonitor(Callback):
+class InterferenceMonitor(FreshCallback):
     """Measures the gradient matrix of the kept facts: of a sample in training, of all of them at its end.
 
     Interference is hardly there at the start and grows, so its course is what to look at: a sample is measured before
@@ -121,17 +122,6 @@ class InterferenceMonitor(Callback):
         self._rates: list[tuple[float, int]] = []  # sum and number of the learning rates of each epoch's steps
         self._measured_step = -1
         self._has_ended = False
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets an earlier training, before a checkpoint may bring something to go on with.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            stage: `fit`, `validate`, `test` or `predict`.
-        """
-        if stage == "fit" and trainer.global_step == 0:
-            self._forget()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sizes the sample and measures it before the first step of a new run.

@@ -184,7 +184,7 @@ class ConflictAwareBatching(TrainingCallback):
         self.severity = torch.zeros(0, 0)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a second decision on which facts share a step. Forgets an earlier training, before a checkpoint.
+        """Refuses a second decision on which facts share a step.
 
         Args:
             trainer: The trainer.
@@ -197,8 +197,7 @@ class ConflictAwareBatching(TrainingCallback):
         assert isinstance(pl_module, SemanticPeftModule)
         if stage == "fit" and pl_module.data.mix_strata:
             raise InputError("`mix_strata` and ConflictAwareBatching both decide which facts share a step: use one.")
-        if stage == "fit" and trainer.global_step == 0:
-            self._forget()
+        super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Goes on with the conflicts of a checkpoint.

@@ -134,17 +134,6 @@ class GradientSurgery(TrainingCallback):
         self.group_of: list[int] = []
         self._step: list[Batch] = []
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets an earlier training, before a checkpoint may bring something to go on with.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            stage: `fit`, `validate`, `test` or `predict`.
-        """
-        if stage == "fit" and trainer.global_step == 0:
-            self._forget()
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forms the groups, unless a checkpoint brought them.
 

@@ -85,17 +85,6 @@ class InterferenceWeighting(TrainingCallback):
         self.factor = torch.zeros(0)  # on each fact's loss weight, float32 (n,)
         self._solved_at = 0
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets an earlier training, before a checkpoint may bring something to go on with.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            stage: `fit`, `validate`, `test` or `predict`.
-        """
-        if stage == "fit" and trainer.global_step == 0:
-            self._forget()
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts with the given weights, unless a checkpoint brought others.
 

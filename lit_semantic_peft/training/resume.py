@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from peft import PeftConfig
 
 from lit_semantic_peft.data import KnowledgeDataModule
@@ -24,7 +24,25 @@ _OF_THE_TRAINING_ALONE = {
 }
 
 
-class TrainingCallback(Callback):
+class FreshCallback(Callback):
+    """A callback whose state is that of one training: the next training of the same object begins without it."""
+
+    def _forget(self) -> None:
+        """Sets the state to what it is before any training."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forgets an earlier training, before a checkpoint may bring something to go on with.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: `fit`, `validate`, `test` or `predict`.
+        """
+        if stage == "fit" and trainer.global_step == 0:
+            self._forget()
+
+
+class TrainingCallback(FreshCallback):
     """A callback that changes what is trained, so that a resumed training must have it too, with the same settings.
 
     It keeps each argument of its constructor under the argument's name.

@@ -445,8 +445,9 @@ def test_a_filter_with_a_weighting_is_compared_with_each_alone():
             ("progress", "aware"),
         )
     }
-    labels = [one.label for one in against_parts(cells)]
-    assert labels == ["paper − mean_variance", "paper − proximity", "aware − progress"]
+    found = against_parts(cells)
+    assert [one.label for one in found] == ["aware − progress", "paper − mean_variance", "paper − proximity"]
+    assert {one.num_comparisons for one in found} == {4}, "`aware` without its weighting is planned too"
 
 
 def test_the_effect_of_dropping_is_measured_on_what_is_kept():
