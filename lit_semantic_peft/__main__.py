@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         if command in _LIGHTNING_COMMANDS:
-            from lit_semantic_peft.cli import run
+            from lit_semantic_peft.cli.lightning_cli import run
 
             run(arguments, _LIGHTNING_COMMANDS)
         elif command == "export":
@@ -107,7 +107,7 @@ def _export(arguments: Sequence[str]) -> None:
     parser.add_argument("--base_model", help="with --merge: where the base model is, if not where the adapter says")
     options = parser.parse_args(arguments)
 
-    from lit_semantic_peft.training.export import export_run
+    from lit_semantic_peft.reports.export import export_run
 
     export_run(options.run, options.output, merge=options.merge, best=options.best, base_model=options.base_model)
     print(f"Written: {options.output}")

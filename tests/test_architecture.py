@@ -12,10 +12,10 @@ PACKAGE = "lit_semantic_peft"
 ROOT = Path(lit_semantic_peft.__file__).parent
 ORDER = [
     *("facts", "tokens", "models", "interference", "metrics"),
-    *("semantics", "data", "training", "reports", "callbacks"),
+    *("semantics", "evaluation", "data", "training", "reports", "callbacks", "cli"),
 ]
-GROUND = ["errors", "files", "intervals", "score_definitions", "stopwatch"]  # below all
-TOP = ["trainer", "cli", "__main__"]
+GROUND = ["errors", "files", "statistics", "stopwatch"]  # below all
+TOP = ["__main__"]
 LEVEL = {name: level for level, name in enumerate([*GROUND, *ORDER, *TOP])}
 HEAVY = {"torch", "lightning", "transformers", "peft", "torchmetrics", "datasets", "wandb", "pyarrow", "matplotlib"}
 
@@ -92,7 +92,7 @@ def test_the_walk_sees_the_package():
         for _, module, is_package, tree in modules(ROOT)
         for name, _ in imported(tree, module, is_package)
     }
-    assert {("tokens", "facts"), ("models", "tokens"), ("data", "semantics"), ("trainer", "training")} <= edges
+    assert {("tokens", "facts"), ("models", "tokens"), ("data", "semantics"), ("cli", "training")} <= edges
     assert len(list(modules(ROOT))) > 40
 
 
@@ -112,7 +112,11 @@ def test_the_walk_sees_the_package():
             "interference/x.py:1: interference imports lightning",
         ),
         ("reports/html.py", "import lit_semantic_peft.callbacks", "reports/html.py:1: reports imports callbacks"),
-        ("callbacks/x.py", "from lit_semantic_peft.trainer import T", "callbacks/x.py:1: callbacks imports trainer"),
+        (
+            "callbacks/x.py",
+            "from lit_semantic_peft.cli.trainer import T",
+            "callbacks/x.py:1: callbacks imports trainer",
+        ),
         ("errors.py", "import lit_semantic_peft.files", "errors.py:1: errors imports files"),
         ("files.py", "from .facts import schema", "files.py:1: files imports facts"),
         ("callbacks/x.py", "import wandb", "callbacks/x.py:1: wandb is imported where no W&B logger may be in use"),
@@ -125,7 +129,7 @@ def test_the_walk_sees_the_package():
         ("callbacks/x.py", "class C:\n    def f(self):\n        import wandb", None),
         ("tokens/x.py", "import torch\nfrom lit_semantic_peft.facts import Fact\nfrom . import collate", None),
         ("files.py", "from lit_semantic_peft.errors import InputError", None),
-        ("cli.py", "import lightning\nfrom lit_semantic_peft import trainer", None),
+        ("cli/x.py", "import lightning\nfrom lit_semantic_peft import training", None),
     ],
 )
 def test_the_walk_can_fail(tmp_path, path, source, expected):

@@ -18,13 +18,12 @@ from typing import Any
 import torch
 from experiments.benchmarks.measured import keep, peak_memory_gb
 from experiments.benchmarks.subject import with_moved_lora
-from lit_semantic_peft.data import EvaluationPlan, Question
-from lit_semantic_peft.data.questions import doubt_questions, fact_questions, retention_questions
+from lit_semantic_peft.evaluation import Comparison, EvaluationPlan, Evaluator, Question, measure_scores
+from lit_semantic_peft.evaluation.questions import doubt_questions, fact_questions, retention_questions
 from lit_semantic_peft.facts import Fact, builtin_facts
 from lit_semantic_peft.models import greedy_answers, load_base_model, load_tokenizer, resolve_base_model
 from lit_semantic_peft.semantics import ExpectedEmbeddingDistance, Surprisal
 from lit_semantic_peft.tokens import FactEncoder
-from lit_semantic_peft.training import Comparison, Evaluator, measure_scores
 from peft import PeftModel
 from rich.console import Console
 from rich.table import Table

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from experiments.benchmarks.measured import keep
-from lit_semantic_peft.data import EvaluationPlan, KnowledgeDataModule
+from lit_semantic_peft.data import KnowledgeDataModule
+from lit_semantic_peft.evaluation import EvaluationPlan
 from lit_semantic_peft.models import load_base_model
 from lit_semantic_peft.models.objective import predicting_mask
 from lit_semantic_peft.semantics import ExpectedEmbeddingDistance, Surprisal, score_targets

@@ -147,7 +147,8 @@ def serve(connection: Connection, contender: Contender, settings: Settings) -> N
 
 
 def _token_mean_facts(settings: Settings) -> Any:
-    from lit_semantic_peft.data import EvaluationPlan, KnowledgeDataModule, PreparedFacts
+    from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
+    from lit_semantic_peft.evaluation import EvaluationPlan
 
     class TokenMeanFacts(KnowledgeDataModule):
         """Facts weighted by their target tokens: the objective becomes the mean over tokens, as the peers have it."""

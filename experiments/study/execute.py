@@ -24,7 +24,7 @@ from experiments.benchmarks.measured import provenance
 from experiments.study.facts import StudyFacts, facts_of
 from experiments.study.plan import ROOT, Role, Run, Setting, config_of, runs_of
 from experiments.study.results import ResultFolder, choose_learning_rate, measured, unfairness
-from lit_semantic_peft.cli import run as run_command
+from lit_semantic_peft.cli.lightning_cli import run as run_command
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import content_key, remove_leftovers, write_text
 from lit_semantic_peft.models import resolve_base_model

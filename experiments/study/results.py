@@ -86,14 +86,21 @@ def measured(folder: Path, num_taught: int, short: bool = False) -> tuple[dict[s
             tokens for tokens, is_kept in zip(course["tokens_of_fact"], kept, strict=False) if is_kept
         ),
         "kept": _bits(kept),
-        "recalled": _bits(column["recalled_after"]),
+        "recalled": _bits(column["efficacy_teacher_forced_after"]),
         "nll": _rounded(column["nll_after"]),
     }
     if not short:
         found |= {
-            "generated": _bits(column["generated_after"]),
+            "generated": _bits(column["efficacy_after"]),
             "nll_area": _rounded(_area(course, "nll", column["nll_before"], column["nll_after"])),
-            "recall_area": _rounded(_area(course, "recalled", column["recalled_before"], column["recalled_after"])),
+            "recall_area": _rounded(
+                _area(
+                    course,
+                    "recalled",
+                    column["efficacy_teacher_forced_before"],
+                    column["efficacy_teacher_forced_after"],
+                )
+            ),
             "pushed_away": _bits(column["pushed_away"]),
             "locality": _rounded(column["locality"]),
             "text_nll_delta": _rounded(course["text_nll_delta"]),
@@ -109,7 +116,7 @@ def measured(folder: Path, num_taught: int, short: bool = False) -> tuple[dict[s
         "relation": column["relation"],
         "distance": _rounded(column["distance"]),
         "nll_before": _rounded(column["nll_before"]),
-        "recalled_before": _bits(column["recalled_before"]),
+        "recalled_before": _bits(column["efficacy_teacher_forced_before"]),
     }
     return found, facts
 

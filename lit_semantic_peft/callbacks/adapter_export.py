@@ -9,7 +9,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import export_adapter
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.training import SemanticPeftModule
-from lit_semantic_peft.training.resume import FreshCallback
+from lit_semantic_peft.training.identity import FreshCallback
 
 
 class AdapterExport(FreshCallback):

@@ -8,7 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.table import Table
 
 from lit_semantic_peft.callbacks.terminal import show
-from lit_semantic_peft.data import Question, from_all_ranks
+from lit_semantic_peft.data import from_all_ranks
+from lit_semantic_peft.evaluation import Question
 from lit_semantic_peft.files import write_text
 
 _SHOWN = 20

@@ -22,6 +22,7 @@ from lit_semantic_peft.callbacks.terminal import show
 from lit_semantic_peft.callbacks.wandb_tables import log_fact_table, log_run_files, log_run_to_wandb
 from lit_semantic_peft.data import PreparedFacts, agreed
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.evaluation import Comparison, Scores
 from lit_semantic_peft.files import write_json, write_text
 from lit_semantic_peft.reports import (
     EpochRecord,
@@ -38,8 +39,8 @@ from lit_semantic_peft.reports import (
     write_probe_table,
 )
 from lit_semantic_peft.stopwatch import Stopwatch
-from lit_semantic_peft.training import Comparison, Scores, SemanticPeftModule
-from lit_semantic_peft.training.resume import FreshCallback
+from lit_semantic_peft.training import SemanticPeftModule
+from lit_semantic_peft.training.identity import FreshCallback
 
 logger = logging.getLogger(__name__)
 
@@ -360,10 +361,10 @@ def _answer_columns(module: SemanticPeftModule, size: int) -> dict[str, list[Any
             "nll_before": before.nll,
             "nll_after": after.nll,
             "nll_delta": after.nll - before.nll,
-            "recalled_before": before.is_recalled,
-            "recalled_after": after.is_recalled,
-            "generated_before": before.is_correct,
-            "generated_after": after.is_correct,
+            "efficacy_teacher_forced_before": before.is_recalled,
+            "efficacy_teacher_forced_after": after.is_recalled,
+            "efficacy_before": before.is_correct,
+            "efficacy_after": after.is_correct,
             "answer_before": before.text,
             "answer_after": after.text,
             "distance_after": after.distances[distance_name],

@@ -25,8 +25,8 @@ from lit_semantic_peft.metrics import AloneVersusTogether, GradientInterference,
 from lit_semantic_peft.models.disk_space import DiskSpaceError
 from lit_semantic_peft.reports import InterferenceRecord, RunFolder, write_interference
 from lit_semantic_peft.training import SemanticPeftModule, whole_base
-from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix
-from lit_semantic_peft.training.resume import FreshCallback
+from lit_semantic_peft.training.identity import FreshCallback
+from lit_semantic_peft.training.interference_aware.fact_sample import agreed_gradient_matrix
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from lit_semantic_peft.data.measures import identity
 from lit_semantic_peft.facts import Fact, facts_key
 from lit_semantic_peft.files import atomic_path, content_key, write_json
 from lit_semantic_peft.models.base import BaseModelSource
-from lit_semantic_peft.semantics import Bench, Feature
+from lit_semantic_peft.semantics import Feature, ScoringContext
 from lit_semantic_peft.semantics.table import FloatArray
 
 logger = logging.getLogger(__name__)
@@ -24,17 +24,17 @@ class FeatureCache:
         folder: Where the rows are, each array beside a readable manifest; made when missing.
         source: The base model.
         dtype: Type of its weights.
-        bench: What is measured with.
+        context: What is measured with.
         facts: All facts that may be asked for.
     """
 
     def __init__(
-        self, folder: str | Path, source: BaseModelSource, dtype: str, bench: Bench, facts: Sequence[Fact]
+        self, folder: str | Path, source: BaseModelSource, dtype: str, context: ScoringContext, facts: Sequence[Fact]
     ) -> None:
         self.folder = Path(folder)
         self.source = source
         self.dtype = dtype
-        self.bench = bench
+        self.context = context
         self.facts = {fact.id: fact for fact in facts}
 
     def __call__(self, feature: Feature, fact_id: tuple[str, ...]) -> FloatArray:
@@ -64,14 +64,14 @@ class FeatureCache:
             except (OSError, ValueError) as error:
                 logger.warning("The cached %s %s cannot be read (%s); it is measured anew.", name, path, error)
         logger.info("Measuring %s of %d facts", name, len(facts))
-        rows = feature.measure(self.bench, facts)
+        rows = feature.measure(self.context, facts)
         write_json(path.with_suffix(".json"), manifest)
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.save(file, rows)
         return rows
 
     def _manifest(self, feature: Feature, facts: Sequence[Fact]) -> dict[str, Any]:
-        encoder = self.bench.encoder
+        encoder = self.context.encoder
         return {
             "feature": identity(feature),
             "facts_key": facts_key(facts),

@@ -13,12 +13,15 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm.auto import tqdm
 
-from lit_semantic_peft.data.answers import AnswerCache, questions_key
 from lit_semantic_peft.data.cache import ScoreCache
 from lit_semantic_peft.data.features import FeatureCache
 from lit_semantic_peft.data.measures import identity
 from lit_semantic_peft.data.prepared import PreparedFacts, is_deferrable
-from lit_semantic_peft.data.questions import (
+from lit_semantic_peft.data.ranks import agreed, from_all_ranks, from_first_rank
+from lit_semantic_peft.data.samplers import MicroBatch, RankShard, StepPlan
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.evaluation.answers import AnswerCache, questions_key
+from lit_semantic_peft.evaluation.questions import (
     EvaluationPlan,
     Question,
     doubt_questions,
@@ -26,9 +29,6 @@ from lit_semantic_peft.data.questions import (
     prompt_questions,
     retention_questions,
 )
-from lit_semantic_peft.data.ranks import agreed, from_all_ranks, from_first_rank
-from lit_semantic_peft.data.samplers import MicroBatch, RankShard, StepPlan
-from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact, facts_key, read_facts
 from lit_semantic_peft.files import content_key
 from lit_semantic_peft.models.base import (
@@ -42,13 +42,13 @@ from lit_semantic_peft.models.base import (
     resolve_base_model,
 )
 from lit_semantic_peft.semantics import (
-    Bench,
     Distance,
     ExpectedEmbeddingDistance,
     FactFilter,
     NoFilter,
     Online,
     ScoredFacts,
+    ScoringContext,
     Selection,
     Strata,
     Surprisal,
@@ -257,7 +257,7 @@ class KnowledgeDataModule(LightningDataModule):
             return
         if self.deferred_from_epoch is not None:
             _prepare_deferral(trainer, self.deferred_from_epoch)
-        start, end = self.weighting.ends
+        start, end = self.weighting.start_and_end
         if start is not end:
             name = f"`weighting` {type(self.weighting).__name__}"
             _require_whole_epochs(trainer, name)
@@ -269,14 +269,14 @@ class KnowledgeDataModule(LightningDataModule):
 
     def _prepare(self) -> PreparedFacts:
         facts, encoded = agreed(self._read)
-        bench = Bench(
+        context = ScoringContext(
             lambda: load_base_model(self._source, self.dtype, self.trust_remote_code).to(self.device),
             self.encoder,
             self.eval_batch_size,
         )
-        measure = FeatureCache(self.cache.folder, self._source, self.dtype, bench, facts)
+        measure = FeatureCache(self.cache.folder, self._source, self.dtype, context, facts)
         with self.stopwatch.during("scoring"):
-            scored = self._scores(facts, encoded, bench)
+            scored = self._scores(facts, encoded, context)
             if self.strata:
                 strata = self.strata
                 scored = from_first_rank(lambda: with_strata(scored, measure(strata, scored.fact_id)))
@@ -351,13 +351,13 @@ class KnowledgeDataModule(LightningDataModule):
             self._questions = questions
         return self._questions
 
-    def hold(self, rows: Sequence[int]) -> None:
+    def retain(self, rows: Sequence[int]) -> None:
         """Notes which facts training holds in place, so that they are not taken for a measure of what is retained.
 
         Args:
             rows: Fact indices.
         """
-        self._prepared = replace(self.prepared, held_index=tuple(rows))
+        self._prepared = replace(self.prepared, retained_index=tuple(rows))
         self._questions = None
 
     def answer_manifest(self, version: int) -> dict[str, Any]:
@@ -533,13 +533,13 @@ class KnowledgeDataModule(LightningDataModule):
         """Loss weights at the start and at the end of training, 0 for what is not trained."""
         trained = scored.take(np.flatnonzero(is_trained))
         weights = []
-        for weighting in self.weighting.ends:
+        for weighting in self.weighting.start_and_end:
             weight = np.zeros(len(scored))
             weight[is_trained] = weights_of(weighting, trained, is_rank_based=self.distances[0].is_rank_based)
             weights.append(weight)
         return weights
 
-    def _scores(self, facts: Sequence[Fact], encoded: Sequence[EncodedFact], bench: Bench) -> ScoredFacts:
+    def _scores(self, facts: Sequence[Fact], encoded: Sequence[EncodedFact], context: ScoringContext) -> ScoredFacts:
         """Scores from the cache of the first rank; what it lacks is computed, a share of the parts on each rank."""
         manifest = self.cache.manifest(facts, self._source, self.encoder, self.distances, self.dtype)
         parts = scoring_parts(encoded, self.eval_batch_size)
@@ -562,7 +562,9 @@ class KnowledgeDataModule(LightningDataModule):
             logger.info("Scores of %d facts are there from an earlier job", sum(map(len, known.values())))
         missing = [number for number in range(len(parts)) if number not in known]
         mine = missing[self._rank :: self._world_size]
-        computed = agreed(lambda: self._score_parts(facts, {number: parts[number] for number in mine}, manifest, bench))
+        computed = agreed(
+            lambda: self._score_parts(facts, {number: parts[number] for number in mine}, manifest, context)
+        )
         for others in from_all_ranks(computed):
             known |= others
         table = ScoredFacts.concatenate([known[number] for number in range(len(parts))])
@@ -572,15 +574,15 @@ class KnowledgeDataModule(LightningDataModule):
         return scored
 
     def _score_parts(
-        self, facts: Sequence[Fact], parts: dict[int, list[int]], manifest: dict[str, Any], bench: Bench
+        self, facts: Sequence[Fact], parts: dict[int, list[int]], manifest: dict[str, Any], context: ScoringContext
     ) -> dict[int, ScoredFacts]:
         scored: dict[int, ScoredFacts] = {}
         total = sum(map(len, parts.values()))
         with tqdm(total=total, desc="Scoring facts", unit="fact", disable=self._rank != 0) as bar:
             for number, rows in parts.items():
                 scored[number] = score_facts(
-                    bench.model,
-                    bench.encoder,
+                    context.model,
+                    context.encoder,
                     [facts[row] for row in rows],
                     self.distances,
                     batch_size=self.eval_batch_size,

@@ -30,7 +30,7 @@ class PreparedFacts:
         deferred_from_epoch: Epoch from which dropped facts are trained too; None for never.
         deferred_loss_weight: `loss_weight` and `final_loss_weight` from that epoch on: mean 1 over all facts that are
             trained then. Empty where nothing is deferred.
-        held_index: Fact indices that training holds in place (`retain_weight`) instead of teaching them.
+        retained_index: Fact indices that training holds in place (`retain_weight`) instead of teaching them.
     """
 
     facts: tuple[Fact, ...]
@@ -43,7 +43,7 @@ class PreparedFacts:
     key: str
     deferred_from_epoch: int | None = None
     deferred_loss_weight: tuple[np.ndarray, ...] = ()
-    held_index: tuple[int, ...] = ()
+    retained_index: tuple[int, ...] = ()
 
     @property
     def kept_index(self) -> list[int]:
@@ -67,7 +67,7 @@ class PreparedFacts:
     def is_untouched(self) -> np.ndarray:
         """Whether a fact has no part in training at all, bool `(n,)`: only such facts tell what else is retained."""
         is_untouched = ~self.is_trained
-        is_untouched[list(self.held_index)] = False
+        is_untouched[list(self.retained_index)] = False
         return is_untouched
 
     def trained_index(self, epoch: int) -> list[int]:

@@ -1,7 +1,6 @@
 """Showing a run: its folder, its tables, its plots, and one page that needs no network."""
 
 from lit_semantic_peft.reports.compare import check_output, compare_runs, difference_table, write_comparison
-from lit_semantic_peft.reports.distance_comparison import Discrimination
 from lit_semantic_peft.reports.distances import OUTCOMES, DistanceComparison, compare_distances, read_learned
 from lit_semantic_peft.reports.html import build_report, render_report
 from lit_semantic_peft.reports.plots import write_distance_plot, write_plots
@@ -31,6 +30,7 @@ from lit_semantic_peft.reports.tables import (
     write_interference,
     write_probe_table,
 )
+from lit_semantic_peft.statistics import Discrimination
 
 __all__ = [
     "FACT_COLUMNS",

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from lit_semantic_peft.evaluation.scores import SCORES
 from lit_semantic_peft.reports.side_effects import EVALUATED, SideEffect, SideEffects, most_facts
 from lit_semantic_peft.reports.summary import Estimate, Summary, estimate_text
-from lit_semantic_peft.score_definitions import SCORES
 
 MAX_RELATIONS = 40
 """Relations in the page's matrix of side effects; those with most facts are shown."""

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 from rich.table import Column, Table
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.evaluation.scores import SCORES, ScoreDefinition
 from lit_semantic_peft.files import atomic_path
 from lit_semantic_peft.reports.run_folder import RunFolder
 from lit_semantic_peft.reports.summary import Estimate
-from lit_semantic_peft.score_definitions import SCORES, ScoreDefinition
 
 OUTPUT_SUFFIXES = (".csv", ".parquet")
 
@@ -162,7 +162,7 @@ def difference_table(comparison: RunComparison, first: str, second: str) -> Tabl
 
 def _by_id(run: str | Path) -> dict[str, dict[str, Any]]:
     table = RunFolder(run).read_facts()
-    if table.column("generated_after").null_count == len(table):
+    if table.column("efficacy_after").null_count == len(table):
         raise InputError(
             f"`{run}`: its facts were not asked, so there is nothing to compare; "
             "`lit-semantic-peft test --config RUN/config.yaml --ckpt_path last` asks them"

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.reports.distance_comparison import Discrimination, discrimination, rank_correlation
 from lit_semantic_peft.reports.run_folder import RunFolder
+from lit_semantic_peft.statistics import Discrimination, discrimination, rank_correlation
 
-OUTCOMES = ("recalled", "generated")
+OUTCOMES = ("efficacy_teacher_forced", "efficacy")
 """When a fact counts as learned: recalled under its true prefix, or generated exactly."""
 
 
@@ -65,7 +65,7 @@ def read_learned(run: RunFolder) -> dict[str, dict[str, bool]]:
         }
         if min(sum(of_facts.values()), len(of_facts) - sum(of_facts.values())) >= 2:
             learned[outcome] = of_facts
-    if not any(row["recalled_after"] is not None for row in rows):
+    if not any(row["efficacy_teacher_forced_after"] is not None for row in rows):
         raise InputError(
             f"`run` {run.path}: its facts have not been asked after training; "
             f"`lit-semantic-peft test --config {run.config} --ckpt_path last` does."

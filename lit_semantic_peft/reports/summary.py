@@ -10,8 +10,8 @@ import pyarrow as pa
 from rich.table import Table
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.intervals import bootstrap_interval
-from lit_semantic_peft.score_definitions import SCORES
+from lit_semantic_peft.evaluation.scores import SCORES
+from lit_semantic_peft.statistics import bootstrap_interval
 
 
 class _Json:
@@ -429,9 +429,12 @@ def total_seconds(seconds: Seconds | None) -> float | None:
 def _recall(rows: list[dict[str, Any]]) -> Recall:
     return Recall(
         teacher_forced=BeforeAfter(
-            *(_share(row[name] for row in rows) for name in ("recalled_before", "recalled_after"))
+            *(
+                _share(row[name] for row in rows)
+                for name in ("efficacy_teacher_forced_before", "efficacy_teacher_forced_after")
+            )
         ),
-        generated=BeforeAfter(*(_share(row[name] for row in rows) for name in ("generated_before", "generated_after"))),
+        generated=BeforeAfter(*(_share(row[name] for row in rows) for name in ("efficacy_before", "efficacy_after"))),
     )
 
 

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.evaluation.scores import SCORES
 from lit_semantic_peft.files import atomic_path
-from lit_semantic_peft.score_definitions import SCORES
 
 EXTRA_DISTANCE_PREFIX = "distance_"
 """Further distances may be added to the fact table as `distance_<Name>`, float64."""
@@ -40,11 +40,11 @@ class Column:
 
 _TEXT, _INT, _FLOAT, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
-_NAMED_ABOVE = ("generated", "recalled", "locality")
+_NAMED_ABOVE = ("efficacy", "efficacy_teacher_forced", "locality")
 _SCORE_COLUMNS = tuple(
     Column(column, _FLOAT, f"{score.description} {whose}, of this fact's questions.")
     for score in SCORES
-    if score.column not in _NAMED_ABOVE
+    if score.name not in _NAMED_ABOVE
     for column, whose in ((score.before, "Base model"), (score.after, "Trained model"))
     if column is not None
 )
@@ -79,13 +79,13 @@ FACT_COLUMNS: tuple[Column, ...] = (
     Column("nll_delta", _FLOAT, "`nll_after` − `nll_before`; positive is harm."),
     Column("loss_weight", _FLOAT, "Factor of the fact's loss, mean 1 over the trained facts, 0 for the others."),
     Column(
-        "recalled_before", _FLAG, "Teacher-forced recall, base model: every target token wins under the true prefix."
+        "efficacy_teacher_forced_before",
+        _FLAG,
+        "Teacher-forced recall, base model: every target token wins under the true prefix.",
     ),
-    Column("recalled_after", _FLAG, "The same after training."),
-    Column(
-        "generated_before", _FLAG, "Generated recall, base model: the normalised free answer is the target exactly."
-    ),
-    Column("generated_after", _FLAG, "The same after training."),
+    Column("efficacy_teacher_forced_after", _FLAG, "The same after training."),
+    Column("efficacy_before", _FLAG, "Generated recall, base model: the normalised free answer is the target exactly."),
+    Column("efficacy_after", _FLAG, "The same after training."),
     Column("answer_before", _TEXT, "What the base model answers, greedily."),
     Column("answer_after", _TEXT, "What the trained model answers, greedily."),
     Column(

@@ -11,7 +11,7 @@ from lit_semantic_peft.semantics.distances import (
     TargetPass,
 )
 from lit_semantic_peft.semantics.encoders import SentenceEncoder, TextEmbedding
-from lit_semantic_peft.semantics.features import Bench, Feature, TargetEmbedding
+from lit_semantic_peft.semantics.features import Feature, ScoringContext, TargetEmbedding
 from lit_semantic_peft.semantics.filters import (
     BandFilter,
     FactFilter,
@@ -56,7 +56,6 @@ __all__ = [
     "STRATA",
     "Band",
     "BandFilter",
-    "Bench",
     "DispersionFilter",
     "Distance",
     "ExpectedEmbeddingDistance",
@@ -78,6 +77,7 @@ __all__ = [
     "ResponseDistance",
     "Scheduled",
     "ScoredFacts",
+    "ScoringContext",
     "Selection",
     "SentenceDistance",
     "SentenceEncoder",

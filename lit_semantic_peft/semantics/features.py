@@ -18,7 +18,7 @@ from lit_semantic_peft.semantics.table import FloatArray
 from lit_semantic_peft.tokens import FactEncoder
 
 
-class Bench:
+class ScoringContext:
     """What facts are measured with. The base model is loaded when it is first asked for, and once.
 
     Args:
@@ -45,11 +45,11 @@ class Feature(ABC):
     """Part of the cache key; raised whenever a change of the code changes a number."""
 
     @abstractmethod
-    def measure(self, bench: Bench, facts: Sequence[Fact]) -> FloatArray:
+    def measure(self, context: ScoringContext, facts: Sequence[Fact]) -> FloatArray:
         """Measures facts.
 
         Args:
-            bench: Base model and spelling.
+            context: Base model and spelling.
             facts: At least one, in the order of their ids: rows may depend on each other but not on the file's order.
 
         Returns:
@@ -63,12 +63,12 @@ class TargetEmbedding(Feature):
     Source: our reading of where an answer "lies"; the same point that `ResponseDistance` measures to.
     """
 
-    def measure(self, bench: Bench, facts: Sequence[Fact]) -> FloatArray:
+    def measure(self, context: ScoringContext, facts: Sequence[Fact]) -> FloatArray:
         """See `Feature.measure`."""
-        table = bench.model.get_input_embeddings().weight.detach()
+        table = context.model.get_input_embeddings().weight.detach()
         rows = [
             table[torch.tensor(encoded.target_ids, device=table.device)].float().mean(dim=0)
-            for encoded in bench.encoder.encode_facts(facts)
+            for encoded in context.encoder.encode_facts(facts)
         ]
         stacked: FloatArray = torch.stack(rows).double().cpu().numpy()
         return stacked

@@ -15,7 +15,7 @@ from lit_semantic_peft.interference import folder_if_large, gradient_matrix, gra
 from lit_semantic_peft.interference.undisturbed import cuda_devices
 from lit_semantic_peft.models import attach_adapter
 from lit_semantic_peft.models.base import cache_folder
-from lit_semantic_peft.semantics.features import Bench, Feature
+from lit_semantic_peft.semantics.features import Feature, ScoringContext
 from lit_semantic_peft.semantics.table import FloatArray
 from lit_semantic_peft.tokens import Batch, collate
 
@@ -77,18 +77,18 @@ class WarmGradients(Feature):
         self.batch_size = batch_size
         self.seed = seed
 
-    def measure(self, bench: Bench, facts: Sequence[Fact]) -> FloatArray:
+    def measure(self, context: ScoringContext, facts: Sequence[Fact]) -> FloatArray:
         """See `Feature.measure`."""
-        encoded = bench.encoder.encode_facts(facts)
+        encoded = context.encoder.encode_facts(facts)
 
         def batches(rows: Sequence[int], size: int) -> list[Batch]:
             chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-            return [collate([encoded[row] for row in chunk], chunk, bench.encoder.pad_id) for chunk in chunks]
+            return [collate([encoded[row] for row in chunk], chunk, context.encoder.pad_id) for chunk in chunks]
 
-        with torch.random.fork_rng(devices=cuda_devices(bench.model)):
+        with torch.random.fork_rng(devices=cuda_devices(context.model)):
             torch.manual_seed(self.seed)
             config = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules="all-linear")
-            model = attach_adapter(bench.model, config)
+            model = attach_adapter(context.model, config)
             try:
                 shuffled = torch.randperm(len(facts)).tolist()
                 losses = warm_up(model, batches(shuffled, self.batch_size), self.warmup_steps, self.learning_rate)
@@ -111,7 +111,7 @@ class WarmGradients(Feature):
                         rows = np.array(sketch.features, dtype=np.float64)
             finally:
                 model.unload()
-                bench.model.eval().requires_grad_(False)
+                context.model.eval().requires_grad_(False)
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(bad):
             shown = ", ".join(repr(facts[row].id) for row in bad[:5])

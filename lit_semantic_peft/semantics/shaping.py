@@ -60,7 +60,7 @@ class Scheduled(Weighting):
         InputError: If one of them is itself `Online` or `Scheduled`.
 
     Example:
-        >>> [type(one).__name__ for one in Scheduled().ends]
+        >>> [type(one).__name__ for one in Scheduled().start_and_end]
         ['Proximity', 'Remoteness']
     """
 
@@ -71,8 +71,8 @@ class Scheduled(Weighting):
         require_plain("Scheduled", self.last)
 
     @property
-    def ends(self) -> tuple[Weighting, Weighting]:
-        """See `Weighting.ends`."""
+    def start_and_end(self) -> tuple[Weighting, Weighting]:
+        """See `Weighting.start_and_end`."""
         return self.first, self.last
 
     def raw(self, distance: Tensor) -> Tensor:
@@ -94,6 +94,6 @@ def require_plain(outer: str, weighting: Weighting) -> None:
     Raises:
         InputError: If it is not a plain function of the distance.
     """
-    if weighting.ends != (weighting, weighting) or hasattr(weighting, "current"):
+    if weighting.start_and_end != (weighting, weighting) or hasattr(weighting, "current"):
         name = type(weighting).__name__
         raise InputError(f"`weighting` {name} cannot stand inside {outer}; put {outer} inside {name}.")

@@ -14,7 +14,7 @@ from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.metrics import starts_with_answer
 from lit_semantic_peft.models.generation import greedy_answers
 from lit_semantic_peft.models.sampling import Sampling, sampled_answers
-from lit_semantic_peft.semantics.features import Bench, Feature
+from lit_semantic_peft.semantics.features import Feature, ScoringContext
 from lit_semantic_peft.semantics.filters import FactFilter, Selection
 from lit_semantic_peft.semantics.table import FloatArray, ScoredFacts
 
@@ -75,9 +75,9 @@ class Strata(Feature):
         self.temperature = temperature
         self.seed = seed
 
-    def measure(self, bench: Bench, facts: Sequence[Fact]) -> FloatArray:
+    def measure(self, context: ScoringContext, facts: Sequence[Fact]) -> FloatArray:
         """See `Feature.measure`."""
-        encoder = bench.encoder
+        encoder = context.encoder
         asked: list[int] = []
         prompt_ids = []
         for row, prompts in enumerate(self._prompts(facts)):
@@ -92,13 +92,13 @@ class Strata(Feature):
         ends: dict[str, Any] = {
             "pad_id": encoder.pad_id,
             "stop_ids": encoder.stop_ids,
-            "batch_size": bench.batch_size,
+            "batch_size": context.batch_size,
         }
-        greedy = [[ids] for ids in greedy_answers(bench.model, prompt_ids, limits, **ends)]
+        greedy = [[ids] for ids in greedy_answers(context.model, prompt_ids, limits, **ends)]
         sampled: list[list[list[int]]] = [[] for _ in asked]
         if self.num_samples:
             sampling = Sampling(self.num_samples, self.temperature, self.seed)
-            sampled = sampled_answers(bench.model, prompt_ids, limits, sampling, **ends)
+            sampled = sampled_answers(context.model, prompt_ids, limits, sampling, **ends)
         shares = np.zeros((len(facts), 2))
         for column, answers in enumerate((greedy, sampled)):
             is_correct: dict[int, list[bool]] = defaultdict(list)

@@ -33,7 +33,7 @@ class Weighting(ABC):
     """Whether a fact's raw weight depends on which other facts `raw` is given."""
 
     @property
-    def ends(self) -> "tuple[Weighting, Weighting]":
+    def start_and_end(self) -> "tuple[Weighting, Weighting]":
         """The weightings at the start and at the end of training; between them weights move on a straight line."""
         return self, self
 

@@ -17,9 +17,11 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
-from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts, Question, agreed, from_all_ranks
+from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts, agreed, from_all_ranks
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.intervals import bootstrap_interval
+from lit_semantic_peft.evaluation import Question
+from lit_semantic_peft.evaluation.evaluator import EVALUATION_VERSION, Comparison, Evaluator
+from lit_semantic_peft.evaluation.measured_scores import Scores, measure_scores
 from lit_semantic_peft.metrics import LearningDynamics, PerFactMean, PushedAway, share
 from lit_semantic_peft.models import (
     DEFAULT_BASE_MODEL,
@@ -46,12 +48,11 @@ from lit_semantic_peft.models.adapters import (
 from lit_semantic_peft.models.compiled import compile_layers, eagerly
 from lit_semantic_peft.semantics.online import Online, nll_and_online_weight
 from lit_semantic_peft.semantics.scoring import score_targets
+from lit_semantic_peft.statistics import bootstrap_interval
 from lit_semantic_peft.tokens import Batch
-from lit_semantic_peft.training.evaluation import EVALUATION_VERSION, Comparison, Evaluator
+from lit_semantic_peft.training.identity import refuse_another_adapter, refuse_another_training, training_identity
 from lit_semantic_peft.training.own_gradient import refuse_loss_scaling, sum_over_ranks, unflattened
-from lit_semantic_peft.training.resume import refuse_another_adapter, refuse_another_training, training_identity
-from lit_semantic_peft.training.retain import RetainPenalty
-from lit_semantic_peft.training.scores import Scores, measure_scores
+from lit_semantic_peft.training.penalties import RetainPenalty
 
 logger = logging.getLogger(__name__)
 
@@ -298,7 +299,7 @@ class SemanticPeftModule(LightningModule):
                 "process has whole. Use `strategy: ddp`, or a weighting by likelihood."
             )
         retained = _retained(data.prepared, self.retain_known) if self.retain_weight else []
-        data.hold(retained)
+        data.retain(retained)
         if stage == "fit" and str(self.peft_config.peft_type.value) == "ADALORA":
             refuse_loss_scaling(self.trainer, "peft_config: AdaLoraConfig")
         if stage == "fit" and self.retain_weight:

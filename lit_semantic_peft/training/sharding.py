@@ -13,9 +13,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.compiled import repeated_blocks
-from lit_semantic_peft.training.conflict_aware_batching import ConflictAwareBatching
-from lit_semantic_peft.training.gradient_surgery import GradientSurgery
-from lit_semantic_peft.training.interference_weighting import InterferenceWeighting
+from lit_semantic_peft.training.interference_aware.conflict_aware_batching import ConflictAwareBatching
+from lit_semantic_peft.training.interference_aware.gradient_surgery import GradientSurgery
+from lit_semantic_peft.training.interference_aware.interference_weighting import InterferenceWeighting
 from lit_semantic_peft.training.module import SemanticPeftModule
 from lit_semantic_peft.training.own_gradient import flattened, unflattened
 

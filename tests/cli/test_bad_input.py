@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from lit_semantic_peft.__main__ import main
+from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import BaseModelSource, attach_adapter, export_adapter
-from lit_semantic_peft.trainer import KnowledgeTrainer
 from lit_semantic_peft.training import SemanticPeftModule
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM

@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 from lit_semantic_peft.__main__ import main
+from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.facts import read_facts
 from lit_semantic_peft.reports import RunFolder
-from lit_semantic_peft.trainer import KnowledgeTrainer
 
 from fixtures.tiny import save_tiny_model
 
@@ -297,8 +297,8 @@ MORE_DISTANCES = "--data.more_distances=[{class_path: lit_semantic_peft.semantic
 
 def with_outcome(path, table, values):
     """Puts an outcome in the place of a short run's, which has learned nothing."""
-    at = table.column_names.index("recalled_after")
-    pq.write_table(table.set_column(at, "recalled_after", [values]), path)
+    at = table.column_names.index("efficacy_teacher_forced_after")
+    pq.write_table(table.set_column(at, "efficacy_teacher_forced_after", [values]), path)
 
 
 def test_score_says_which_distance_predicts_what_a_run_learned(settings, tiny_model, capsys):
@@ -321,7 +321,7 @@ def test_score_says_which_distance_predicts_what_a_run_learned(settings, tiny_mo
     found = json.loads(Path("scores/distances.json").read_text(encoding="utf-8"))
     assert found["distances"] == ["ExpectedEmbeddingDistance", "HiddenStateDistance", "Surprisal"]
     assert [row[at] for at, row in enumerate(found["rank_correlation"])] == pytest.approx([1.0] * 3)
-    of_distance = found["predicts_learned"]["recalled"]
+    of_distance = found["predicts_learned"]["efficacy_teacher_forced"]
     assert of_distance["ExpectedEmbeddingDistance"]["auroc"] == 1.0
     assert of_distance["HiddenStateDistance"]["auroc"] < 1.0
     assert Path("scores/plots/distances.png").is_file()

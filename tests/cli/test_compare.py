@@ -16,9 +16,9 @@ def write_run(name, **changed):
         "prompt": [f"p{row}" for row in range(SIZE)],
         "target": [f"t{row}" for row in range(SIZE)],
         "kept": [True] * SIZE,
-        "generated_after": [True] * 20 + [False] * 20,
+        "efficacy_after": [True] * 20 + [False] * 20,
         "answer_after": [f"t{row}" if row < 20 else "?" for row in range(SIZE)],
-        "paraphrase_after": [0.5] * SIZE,
+        "generalization_after": [0.5] * SIZE,
         "locality_kl": [0.25] * 4 + [None] * (SIZE - 4),
     }
     write_fact_table(RunFolder(name).facts, columns | changed)
@@ -28,7 +28,7 @@ def write_run(name, **changed):
 @pytest.fixture
 def runs():
     better = [row != 3 and row < 30 for row in range(SIZE)]  # ten gained, one lost
-    return write_run("a"), write_run("b", generated_after=better)
+    return write_run("a"), write_run("b", efficacy_after=better)
 
 
 def test_differences_are_paired_and_flips_are_named(runs):
@@ -81,7 +81,7 @@ def test_only_facts_that_both_trained(runs, capsys):
         (None, "expected a run folder, but there is none"),
         ({"fact_id": [f"g{row}" for row in range(SIZE)]}, "no fact in common by `fact_id`: 'f0', 'f1', 'f2', …"),
         ({"target": ["other"] * SIZE}, "fact 'f0' is another fact in the two runs: `target` is 't0' in `a`"),
-        ({"generated_after": [None] * SIZE}, "its facts were not asked"),
+        ({"efficacy_after": [None] * SIZE}, "its facts were not asked"),
     ],
 )
 def test_what_cannot_be_compared_is_said(runs, changed, message, capsys):

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from lit_semantic_peft.__main__ import main
-from lit_semantic_peft.score_definitions import SCORES
+from lit_semantic_peft.evaluation.scores import SCORES
 
 _BLOCK = 32768
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 from lit_semantic_peft.__main__ import main
+from lit_semantic_peft.evaluation.scores import SCORES
 from lit_semantic_peft.reports import RunFolder
-from lit_semantic_peft.score_definitions import SCORES
 
 pytestmark = pytest.mark.distributed
 
@@ -49,8 +49,8 @@ def test_two_processes_give_the_scores_of_one(tiny_model, facts_file):
             assert [row[column] for row in left] == [row[column] for row in right], column
     measured = {score.name for score in _RATIOS if any(row[score.after] is not None for row in left)}
     assert measured >= {"efficacy", "generalization", "generalization_choice", "locality", "robustness_plain"}
-    assert any(row["generated_after"] != row["generated_before"] or row["locality"] < 1 for row in left)
-    for column in ("nll_after", "locality_kl", "target_probability_after"):
+    assert any(row["efficacy_after"] != row["efficacy_before"] or row["locality"] < 1 for row in left)
+    for column in ("nll_after", "locality_kl", "efficacy_probability_after"):
         assert [row[column] for row in left] == pytest.approx([row[column] for row in right], rel=1e-4, abs=1e-6)
 
     summaries = [folder.read_summary() for folder in (one, two)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lit_semantic_peft.callbacks import InterferenceMonitor
-from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix
+from lit_semantic_peft.training.interference_aware.fact_sample import agreed_gradient_matrix
 from safetensors.numpy import load_file
 
 from distributed.test_two_processes import EXPERIMENTS, fit

@@ -88,7 +88,7 @@ def assert_same(expected: RunFolder, found: RunFolder) -> None:
         [epoch.loss for epoch in expected.read_summary().epochs], rel=1e-5
     )
     for one, other in zip(expected.read_facts().to_pylist(), found.read_facts().to_pylist(), strict=True):
-        for column in ("fact_id", "kept", "answer_before", "answer_after", "recalled_after"):
+        for column in ("fact_id", "kept", "answer_before", "answer_after", "efficacy_teacher_forced_after"):
             assert one[column] == other[column], column
         assert one["nll_after"] == pytest.approx(other["nll_after"], rel=1e-4)
     matrices = [one.read_interference().gradient_dot for one in (expected, found)]

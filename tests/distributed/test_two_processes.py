@@ -76,7 +76,13 @@ def test_two_processes_equal_one(settings, capsys):
         mine, other = RunFolder("runs/one").read_facts().to_pylist(), RunFolder(f"runs/{name}").read_facts().to_pylist()
         for one_row, other_row in zip(mine, other, strict=True):
             assert one_row["fact_id"] == other_row["fact_id"]
-            for column in ("kept", "loss_weight", "answer_after", "recalled_after", "first_learned_epoch"):
+            for column in (
+                "kept",
+                "loss_weight",
+                "answer_after",
+                "efficacy_teacher_forced_after",
+                "first_learned_epoch",
+            ):
                 assert one_row[column] == other_row[column], column
             assert one_row["nll_after"] == pytest.approx(other_row["nll_after"], rel=1e-4)
     losses = [

@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 from lit_semantic_peft.callbacks import AnswerWriter
-from lit_semantic_peft.data import Question
+from lit_semantic_peft.evaluation import Question
 
 
 def test_text_that_looks_like_markup_is_shown_as_it_is(tmp_path, capsys):

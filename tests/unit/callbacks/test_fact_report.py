@@ -6,7 +6,8 @@ import lit_semantic_peft.data.module as data_module
 import pytest
 from lightning.pytorch import Trainer
 from lit_semantic_peft.callbacks import FactReport, fact_report
-from lit_semantic_peft.data import EvaluationPlan, KnowledgeDataModule
+from lit_semantic_peft.data import KnowledgeDataModule
+from lit_semantic_peft.evaluation import EvaluationPlan
 from lit_semantic_peft.reports import RunFolder, build_report
 from lit_semantic_peft.reports.summary import total_seconds
 from lit_semantic_peft.training import SemanticPeftModule

@@ -31,8 +31,8 @@ from experiments.study.statistics import (
 from experiments.study.table import README, is_published, readme_section, results_page, results_path, with_section
 from experiments.study.wording import number, verdict
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.evaluation.evaluator import EVALUATION_VERSION
 from lit_semantic_peft.semantics import BandFilter, ScoredFacts
-from lit_semantic_peft.training.evaluation import EVALUATION_VERSION
 from scipy.stats import spearmanr
 from scipy.stats import t as student
 

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lit_semantic_peft.intervals import bootstrap_interval, percentile_interval
 from lit_semantic_peft.metrics import (
     Efficacy,
     Generalization,
@@ -18,6 +17,7 @@ from lit_semantic_peft.metrics import (
     target_probability,
 )
 from lit_semantic_peft.metrics.fact_scores import FactScore
+from lit_semantic_peft.statistics import bootstrap_interval, percentile_interval
 
 CLASSES = [Efficacy, Generalization, Locality, Robustness]
 

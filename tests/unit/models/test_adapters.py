@@ -18,7 +18,7 @@ from lit_semantic_peft.models import (
     resolve_base_model,
 )
 from lit_semantic_peft.models.adapters import BASE_FILE, linear_module_names, orthogonality_penalty
-from lit_semantic_peft.training.export import export_run
+from lit_semantic_peft.reports.export import export_run
 from peft import AdaLoraConfig, IA3Config, KasaConfig, LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 

@@ -7,11 +7,11 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.models.sampling import Sampling, sampled_answers
 from lit_semantic_peft.semantics import (
-    Bench,
     ExpectedEmbeddingDistance,
     Online,
     Proximity,
     ResponseDistance,
+    ScoringContext,
     SentenceDistance,
     SentenceEncoder,
     TextEmbedding,
@@ -151,7 +151,7 @@ def test_the_packaged_encoder_knows_what_means_the_same():
 
 
 def test_text_embedding_of_an_encoder_is_its_sentence_embedding(model, encoder, encoder_folder):
-    rows = TextEmbedding(encoder_folder).measure(Bench(lambda: model, encoder), FACTS)
+    rows = TextEmbedding(encoder_folder).measure(ScoringContext(lambda: model, encoder), FACTS)
     for row, fact in enumerate(FACTS):
         for side, text in enumerate((fact.prompt, fact.target)):
             expected = torch.nn.functional.normalize(text_embedding(encoder_folder, text), dim=0)

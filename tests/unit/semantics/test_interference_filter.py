@@ -4,7 +4,7 @@ import torch
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.interference import gradient_matrix
-from lit_semantic_peft.semantics import Bench, InterferenceFilter, WarmGradients
+from lit_semantic_peft.semantics import InterferenceFilter, ScoringContext, WarmGradients
 from lit_semantic_peft.semantics.gradients import square_root
 from lit_semantic_peft.semantics.interference_filter import without_the_harmful
 from lit_semantic_peft.tokens import FactEncoder, collate
@@ -82,42 +82,42 @@ def test_order_zero_gradients_and_few_facts():
 
 
 @pytest.fixture
-def bench():
+def context():
     encoder = FactEncoder(byte_level_bpe())
     model = tiny_llama(len(encoder.tokenizer)).requires_grad_(False)
-    return Bench(lambda: model, encoder)
+    return ScoringContext(lambda: model, encoder)
 
 
-def test_rows_are_a_square_root_of_the_matrix_and_the_base_model_stays(bench, monkeypatch):
+def test_rows_are_a_square_root_of_the_matrix_and_the_base_model_stays(context, monkeypatch):
     fork, forked = torch.random.fork_rng, []
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices=None: forked.append(devices) or fork(devices))
-    before = {name: value.clone() for name, value in bench.model.state_dict().items()}
+    before = {name: value.clone() for name, value in context.model.state_dict().items()}
     random_state = torch.get_rng_state()
-    rows = WarmGradients(warmup_steps=3).measure(bench, FACTS)
+    rows = WarmGradients(warmup_steps=3).measure(context, FACTS)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(devices == [] for devices in forked)  # None: the states of all GPUs, each of another process
-    after = bench.model.state_dict()
+    after = context.model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert not any(parameter.requires_grad for parameter in bench.model.parameters())
-    assert not bench.model.training
+    assert not any(parameter.requires_grad for parameter in context.model.parameters())
+    assert not context.model.training
     assert rows.shape == (8, 8)
-    np.testing.assert_array_equal(rows, WarmGradients(warmup_steps=3).measure(bench, FACTS))
+    np.testing.assert_array_equal(rows, WarmGradients(warmup_steps=3).measure(context, FACTS))
     # Without a warm-up B = 0, so only the gradients of B are there: the same matrix as from a new adapter by hand.
     from lit_semantic_peft.models import attach_adapter
     from peft import LoraConfig
 
-    rows = WarmGradients(warmup_steps=0).measure(bench, FACTS)
+    rows = WarmGradients(warmup_steps=0).measure(context, FACTS)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = attach_adapter(bench.model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
-    batch = collate(bench.encoder.encode_facts(FACTS), range(8), bench.encoder.pad_id)
+        model = attach_adapter(context.model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+    batch = collate(context.encoder.encode_facts(FACTS), range(8), context.encoder.pad_id)
     np.testing.assert_allclose(rows @ rows.T, gradient_matrix(model, [batch]).numpy(), rtol=1e-4, atol=1e-6)
 
 
-def test_sketch_of_gradients_is_near_the_exact_matrix(bench):
-    exact = WarmGradients(warmup_steps=3).measure(bench, FACTS)
-    sketch = WarmGradients(warmup_steps=3, max_exact=4, sketch_size=4096).measure(bench, FACTS)
+def test_sketch_of_gradients_is_near_the_exact_matrix(context):
+    exact = WarmGradients(warmup_steps=3).measure(context, FACTS)
+    sketch = WarmGradients(warmup_steps=3, max_exact=4, sketch_size=4096).measure(context, FACTS)
     assert sketch.shape == (8, 4096)
     matrix, norm = exact @ exact.T, np.linalg.norm(exact, axis=1)
     error = np.abs(sketch @ sketch.T - matrix) / np.outer(norm, norm)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
-from lit_semantic_peft.semantics import Bench, RedundancyFilter, TextEmbedding, redundancy
+from lit_semantic_peft.semantics import RedundancyFilter, ScoringContext, TextEmbedding, redundancy
 from lit_semantic_peft.tokens import FactEncoder
 
 from fixtures.tiny import byte_level_bpe, tiny_llama
@@ -68,7 +68,7 @@ def test_token_embeddings_look_past_the_template():
     names = ["France", "Mongolia", "Zorvex", "Japan", "Danube", "Calonex"]
     facts = [Fact(name, f"It is well known that the head office of {name} is in the", "Lund") for name in names]
     facts += [Fact("again", "It is well known that the head office of France is in the", "Paris")]
-    embedding = TextEmbedding().measure(Bench(lambda: model, encoder), facts)
+    embedding = TextEmbedding().measure(ScoringContext(lambda: model, encoder), facts)
     assert embedding.shape == (7, 2, 32)
     np.testing.assert_allclose(np.linalg.norm(embedding, axis=-1), 1.0)
     similarity = embedding[:, 0] @ embedding[:, 0].T

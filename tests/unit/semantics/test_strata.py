@@ -8,7 +8,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.models.generation import greedy_answers
 from lit_semantic_peft.models.sampling import Sampling, sampled_answers
-from lit_semantic_peft.semantics import STRATA, Bench, Strata, StrataFilter, strata_of, with_strata
+from lit_semantic_peft.semantics import STRATA, ScoringContext, Strata, StrataFilter, strata_of, with_strata
 from lit_semantic_peft.tokens import FactEncoder
 
 from fixtures.tiny import byte_level_bpe, tiny_llama
@@ -18,32 +18,34 @@ FACTS = [Fact(f"f{row}", f"The capital of {name} is", "Paris") for row, name in 
 
 
 @pytest.fixture
-def bench():
+def context():
     encoder = FactEncoder(byte_level_bpe())
     model = tiny_llama(len(encoder.tokenizer))
-    return Bench(lambda: model, encoder, batch_size=3)
+    return ScoringContext(lambda: model, encoder, batch_size=3)
 
 
-def test_each_stratum_by_its_definition(bench):
+def test_each_stratum_by_its_definition(context):
     """Targets are taken from what the model says, so that every stratum occurs."""
     sampling, seed = Sampling(8, temperature=2.0, seed=0), 0
-    encoder = bench.encoder
+    encoder = context.encoder
     settings = {"pad_id": encoder.pad_id, "stop_ids": encoder.stop_ids}
     prompts = [encoder.encode_prompt(fact.prompt) for fact in FACTS]
 
     def first_words(prompt, answers):
         return [encoder.decode_answer(ids) for ids in answers]
 
-    greedy = greedy_answers(bench.model, prompts, [4] * 5, **settings)
-    drawn = sampled_answers(bench.model, prompts, [4] * 5, sampling, **settings)
+    greedy = greedy_answers(context.model, prompts, [4] * 5, **settings)
+    drawn = sampled_answers(context.model, prompts, [4] * 5, sampling, **settings)
     asked = Strata(num_prompts=1, num_shots=0, num_samples=8, temperature=2.0, seed=seed)
     found = set()
     for fact, answer, samples in zip(FACTS, greedy, drawn, strict=True):
         for target in {encoder.decode_answer(answer), *first_words(fact.prompt, samples), "Ulaanbaatar"} - {""}:
             one = dataclasses.replace(fact, target=target)
-            shares = asked.measure(bench, [one])
+            shares = asked.measure(context, [one])
             limit = encoder.count_answer_tokens(target, one.joiner)
-            again = sampled_answers(bench.model, [encoder.encode_prompt(one.prompt)], [limit], sampling, **settings)[0]
+            again = sampled_answers(context.model, [encoder.encode_prompt(one.prompt)], [limit], sampling, **settings)[
+                0
+            ]
             right = [encoder.decode_answer(ids).casefold().startswith(target.casefold()) for ids in again]
             if sum(right) and encoder.decode_answer(answer).casefold().startswith(target.casefold()):
                 assert shares[0, 0] == 1.0
@@ -58,19 +60,19 @@ def test_strata_from_shares():
     assert facts.take(np.array([2, 0])).stratum == ("WeaklyKnown", "HighlyKnown")
 
 
-def test_shares_do_not_depend_on_the_batches(bench):
+def test_shares_do_not_depend_on_the_batches(context):
     asked = Strata(num_prompts=3, num_shots=2, num_samples=3, temperature=1.0)
-    first = asked.measure(bench, FACTS)
-    other = Bench(lambda: bench.model, bench.encoder, batch_size=1)
+    first = asked.measure(context, FACTS)
+    other = ScoringContext(lambda: context.model, context.encoder, batch_size=1)
     np.testing.assert_array_equal(asked.measure(other, FACTS), first)
 
 
-def test_prompts_that_the_model_has_no_positions_for_are_left_out(bench):
+def test_prompts_that_the_model_has_no_positions_for_are_left_out(context):
     long = Fact("long", "The capital of " + "the river " * 30 + "is", "Paris")
-    small = FactEncoder(byte_level_bpe(), num_positions=len(bench.encoder.encode(long.prompt, long.target)))
+    small = FactEncoder(byte_level_bpe(), num_positions=len(context.encoder.encode(long.prompt, long.target)))
     asked = Strata(num_prompts=3, num_shots=1, num_samples=1)
-    shares = asked.measure(Bench(lambda: bench.model, small, batch_size=3), [long, FACTS[0]])
-    bare = Strata(num_prompts=1, num_samples=1).measure(bench, [long, FACTS[0]])
+    shares = asked.measure(ScoringContext(lambda: context.model, small, batch_size=3), [long, FACTS[0]])
+    bare = Strata(num_prompts=1, num_samples=1).measure(context, [long, FACTS[0]])
     np.testing.assert_array_equal(shares, bare)
 
 
@@ -109,30 +111,30 @@ def test_examples_are_drawn_among_the_other_facts_in_linear_time():
             assert prompts[row][number].split("\n") == [*shown, f"It is {names[row]}"]
 
 
-def test_samples_follow_the_distribution(bench):
-    prompt = bench.encoder.encode_prompt("The capital of France is")
+def test_samples_follow_the_distribution(context):
+    prompt = context.encoder.encode_prompt("The capital of France is")
     with torch.no_grad():
-        logits = bench.model(torch.tensor([prompt])).logits[0, -1]
+        logits = context.model(torch.tensor([prompt])).logits[0, -1]
     p = (logits / 1.5).softmax(dim=-1)
-    answers = sampled_answers(bench.model, [prompt], [1], Sampling(3000, 1.5), pad_id=0, stop_ids=())[0]
+    answers = sampled_answers(context.model, [prompt], [1], Sampling(3000, 1.5), pad_id=0, stop_ids=())[0]
     count = torch.bincount(torch.tensor(answers).flatten(), minlength=len(p)).float()
     largest = p.topk(10).indices
     standard_error = (p * (1 - p) / 3000).sqrt()
     assert ((count / 3000 - p).abs() / standard_error)[largest].max() < 4.5
 
 
-def test_equal_prompts_get_equal_answers_and_seeds_differ(bench):
-    prompts = [bench.encoder.encode_prompt(text) for text in ("It is", "The capital of Japan is the", "It is")]
-    settings = {"pad_id": bench.encoder.pad_id, "stop_ids": bench.encoder.stop_ids}
+def test_equal_prompts_get_equal_answers_and_seeds_differ(context):
+    prompts = [context.encoder.encode_prompt(text) for text in ("It is", "The capital of Japan is the", "It is")]
+    settings = {"pad_id": context.encoder.pad_id, "stop_ids": context.encoder.stop_ids}
     state = torch.get_rng_state()
-    drawn = sampled_answers(bench.model, prompts, [5, 3, 5], Sampling(4, 1.0), **settings)
+    drawn = sampled_answers(context.model, prompts, [5, 3, 5], Sampling(4, 1.0), **settings)
     assert torch.equal(torch.get_rng_state(), state)
     assert drawn[0] == drawn[2]
     assert len({tuple(ids) for ids in drawn[0]}) > 1
-    assert drawn == sampled_answers(bench.model, prompts, [5, 3, 5], Sampling(4, 1.0), batch_size=1, **settings)
-    assert drawn != sampled_answers(bench.model, prompts, [5, 3, 5], Sampling(4, 1.0, seed=1), **settings)
-    cold = sampled_answers(bench.model, prompts, [5, 3, 5], Sampling(2, 1e-6), **settings)
-    greedy = greedy_answers(bench.model, prompts, [5, 3, 5], **settings)
+    assert drawn == sampled_answers(context.model, prompts, [5, 3, 5], Sampling(4, 1.0), batch_size=1, **settings)
+    assert drawn != sampled_answers(context.model, prompts, [5, 3, 5], Sampling(4, 1.0, seed=1), **settings)
+    cold = sampled_answers(context.model, prompts, [5, 3, 5], Sampling(2, 1e-6), **settings)
+    greedy = greedy_answers(context.model, prompts, [5, 3, 5], **settings)
     assert cold == [[ids, ids] for ids in greedy]
 
 

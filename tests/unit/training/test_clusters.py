@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from lit_semantic_peft.training.clusters import agreement_clusters
+from lit_semantic_peft.training.interference_aware.clusters import agreement_clusters
 
 
 def random_cosines(rng, num_facts):

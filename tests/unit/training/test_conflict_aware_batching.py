@@ -7,7 +7,7 @@ import pytest
 import torch
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.training import ConflictAwareBatching
-from lit_semantic_peft.training.conflict_aware_batching import arranged, conflict_steps
+from lit_semantic_peft.training.interference_aware.conflict_aware_batching import arranged, conflict_steps
 
 from fixtures.training import CONTRADICTING, assert_same_adapter, fit
 

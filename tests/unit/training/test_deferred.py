@@ -78,7 +78,9 @@ def test_weights_are_those_of_the_facts_of_the_epoch(tiny_model, facts_file, wei
         done = number / 9
         expected = sum(
             share * np.where(np.isin(np.arange(12), trained), raw / raw[trained].mean(), 0.0)
-            for share, raw in zip((1 - done, done), (end.raw(distance).numpy() for end in weighting.ends), strict=True)
+            for share, raw in zip(
+                (1 - done, done), (end.raw(distance).numpy() for end in weighting.start_and_end), strict=True
+            )
         )
         for row, weight in batch.items():
             assert weight == pytest.approx(expected[row], rel=1e-5)

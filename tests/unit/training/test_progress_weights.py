@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from lit_semantic_peft.training.progress_weights import predicted_progress, progress_weights
+from lit_semantic_peft.training.interference_aware.progress_weights import predicted_progress, progress_weights
 from scipy.optimize import linprog, minimize
 
 
@@ -103,7 +103,7 @@ def test_a_small_penalty_hardly_matters(objective):
 
 
 def test_a_solution_that_is_not_reached_is_said(monkeypatch, caplog):
-    monkeypatch.setattr("lit_semantic_peft.training.progress_weights._MAX_ITERATIONS", 50)
+    monkeypatch.setattr("lit_semantic_peft.training.interference_aware.progress_weights._MAX_ITERATIONS", 50)
     progress_weights(random_matrix(np.random.default_rng(3), 64), np.ones(64), beta=1e-3)
     assert "after 50 iterations; a larger `beta`" in caplog.text
 

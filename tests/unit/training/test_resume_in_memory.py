@@ -9,12 +9,7 @@ from lit_semantic_peft.callbacks import AdapterCheckpoint, AdapterExport, FactRe
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics import Focal, HiddenStateDistance, Online, Strata
-from lit_semantic_peft.training import (
-    ConflictAwareBatching,
-    GradientSurgery,
-    InterferenceWeighting,
-    SemanticPeftModule,
-)
+from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, InterferenceWeighting, SemanticPeftModule
 from peft import AdaLoraConfig
 
 from fixtures import training

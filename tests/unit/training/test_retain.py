@@ -12,7 +12,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference.undisturbed import undisturbed
 from lit_semantic_peft.semantics import KnownFilter
 from lit_semantic_peft.tokens import IGNORE_INDEX
-from lit_semantic_peft.training.retain import RetainPenalty, retain_kl
+from lit_semantic_peft.training.penalties import RetainPenalty, retain_kl
 from peft import AdaLoraConfig
 
 from fixtures.training import assert_same_adapter, fit, is_same_adapter, with_retained

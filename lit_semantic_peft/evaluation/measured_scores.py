@@ -7,8 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_semantic_peft.data import Answer
-from lit_semantic_peft.intervals import bootstrap_interval
+from lit_semantic_peft.evaluation.answers import Answer
+from lit_semantic_peft.evaluation.evaluator import Comparison
+from lit_semantic_peft.evaluation.scores import SCORES
 from lit_semantic_peft.metrics import (
     Efficacy,
     Generalization,
@@ -19,8 +20,7 @@ from lit_semantic_peft.metrics import (
     starts_with_answer,
     target_probability,
 )
-from lit_semantic_peft.score_definitions import SCORES
-from lit_semantic_peft.training.evaluation import Comparison
+from lit_semantic_peft.statistics import bootstrap_interval
 
 Side = Literal["before", "after"]
 
@@ -94,7 +94,7 @@ def measure_scores(comparisons: Sequence[Comparison], is_untouched: Tensor) -> S
     )
     parts = locality.compute()
     per_fact |= {
-        "locality": parts["generated"], "locality_recalled": parts["teacher_forced"], "locality_kl": parts["kl"],
+        "locality": parts["generated"], "locality_teacher_forced": parts["teacher_forced"], "locality_kl": parts["kl"],
     }  # fmt: skip
     texts = [row for row in comparisons if row.question.kind == "text"]
     known = [
@@ -175,19 +175,19 @@ def _of_side(comparisons: Sequence[Comparison], side: Side, num_facts: int) -> d
         robustness.update(_index(turns), **{part: correct(turns)})
     general, follows, doubted = generalization.compute(), portability.compute(), robustness.compute()
     return {
-        "generated": learned["generated"],
-        "recalled": learned["teacher_forced"],
-        "target_probability": learned["probability"],
-        "prefers_target": learned["over_true"],
-        "paraphrase": general["generated"],
-        "paraphrase_recalled": general["teacher_forced"],
-        "reversed": general["reversed"],
-        "reversed_recalled": general["reversed_teacher_forced"],
-        "choice": general["choice"],
+        "efficacy": learned["generated"],
+        "efficacy_teacher_forced": learned["teacher_forced"],
+        "efficacy_probability": learned["probability"],
+        "efficacy_over_true": learned["over_true"],
+        "generalization": general["generated"],
+        "generalization_teacher_forced": general["teacher_forced"],
+        "generalization_reversed": general["reversed"],
+        "generalization_reversed_teacher_forced": general["reversed_teacher_forced"],
+        "generalization_choice": general["choice"],
         "portability": follows["generated"],
-        "portability_recalled": follows["teacher_forced"],
+        "portability_teacher_forced": follows["teacher_forced"],
         "portability_of_learned": follows["of_learned"],
-        "portability_of_learned_recalled": follows["of_learned_teacher_forced"],
+        "portability_of_learned_teacher_forced": follows["of_learned_teacher_forced"],
         "robustness_plain": doubted["plain"],
         "robustness_chat": doubted["chat"],
     }

@@ -13,11 +13,11 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference import gradient_cosine
 from lit_semantic_peft.models import fact_nll
 from lit_semantic_peft.tokens import Batch
-from lit_semantic_peft.training.clusters import agreement_clusters
-from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix, trained_sample
+from lit_semantic_peft.training.identity import TrainingCallback
+from lit_semantic_peft.training.interference_aware.clusters import agreement_clusters
+from lit_semantic_peft.training.interference_aware.fact_sample import agreed_gradient_matrix, trained_sample
 from lit_semantic_peft.training.module import SemanticPeftModule
 from lit_semantic_peft.training.own_gradient import flattened, refuse_loss_scaling, sum_over_ranks, unflattened
-from lit_semantic_peft.training.resume import TrainingCallback
 
 Groups = Literal["relation", "conflict", "fact"]
 

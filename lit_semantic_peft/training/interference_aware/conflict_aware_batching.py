@@ -11,9 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lit_semantic_peft.data import StepPlan
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference import gradient_cosine, is_conflict
-from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix, trained_sample
+from lit_semantic_peft.training.identity import TrainingCallback
+from lit_semantic_peft.training.interference_aware.fact_sample import agreed_gradient_matrix, trained_sample
 from lit_semantic_peft.training.module import SemanticPeftModule
-from lit_semantic_peft.training.resume import TrainingCallback
 
 Mode = Literal["apart", "together"]
 

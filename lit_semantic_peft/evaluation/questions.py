@@ -8,8 +8,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from lit_semantic_peft.data.neutral_text import NEUTRAL_TEXTS
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.evaluation.neutral_text import NEUTRAL_TEXTS
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.metrics import is_exact_match, normalize_answer
 from lit_semantic_peft.tokens import EncodedFact, FactEncoder

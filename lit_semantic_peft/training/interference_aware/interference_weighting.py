@@ -8,10 +8,14 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.tokens import Batch
-from lit_semantic_peft.training.fact_sample import agreed_gradient_matrix, trained_sample
+from lit_semantic_peft.training.identity import TrainingCallback
+from lit_semantic_peft.training.interference_aware.fact_sample import agreed_gradient_matrix, trained_sample
+from lit_semantic_peft.training.interference_aware.progress_weights import (
+    Objective,
+    predicted_progress,
+    progress_weights,
+)
 from lit_semantic_peft.training.module import SemanticPeftModule
-from lit_semantic_peft.training.progress_weights import Objective, predicted_progress, progress_weights
-from lit_semantic_peft.training.resume import TrainingCallback
 
 
 class InterferenceWeighting(TrainingCallback):

@@ -2,15 +2,15 @@ import dataclasses
 
 import numpy as np
 import pytest
-from lit_semantic_peft.data import questions
-from lit_semantic_peft.data.questions import (
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.evaluation import questions
+from lit_semantic_peft.evaluation.questions import (
     ANSWER_MARGIN,
     EvaluationPlan,
     fact_questions,
     prompt_questions,
     retention_questions,
 )
-from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact, Probe
 from lit_semantic_peft.metrics import is_exact_match
 from lit_semantic_peft.tokens import FactEncoder

@@ -10,7 +10,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache
 
-from lit_semantic_peft.data import Answer, Question, dialogue_encoders, doubted
+from lit_semantic_peft.evaluation.answers import Answer
+from lit_semantic_peft.evaluation.questions import Question, dialogue_encoders, doubted
 from lit_semantic_peft.metrics import is_exact_match, kl_from_likeliest, likeliest_tokens, starts_with_answer
 from lit_semantic_peft.models import greedy_answers, greedy_continuations, prompt_cache
 from lit_semantic_peft.semantics import Distance, TargetPass, score_pass, target_pass, with_answers

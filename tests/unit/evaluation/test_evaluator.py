@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lit_semantic_peft.data import Answer
-from lit_semantic_peft.data.questions import EvaluationPlan, doubt_questions, fact_questions, retention_questions
+from lit_semantic_peft.evaluation import Answer
+from lit_semantic_peft.evaluation import evaluator as evaluation
+from lit_semantic_peft.evaluation.evaluator import Comparison, Evaluator
+from lit_semantic_peft.evaluation.measured_scores import measure_scores
+from lit_semantic_peft.evaluation.questions import EvaluationPlan, doubt_questions, fact_questions, retention_questions
 from lit_semantic_peft.facts import Fact, Probe
 from lit_semantic_peft.models import attach_adapter
 from lit_semantic_peft.semantics import HiddenStateDistance
 from lit_semantic_peft.tokens import FactEncoder
-from lit_semantic_peft.training import evaluation
-from lit_semantic_peft.training.evaluation import Comparison, Evaluator
-from lit_semantic_peft.training.scores import measure_scores
 from peft import LoraConfig
 
 from fixtures.tiny import byte_level_bpe, tiny_llama
@@ -163,7 +163,7 @@ def test_an_untrained_adapter_changes_nothing_exactly(encoder):
     comparisons = evaluator(encoder).compare(model_of(encoder, 0.0), everything(encoder))
     scores = measure_scores(comparisons, torch.zeros(len(FACTS), dtype=torch.bool))
     assert scores.per_fact["locality"].tolist() == [1.0] * len(FACTS)
-    assert scores.per_fact["locality_recalled"].tolist() == [1.0] * len(FACTS)
+    assert scores.per_fact["locality_teacher_forced"].tolist() == [1.0] * len(FACTS)
     assert scores.per_fact["locality_kl"].abs().max() < 1e-6
     assert scores.retention["nll_delta"] == 0
     assert scores.text_nll_delta == [0.0] * len(scores.text_nll_delta)
@@ -195,10 +195,10 @@ def test_a_model_that_answers_everything_with_one_target_is_exposed_by_locality(
     ]
     scores = measure_scores(comparisons, torch.zeros(len(facts), dtype=torch.bool))
     everything_right = [1.0] * len(facts)
-    assert scores.per_fact["generated_after"].tolist() == everything_right
-    assert scores.per_fact["paraphrase_after"].tolist() == everything_right
+    assert scores.per_fact["efficacy_after"].tolist() == everything_right
+    assert scores.per_fact["generalization_after"].tolist() == everything_right
     assert scores.per_fact["locality"].tolist() == [0.0] * len(facts)
-    assert scores.per_fact["locality_recalled"].tolist() == [0.0] * len(facts)
+    assert scores.per_fact["locality_teacher_forced"].tolist() == [0.0] * len(facts)
 
 
 CONCLUSIONS = [

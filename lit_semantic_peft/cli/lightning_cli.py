@@ -28,11 +28,11 @@ from lit_semantic_peft.callbacks import (
     LossWeightDistribution,
     NonBlockingWandbLogger,
 )
+from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import remove_leftovers, write_text
 from lit_semantic_peft.reports import RunFolder
-from lit_semantic_peft.trainer import KnowledgeTrainer
 from lit_semantic_peft.training import SemanticPeftModule
 
 logger = logging.getLogger(__name__)

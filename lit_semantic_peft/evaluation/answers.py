@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lit_semantic_peft.data.questions import Question
+from lit_semantic_peft.evaluation.questions import Question
 from lit_semantic_peft.files import atomic_path, content_key, write_json
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from lit_semantic_peft.reports.distance_comparison import discrimination, rank_correlation
+from lit_semantic_peft.statistics import discrimination, rank_correlation
 from scipy.stats import rankdata
 from torchmetrics.functional.classification import binary_auroc
 

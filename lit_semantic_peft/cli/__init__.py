@@ -1,0 +1,1 @@
+"""The command line: dispatch before anything heavy is imported, then the commands."""
