@@ -209,11 +209,12 @@ class FactReport(FreshCallback):
         self._stopwatch.start("evaluation")
         assert isinstance(pl_module, SemanticPeftModule)
         prepared = pl_module.data.prepared
-        if prepared.deferred_from_epoch is not None and trainer.current_epoch <= prepared.deferred_from_epoch:
+        first_late = prepared.weights.deferred_from_epoch
+        if first_late is not None and trainer.current_epoch <= first_late:
             logger.warning(
                 "Training ended after %d epochs, so what the filters dropped never came back: `trained_from_epoch` and "
                 "`loss_weight` of these facts in the table say what `data.deferred_from_epoch: %d` had planned.",
-                trainer.current_epoch, prepared.deferred_from_epoch,
+                trainer.current_epoch, first_late,
             )  # fmt: skip
         self._write(trainer, pl_module)
         self._stopwatch.stop()
@@ -323,7 +324,7 @@ def _fact_columns(
 ) -> dict[str, list[Any]]:
     columns = prepared.columns()
     if hasattr(module, "dynamics"):
-        columns |= _dynamics_columns(module)
+        columns |= _dynamics_columns(module) | {"loss_weight_used": module.loss_weights.used()}
     if monitor is not None and monitor.latest is not None:
         columns |= monitor.latest.columns(columns["fact_id"])
     if module.comparisons:

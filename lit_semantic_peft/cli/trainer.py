@@ -160,7 +160,7 @@ def _conflicts(
         batches = data.training_batches(order, data.micro_batch_size)
         warm_up(model, batches, steps, learning_rate, on_step=lambda step, loss: bar.update())
     sample = sorted(order[:num_facts])
-    metric = GradientInterference(sample, prepared.loss_weight[sample].tolist(), num_trained_facts=len(kept))
+    metric = GradientInterference(sample, prepared.weights.start[sample].tolist(), num_trained_facts=len(kept))
     features = folder_if_large(model, len(sample), folder.path)
     metric.update(gradient_matrix(model, data.training_batches(sample, data.micro_batch_size), features))
     cosine = metric.compute()["gradient_cosine"].numpy()

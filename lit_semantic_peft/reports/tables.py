@@ -79,6 +79,12 @@ FACT_COLUMNS: tuple[Column, ...] = (
     Column("nll_delta", _FLOAT, "`nll_after` − `nll_before`; positive is harm."),
     Column("loss_weight", _FLOAT, "Factor of the fact's loss, mean 1 over the trained facts, 0 for the others."),
     Column(
+        "loss_weight_used",
+        _FLOAT,
+        "Mean over the training of the factor that the loss had: with what `Scheduled`, `Online` and "
+        "`InterferenceWeighting` made of it; null for a fact that was in no optimizer step.",
+    ),
+    Column(
         "efficacy_teacher_forced_before",
         _FLAG,
         "Teacher-forced recall, base model: every target token wins under the true prefix.",

@@ -1,4 +1,4 @@
-"""What a training must have in common with the one that wrote a checkpoint, to go on with it."""
+"""What a checkpoint says of its training, and what a training must have in common with it to go on."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -7,17 +7,19 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from peft import PeftConfig
+from typing_extensions import override
 
-from lit_semantic_peft.data import KnowledgeDataModule
-from lit_semantic_peft.data.measures import identity
+from lit_semantic_peft.data import KnowledgeDataModule, from_all_ranks
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import facts_key
 from lit_semantic_peft.files import content_key
-from lit_semantic_peft.semantics import Online, Weighting
+from lit_semantic_peft.models import BaseModelSource
+from lit_semantic_peft.training.loss_weights import weighting_identity
 
+_CHECKPOINT_KEY = "lit_semantic_peft"
 # Entries of a PEFT configuration that say where it came from, or that training itself writes.
 _NOT_OF_THE_TRAINING = {"base_model_name_or_path", "inference_mode", "peft_version", "rank_pattern", "revision"}
-# Others that, like dropout, do not change what trained tensors mean: where they start, and AdaLoRA's course.
+# Others that, like dropout, do not change what trained tensors mean: where they start, and AdaLoRA's schedule.
 _OF_THE_TRAINING_ALONE = {
     f"peft_config.{name}"
     for name in ("init_lora_weights", "total_step", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight")
@@ -30,14 +32,9 @@ class FreshCallback(Callback):
     def _forget(self) -> None:
         """Sets the state to what it is before any training."""
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets an earlier training, before a checkpoint may bring something to go on with.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            stage: `fit`, `validate`, `test` or `predict`.
-        """
+        # Before a checkpoint may bring something to go on with.
         if stage == "fit" and trainer.global_step == 0:
             self._forget()
 
@@ -51,6 +48,89 @@ class TrainingCallback(FreshCallback):
     def training_settings(self) -> str:
         """The arguments and their values, such as `mode=apart, num_facts=256`."""
         return ", ".join(f"{name}={getattr(self, name)}" for name in inspect.signature(type(self)).parameters)
+
+
+def with_training_state(
+    checkpoint: dict[str, Any], source: BaseModelSource, identity: Mapping[str, Any], **state: Any
+) -> None:
+    """Adds to a checkpoint what its adapter belongs to and where its training stands. A collective.
+
+    Args:
+        checkpoint: Lightning's; changed.
+        source: The base model.
+        identity: Of `training_identity`.
+        state: What goes on after a resume, by name.
+    """
+    checkpoint[_CHECKPOINT_KEY] = {
+        "base_model": source.public_name,
+        "base_fingerprint": source.fingerprint,
+        **identity,
+        **state,
+    }
+
+
+def training_state(checkpoint: Mapping[str, Any], source: BaseModelSource) -> dict[str, Any]:
+    """What `with_training_state` added.
+
+    Args:
+        checkpoint: Lightning's.
+        source: The base model here.
+
+    Raises:
+        InputError: If the checkpoint is not one of ours, or of another base model.
+    """
+    about: dict[str, Any] | None = checkpoint.get(_CHECKPOINT_KEY)
+    if about is None:
+        raise InputError("The checkpoint was not written by lit-semantic-peft, so it cannot be loaded here.")
+    if about["base_fingerprint"] != source.fingerprint:
+        raise InputError(
+            f"`base_model`: the checkpoint belongs to {about['base_model']!r}; this is "
+            f"{source.public_name!r}, or the same model with other weights."
+        )
+    return about
+
+
+def is_within_epoch(checkpoint: Mapping[str, Any], data: KnowledgeDataModule) -> bool:
+    """Whether a checkpoint was written between the optimizer steps of an epoch.
+
+    Args:
+        checkpoint: Lightning's.
+        data: The data module here.
+
+    Raises:
+        InputError: If the checkpoint is of another class of data module.
+    """
+    name = type(data).__qualname__  # under which Lightning keeps and looks for its state
+    if name not in checkpoint:
+        raise InputError(
+            f"The checkpoint does not say where a data module of class {name} went on. Resume with the class that "
+            "it was trained with."
+        )
+    return bool(checkpoint[name]["num_done"] > 0)
+
+
+def random_states(device: torch.device) -> list[dict[str, torch.Tensor]]:
+    """The state of each rank's random generators. A collective.
+
+    Args:
+        device: This rank's.
+    """
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return from_all_ranks(state)
+
+
+def restore_random_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Goes on with the random numbers of a checkpoint.
+
+    Args:
+        state: One rank's of `random_states`.
+        device: This rank's.
+    """
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def training_identity(
@@ -73,7 +153,7 @@ def training_identity(
     settings = {
         "facts": f"{len(prepared.facts)} facts (content {facts_key(prepared.facts)[:12]})",
         "filters": f"{len(kept)} facts kept (content {content_key(kept)[:12]})",
-        **_of_weighting(data),
+        **weighting_identity(data),
         **({"strata": str(vars(data.strata))} if data.mix_strata else {}),
         **({"chat_template_kwargs": str(data.chat_template_kwargs)} if data.chat_template_kwargs else {}),
         **{
@@ -95,7 +175,8 @@ def training_identity(
         },
         **_adapter_settings(peft_config),
     }
-    weights = (prepared.loss_weight, prepared.final_loss_weight, *prepared.deferred_loss_weight)
+    planned = prepared.weights
+    weights = (planned.start, planned.end, *(planned.deferred or ()))
     return {
         "settings": settings,
         "loss_weight": torch.stack([torch.tensor(one) for one in weights]),
@@ -143,10 +224,10 @@ def refuse_another_training(
         old, new = there["loss_weight"], here["loss_weight"]
         # Scored anew on another machine the weights may differ in the last digits.
         if not torch.allclose(old, new, rtol=1e-4, atol=1e-6):
-            end, row = divmod(int((old - new).abs().argmax()), new.shape[1])
+            moment, row = divmod(int((old - new).abs().argmax()), new.shape[1])
             problems.append(
-                f"`weighting`: fact {fact_ids[row]!r} weighs {old[end, row]:.4g} in the checkpoint, "
-                f"{new[end, row]:.4g} here"
+                f"`weighting`: fact {fact_ids[row]!r} weighs {old[moment, row]:.4g} in the checkpoint, "
+                f"{new[moment, row]:.4g} here"
             )
         old, new = there["accumulate_grad_batches"], here["accumulate_grad_batches"]
         if is_within_epoch and old != new:
@@ -179,20 +260,3 @@ def _differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]
 
 def _listed(problems: Sequence[str]) -> str:
     return "".join(f"\n  {problem}" for problem in problems)
-
-
-def _of_weighting(data: KnowledgeDataModule) -> dict[str, str]:
-    """Weights that come from the base model are compared as numbers; of others only the recipe is known."""
-    if not isinstance(data.weighting, Online):
-        return {"weighting": "of the base model"}
-    return {"weighting": _described(data.weighting), "distance": str(identity(data.distances[0]))}
-
-
-def _described(weighting: Weighting) -> str:
-    """Class and settings, such as `Online(weighting=Focal(gamma=2.0))`."""
-    settings = {
-        name: _described(value) if isinstance(value, Weighting) else value
-        for name, value in sorted(vars(weighting).items())
-        if isinstance(value, Weighting | float | int | str | None)
-    }
-    return f"{type(weighting).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())})"

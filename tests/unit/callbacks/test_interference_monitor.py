@@ -24,7 +24,8 @@ from lit_semantic_peft.models import adapter_state_dict
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.reports.tables import read_interference
 from lit_semantic_peft.semantics import Proximity, Surprisal
-from lit_semantic_peft.training import SemanticPeftModule, fact_sample
+from lit_semantic_peft.training import SemanticPeftModule
+from lit_semantic_peft.training.interference_aware import fact_sample
 from peft import LoraConfig
 
 from fixtures.training import fit
@@ -187,7 +188,7 @@ def test_alone_only_what_was_taught(tiny_model, facts_file):
     monitor = InterferenceMonitor(num_facts=3, alone_facts=NUM_FACTS)
     weighed = {"distance": Surprisal(), "weighting": Proximity()}
     trainer, _ = run(tiny_model, facts_file, monitor, epochs=1, data=weighed)
-    weight = trainer.datamodule.prepared.loss_weight
+    weight = trainer.datamodule.prepared.weights.start
     assert (weight == 0).sum() == 1
     written = json.loads(Path("run/alone_versus_together.json").read_text())
     ids = [fact.id for fact in trainer.datamodule.prepared.facts]

@@ -24,7 +24,7 @@ class Weights(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         rows = batch.fact_index.tolist()
-        self.foretold.append(dict(zip(rows, pl_module.loss_weight_now(rows).tolist(), strict=True)))
+        self.foretold.append(dict(zip(rows, pl_module.loss_weights.planned(rows).tolist(), strict=True)))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.of_step.append(dict(zip(batch.fact_index.tolist(), batch.loss_weight.tolist(), strict=True)))
@@ -55,12 +55,12 @@ def test_a_schedule_goes_from_the_first_weighting_to_the_last(tiny_model, facts_
     module, _ = fit(tiny_model, facts_file, data={"weighting": Scheduled(Proximity(), FAR)}, callbacks=[weights])
     prepared = module.data.prepared
     for expected, found in (
-        (prepared.loss_weight, weights.of_step[0]),
-        (prepared.final_loss_weight, weights.of_step[-1]),
+        (prepared.weights.start, weights.of_step[0]),
+        (prepared.weights.end, weights.of_step[-1]),
     ):
         assert found == pytest.approx({row: expected[row] for row in found})
     middle = weights.of_step[len(weights.of_step) // 2]
-    ends = {row: sorted((prepared.loss_weight[row], prepared.final_loss_weight[row])) for row in middle}
+    ends = {row: sorted((prepared.weights.start[row], prepared.weights.end[row])) for row in middle}
     assert all(ends[row][0] - 1e-6 <= weight <= ends[row][1] + 1e-6 for row, weight in middle.items())
     for found, foretold in zip(weights.of_step, weights.foretold, strict=True):
         assert found == pytest.approx(foretold)
@@ -71,7 +71,7 @@ def test_interference_is_measured_with_the_weights_of_its_time(tiny_model, facts
     data = {"weighting": Scheduled(Proximity(), FAR)}
     module, _ = fit(tiny_model, facts_file, data=data, callbacks=[monitor])
     latest = monitor.latest
-    at_the_end = module.data.prepared.final_loss_weight[latest.fact_index.tolist()]
+    at_the_end = module.data.prepared.weights.end[latest.fact_index.tolist()]
     assert latest.loss_weight.tolist() == pytest.approx(at_the_end.tolist())
 
 
@@ -80,14 +80,14 @@ def test_a_schedule_ends_where_the_steps_end(tiny_model, facts_file):
     trainer = {"max_epochs": -1, "max_steps": 4}
     data = {"weighting": Scheduled(Proximity(), FAR)}
     module, _ = fit(tiny_model, facts_file, data=data, trainer=trainer, callbacks=[weights])
-    final = module.data.prepared.final_loss_weight
+    final = module.data.prepared.weights.end
     assert weights.of_step[-1] == pytest.approx({row: final[row] for row in weights.of_step[-1]})
 
 
 def test_the_distribution_of_the_weights_is_logged(tiny_model, facts_file):
     module, _ = fit(tiny_model, facts_file, data={"weighting": FAR}, callbacks=[LossWeightDistribution()])
     logged = module.trainer.callback_metrics
-    weight = torch.tensor(module.data.prepared.loss_weight)
+    weight = torch.tensor(module.data.prepared.weights.start)
     assert float(logged["weights/min"]) == pytest.approx(float(weight.min()))
     assert float(logged["weights/max"]) == pytest.approx(float(weight.max()))
     share = float(weight.sum() ** 2 / (len(weight) * (weight**2).sum()))
