@@ -24,7 +24,8 @@ from lit_semantic_peft.models import adapter_state_dict
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.reports.tables import read_interference
 from lit_semantic_peft.semantics import Proximity, Surprisal
-from lit_semantic_peft.training import SemanticPeftModule, fact_sample
+from lit_semantic_peft.training import SemanticPeftModule
+from lit_semantic_peft.training.interference_aware import fact_sample
 from peft import LoraConfig
 
 from fixtures.training import fit

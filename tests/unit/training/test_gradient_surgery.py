@@ -5,7 +5,8 @@ import pytest
 import torch
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import fact_nll
-from lit_semantic_peft.training import GradientSurgery, gradient_surgery
+from lit_semantic_peft.training import GradientSurgery
+from lit_semantic_peft.training.interference_aware import gradient_surgery
 from lit_semantic_peft.training.interference_aware.gradient_surgery import surgery_coefficients
 
 from fixtures.training import CONTRADICTING, WEIGHTED, assert_same_adapter, fit, is_same_adapter, losses

@@ -5,7 +5,8 @@ import pytest
 import torch
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference import feature_store, gradient_matrix, one_backward_per_fact
-from lit_semantic_peft.training import GradientSurgery, InterferenceWeighting, SemanticPeftModule, fact_sample
+from lit_semantic_peft.training import GradientSurgery, InterferenceWeighting, SemanticPeftModule
+from lit_semantic_peft.training.interference_aware import fact_sample
 from lit_semantic_peft.training.interference_aware.progress_weights import predicted_progress, progress_weights
 
 from fixtures.training import CONTRADICTING, WEIGHTED, assert_same_adapter, fit, is_same_adapter, losses
