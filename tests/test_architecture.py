@@ -115,7 +115,7 @@ def test_the_walk_sees_the_package():
         (
             "callbacks/x.py",
             "from lit_semantic_peft.cli.trainer import T",
-            "callbacks/x.py:1: callbacks imports trainer",
+            "callbacks/x.py:1: callbacks imports cli",
         ),
         ("errors.py", "import lit_semantic_peft.files", "errors.py:1: errors imports files"),
         ("files.py", "from .facts import schema", "files.py:1: files imports facts"),

@@ -58,8 +58,9 @@ class PeftTraits:
     """How a type of adapter differs from most others.
 
     Attributes:
-        cannot: Features that the type does not have, each with the reason, worded to follow "which ...".
-        prepends_tokens: Whether `num_virtual_tokens` of the configuration stand before the input.
+        cannot: Features that the type does not have, each with the reason, worded to follow the type's name.
+        virtual_tokens: Where the `num_virtual_tokens` of the configuration stand: before the input, or in the
+            key-value cache.
         constants: Parts of the names of parameters that are never trained, even where PEFT says that they are.
         tensors: Gives all trained tensors by name, so that training can go on from them.
         load_tensors: Puts them back.
@@ -71,7 +72,7 @@ class PeftTraits:
     """
 
     cannot: Mapping[Feature, str] = field(default_factory=dict)
-    prepends_tokens: bool = False
+    virtual_tokens: Literal["none", "input", "cache"] = "none"
     constants: tuple[str, ...] = ()
     tensors: Callable[[PeftModel], dict[str, Tensor]] = _exported_tensors
     load_tensors: Callable[[PeftModel, Mapping[str, Tensor]], None] = _load_exported_tensors
@@ -103,7 +104,7 @@ _VIRTUAL_TOKENS = PeftTraits(
         "reuse_frozen_layers": "changes what the lowest layer sees",
         "prompt_cache": "keeps its own tokens in the cache",
     },
-    prepends_tokens=True,
+    virtual_tokens="input",
     tensors=_encoder_tensors,
     load_tensors=_load_encoder_tensors,
 )
@@ -114,7 +115,7 @@ _TOKENS_IN_THE_CACHE = replace(
         **_VIRTUAL_TOKENS.cannot,
         "gradient_checkpointing": "works through the cache that checkpointed layers do not have",
     },
-    prepends_tokens=False,
+    virtual_tokens="cache",
 )
 
 # ----------------------------------------------------------------------------- AdaLoRA
@@ -243,8 +244,7 @@ def num_virtual_tokens(model: nn.Module) -> int:
     Args:
         model: A causal language model of transformers, or a `peft` model around one.
     """
-    config = _config_of(model)
-    return int(config.num_virtual_tokens) if config is not None and traits_of_forward(model).prepends_tokens else 0
+    return int(_config_of(model).num_virtual_tokens) if traits_of_forward(model).virtual_tokens == "input" else 0
 
 
 def _config_of(of: PeftConfig | nn.Module) -> Any:

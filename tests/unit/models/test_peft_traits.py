@@ -51,7 +51,7 @@ def test_a_plain_model_has_nothing_peculiar():
 @pytest.mark.parametrize("config", [*BEFORE_THE_INPUT, *IN_THE_CACHE], ids=peft_type_name)
 def test_virtual_tokens_stand_before_the_input_or_in_the_cache(config):
     traits = traits_of(config)
-    assert traits.prepends_tokens == (config in BEFORE_THE_INPUT)
+    assert traits.virtual_tokens == ("input" if config in BEFORE_THE_INPUT else "cache")
     assert ("gradient_checkpointing" in traits.cannot) == (config in IN_THE_CACHE)
     assert traits.cannot.keys() >= {"merge", "reuse_frozen_layers", "prompt_cache"}
 
