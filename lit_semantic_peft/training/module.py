@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from peft import LoraConfig, PeftConfig, PeftModel, PeftType
+from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
@@ -29,12 +29,7 @@ from lit_semantic_peft.models import (
     load_adapter_state_dict,
     load_base_model,
     resolve_base_model,
-)
-from lit_semantic_peft.models.adapters import (
-    load_rank_budget_state,
-    orthogonality_penalty,
-    rank_budget_state,
-    update_rank_budget,
+    traits_of,
 )
 from lit_semantic_peft.models.compiled import compile_layers
 from lit_semantic_peft.tokens import Batch
@@ -51,7 +46,7 @@ from lit_semantic_peft.training.identity import (
 )
 from lit_semantic_peft.training.loss_weights import LossWeights
 from lit_semantic_peft.training.optimization import Schedule, num_optimizer_steps, optimizer_settings, with_schedule
-from lit_semantic_peft.training.penalties import RetainPenalty, retain_penalty, retained_rows
+from lit_semantic_peft.training.penalties import RetainPenalty, adapter_penalty_gradient, retain_penalty, retained_rows
 from lit_semantic_peft.training.refusals import refuse_incompatible
 from lit_semantic_peft.training.reused_layers import reused_layers
 from lit_semantic_peft.training.step import (
@@ -65,8 +60,6 @@ from lit_semantic_peft.training.step import (
 )
 
 logger = logging.getLogger(__name__)
-
-_THROUGH_THE_CACHE = (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE)
 
 
 class SemanticPeftModule(EvaluatingModule):
@@ -200,10 +193,10 @@ class SemanticPeftModule(EvaluatingModule):
         self._model = model.train()  # Lightning keeps the modes that it finds; dropout belongs to training
 
     def _load(self) -> PeftModel:
-        if self.gradient_checkpointing and self.peft_config.peft_type in _THROUGH_THE_CACHE:
+        if self.gradient_checkpointing and (reason := traits_of(self.peft_config).cannot.get("gradient_checkpointing")):
             raise InputError(
-                f"`gradient_checkpointing` cannot be used with {type(self.peft_config).__name__}, which works through "
-                "the cache that checkpointed layers do not have. Leave it out."
+                f"`gradient_checkpointing` cannot be used with {type(self.peft_config).__name__}, which {reason}. "
+                "Leave it out."
             )
         base = load_base_model(self.source, self.dtype_of_base, self.trust_remote_code)
         if self.adapter:
@@ -270,7 +263,7 @@ class SemanticPeftModule(EvaluatingModule):
             memory_mb=self.frozen_layers_memory_mb,
             is_sharded=self._is_sharded,
         )
-        load_rank_budget_state(self.model, self._rank_budget)
+        traits_of(self.model).load_extra_state(self.model, self._rank_budget)
 
     @override
     def on_fit_end(self) -> None:
@@ -317,7 +310,7 @@ class SemanticPeftModule(EvaluatingModule):
             return
         totals.require_finite(self.global_step + 1)
         normalize_gradients(self.trainer, parameters, totals.normalizer)
-        self._add_orthogonality_gradient()
+        add_to_gradients(parameters, adapter_penalty_gradient(self.model, parameters))
         if self._retain is not None:
             retain_kl, gradients = self._retain.of_step(self.trainer, self.data, self.model, parameters)
             add_to_gradients(parameters, gradients)
@@ -337,14 +330,6 @@ class SemanticPeftModule(EvaluatingModule):
             metric_attribute="epoch_loss",
         )
 
-    def _add_orthogonality_gradient(self) -> None:
-        # Independent of the facts, so it is added to the finished gradient instead of being normalised with them.
-        penalty = orthogonality_penalty(self.model)
-        if penalty is None:
-            return
-        parameters = self._trained_parameters()
-        add_to_gradients(parameters, torch.autograd.grad(penalty, parameters, allow_unused=True))
-
     @override
     def optimizer_step(
         self,
@@ -354,8 +339,7 @@ class SemanticPeftModule(EvaluatingModule):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        # Between the step and zero_grad.
-        update_rank_budget(self.model, self.global_step)
+        traits_of(self.model).after_optimizer_step(self.model, self.global_step)  # before zero_grad
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -406,7 +390,7 @@ class SemanticPeftModule(EvaluatingModule):
             dynamics=self.dynamics.state_dict(),
             epoch_loss=self.epoch_loss.state_dict(),
             loss_weights=self.loss_weights.state_dict(),
-            rank_budget=rank_budget_state(self.model),
+            rank_budget=traits_of(self.model).extra_state(self.model),
             rng=random_states(self.device),
         )
 

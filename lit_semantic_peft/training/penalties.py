@@ -1,4 +1,4 @@
-"""What must not change: the divergence from the base model on facts of the split `retain`."""
+"""What is added to the loss beside the facts: the penalty of retained facts, and that of the adapter's type."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference.undisturbed import undisturbed
-from lit_semantic_peft.models import target_logits
+from lit_semantic_peft.models import target_logits, traits_of
 from lit_semantic_peft.models.compiled import eagerly
 from lit_semantic_peft.models.objective import predicting_mask
 from lit_semantic_peft.tokens import Batch
@@ -181,3 +181,19 @@ def retain_penalty(
         logger.warning("`retain_weight` does nothing: no fact was dropped as known, none has split `retain`")
         return None
     return RetainPenalty(weight, batch_size, retained, seed)
+
+
+def adapter_penalty_gradient(model: PeftModel, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+    """Gradient of the penalty that the adapter's type has, such as AdaLoRA's orthogonality; independent of the facts.
+
+    Args:
+        model: The model with its adapter.
+        parameters: What trains.
+
+    Returns:
+        One for each parameter, None for zero.
+    """
+    penalty = traits_of(model).penalty(model)
+    if penalty is None:
+        return [None] * len(parameters)
+    return list(torch.autograd.grad(penalty, parameters, allow_unused=True))

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models import traits_of
 from lit_semantic_peft.training.loss_weights import needs_whole_embeddings
 from lit_semantic_peft.training.own_gradient import refuse_loss_scaling
 
@@ -53,7 +54,7 @@ def refuse_incompatible(module: "SemanticPeftModule", stage: str) -> None:
             "`weighting` Online over a distance cannot be used with a sharded base model, whose embeddings no "
             "process has whole. Use `strategy: ddp`, or a weighting by likelihood."
         )
-    if stage == "fit" and str(module.peft_config.peft_type.value) == "ADALORA":
-        refuse_loss_scaling(trainer, "peft_config: AdaLoraConfig")
+    if stage == "fit" and "loss_scaling" in traits_of(module.peft_config).cannot:
+        refuse_loss_scaling(trainer, f"peft_config: {type(module.peft_config).__name__}")
     if stage == "fit" and module.retain_weight:
         refuse_loss_scaling(trainer, "retain_weight")

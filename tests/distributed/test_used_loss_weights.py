@@ -38,8 +38,8 @@ def in_group(tiny_model, facts_file, folder):
     """Steps of 4 of 11 facts: the last one has 3, and a filler on the second rank."""
     used = {}
     for kind in WEIGHTINGS:
-        module, _ = run(tiny_model, facts_file, kind, 1, accumulate_grad_batches=2, devices=2, strategy="ddp")
-        used[kind] = module.loss_weights.used()
+        done = run(tiny_model, facts_file, kind, 1, accumulate_grad_batches=2, devices=2, strategy="ddp")
+        used[kind] = done.module.loss_weights.used()
     torch.save(used, folder / f"{dist.get_rank()}.pt")
 
 
@@ -49,9 +49,9 @@ def test_two_ranks_have_the_means_of_one(tiny_model, tmp_path):
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first == second
     for kind in WEIGHTINGS:
-        module, steps = run(tiny_model, facts_file, kind, 4)
-        assert sorted(chain(*steps.facts)) == sorted([*range(11)] * 3)
-        used = module.loss_weights.used()
+        done = run(tiny_model, facts_file, kind, 4)
+        assert sorted(chain(*done.facts)) == sorted([*range(11)] * 3)
+        used = done.module.loss_weights.used()
         if kind in ("static", "scheduled"):
             assert first[kind] == used
         else:  # factors that are measured differ in rounding

@@ -51,7 +51,7 @@ class Seen(Callback):
 def test_the_mean_is_that_of_the_losses(tiny_model, facts_file, monkeypatch, kind):
     seen = Seen(monkeypatch)
     settings = settings_of(kind)
-    module, _ = fit(tiny_model, facts_file, **settings)
+    module = fit(tiny_model, facts_file, **settings).module
     used = module.loss_weights.used()
     assert [len(seen.weights[row]) for row in range(12)] == [3] * 12
     assert used == pytest.approx([np.mean(seen.weights[row]) for row in range(12)], rel=1e-6)
@@ -70,9 +70,10 @@ def test_a_fact_that_weighs_nothing_at_first_counts_then_too_and_one_that_is_not
     """By `Surprisal` the farthest fact has weight 0 under `Proximity`."""
     weighting = Scheduled(Proximity(), Remoteness())
     data = {"distance": Surprisal(), "weighting": weighting, "filters": [RandomFilter(0.5, seed=3)]}
-    module, steps = fit(tiny_model, facts_file, data={**data, "micro_batch_size": 6}, trainer={"max_epochs": 3})
+    run = fit(tiny_model, facts_file, data={**data, "micro_batch_size": 6}, trainer={"max_epochs": 3})
+    module = run.module
     weights, used = module.data.prepared.weights, module.loss_weights.used()
-    assert len(steps.facts) == 3
+    assert len(run.facts) == 3
     kept = module.data.prepared.kept_index
     assert min(weights.start[kept]) == 0
     for row in range(12):
@@ -82,7 +83,7 @@ def test_a_fact_that_weighs_nothing_at_first_counts_then_too_and_one_that_is_not
 
 def test_deferred_facts_have_the_mean_of_their_own_epochs(tiny_model, facts_file):
     late = {"filters": [RandomFilter(0.5, seed=3)], "deferred_from_epoch": 2, "weighting": FAR}
-    module, _ = fit(tiny_model, facts_file, data=late, trainer={"max_epochs": 3})
+    module = fit(tiny_model, facts_file, data=late, trainer={"max_epochs": 3}).module
     prepared, used = module.data.prepared, module.loss_weights.used()
     late_start, _ = prepared.weights.deferred
     for row in range(12):
@@ -103,6 +104,6 @@ def test_a_resumed_run_has_the_same_means_to_the_last_bit(tiny_model, facts_file
                 trainer.save_checkpoint(tmp_path / "half.ckpt")
 
     settings = settings_of(kind)
-    whole, _ = fit(tiny_model, facts_file, **{**settings, "callbacks": [*settings["callbacks"], Save()]})
-    resumed, _ = fit(tiny_model, facts_file, **settings_of(kind), ckpt_path=str(tmp_path / "half.ckpt"))
-    assert resumed.loss_weights.used() == whole.loss_weights.used()
+    whole = fit(tiny_model, facts_file, **{**settings, "callbacks": [*settings["callbacks"], Save()]})
+    resumed = fit(tiny_model, facts_file, **settings_of(kind), ckpt_path=str(tmp_path / "half.ckpt"))
+    assert resumed.module.loss_weights.used() == whole.module.loss_weights.used()
