@@ -11,7 +11,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation import Question
 from lit_semantic_peft.evaluation.evaluator import EVALUATION_VERSION, Comparison, Evaluator
 from lit_semantic_peft.evaluation.measured_scores import Scores, measure_scores
-from lit_semantic_peft.metrics import LearningDynamics, PushedAway, share
+from lit_semantic_peft.metrics import LearningDynamics, PerFactMean, PushedAway, share
 from lit_semantic_peft.models import base_changing_setting
 from lit_semantic_peft.models.compiled import eagerly
 from lit_semantic_peft.semantics.scoring import score_targets
@@ -34,8 +34,6 @@ class EvaluatingModule(LightningModule):
     - `test/<score>`, `test/<score>_low`, `test/<score>_high`: each score of `training.scores.SCORES` that was measured,
       trained model, mean over the kept facts with its 95 % bootstrap interval.
     """
-
-    dynamics: LearningDynamics
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,6 +64,16 @@ class EvaluatingModule(LightningModule):
         if not isinstance(data, KnowledgeDataModule):
             raise InputError("SemanticPeftModule needs `datamodule=KnowledgeDataModule(...)` in the trainer's call")
         return data
+
+    @override
+    def setup(self, stage: str) -> None:
+        num_facts = len(self.data.prepared.facts)
+        if stage != "test":
+            self.val_nll = PerFactMean(num_facts)
+            self.val_recall = PerFactMean(num_facts)
+        if stage == "fit":
+            # `on_fit_end` reads it when the strategy has moved it to the CPU, where nccl gathers nothing.
+            self.dynamics = LearningDynamics(num_facts, sync_on_compute=False)
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

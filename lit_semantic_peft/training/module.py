@@ -17,7 +17,6 @@ from typing_extensions import override
 
 from lit_semantic_peft.data import agreed
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.metrics import LearningDynamics, PerFactMean
 from lit_semantic_peft.models import (
     DEFAULT_BASE_MODEL,
     BaseDtype,
@@ -34,30 +33,13 @@ from lit_semantic_peft.models import (
 from lit_semantic_peft.models.compiled import compile_layers
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.evaluating import EvaluatingModule
-from lit_semantic_peft.training.identity import (
-    is_within_epoch,
-    random_states,
-    refuse_another_adapter,
-    refuse_another_training,
-    restore_random_state,
-    training_identity,
-    training_state,
-    with_training_state,
-)
+from lit_semantic_peft.training.identity import Resumed, resume_training, write_training_state
 from lit_semantic_peft.training.loss_weights import LossWeights
-from lit_semantic_peft.training.optimization import Schedule, num_optimizer_steps, optimizer_settings, with_schedule
-from lit_semantic_peft.training.penalties import RetainPenalty, adapter_penalty_gradient, retain_penalty, retained_rows
+from lit_semantic_peft.training.optimization import Schedule, num_optimizer_steps, with_schedule
+from lit_semantic_peft.training.penalties import RetainPenalty, retain_penalty, retained_rows
 from lit_semantic_peft.training.refusals import refuse_incompatible
 from lit_semantic_peft.training.reused_layers import reused_layers
-from lit_semantic_peft.training.step import (
-    Normalization,
-    StepTotals,
-    add_to_gradients,
-    drop_gradients,
-    gradient_norm,
-    micro_batch_terms,
-    normalize_gradients,
-)
+from lit_semantic_peft.training.step import Normalization, finish_step, micro_batch_terms
 
 logger = logging.getLogger(__name__)
 
@@ -166,8 +148,7 @@ class SemanticPeftModule(EvaluatingModule):
         self._frozen: FrozenLayers | None = None
         self._step_terms: Tensor | None = None
         self._retain: RetainPenalty | None = None
-        self._rng_state: dict[str, Tensor] | None = None
-        self._rank_budget: dict[str, Any] = {}
+        self._resumed: Resumed | None = None
 
     # ------------------------------------------------------------------ model
 
@@ -236,21 +217,16 @@ class SemanticPeftModule(EvaluatingModule):
                 )
         retained = retained_rows(data.prepared, with_known=self.retain_known) if self.retain_weight else []
         data.retain(retained)
-        num_facts = len(data.prepared.facts)
-        if stage != "test":
-            self.val_nll = PerFactMean(num_facts)
-            self.val_recall = PerFactMean(num_facts)
+        super().setup(stage)
         if stage == "fit":
             if self.retain_weight:
                 self._retain = retain_penalty(
                     self.retain_weight, self.retain_batch_size, retained, data.seed, with_known=self.retain_known
                 )
             self.loss_weights = LossWeights(data)
-            # `on_fit_end` reads it when the strategy has moved it to the CPU, where nccl gathers nothing.
-            self.dynamics = LearningDynamics(num_facts, sync_on_compute=False)
             self.epoch_loss = MeanMetric()
             self.epoch_loss.persistent(True)
-            self._step_terms = None  # of an earlier training that was interrupted within a step
+            self._step_terms = self._resumed = None  # of an earlier training that was interrupted
 
     # --------------------------------------------------------------- training
 
@@ -263,7 +239,8 @@ class SemanticPeftModule(EvaluatingModule):
             memory_mb=self.frozen_layers_memory_mb,
             is_sharded=self._is_sharded,
         )
-        traits_of(self.model).load_extra_state(self.model, self._rank_budget)
+        if self._resumed is not None:
+            traits_of(self.model).load_extra_state(self.model, self._resumed.adapter)
 
     @override
     def on_fit_end(self) -> None:
@@ -274,9 +251,9 @@ class SemanticPeftModule(EvaluatingModule):
         if math.isfinite(self.num_optimizer_steps):
             per_step = self.data.micro_batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
             logger.info("Optimizer steps: %d, of at most %d facts each", self.num_optimizer_steps, per_step)
-        if self._rng_state is not None:
-            restore_random_state(self._rng_state, self.device)
-            self._rng_state = None
+        if self._resumed is not None:
+            self._resumed.restore_random_state(self.device)
+            self._resumed = None
 
     @override
     def on_train_epoch_start(self) -> None:
@@ -295,31 +272,19 @@ class SemanticPeftModule(EvaluatingModule):
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Turns the accumulated gradient into that of the step's loss and penalties, before it is clipped.
-
-        Raises:
-            InputError: On all ranks alike, if the loss of the step is not finite.
-        """
         assert self._step_terms is not None
-        totals = StepTotals.over_ranks(self.trainer, self._step_terms)
-        self._step_terms = None
         self.loss_weights.end_step()
-        parameters = self._trained_parameters()
-        if totals.normalizer == 0 and self._retain is None:
-            drop_gradients(parameters)
+        result = finish_step(self, self._step_terms, self.trained_parameters(), self._retain)
+        self._step_terms = None
+        if result is None:
             return
-        totals.require_finite(self.global_step + 1)
-        normalize_gradients(self.trainer, parameters, totals.normalizer)
-        add_to_gradients(parameters, adapter_penalty_gradient(self.model, parameters))
-        if self._retain is not None:
-            retain_kl, gradients = self._retain.of_step(self.trainer, self.data, self.model, parameters)
-            add_to_gradients(parameters, gradients)
-            self.log("train/retain_kl", retain_kl, on_step=True, batch_size=1)
-        self.log("train/grad_norm", gradient_norm(parameters), on_step=True, batch_size=1)
-        if totals.normalizer == 0:
+        if result.retain_kl is not None:
+            self.log("train/retain_kl", result.retain_kl, on_step=True, batch_size=1)
+        self.log("train/grad_norm", result.gradient_norm, on_step=True, batch_size=1)
+        if result.loss is None:
             return
-        self.log("train/loss", totals.loss, prog_bar=True, on_step=True, batch_size=1)
-        self.epoch_loss.update(totals.loss)
+        self.log("train/loss", result.loss, prog_bar=True, on_step=True, batch_size=1)
+        self.epoch_loss.update(result.loss)
         # Named, because Lightning remembers the metrics of an earlier training of this module.
         self.log(
             "train/loss_epoch",
@@ -343,7 +308,7 @@ class SemanticPeftModule(EvaluatingModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer_of(self._trained_parameters())
+        optimizer = self.optimizer_of(self.trained_parameters())
         return with_schedule(optimizer, self.schedule, self.warmup_ratio, self.num_optimizer_steps)
 
     @property
@@ -355,7 +320,8 @@ class SemanticPeftModule(EvaluatingModule):
     def _is_sharded(self) -> bool:
         return isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
 
-    def _trained_parameters(self) -> list[torch.nn.Parameter]:
+    def trained_parameters(self) -> list[torch.nn.Parameter]:
+        """What the optimizer gets: the adapter's parameters."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     # ------------------------------------------------------------ checkpoints
@@ -383,45 +349,8 @@ class SemanticPeftModule(EvaluatingModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        with_training_state(
-            checkpoint,
-            self.source,
-            self._identity(),
-            dynamics=self.dynamics.state_dict(),
-            epoch_loss=self.epoch_loss.state_dict(),
-            loss_weights=self.loss_weights.state_dict(),
-            rank_budget=traits_of(self.model).extra_state(self.model),
-            rng=random_states(self.device),
-        )
+        write_training_state(self, checkpoint)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another base model, and to continue a training that would not be the same.
-
-        Raises:
-            InputError: Naming each setting that differs, with both values.
-        """
-        about = training_state(checkpoint, self.source)
-        if self.trainer.state.fn != "fit":
-            refuse_another_adapter(about, self.model.active_peft_config)
-            return
-        within = is_within_epoch(checkpoint, self.data)
-        fact_ids = [fact.id for fact in self.data.prepared.facts]
-        refuse_another_training(about, self._identity(), fact_ids, is_within_epoch=within)
-        self.dynamics.load_state_dict(about["dynamics"])
-        self.epoch_loss.load_state_dict(about["epoch_loss"])
-        self.loss_weights.load_state_dict(about["loss_weights"], self.trainer.global_rank)
-        self._rank_budget = about["rank_budget"]
-        self._rng_state = about["rng"][self.trainer.global_rank % len(about["rng"])]
-
-    def _identity(self) -> dict[str, Any]:
-        own = ["normalization", "schedule", "warmup_ratio", "retain_weight"]
-        if self.retain_weight:
-            own += ["retain_batch_size", "retain_known"]
-        optimizer = optimizer_settings(self.optimizer_of(self._trained_parameters()))
-        return training_identity(
-            self.data,
-            self.trainer,
-            {"dtype": self.dtype_of_base, **{name: getattr(self, name) for name in own}, **optimizer},
-            self.model.peft_config[self.model.active_adapter],
-        )
+        self._resumed = resume_training(self, checkpoint)

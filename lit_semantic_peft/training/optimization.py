@@ -12,9 +12,6 @@ from lit_semantic_peft.errors import InputError
 
 Schedule = Literal["constant", "linear", "cosine"]
 
-# Settings of an optimizer that decide how a step is computed, not what it is.
-_SPEED = {"foreach", "fused", "capturable", "differentiable"}
-
 
 def num_optimizer_steps(trainer: Trainer, prepared: PreparedFacts) -> float:
     """Optimizer steps of the whole training; infinite where neither `max_epochs` nor `max_steps` ends it.
@@ -62,16 +59,3 @@ def with_schedule(
         num_training_steps=int(num_steps),
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def optimizer_settings(optimizer: Optimizer) -> dict[str, object]:
-    """What must stay the same of an optimizer when a training is resumed, by name.
-
-    Lightning puts the checkpoint's own settings back into the optimizer, so that other ones would do nothing.
-
-    Args:
-        optimizer: A new one over the trained parameters: one may refuse those of another shape, as Muon does all but
-            matrices.
-    """
-    settings = {f"optimizer.{name}": value for name, value in optimizer.defaults.items() if name not in _SPEED}
-    return {"optimizer": type(optimizer).__name__, **settings}

@@ -12,15 +12,18 @@ when the step is complete, so the gradient is normalised then, and not the loss 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import weight_normalizer
 from lit_semantic_peft.training.own_gradient import sum_over_ranks
+from lit_semantic_peft.training.penalties import RetainPenalty, adapter_penalty_gradient
+
+if TYPE_CHECKING:
+    from lit_semantic_peft.training.module import SemanticPeftModule
 
 Normalization = Literal["step_weights", "step_count"]
 
@@ -41,93 +44,73 @@ def micro_batch_terms(nll: Tensor, weight: Tensor, normalization: Normalization)
 
 
 @dataclass(frozen=True, slots=True)
-class StepTotals:
-    """The sums of an optimizer step over all its facts.
+class StepResult:
+    """What an optimizer step logs.
 
     Attributes:
-        weighted_sum: Σ w_i ℓ_i, nats per token.
-        normalizer: S; 0 where no fact counts.
+        loss: Σ w_i ℓ_i / S, nats per token; None where no fact counts.
+        retain_kl: Mean divergence on the retained facts, nats per token; None without a penalty.
+        gradient_norm: Euclidean norm of the whole gradient, before clipping.
     """
 
-    weighted_sum: float
-    normalizer: float
-
-    @classmethod
-    def over_ranks(cls, trainer: Trainer, terms: Tensor) -> "StepTotals":
-        """Adds the ranks up. A collective.
-
-        Args:
-            trainer: The trainer.
-            terms: This rank's sum of what `micro_batch_terms` gives, float32 `(2,)`.
-        """
-        return cls(*sum_over_ranks(trainer, terms).tolist())
-
-    @property
-    def loss(self) -> float:
-        """Σ w_i ℓ_i / S, nats per token."""
-        return self.weighted_sum / self.normalizer if self.normalizer else self.weighted_sum
-
-    def require_finite(self, step: int) -> None:
-        """Ends a training that cannot go on, on all ranks alike.
-
-        Args:
-            step: Number of the optimizer step, from 1.
-
-        Raises:
-            InputError: If the loss is not finite.
-        """
-        if not (math.isfinite(self.weighted_sum) and math.isfinite(self.normalizer)):
-            raise InputError(
-                f"`train/loss` is {self.loss} at optimizer step {step}; training cannot go on. Lower the "
-                "learning rate, clip gradients (`trainer.gradient_clip_val: 1.0`), or use `dtype: float32`."
-            )
+    loss: float | None
+    retain_kl: Tensor | None
+    gradient_norm: Tensor
 
 
-def drop_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Lets the optimizer skip a step in which no fact counts.
+def finish_step(
+    module: "SemanticPeftModule", terms: Tensor, parameters: Sequence[nn.Parameter], retain: RetainPenalty | None
+) -> StepResult | None:
+    """Turns the accumulated gradient into that of the step's loss and penalties. A collective.
 
     Args:
-        parameters: What trains.
+        module: After the last backward pass of the step.
+        terms: This rank's sum of what `micro_batch_terms` gives, float32 `(2,)`.
+        parameters: What trains; their gradients are changed.
+        retain: The penalty of retained facts; None for none.
+
+    Returns:
+        None where nothing counts: without gradients the optimizer skips its parameters.
+
+    Raises:
+        InputError: On all ranks alike, if the loss of the step is not finite.
     """
-    for parameter in parameters:
-        parameter.grad = None
+    trainer = module.trainer
+    weighted_sum, normalizer = sum_over_ranks(trainer, terms).tolist()
+    if normalizer == 0 and retain is None:
+        for parameter in parameters:
+            parameter.grad = None
+        return None
+    loss = weighted_sum / normalizer if normalizer else weighted_sum
+    _require_finite(loss, normalizer, trainer.global_step + 1)
 
-
-def normalize_gradients(trainer: Trainer, parameters: Sequence[nn.Parameter], normalizer: float) -> None:
-    """Turns the accumulated gradient into that of Σ w_i ℓ_i / S: times A·K / S, 0 where no fact counts.
-
-    Args:
-        trainer: The trainer.
-        parameters: What trains.
-        normalizer: S.
-    """
     average = getattr(trainer.strategy, "average_gradients", None)
     if average is not None:  # `ShardedBaseStrategy`; other strategies averaged in the backward pass
         average(parameters)
+    # Where no fact counts the gradients are zero, and only the penalties remain.
     factor = trainer.accumulate_grad_batches * trainer.world_size / normalizer if normalizer else 0.0
-    torch._foreach_mul_(_gradients(parameters), factor)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    torch._foreach_mul_(gradients, factor)
+
+    # Penalties have normalisers of their own.
+    _add(parameters, adapter_penalty_gradient(module.model, parameters))
+    retain_kl = None
+    if retain is not None:
+        retain_kl, retain_gradient = retain.of_step(trainer, module.data, module.model, parameters)
+        _add(parameters, retain_gradient)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return StepResult(loss if normalizer else None, retain_kl, norm)
 
 
-def add_to_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-    """Adds the gradient of a penalty, which has a normaliser of its own.
+def _require_finite(loss: float, normalizer: float, step: int) -> None:
+    if not (math.isfinite(loss) and math.isfinite(normalizer)):
+        raise InputError(
+            f"`train/loss` is {loss} at optimizer step {step}; training cannot go on. Lower the "
+            "learning rate, clip gradients (`trainer.gradient_clip_val: 1.0`), or use `dtype: float32`."
+        )
 
-    Args:
-        parameters: What trains; those without gradient stay so.
-        gradients: One for each, None for zero.
-    """
+
+def _add(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None and parameter.grad is not None:
             parameter.grad += gradient
-
-
-def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Euclidean norm of the whole gradient.
-
-    Args:
-        parameters: What trains.
-    """
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(_gradients(parameters))))
-
-
-def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
