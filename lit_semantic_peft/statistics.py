@@ -1,4 +1,4 @@
-"""How sure a mean over facts is, and how well a number separates two groups of facts: bootstrap intervals."""
+"""How sure a mean over facts is, how well a number separates two groups of facts, and cosines from inner products."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +12,27 @@ _CONFIDENCE = 0.95
 _RESAMPLES = 2000
 _FEW = 1000  # values that are resampled one by one in no time
 _NUMBERS_AT_ONCE = 2_000_000  # 16 MB of resampled values
+
+
+def gram_cosine(gram: Any, arrays: Any) -> Any:
+    """Cosines C_ij = K_ij / √(K_ii K_jj) from inner products K_ij = ⟨g_i, g_j⟩.
+
+    Args:
+        gram: K, float `(k, k)`: a NumPy array or a torch tensor.
+        arrays: The module that `gram` is of, `numpy` or `torch`, so that one definition serves both.
+
+    Returns:
+        As `gram`, in [−1, 1]. NaN (not defined) where a vector is zero or an inner product is not finite.
+
+    Example:
+        >>> gram_cosine(np.array([[4.0, -2.0, 0.0], [-2.0, 4.0, 0.0], [0.0, 0.0, 0.0]]), np).tolist()
+        [[1.0, -0.5, nan], [-0.5, 1.0, nan], [nan, nan, nan]]
+    """
+    norm = arrays.sqrt(gram.diagonal().clip(min=0))
+    scale = norm[:, None] * norm[None, :]
+    is_defined = (scale > 0) & arrays.isfinite(scale) & arrays.isfinite(gram)
+    cosine = arrays.where(is_defined, gram, 0.0) / arrays.where(is_defined, scale, 1.0)
+    return arrays.where(is_defined, cosine.clip(-1, 1), arrays.nan)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.scores import SCORES
 from lit_semantic_peft.files import atomic_path
+from lit_semantic_peft.statistics import gram_cosine
 
 EXTRA_DISTANCE_PREFIX = "distance_"
 """Further distances may be added to the fact table as `distance_<Name>`, float64."""
@@ -106,6 +107,12 @@ FACT_COLUMNS: tuple[Column, ...] = (
     Column("conflict_rate", _FLOAT, "Share of the sampled facts whose gradient cosine with this fact is below −0.05."),
     Column("harm_done", _FLOAT, "Sum of what this fact's weighted gradient takes from the other sampled facts."),
     Column("worst_aggressor", _TEXT, "`fact_id` of the fact that hurts this one most; null where none does."),
+    Column(
+        "undone_by_worst",
+        _FLOAT,
+        "Share of the fact's own step that one step of its worst aggressor takes back, −w_j K_ij / (w_i K_ii), with "
+        "the weights planned for the moment of the measurement; 0 where no fact hurts it.",
+    ),
     Column("first_learned_epoch", _INT, "First epoch at whose end the fact was recalled; null if never."),
     Column("forgetting_events", _INT, "How often the fact went from recalled to not recalled between two validations."),
     Column("learned_at_end", _FLAG, "Whether the fact was recalled at the end of training."),
@@ -234,13 +241,10 @@ class InterferenceMatrix:
     global_step: int | None = None
 
     def gradient_cosine(self) -> NDArray[np.float64]:
-        """C_ij, float64 `(k, k)`: 0 where a gradient is zero, NaN where one is not finite."""
-        dot = self.gradient_dot.astype(np.float64)
-        norm = np.sqrt(np.clip(np.diagonal(dot), 0.0, None))
-        scale = np.outer(norm, norm)
-        with np.errstate(invalid="ignore"):
-            cosine = np.divide(dot, scale, out=np.zeros_like(dot), where=scale != 0)
-            return np.clip(np.where(np.isfinite(dot), cosine, np.nan), -1.0, 1.0)
+        """C_ij, float64 `(k, k)`, see `gram_cosine`: NaN where a gradient is zero or not finite."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            cosine: NDArray[np.float64] = gram_cosine(self.gradient_dot.astype(np.float64), np)
+        return cosine
 
 
 def write_interference(

@@ -59,7 +59,8 @@ class Conflict:
         victim: Row of the fact table.
         aggressor: Row of the fact table.
         cosine: Cosine of their gradients; None where the matrix is not there.
-        undone: −w_j K_ij / (w_i K_ii): share of the victim's own step that one step of the aggressor takes back.
+        undone: −w_j K_ij / (w_i K_ii): share of the victim's own step that one step of the aggressor takes back, with
+            the weights of the measurement; None where it was not measured.
         net_transfer: The victim's, over all sampled facts.
     """
 
@@ -164,11 +165,13 @@ def worst_conflicts(facts: pa.Table, matrix: InterferenceMatrix | None, count: i
     """The facts that lose the largest share of their own step to their worst aggressor, worst first.
 
     Args:
-        facts: The fact table; says who the worst aggressor of each fact is.
-        matrix: The gradient matrix, for the numbers of each pair; without it the order is that of `net_transfer`.
+        facts: The fact table; says who the worst aggressor of each fact is, and what it takes back. A table without
+            `undone_by_worst` gives the order of `net_transfer`.
+        matrix: The gradient matrix, for the cosine of each pair.
         count: Number of conflicts, at most.
     """
-    columns = facts.select(["fact_id", "fact_index", "worst_aggressor", "net_transfer", "loss_weight"]).to_pydict()
+    names = ["fact_id", "fact_index", "worst_aggressor", "net_transfer", "undone_by_worst"]
+    columns = facts.select(names).to_pydict()
     row_of = {fact_id: row for row, fact_id in enumerate(columns["fact_id"])}
     place_of: dict[int, int] = {}
     cosine: NDArray[Any] | None = None
@@ -180,15 +183,11 @@ def worst_conflicts(facts: pa.Table, matrix: InterferenceMatrix | None, count: i
         aggressor = row_of.get(aggressor_id)
         if aggressor is None:
             continue
-        pair_cosine = undone = None
+        pair_cosine = None
         i, j = (place_of.get(columns["fact_index"][row], -1) for row in (victim, aggressor))
-        if matrix is not None and cosine is not None and i >= 0 and j >= 0:
+        if cosine is not None and i >= 0 and j >= 0:
             pair_cosine = _finite(cosine[i, j])
-            weight_i, weight_j = (columns["loss_weight"][row] for row in (victim, aggressor))
-            own = (1.0 if weight_i is None else weight_i) * float(matrix.gradient_dot[i, i])
-            if own > 0:
-                other = (1.0 if weight_j is None else weight_j) * float(matrix.gradient_dot[i, j])
-                undone = _finite(-other / own)
+        undone = columns["undone_by_worst"][victim]
         conflicts.append(Conflict(victim, aggressor, pair_cosine, undone, columns["net_transfer"][victim]))
     conflicts = [item for item in conflicts if item.undone is None or item.undone > 0]
 

@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from lit_semantic_peft.reports.plots import write_plots
 from lit_semantic_peft.reports.tables import InterferenceMatrix
@@ -77,6 +78,10 @@ def test_the_worst_conflict_undoes_the_largest_share_of_its_victims_step(run_fol
     index = facts.column("fact_index").to_pylist()
     assert (index[worst[0].victim], index[worst[0].aggressor]) == (matrix.fact_index[i], matrix.fact_index[j])
     assert [item.undone for item in worst] == sorted((item.undone for item in worst), reverse=True)
-    # Without the matrix the pairs are known from the table, in the order of net transfer.
-    alone = [item.net_transfer for item in worst_conflicts(facts, None, count=5)]
+    without = worst_conflicts(facts, None, count=5)
+    assert [(item.undone, item.cosine) for item in without] == [(item.undone, None) for item in worst]
+    # Of a table from before it was measured the pairs are known, in the order of net transfer.
+    at = facts.column_names.index("undone_by_worst")
+    earlier = facts.set_column(at, "undone_by_worst", pa.nulls(len(facts), pa.float64()))
+    alone = [item.net_transfer for item in worst_conflicts(earlier, matrix, count=5)]
     assert alone == sorted(alone)

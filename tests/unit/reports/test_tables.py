@@ -2,7 +2,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.interference import gradient_cosine
 from lit_semantic_peft.reports.run_folder import RunFolder
 from lit_semantic_peft.reports.tables import (
     FACT_COLUMNS,
@@ -91,8 +93,11 @@ def test_the_interference_matrix_comes_back_with_its_step(tmp_path):
     np.testing.assert_array_equal(matrix.gradient_dot, dot)
     assert matrix.fact_index.tolist() == [5, 2, 9]
     assert (matrix.epoch, matrix.global_step) == (3, 17)
-    # The third gradient is zero: its cosines are defined as 0, without a warning.
-    np.testing.assert_allclose(matrix.gradient_cosine(), [[1, -0.5, 0], [-0.5, 1, 0], [0, 0, 0]])
+    # The third gradient is zero: its cosines are not defined, as in the metrics; without a warning.
+    nan = np.nan
+    np.testing.assert_allclose(matrix.gradient_cosine(), [[1, -0.5, nan], [-0.5, 1, nan], [nan, nan, nan]])
+    in_the_metrics = gradient_cosine(torch.tensor(dot))
+    np.testing.assert_array_equal(matrix.gradient_cosine(), in_the_metrics.numpy())
 
 
 def test_a_gradient_that_is_not_finite_is_not_measured(tmp_path):

@@ -1,11 +1,14 @@
 """Weightings that change in training, through whole runs."""
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from lit_semantic_peft.callbacks import InterferenceMonitor, LossWeightDistribution
+from lit_semantic_peft.callbacks import FactReport, InterferenceMonitor, LossWeightDistribution
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.reports import RunFolder
+from lit_semantic_peft.reports.views import worst_conflicts
 from lit_semantic_peft.semantics import Focal, Online, Proximity, Remoteness, Scheduled, Uniform
 from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, SemanticPeftModule
 from peft import PrefixTuningConfig
@@ -74,6 +77,31 @@ def test_interference_is_measured_with_the_weights_of_its_time(tiny_model, facts
     latest = monitor.latest
     at_the_end = module.data.prepared.weights.end[latest.fact_index.tolist()]
     assert latest.loss_weight.tolist() == pytest.approx(at_the_end.tolist())
+
+
+def test_the_report_tells_what_is_undone_by_the_weights_of_the_measurement(tiny_model, facts_file, tmp_path):
+    """Not by those of the start, which the fact table has as `loss_weight`."""
+    weighting = Scheduled(Proximity(gamma=8.0), FAR)
+    trainer = {"max_epochs": 4, "default_root_dir": tmp_path}
+    callbacks = [InterferenceMonitor(num_facts=4), FactReport(show_summary=False)]
+    module = fit(tiny_model, facts_file, data={"weighting": weighting}, trainer=trainer, callbacks=callbacks).module
+    folder = RunFolder(tmp_path)
+    facts, matrix = folder.read_facts(), folder.read_interference()
+    assert matrix.fact_index.tolist() == list(range(12))
+    undone = {}
+    for moment in ("start", "end"):
+        w = getattr(module.data.prepared.weights, moment)
+        share = -(matrix.gradient_dot * w[None, :]) / (w * matrix.gradient_dot.diagonal())[:, None]
+        np.fill_diagonal(share, 0.0)
+        undone[moment] = share.max(axis=1).clip(min=0)
+    found = facts.column("undone_by_worst").to_pylist()
+    assert found == pytest.approx(undone["end"].tolist(), rel=1e-4)
+    assert found != pytest.approx(undone["start"].tolist(), rel=0.1)
+    assert facts.column("loss_weight").to_pylist() == module.data.prepared.weights.start.tolist()
+    assert facts.column("loss_weight_used").to_pylist() == module.loss_weights.used()
+    worst = worst_conflicts(facts, matrix, count=12)
+    assert [item.undone for item in worst] == sorted((one for one in found if one > 0), reverse=True)
+    assert worst
 
 
 def test_a_schedule_ends_where_the_steps_end(tiny_model, facts_file):
