@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.generation import greedy_answers
@@ -91,6 +92,7 @@ class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         self._number = number
         self._pad_id = pad_id
 
+    @override
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         noise = torch.stack([self._noise(ids, scores.shape[-1]) for ids in input_ids.tolist()])
         return scores.float() + self._sampling.temperature * noise.to(scores.device)
