@@ -104,8 +104,9 @@ class LossWeights:
     def end_step(self) -> None:
         """Adds the weights of the optimizer step to those of the training."""
         step = self.of_step()
-        rows = step.fact_index[~step.is_filler].cpu()
-        self._total.index_add_(0, rows, step.weight[~step.is_filler].cpu().double())
+        counted = ~step.is_filler.cpu()
+        rows = step.fact_index.cpu()[counted]
+        self._total.index_add_(0, rows, step.weight.cpu()[counted].double())
         self._count.index_add_(0, rows, torch.ones_like(rows))
         self._step = []
 

@@ -233,11 +233,7 @@ class SemanticPeftModule(EvaluatingModule):
     @override
     def on_fit_start(self) -> None:
         self._frozen = reused_layers(
-            self.model,
-            self.data.prepared,
-            reuse=self.reuse_frozen_layers,
-            memory_mb=self.frozen_layers_memory_mb,
-            is_sharded=self._is_sharded,
+            self.model, self.data.prepared, self.reuse_frozen_layers, self.frozen_layers_memory_mb, self._is_sharded
         )
         if self._resumed is not None:
             traits_of(self.model).load_extra_state(self.model, self._resumed.adapter)
@@ -297,11 +293,7 @@ class SemanticPeftModule(EvaluatingModule):
 
     @override
     def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | Any,
-        optimizer_closure: Callable[[], Any] | None = None,
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         traits_of(self.model).after_optimizer_step(self.model, self.global_step)  # before zero_grad

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def reused_layers(
-    model: PeftModel, prepared: PreparedFacts, *, reuse: bool | None, memory_mb: int, is_sharded: bool
+    model: PeftModel, prepared: PreparedFacts, reuse: bool | None, memory_mb: int, is_sharded: bool
 ) -> FrozenLayers | None:
     """The frozen layers whose outputs a training keeps; None for none.
 
