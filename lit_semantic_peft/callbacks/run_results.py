@@ -13,6 +13,7 @@ from lit_semantic_peft.data import PreparedFacts
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation import Comparison, Scores
 from lit_semantic_peft.files import write_text
+from lit_semantic_peft.models import peft_type_name
 from lit_semantic_peft.reports import (
     EpochRecord,
     Estimate,
@@ -97,12 +98,11 @@ def _about_run(
     config: str,
 ) -> dict[str, Any]:
     monitor = _monitor(trainer)
-    peft_config = module.model.peft_config[module.model.active_adapter]
     return about_process() | {
         "name": folder.name,
         "base_model": module.source.public_name,
         "base_model_note": module.source.note or None,
-        "peft_type": str(peft_config.peft_type.value),
+        "peft_type": peft_type_name(module.model),
         "trainable_parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
         "distance_name": module.data.distances[0].name,
         "epochs": tuple(epochs),
