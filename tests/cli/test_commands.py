@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from lit_semantic_peft.__main__ import main
+from lit_semantic_peft.callbacks import fact_report
 from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.facts import read_facts
 from lit_semantic_peft.reports import RunFolder
@@ -49,6 +50,13 @@ def step_of(checkpoint: str) -> int:
 
 def files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def test_fit_makes_the_report_once(settings, monkeypatch):
+    made, build_report = [], fact_report.build_report
+    monkeypatch.setattr(fact_report, "build_report", lambda *given: made.append(build_report(*given)) or made[-1])
+    assert main(["fit", *settings, "--trainer.default_root_dir=runs/one"]) == 0
+    assert made == [RunFolder("runs/one").paths.report]
 
 
 def test_fit_leaves_a_whole_run_folder(settings, capsys):

@@ -5,6 +5,7 @@ import time
 import lit_semantic_peft.data.module as data_module
 import pytest
 from lit_semantic_peft.callbacks import FactReport, fact_report
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.reports import RunFolder, build_report
 
 from fixtures.training import ONLY_FACTS, build, fit
@@ -73,3 +74,26 @@ def test_distances_before_and_after_are_of_one_precision(tiny_model, facts_file,
     facts = RunFolder(tmp_path / "run").facts
     assert facts["distance"].to_pylist() == facts["distance_after"].to_pylist(), "the adapter is untrained"
     assert None not in facts["distance"].to_pylist()
+
+
+def test_the_report_is_left_to_a_test_that_follows(tiny_model, facts_file, tmp_path):
+    folder, report = RunFolder(tmp_path / "run"), FactReport(show_summary=False)
+    report.is_test_next = True
+    settings = {"max_epochs": 1, "limit_val_batches": None, "default_root_dir": folder}
+    parts = build(tiny_model, facts_file, data={"evaluation": ONLY_FACTS}, trainer=settings, callbacks=[report])
+    parts.trainer.fit(parts.module, datamodule=parts.data)
+    assert folder.summary.epochs
+    assert folder.facts.num_rows == folder.summary.num_facts
+    assert not folder.paths.report.exists()
+    assert not folder.paths.plots.exists()
+    parts.trainer.test(parts.module, datamodule=parts.data, verbose=False)
+    assert folder.paths.report.is_file()
+    assert {path.stem for path in folder.paths.plots.iterdir()} >= {"recall", "learning"}
+
+
+def test_a_summary_that_cannot_be_read_is_refused_before_anything_is_asked(tiny_model, facts_file, tmp_path):
+    run(tiny_model, facts_file, tmp_path, "fit")
+    summary = RunFolder(tmp_path / "run").paths.summary
+    summary.write_text(summary.read_text().replace('"pushed_away"', '"recall": {}, "pushed_away"'))
+    with pytest.raises(InputError, match=r"unknown field.*recall"):
+        run(tiny_model, facts_file, tmp_path, "test")
