@@ -8,24 +8,12 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
-from lit_semantic_peft.callbacks.run_results import (
-    fact_columns,
-    refuse_other_results,
-    write_results,
-    write_selection,
-)
+from lit_semantic_peft.callbacks.run_results import fact_columns, refuse_other_results, write_results, write_selection
 from lit_semantic_peft.callbacks.terminal import show
 from lit_semantic_peft.callbacks.wandb_tables import log_fact_table, log_plots, log_run_files
 from lit_semantic_peft.data import agreed
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.reports import (
-    EpochRecord,
-    RunContents,
-    RunFolder,
-    build_report,
-    fact_table,
-    terminal_summary,
-)
+from lit_semantic_peft.reports import EpochRecord, RunContents, RunFolder, build_report, fact_table, terminal_summary
 from lit_semantic_peft.stopwatch import Stopwatch
 from lit_semantic_peft.training import SemanticPeftModule
 from lit_semantic_peft.training.identity import FreshCallback
