@@ -14,7 +14,7 @@ from lit_semantic_peft.reports.charts.svg import draw_svg
 from lit_semantic_peft.reports.page_data import fact_data, heat_data, sampled_rows, script_json
 from lit_semantic_peft.reports.phrases import mean_percent, unbroken
 from lit_semantic_peft.reports.plots import write_plots
-from lit_semantic_peft.reports.run_folder import RunContents, RunFolder
+from lit_semantic_peft.reports.run_folder import RunContents, RunFolder, RunPaths
 from lit_semantic_peft.reports.sections import (
     about_line,
     conflict_views,
@@ -48,22 +48,20 @@ def build_report(run_folder: str | Path | RunFolder, contents: RunContents | Non
     folder = RunFolder(run_folder)
     run = contents or folder.read()
     charts = describe_charts(run)
-    page = render_report(run, charts, folder)
+    page = render_report(run, charts)
     write_plots(folder, charts)
     write_text(folder.paths.report, page)
     return folder.paths.report
 
 
-def render_report(run: RunContents, charts: dict[str, Chart] | None = None, folder: RunFolder | None = None) -> str:
+def render_report(run: RunContents, charts: dict[str, Chart] | None = None) -> str:
     """The page as text.
 
     Args:
         run: What is known of the run.
         charts: From `describe_charts`; None to make them here.
-        folder: Whose files the page names as the place of what it leaves out.
     """
     charts = charts or describe_charts(run)
-    paths = (folder or RunFolder(run.name)).paths
     summary, facts, config = run.summary, run.facts, run.config
     if not config and summary.config:
         config = json.dumps(summary.config, indent=2, ensure_ascii=False)
@@ -94,8 +92,8 @@ def render_report(run: RunContents, charts: dict[str, Chart] | None = None, fold
         num_table_rows=len(rows),
         num_all_rows=len(facts),
         cut_at=table["cut_at"],
-        facts_file=paths.facts.name,
-        probes_file=paths.probes.name,
+        facts_file=RunPaths.facts.name,
+        probes_file=RunPaths.probes.name,
         data=script_json(data),
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import pyarrow as pa
 
@@ -26,7 +26,7 @@ _FIT = "lit-semantic-peft fit --config FILE"
 
 
 class Entry:
-    """A file or folder of a run; on `RunPaths` its path.
+    """A file or folder of a run; on an object of `RunPaths` its path.
 
     Args:
         name: Its place in the run folder.
@@ -43,8 +43,14 @@ class Entry:
         self.holds_fact_text = holds_fact_text
         self.of_training = of_training
 
-    def __get__(self, paths: "RunPaths", owner: type) -> Path:
-        return paths.folder / self.name
+    @overload
+    def __get__(self, paths: None, owner: type) -> "Entry": ...
+
+    @overload
+    def __get__(self, paths: "RunPaths", owner: type) -> Path: ...
+
+    def __get__(self, paths: "RunPaths | None", owner: type) -> "Path | Entry":
+        return self if paths is None else paths.folder / self.name
 
 
 class RunPaths:
