@@ -31,7 +31,7 @@ class EvaluatingModule(LightningModule):
     - `test/recall`, `test/recall_generated`, each also with `_dropped`: share of facts that are recalled
       teacher-forced, and whose free answer is exactly right, [0, 1].
     - `test/pushed_away`: share of kept facts that are farther after training than before, [0, 1].
-    - `test/<score>`, `test/<score>_low`, `test/<score>_high`: each score of `evaluation.scores.SCORES` that was measured,
+    - `test/<score>`, `test/<score>_low`, `test/<score>_high`: each score of `evaluation.SCORES` that was measured,
       trained model, mean over the kept facts with its 95 % bootstrap interval.
     """
 
