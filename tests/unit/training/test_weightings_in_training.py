@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lit_semantic_peft.callbacks import FactReport, InterferenceMonitor, LossWeightDistribution
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.reports import RunFolder
-from lit_semantic_peft.reports.views import worst_conflicts
+from lit_semantic_peft.reports.conflicts import worst_conflicts
 from lit_semantic_peft.semantics import Focal, Online, Proximity, Remoteness, Scheduled, Uniform
 from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, SemanticPeftModule
 from peft import PrefixTuningConfig
