@@ -7,7 +7,6 @@ import math
 import resource
 import shlex
 import sys
-from collections import defaultdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,10 +18,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
 from lit_semantic_peft.callbacks.terminal import show
-from lit_semantic_peft.callbacks.wandb_tables import log_fact_table, log_run_files, log_run_to_wandb
+from lit_semantic_peft.callbacks.wandb_tables import log_fact_table, log_plots, log_run_files
 from lit_semantic_peft.data import PreparedFacts, agreed
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.evaluation import Comparison, Scores
+from lit_semantic_peft.evaluation import Evaluation
 from lit_semantic_peft.files import write_json, write_text
 from lit_semantic_peft.reports import (
     EpochRecord,
@@ -187,7 +186,7 @@ class FactReport(FreshCallback):
                 global_step=trainer.global_step,
                 loss=logged.get("train/loss_epoch"),
                 val_nll=logged.get("val/nll"),
-                recall=logged.get("val/recall"),
+                recall=logged.get("val/efficacy_teacher_forced"),
             )
         )
         if self._is_table_due(trainer):
@@ -230,7 +229,7 @@ class FactReport(FreshCallback):
         if summary is not None:
             folder = RunFolder(trainer.default_root_dir)
             self._log_fact_table(trainer, folder.read_facts())
-            log_run_to_wandb(trainer.loggers, folder, summary, trainer.global_step)
+            log_plots(trainer.loggers, folder, trainer.global_step)
             if self.wandb_artifact:
                 log_run_files(trainer.loggers, folder, with_text=self.log_fact_text)
             if self.show_summary:
@@ -276,8 +275,8 @@ class FactReport(FreshCallback):
                 columns[name] = values
         write_fact_table(folder.facts, columns)
         probes = None
-        if pl_module.comparisons:
-            write_probe_table(folder.probes, _probe_columns(pl_module.comparisons, prepared))
+        if pl_module.evaluation is not None:
+            write_probe_table(folder.probes, pl_module.evaluation.probe_columns(columns["fact_id"]))
             probes = folder.read_probes()
         about = self._about_run(trainer, pl_module, folder)
         if previous is not None and folder.summary.is_file():
@@ -304,7 +303,7 @@ class FactReport(FreshCallback):
             "distance_name": module.data.distances[0].name,
             "epochs": tuple(self.epochs),
             "interference": tuple(monitor.records) if monitor else (),
-            "retention": _retention(module.scores) if module.scores else None,
+            "retention": _retention(module.evaluation) if module.evaluation else None,
             "seconds": Seconds(**self._stopwatch.seconds),
             "peak_memory_gb": _peak_memory_gb(),
             "versions": _versions(),
@@ -326,13 +325,8 @@ def _fact_columns(
         columns |= _dynamics_columns(module)
     if monitor is not None and monitor.latest is not None:
         columns |= monitor.latest.columns(columns["fact_id"])
-    if module.comparisons:
-        columns |= _answer_columns(module, len(prepared.facts))
-        if module.trainer.precision != "32-true":  # both sides rounded alike; the filters saw distances in float32
-            name = module.data.distances[0].name
-            for row in module.comparisons:
-                if row.question.kind == "fact":
-                    columns["distance"][row.question.fact_index] = row.before.distances[name]
+    if module.evaluation is not None:
+        columns |= module.evaluation.fact_columns()
     return columns
 
 
@@ -350,61 +344,12 @@ def _dynamics_columns(module: SemanticPeftModule) -> dict[str, list[Any]]:
     }
 
 
-def _answer_columns(module: SemanticPeftModule, size: int) -> dict[str, list[Any]]:
-    distance_name = module.data.distances[0].name
-    columns: dict[str, list[Any]] = defaultdict(lambda: [None] * size)
-    for row in module.comparisons:
-        index, before, after = row.question.fact_index, row.before, row.after
-        if row.question.kind != "fact":
-            continue
-        measured = {
-            "nll_before": before.nll,
-            "nll_after": after.nll,
-            "nll_delta": after.nll - before.nll,
-            "efficacy_teacher_forced_before": before.is_recalled,
-            "efficacy_teacher_forced_after": after.is_recalled,
-            "efficacy_before": before.is_correct,
-            "efficacy_after": after.is_correct,
-            "answer_before": before.text,
-            "answer_after": after.text,
-            "distance_after": after.distances[distance_name],
-            "pushed_away": bool(module.is_pushed_away[index]),
-        }
-        for name, value in measured.items():
-            columns[name][index] = value
-    assert module.scores is not None
-    # Of a fact's own prompt the table says yes or no, as set above.
-    return module.scores.columns() | dict(columns)
-
-
-def _retention(scores: Scores) -> RetentionRecord | None:
-    measured = {name: value for name, value in scores.retention.items() if value == value}
-    if not measured:
+def _retention(evaluation: Evaluation) -> RetentionRecord | None:
+    delta, known = (Estimate.of(evaluation.retention[f"retention_{name}"]) for name in ("nll_delta", "known"))
+    if delta is None and known is None:
         return None
-    return RetentionRecord(
-        nll_before=measured.get("nll_before"),
-        nll_after=measured.get("nll_after"),
-        nll_delta=Estimate.of(scores.text_nll_delta),
-        known=Estimate.of(scores.is_still_known),
-    )
-
-
-def _probe_columns(comparisons: list[Comparison], prepared: PreparedFacts) -> dict[str, list[Any]]:
-    probes = [row for row in comparisons if row.question.max_new_tokens and row.question.kind not in ("fact", "known")]
-    return {
-        "fact_id": [prepared.facts[row.question.fact_index].id for row in probes],
-        "kind": [row.question.kind for row in probes],
-        "prompt": [row.question.prompt for row in probes],
-        "target": [row.question.target for row in probes],
-        "answer_before": [row.before.text for row in probes],
-        "answer_after": [row.after.text for row in probes],
-        "unchanged": [row.is_unchanged for row in probes],
-        "correct_before": [row.before.is_correct for row in probes],
-        "correct_after": [row.after.is_correct for row in probes],
-        "turn": [row.question.turn for row in probes],
-        "nll_before": [row.before.nll for row in probes],
-        "nll_after": [row.after.nll for row in probes],
-    }
+    before, after = evaluation.text_nll or (None, None)
+    return RetentionRecord(nll_before=before, nll_after=after, nll_delta=delta, known=known)
 
 
 def _refuse_other_facts(folder: RunFolder, prepared: PreparedFacts) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from lit_semantic_peft.callbacks.wandb_logger import NonBlockingWandbLogger
-from lit_semantic_peft.reports import RunFolder, Summary
+from lit_semantic_peft.reports import RunFolder
 
 TABLE_KEY = "facts/table"
 
@@ -55,30 +55,22 @@ def log_fact_table(
     _to_wandb(loggers, f"the fact table at step {global_step}", log)
 
 
-def log_run_to_wandb(loggers: Sequence[Logger], folder: RunFolder, summary: Summary, global_step: int) -> None:
-    """Logs `plots/*` as images and the headline numbers as `facts/*` of the W&B summary.
+def log_plots(loggers: Sequence[Logger], folder: RunFolder, global_step: int) -> None:
+    """Logs `plots/*` as images.
 
     Args:
         loggers: The trainer's loggers.
         folder: The run folder with the plots.
-        summary: The run's numbers.
         global_step: Optimizer steps taken before.
     """
-    headline = {
-        "facts/recall_generated": summary.recall.kept.generated.after,
-        "facts/recall_teacher_forced": summary.recall.kept.teacher_forced.after,
-        "facts/locality": summary.locality,
-        "facts/pushed_away": summary.pushed_away,
-    }
 
     def log(run: Any) -> None:
         import wandb
 
         images = {f"plots/{path.stem}": wandb.Image(str(path)) for path in sorted(folder.plots.glob("*.png"))}
         run.log({**images, "trainer/global_step": global_step})
-        run.summary.update({name: value for name, value in headline.items() if value is not None})
 
-    _to_wandb(loggers, "the plots and the summary", log)
+    _to_wandb(loggers, "the plots", log)
 
 
 def log_run_files(loggers: Sequence[Logger], folder: RunFolder, *, with_text: bool) -> None:

@@ -48,6 +48,16 @@ class Comparison:
         before, after = self.before.text, self.after.text
         return before == after or starts_with_answer(before, [after]) or starts_with_answer(after, [before])
 
+    @property
+    def was_known(self) -> bool:
+        """Whether the base model's answer begins with an accepted one; it does not stop behind what it knows."""
+        return starts_with_answer(self.before.text, self.question.accepted)
+
+    @property
+    def is_still_known(self) -> bool:
+        """Whether the trained model's answer begins with an accepted one."""
+        return starts_with_answer(self.after.text, self.question.accepted)
+
 
 class Evaluator:
     """Asks a model with an adapter, and the same model without it, batch by batch.

@@ -52,4 +52,4 @@ def test_answers_of_the_base_model_are_compared_with_those_of_the_same_precision
             enable_progress_bar=False,
         )
         trainer.test(module, datamodule=data, verbose=False)
-        assert [row.after.nll - row.before.nll for row in module.comparisons] == [0.0] * 12, precision
+        assert [row.after.nll - row.before.nll for row in module.evaluation.comparisons] == [0.0] * 12, precision
