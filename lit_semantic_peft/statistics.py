@@ -1,5 +1,6 @@
 """Bootstrap intervals: of a mean over facts, and of how well a number separates two groups of facts."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,7 @@ _CONFIDENCE = 0.95
 _RESAMPLES = 2000
 _FEW = 1000  # up to so many values, resampling one by one takes no time
 _NUMBERS_AT_ONCE = 2_000_000  # 16 MB of resampled values
+_MOST_KNOWN = 1000  # intervals that are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,10 @@ class Interval:
     low: float
     high: float
     num_facts: int
+
+
+_KNOWN: dict[tuple[bytes, int], Interval] = {}
+"""Intervals by content, the oldest first."""
 
 
 def bootstrap_interval(values: Sequence[float] | NDArray[np.float64], seed: int = 0) -> Interval | None:
@@ -54,9 +60,20 @@ def bootstrap_interval(values: Sequence[float] | NDArray[np.float64], seed: int 
     numbers = np.asarray(values, dtype=np.float64)
     if not numbers.size:
         return None
-    mean = float(numbers.mean())
     if np.ptp(numbers) == 0:
+        mean = float(numbers.mean())
         return Interval(mean, mean, mean, len(numbers))
+    # Logger and summary ask for the same intervals, one after the other.
+    key = hashlib.sha256(numbers.tobytes()).digest(), seed
+    if key not in _KNOWN:
+        if len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.pop(next(iter(_KNOWN)))
+        _KNOWN[key] = _resampled(numbers, seed)
+    return _KNOWN[key]
+
+
+def _resampled(numbers: NDArray[np.float64], seed: int) -> Interval:
+    mean = float(numbers.mean())
     if len(numbers) > _FEW and np.isin(numbers, (0, 1)).all():
         # The number of ones in a resample is binomial. Resampling fact by fact would take 40 s for a million facts.
         shares = np.random.default_rng(seed).binomial(len(numbers), mean, _RESAMPLES) / len(numbers)

@@ -236,15 +236,15 @@ class InterferenceMonitor(FreshCallback):
         result = metric.compute()  # a collective, as `by_group` is: every process takes part
         by_group = {name: metric.by_group(group) for name, group in _groups(module).items()}
         if trainer.is_global_zero:
-            folder = RunFolder(trainer.default_root_dir)
+            paths = RunFolder(trainer.default_root_dir).paths
             write_interference(
-                folder.interference,
+                paths.interference,
                 result["gradient_dot"].cpu().numpy(),
                 result["fact_index"].cpu().numpy(),
                 epoch=self.records[-1].epoch,
                 global_step=self.records[-1].global_step,
             )
-            write_json(folder.path / "interference_by_group.json", _without_nan(by_group))
+            write_json(paths.interference_by_group, _without_nan(by_group))
 
     def _timed(self, work: Callable[..., Any], trainer: Trainer, *arguments: Any) -> Any:
         begin = time.perf_counter()
@@ -367,7 +367,7 @@ class InterferenceMonitor(FreshCallback):
             differences = zip(prepared.facts, result.pop("difference").tolist(), strict=True)
             by_fact = {fact.id: value for fact, value in differences if not math.isnan(value)}
             summary = {name: value.item() for name, value in result.items()}
-            path = RunFolder(trainer.default_root_dir).path / "alone_versus_together.json"
+            path = RunFolder(trainer.default_root_dir).paths.alone_versus_together
             write_json(path, _without_nan({**summary, "difference": by_fact}))
 
     def _sample(self, module: SemanticPeftModule, size: int) -> list[int]:

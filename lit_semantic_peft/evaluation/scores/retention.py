@@ -22,7 +22,7 @@ def _still_known(untouched_facts: Sequence[Reply], other_facts: Sequence[Reply])
 RETENTION = (
     ScoreDefinition(
         name="retention_nll_delta",
-        label="unrelated text, nats per token",
+        label="loss of unrelated text, after − before",
         description="Loss on unrelated text, after minus before, mean over the texts, nats per token; 0 is unchanged, "
         "positive is harm.",
         caution="Sixteen short texts in English: it sees broad damage, not the loss of single facts.",
@@ -33,7 +33,6 @@ RETENTION = (
         lowest=-math.inf,
         highest=math.inf,
         higher_is_better=False,
-        in_terminal=True,
     ),
     ScoreDefinition(
         name="retention_known",

@@ -113,10 +113,10 @@ def test_a_matrix_of_the_wrong_shape_is_refused(tmp_path):
 
 def test_a_missing_file_names_itself_and_the_command_that_makes_it(tmp_path, run_folder):
     with pytest.raises(InputError, match=r"expected a run folder.*fit --config"):
-        RunFolder(tmp_path / "nowhere").read_facts()
-    run_folder.summary.unlink()
+        _ = RunFolder(tmp_path / "nowhere").facts
+    run_folder.paths.summary.unlink()
     with pytest.raises(InputError, match=r"`summary.json` is missing.*lit-semantic-peft fit"):
-        run_folder.read_summary()
+        _ = run_folder.summary
 
 
 def test_an_empty_folder_is_free(tmp_path, run_folder):

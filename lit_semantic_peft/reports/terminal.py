@@ -1,0 +1,59 @@
+"""The short table that ends a run."""
+
+from rich.table import Table
+
+from lit_semantic_peft.evaluation.scores import RETENTION, SCORES
+from lit_semantic_peft.reports.phrases import estimate_text, percent, reason_phrase
+from lit_semantic_peft.reports.records import Estimate, Sides, Summary
+
+_OF_DROPPED = ("efficacy",)
+"""Scores whose mean over the dropped facts is shown too."""
+
+
+def terminal_summary(summary: Summary) -> Table:
+    """A short table of numbers for the end of a run.
+
+    Args:
+        summary: The run's summary.
+
+    Returns:
+        A table to print with `rich`.
+    """
+    table = Table(title=summary.name, title_justify="left", show_header=True, header_style="bold")
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    table.add_row("facts kept", "", f"{summary.num_kept} of {summary.num_facts}")
+    if summary.num_dropped:
+        reasons = ", ".join(f"{count} {reason_phrase(reason)}" for reason, count in summary.dropped_by_reason.items())
+        table.add_row("facts dropped", "", reasons or str(summary.num_dropped))
+
+    def add(label: str, sides: Sides, is_share: bool) -> None:
+        def text(estimate: Estimate | None) -> str:
+            return "" if estimate is None else estimate_text(estimate, is_share)
+
+        if sides != Sides():
+            table.add_row(label, text(sides.before), text(sides.after))
+
+    for score in SCORES:
+        if score.in_terminal:
+            record = summary.score(score.name)
+            add(score.label, record.kept, score.is_share)
+            if score.name in _OF_DROPPED:
+                add(f"{score.label}, dropped facts", record.dropped, score.is_share)
+    if (retention := summary.retention) is not None:
+        for score in RETENTION:
+            if score.in_terminal:
+                add(score.label, Sides(after=retention.of(score.name)), score.is_share)
+        if retention.nll_before is not None and retention.nll_after is not None:
+            table.add_row("unrelated text, nats per token", f"{retention.nll_before:.3f}", f"{retention.nll_after:.3f}")
+    table.add_row("kept facts pushed away", "", percent(summary.pushed_away))
+    if summary.interference:
+        first, last = summary.interference[0], summary.interference[-1]
+        before = percent(first.conflict_rate) if first is not last else ""
+        table.add_row("pairs of facts in conflict", before, percent(last.conflict_rate))
+    if summary.seconds is not None and summary.seconds.total is not None:
+        table.add_row("seconds in all", "", f"{summary.seconds.total:.0f}")
+    if summary.peak_memory_gb is not None:
+        table.add_row("peak memory, GB", "", f"{summary.peak_memory_gb:.1f}")
+    return table
