@@ -30,11 +30,11 @@ class ChartEntry:
 
 CHARTS: tuple[ChartEntry, ...] = (
     ChartEntry("distance_histogram", distance_histogram, "distance_histogram", "training"),
-    ChartEntry("heat_map", heat_map_of_run, "interference", "interference"),
+    ChartEntry("recall_before_after", recall_before_after, "recall", "training"),
     ChartEntry("recall_by_epoch", recall_by_epoch, "learning", "training"),
     ChartEntry("loss_by_epoch", loss_by_epoch, "learning", "training"),
     ChartEntry("interference_history", interference_history, "learning", "interference"),
-    ChartEntry("recall_before_after", recall_before_after, "recall", "training"),
+    ChartEntry("heat_map", heat_map_of_run, "interference", "interference"),
 )
 """All charts, in the order in which a section shows them. A new one is a function that describes it and a line here."""
 
