@@ -67,7 +67,7 @@ class Evaluator:
     what differs from the target is generated, in a batch padded on the left, from the keys and values of that pass.
 
     Args:
-        encoder: How the facts are spelt.
+        encoder: How the facts are tokenized.
         distances: What is measured of the facts' own prompts.
         doubt_turns: How often an answer of a dialogue is doubted.
         joiners: What stands between prompt and answer of each fact, by fact index.

@@ -68,12 +68,12 @@ def fact_questions(facts: Sequence[Fact], encoder: FactEncoder, plan: Evaluation
 
     Args:
         facts: The facts; a fact's position is its `fact_index`.
-        encoder: Spells them.
+        encoder: Tokenizes them.
         plan: Which probes are asked.
         seed: Of the answers to choose from.
 
     Raises:
-        InputError: If a prompt and its answer cannot be spelt; it names the fact, its file and its line. A question
+        InputError: If a prompt and its answer cannot be tokenized; it names the fact, its file and its line. A question
             that this package makes up is left out instead.
     """
     questions: list[Question] = []
@@ -158,7 +158,7 @@ def doubt_questions(
 
 
 def dialogue_encoders(encoder: FactEncoder) -> dict[QuestionKind, FactEncoder]:
-    """How a dialogue may be spelt, by kind of question: as taught, and in the chat template where there is one."""
+    """How a dialogue may be tokenized, by kind of question: as taught, and in the chat template where there is one."""
     kinds: dict[QuestionKind, FactEncoder] = {}
     if encoder.template == "none":
         kinds["doubt_plain"] = encoder.without_limit()
@@ -191,7 +191,7 @@ def retention_questions(known: Sequence[Fact], encoder: FactEncoder, first_numbe
 
     Args:
         known: Facts that are not among those of the run and that the base model may know.
-        encoder: Spells them.
+        encoder: Tokenizes them.
         first_number: Number of the first question.
     """
     free = encoder.without_limit()
@@ -213,7 +213,7 @@ def prompt_questions(prompts: Sequence[str], encoder: FactEncoder, max_new_token
 
     Args:
         prompts: The texts.
-        encoder: Spells them.
+        encoder: Tokenizes them.
         max_new_tokens: Longest answer, in tokens.
 
     Raises:

@@ -121,7 +121,7 @@ class Evaluation:
             is_kept: Which facts the filters kept, bool `(n,)`.
 
         Returns:
-            Each score of the trained model over the kept facts with the ends of its interval, `<name>`, `<name>_low`,
+            Each score of the trained model over the kept facts with the bounds of its interval, `<name>`, `<name>_low`,
             `<name>_high`, and its mean over the others, `<name>_dropped`; `pushed_away`, share of the kept facts;
             retention with its intervals, and `retention_nll_before` and `retention_nll_after`.
         """

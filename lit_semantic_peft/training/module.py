@@ -574,7 +574,7 @@ class SemanticPeftModule(LightningModule):
         self.val_efficacy.reset()
 
     def _log_interval(self, name: str, values: Tensor) -> None:
-        """Logs the ends of the bootstrap interval over facts as `<name>_low` and `<name>_high`."""
+        """Logs the bounds of the bootstrap interval over facts as `<name>_low` and `<name>_high`."""
         interval = bootstrap_interval(values.double().cpu().numpy())
         assert interval is not None
         for end in ("low", "high"):

@@ -116,7 +116,7 @@ def test_validate_test_predict_export_and_report_work_on_the_run(settings, tiny_
     assert again.summary.scores == scores
     assert again.summary.retention is not None
     assert again.summary.retention == RunFolder("runs/one").summary.retention
-    assert "<code>portability</code>" in again.report.read_text(encoding="utf-8")
+    assert "<code>portability</code>" in again.paths.report.read_text(encoding="utf-8")
     assert main(["compare", "runs/one", "runs/again"]) == 0
     assert "Facts lost: 0" in capsys.readouterr().out
 
