@@ -131,7 +131,7 @@ class FactReport(FreshCallback):
                 global_step=trainer.global_step,
                 loss=logged.get("train/loss_epoch"),
                 val_nll=logged.get("val/nll"),
-                recall=logged.get("val/recall"),
+                efficacy_teacher_forced=logged.get("val/efficacy_teacher_forced"),
             )
         )
         if self._is_table_due(trainer):
