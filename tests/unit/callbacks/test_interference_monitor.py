@@ -26,6 +26,7 @@ from lit_semantic_peft.semantics import Proximity, Surprisal
 from lit_semantic_peft.training.interference_aware import fact_sample
 from peft import LoraConfig
 
+from fixtures.clock import Clock
 from fixtures.training import fit
 
 NUM_FACTS = 12  # of the file; 12 facts in micro-batches of 4, two per step: steps of 8 and 4
@@ -208,33 +209,35 @@ def test_a_resumed_run_remembers_the_start(tiny_model, facts_file):
     assert resumed.alone.compute()["difference"].isnan().sum() == NUM_FACTS - 3
 
 
-class Clock:
-    """Time that passes only where a fake measurement lets it."""
+class Measurements(Clock):
+    """Time that passes only in measurements, and of how many facts these are."""
 
     def __init__(self, monkeypatch, *, training: float, measurement: float):
-        self.now, self.measured = 0.0, []
+        super().__init__()
+        self.measured = []
         real = interference_monitor.gradient_matrix
 
         def fake_training(model, batches, precision):
-            self.now += training * sum(len(batch) for batch in batches)
-            return training * sum(len(batch) for batch in batches)
+            seconds = training * sum(len(batch) for batch in batches)
+            self.passes(seconds)
+            return seconds
 
         def fake_matrix(model, batches, folder=None):
             self.measured.append(sum(len(batch) for batch in batches))
-            self.now += measurement * self.measured[-1]
+            self.passes(measurement * self.measured[-1])
             return real(model, batches)
 
         monkeypatch.setattr(interference_monitor, "time_forward_and_backward", fake_training)
         monkeypatch.setattr(interference_monitor, "gradient_matrix", fake_matrix)
         monkeypatch.setattr(fact_sample, "gradient_matrix", fake_matrix)
-        monkeypatch.setattr(interference_monitor.time, "perf_counter", lambda: self.now)
 
 
 @pytest.mark.parametrize("budget", [0.2, 0.5])
 def test_the_sample_is_as_large_as_the_budget_allows(tiny_model, facts_file, monkeypatch, budget):
     epochs = 20
-    clock = Clock(monkeypatch, training=1.0, measurement=1.5)
+    clock = Measurements(monkeypatch, training=1.0, measurement=1.5)
     monitor = InterferenceMonitor(time_budget=budget, every_n_epochs=7)
+    monitor.clock = clock
     run(tiny_model, facts_file, monitor, epochs=epochs)
     training = 1.0 * NUM_FACTS * epochs
     pilot = 1.0 + 8 * 1.0 + 8 * 1.5
@@ -259,8 +262,9 @@ def test_training_is_timed_in_its_precision(tiny_model, facts_file, monkeypatch)
 
 
 def test_a_budget_too_small_for_two_facts_measures_after_training_only(tiny_model, facts_file, monkeypatch):
-    clock = Clock(monkeypatch, training=1.0, measurement=1.5)
+    clock = Measurements(monkeypatch, training=1.0, measurement=1.5)
     monitor = InterferenceMonitor(time_budget=0.01)
+    monitor.clock = clock
     run(tiny_model, facts_file, monitor)
     assert clock.measured == [8, NUM_FACTS]
     assert steps_of(monitor) == [6]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -691,7 +692,7 @@ def test_a_slow_machine_begins_no_run_that_would_end_after_its_time(some_results
     assert execute.slowness_of(replace(setting, results=Path("empty")), ResultFolder(Path("empty"))) == 1.0
     run = next(iter(runs_of(setting, "report")))
     order = Mock(run=run)
-    deadline = execute.time.monotonic() + 1.5 * run.seconds(setting)
+    deadline = time.monotonic() + 1.5 * run.seconds(setting)
     assert execute.execute(order, setting, deadline, slowness=2.0)[1] == "left for the next part"
 
 

@@ -5,7 +5,7 @@ from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.semantics import RedundancyFilter, ScoringContext, TextEmbedding, redundancy
 from lit_semantic_peft.tokens import FactEncoder
 
-from fixtures.tiny import byte_level_bpe, tiny_llama
+from fixtures.models import byte_level_bpe, tiny_llama
 from unit.semantics.tables import same_in_any_order, table
 
 

@@ -11,7 +11,7 @@ from lit_semantic_peft.models.sampling import Sampling, sampled_answers
 from lit_semantic_peft.semantics import STRATA, ScoringContext, Strata, StrataFilter, strata_of, with_strata
 from lit_semantic_peft.tokens import FactEncoder
 
-from fixtures.tiny import byte_level_bpe, tiny_llama
+from fixtures.models import byte_level_bpe, tiny_llama
 from unit.semantics.tables import same_in_any_order, table
 
 FACTS = [Fact(f"f{row}", f"The capital of {name} is", "Paris") for row, name in enumerate("ABCDE")]
