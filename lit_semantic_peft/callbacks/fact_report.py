@@ -7,7 +7,9 @@ import math
 import resource
 import shlex
 import sys
+import time
 from collections import defaultdict
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -66,7 +68,12 @@ class FactReport(FreshCallback):
         wandb_table_every_n_epochs: Epochs between two W&B tables of facts during training, besides the one at the
             end; 0 for only that.
         wandb_artifact: Whether W&B gets the run's files (adapter, tables, plots, report) at the end.
+
+    Attributes:
+        clock: Gives the time in seconds, for where the time went.
     """
+
+    clock: Callable[[], float] = time.monotonic
 
     def __init__(
         self,
@@ -91,11 +98,11 @@ class FactReport(FreshCallback):
         self.epochs: list[EpochRecord] = []
         self._epoch_columns: dict[str, list[Any]] = {}
         self._is_validated = False  # in this epoch
-        self._stopwatch = Stopwatch()
+        self._stopwatch = Stopwatch(self.clock)
 
     def _forget(self) -> None:
         if self.epochs:  # else the time is that of preparing this training
-            self._stopwatch = Stopwatch()
+            self._stopwatch = Stopwatch(self.clock)
         self.epochs, self._epoch_columns, self._is_validated = [], {}, False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -113,7 +120,7 @@ class FactReport(FreshCallback):
             return
         assert isinstance(pl_module, SemanticPeftModule)
         super().setup(trainer, pl_module, stage)
-        seconds, pl_module.data.stopwatch = pl_module.data.stopwatch.seconds, Stopwatch()
+        seconds, pl_module.data.stopwatch = pl_module.data.stopwatch.seconds, pl_module.data.stopwatch.fresh()
         if stage == "test":
             agreed(lambda: _refuse_other_facts(RunFolder(trainer.default_root_dir), pl_module.data.prepared))
             # Reading the facts again is part of it where the training was another process.

@@ -12,8 +12,10 @@ from lit_semantic_peft.semantics.table import FloatArray, ScoredFacts
 
 Drops = Literal["near_duplicate", "contradiction"]
 
-_BLOCK = 2048
-_LEADING = (31, 63, 127, 255)  # numbers of coordinates that may bound a similarity; one more holds what they leave out
+BLOCK = 2048
+"""Facts that are compared at once."""
+LEADING = (31, 63, 127, 255)
+"""Numbers of coordinates that may bound a similarity; one more holds what they leave out."""
 _SAMPLE = 1024  # facts whose pairs decide among them
 _PER_CANDIDATE = 20_000  # what looking at a pair costs, in multiplications of the bound
 _SLACK = 1e-4  # of the bound, in float32
@@ -86,8 +88,8 @@ class RedundancyFilter(FactFilter):
         bound = _bounding_coordinates(prompt, self.prompt_similarity)
         kept: list[int] = []
         reasons: list[str | None] = []
-        for start in range(0, len(prompt), _BLOCK):
-            rows = np.arange(start, min(start + _BLOCK, len(prompt)))
+        for start in range(0, len(prompt), BLOCK):
+            rows = np.arange(start, min(start + BLOCK, len(prompt)))
             earlier = np.array(kept, dtype=np.intp)
             # Pairs within the block too: its own kept facts come to be known only one by one.
             candidates = [
@@ -137,7 +139,7 @@ def _bounding_coordinates(rows: FloatArray, similarity: float) -> np.ndarray[tup
         bound = _bounded(sample, vectors[:, :num_leading])
         return num_leading + _PER_CANDIDATE * float((bound @ bound.T >= similarity - _SLACK).mean())
 
-    return _bounded(rows, vectors[:, : min(_LEADING, key=cost)])
+    return _bounded(rows, vectors[:, : min(LEADING, key=cost)])
 
 
 def _bounded(rows: FloatArray, vectors: FloatArray) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
@@ -154,8 +156,8 @@ def _may_reach(
 ) -> dict[int, list[int]]:
     """For each row of `left` that has any, the rows of `right` whose cosine with it may reach `similarity`."""
     found: dict[int, list[int]] = {}
-    for start in range(0, len(right), _BLOCK):
-        reaches = left @ right[start : start + _BLOCK].T >= similarity - _SLACK
+    for start in range(0, len(right), BLOCK):
+        reaches = left @ right[start : start + BLOCK].T >= similarity - _SLACK
         for place in np.flatnonzero(reaches).tolist():  # many times faster than `nonzero` of two dimensions
             row, column = divmod(place, reaches.shape[1])
             found.setdefault(row, []).append(start + column)

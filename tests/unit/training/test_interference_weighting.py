@@ -59,7 +59,7 @@ def test_large_gradients_wait_on_disk(tiny_model, facts_file, monkeypatch):
     monkeypatch.setattr(fact_sample, "gradient_matrix", watched)
     in_memory = fit(tiny_model, facts_file, callbacks=[InterferenceWeighting(every_n_steps=2)]).module
     assert set(folders) == {None}
-    monkeypatch.setattr(feature_store, "_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(feature_store, "BYTES_IN_MEMORY", 0)
     folders.clear()
     on_disk = fit(tiny_model, facts_file, callbacks=[InterferenceWeighting(every_n_steps=2)]).module
     assert folders
