@@ -1,5 +1,6 @@
-"""How sure a mean over facts is, and how well a number separates two groups of facts: bootstrap intervals."""
+"""Bootstrap intervals (of a mean over facts, of how well a number separates two groups), and cosines of vectors."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,19 +11,41 @@ from scipy.stats import bootstrap, mannwhitneyu, spearmanr
 
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
-_FEW = 1000  # values that are resampled one by one in no time
+_FEW = 1000  # up to so many values, resampling one by one takes no time
 _NUMBERS_AT_ONCE = 2_000_000  # 16 MB of resampled values
+_MOST_KNOWN = 1000  # intervals that are kept
+
+
+def gram_cosine(gram: Any, arrays: Any) -> Any:
+    """Cosines C_ij = K_ij / √(K_ii K_jj) from inner products K_ij = ⟨g_i, g_j⟩.
+
+    Args:
+        gram: K, float `(k, k)`: a NumPy array or a torch tensor.
+        arrays: The module that `gram` is of, `numpy` or `torch`, so that one definition serves both.
+
+    Returns:
+        As `gram`, in [−1, 1]. NaN (not defined) where a vector is zero or an inner product is not finite.
+
+    Example:
+        >>> gram_cosine(np.array([[4.0, -2.0, 0.0], [-2.0, 4.0, 0.0], [0.0, 0.0, 0.0]]), np).tolist()
+        [[1.0, -0.5, nan], [-0.5, 1.0, nan], [nan, nan, nan]]
+    """
+    norm = arrays.sqrt(gram.diagonal().clip(min=0))
+    scale = norm[:, None] * norm[None, :]
+    is_defined = (scale > 0) & arrays.isfinite(scale) & arrays.isfinite(gram)
+    cosine = arrays.where(is_defined, gram, 0.0) / arrays.where(is_defined, scale, 1.0)
+    return arrays.where(is_defined, cosine.clip(-1, 1), arrays.nan)
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean over facts and where it would lie for other facts of the same kind.
+    """A mean over facts and its interval: where the mean would lie for other facts of the same kind.
 
     Attributes:
         mean: The mean.
-        low: Lower end of the 95 % bootstrap interval.
-        high: Upper end.
-        num_facts: Number of facts that it is a mean of.
+        low: Lower bound of the 95 % bootstrap interval.
+        high: Upper bound.
+        num_facts: Number of facts that are averaged.
     """
 
     mean: float
@@ -31,18 +54,22 @@ class Interval:
     num_facts: int
 
 
+_KNOWN: dict[tuple[bytes, int], Interval] = {}
+"""Intervals by content, the oldest first."""
+
+
 def bootstrap_interval(values: Sequence[float] | NDArray[np.float64], seed: int = 0) -> Interval | None:
     """The mean of one number per fact, with its percentile bootstrap interval over facts (95 %, 2000 resamples).
 
-    It says how much the choice of facts matters, nothing of seeds or training runs. Of few facts, or where all values
-    are equal, it is too narrow: 20 right answers of 20 give [1, 1].
+    The interval covers the choice of facts, not seeds or training runs. It is too narrow for few facts, and if all
+    values are equal: 20 right answers of 20 give [1, 1].
 
     Args:
         values: One number per fact; paired differences for a comparison.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
-        Mean and interval; None where there is no value. The same values give the same interval.
+        Mean and interval; None if there is no value. The same values give the same interval.
 
     Example:
         >>> interval = bootstrap_interval([0.0, 1.0, 1.0, 1.0] * 25)
@@ -54,11 +81,22 @@ def bootstrap_interval(values: Sequence[float] | NDArray[np.float64], seed: int 
     numbers = np.asarray(values, dtype=np.float64)
     if not numbers.size:
         return None
-    mean = float(numbers.mean())
     if np.ptp(numbers) == 0:
+        mean = float(numbers.mean())
         return Interval(mean, mean, mean, len(numbers))
+    # Logger and summary ask for the same intervals, one after the other.
+    key = hashlib.sha256(numbers.tobytes()).digest(), seed
+    if key not in _KNOWN:
+        if len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.pop(next(iter(_KNOWN)))
+        _KNOWN[key] = _resampled(numbers, seed)
+    return _KNOWN[key]
+
+
+def _resampled(numbers: NDArray[np.float64], seed: int) -> Interval:
+    mean = float(numbers.mean())
     if len(numbers) > _FEW and np.isin(numbers, (0, 1)).all():
-        # How many ones a resample holds is binomial: drawn at once, where fact by fact takes 40 s for a million.
+        # The number of ones in a resample is binomial. Resampling fact by fact would take 40 s for a million facts.
         shares = np.random.default_rng(seed).binomial(len(numbers), mean, _RESAMPLES) / len(numbers)
         low, high = np.quantile(shares, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
         return Interval(mean, float(low), float(high), len(numbers))
@@ -72,11 +110,11 @@ def percentile_interval(
 
     Args:
         samples: One or more samples, resampled independently.
-        statistic: Of the samples; takes an `axis`.
-        seed: Of the resampling.
+        statistic: Function of the samples; takes an `axis`.
+        seed: Seed of the resampling.
 
     Returns:
-        Lower and upper end.
+        Lower and upper bound.
     """
     low, high = bootstrap(
         samples,
@@ -93,13 +131,13 @@ def percentile_interval(
 
 @dataclass(frozen=True, slots=True)
 class Discrimination:
-    """How well a distance tells the facts that were learned from those that were not.
+    """How well a distance separates the facts that were learned from those that were not.
 
     Attributes:
-        auroc: Probability that a learned fact is nearer than one that was not, ties counting half: area under the ROC
-            curve. 0.5: the distance says nothing; below: the far facts are learned.
-        low: Lower end of the 95 % bootstrap interval over facts.
-        high: Upper end.
+        auroc: Area under the ROC curve: the probability that a learned fact is nearer than one that was not learned,
+            ties counting half. 0.5: the distance carries no information; below 0.5: far facts are learned.
+        low: Lower bound of the 95 % bootstrap interval over facts.
+        high: Upper bound.
         num_learned: Facts that were learned.
         num_not_learned: Facts that were not.
     """
@@ -123,10 +161,10 @@ def discrimination(
     Args:
         distance: float64 `(n,)`.
         is_learned: bool `(n,)`.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
-        None where fewer than two facts were learned, or fewer than two were not.
+        Area and interval; None if fewer than two facts were learned, or fewer than two were not.
 
     Example:
         >>> found = discrimination(np.array([0.1, 0.2, 0.3, 0.9]), np.array([True, True, False, False]))
@@ -141,13 +179,13 @@ def discrimination(
 
 
 def rank_correlation(columns: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Spearman's rank correlation of every two columns.
+    """Spearman's rank correlation of each pair of columns.
 
     Args:
         columns: float64 `(n,)` each, by name.
 
     Returns:
-        float64 `(k, k)`; NaN where a column is constant or n < 2.
+        float64 `(k, k)`; NaN if a column is constant or n < 2.
 
     Example:
         >>> rank_correlation({"a": np.array([1.0, 2.0, 3.0]), "b": np.array([9.0, 4.0, 1.0])}).round(6).tolist()

@@ -92,7 +92,7 @@ class KnowledgeTrainer(Trainer):
         if num_conflict_facts < 2:
             raise InputError(f"`num_conflict_facts` must be at least 2, got {num_conflict_facts}")
         folder = RunFolder(output)
-        if folder.manifest.is_file() or folder.checkpoints.is_dir():
+        if folder.paths.manifest.is_file() or folder.paths.checkpoints.is_dir():
             raise InputError(
                 f"`output` {output} is the folder of a run, whose table, summary and report would be overwritten. "
                 "Choose another."
@@ -108,13 +108,13 @@ class KnowledgeTrainer(Trainer):
         if warmup_steps:
             conflicts = _conflicts(model, datamodule, folder, warmup_steps, warmup_learning_rate, num_conflict_facts)
         _write(folder, datamodule, conflicts)
-        write_json(folder.distances, comparison.to_json())
+        write_json(folder.paths.distances, comparison.to_json())
         write_distance_plot(folder, comparison)
         console = Console(markup=False, emoji=False)
         for table in (
             _distance_table(prepared),
             _agreement_table(comparison),
-            _fate_table(prepared),
+            _status_table(prepared),
             _extremes_table(prepared),
         ):
             console.print(table)
@@ -125,18 +125,18 @@ class KnowledgeTrainer(Trainer):
             console.print("Conflicts between facts: not measured; `--warmup_steps 20` does.")
         else:
             console.print(_conflict_table(prepared, conflicts))
-        console.print(f"Written: {folder.facts} and {folder.report}", soft_wrap=True)
+        console.print(f"Written: {folder.paths.facts} and {folder.paths.report}", soft_wrap=True)
 
 
 def _learned(run: RunFolder, data: KnowledgeDataModule) -> dict[str, dict[str, bool]]:
     """What a run learned, once it is known to have had the same base model, by whatever name."""
     learned = read_learned(run)
-    manifest = run.read_manifest()
-    if manifest.get("base_fingerprint") != resolve_base_model(data.base_model, data.revision).fingerprint:
+    manifest = run.manifest
+    if manifest.base_fingerprint != resolve_base_model(data.base_model, data.revision).fingerprint:
         raise InputError(
-            f"`run` {run.path} was trained on the base model {manifest.get('base_model')}, but `base_model` is "
+            f"`run` {run.path} was trained on the base model {manifest.base_model}, but `base_model` is "
             f"{data.base_model}, or the same model with other weights. Take the run's own configuration: "
-            f"`--config {run.config}`."
+            f"`--config {run.paths.config}`."
         )
     return learned
 
@@ -160,7 +160,7 @@ def _conflicts(
         batches = data.training_batches(order, data.micro_batch_size)
         warm_up(model, batches, steps, learning_rate, on_step=lambda step, loss: bar.update())
     sample = sorted(order[:num_facts])
-    metric = GradientInterference(sample, prepared.loss_weight[sample].tolist(), num_trained_facts=len(kept))
+    metric = GradientInterference(sample, prepared.weights.start[sample].tolist(), num_trained_facts=len(kept))
     features = folder_if_large(model, len(sample), folder.path)
     metric.update(gradient_matrix(model, data.training_batches(sample, data.micro_batch_size), features))
     cosine = metric.compute()["gradient_cosine"].numpy()
@@ -175,12 +175,12 @@ def _write(folder: RunFolder, data: KnowledgeDataModule, conflicts: Conflicts | 
     if conflicts is not None:
         columns |= conflicts.metric.columns(columns["fact_id"])
         result = conflicts.metric.compute()
-        write_interference(folder.interference, result["gradient_dot"].numpy(), result["fact_index"].numpy())
+        write_interference(folder.paths.interference, result["gradient_dot"].numpy(), result["fact_index"].numpy())
     else:
-        folder.interference.unlink(missing_ok=True)  # of an earlier call with a warm-up
-    write_fact_table(folder.facts, columns)
+        folder.paths.interference.unlink(missing_ok=True)  # of an earlier call with a warm-up
+    facts = write_fact_table(folder.paths.facts, columns)
     about = {"name": folder.path.name, "base_model": data.base_model, "distance_name": data.distances[0].name}
-    folder.write_summary(summarize(folder.read_facts(), **about))
+    folder.write_summary(summarize(facts, **about))
     build_report(folder)
 
 
@@ -227,12 +227,12 @@ def _prediction_table(predicts: Mapping[str, Mapping[str, Discrimination]]) -> T
     return table
 
 
-def _fate_table(prepared: PreparedFacts) -> Table:
-    table = Table("fate", "facts", "mean distance", title="What the filter would do", title_justify="left")
-    fates = [reason or "kept" for reason in prepared.reason]
-    for fate in sorted(set(fates), key=lambda one: (one != "kept", one)):
-        rows = [row for row, other in enumerate(fates) if other == fate]
-        table.add_row(fate, str(len(rows)), f"{prepared.scored.distance[rows].mean():.3f}")
+def _status_table(prepared: PreparedFacts) -> Table:
+    table = Table("status", "facts", "mean distance", title="What the filter would do", title_justify="left")
+    statuses = [reason or "kept" for reason in prepared.reason]
+    for status in sorted(set(statuses), key=lambda one: (one != "kept", one)):
+        rows = [row for row, other in enumerate(statuses) if other == status]
+        table.add_row(status, str(len(rows)), f"{prepared.scored.distance[rows].mean():.3f}")
     known = int(prepared.scored.is_known.sum())
     table.caption = f"{known} of {len(prepared.facts)} facts are known to the base model already"
     return table
@@ -240,7 +240,13 @@ def _fate_table(prepared: PreparedFacts) -> Table:
 
 def _extremes_table(prepared: PreparedFacts) -> Table:
     table = Table(
-        "distance", "prompt", "target", "base model answers", "fate", title="Nearest and farthest", title_justify="left"
+        "distance",
+        "prompt",
+        "target",
+        "base model answers",
+        "status",
+        title="Nearest and farthest",
+        title_justify="left",
     )
     order = np.argsort(prepared.scored.distance, kind="stable")
     nearest, farthest = order[:_SHOWN], order[_SHOWN:][-_SHOWN:]

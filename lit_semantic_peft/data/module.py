@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from lit_semantic_peft.data.cache import ScoreCache
 from lit_semantic_peft.data.features import FeatureCache
 from lit_semantic_peft.data.measures import identity
+from lit_semantic_peft.data.planned_weights import PlannedWeights
 from lit_semantic_peft.data.prepared import PreparedFacts, is_deferrable
 from lit_semantic_peft.data.ranks import agreed, from_all_ranks, from_first_rank
 from lit_semantic_peft.data.samplers import MicroBatch, RankShard, StepPlan
@@ -46,7 +47,6 @@ from lit_semantic_peft.semantics import (
     ExpectedEmbeddingDistance,
     FactFilter,
     NoFilter,
-    Online,
     ScoredFacts,
     ScoringContext,
     Selection,
@@ -301,7 +301,7 @@ class KnowledgeDataModule(LightningDataModule):
             max_steps=self.trainer.max_steps if self.trainer else -1,
             mix=[prepared.scored.stratum[row] for row in rows] if self.mix_strata else None,
             deferred=np.flatnonzero(prepared.is_deferred).tolist(),
-            deferred_from_epoch=prepared.deferred_from_epoch or 0,
+            deferred_from_epoch=prepared.weights.deferred_from_epoch or 0,
         )
         self._require_enough_steps(plan)
         plan.set_epoch(epoch)  # Lightning asks for the length before it does
@@ -509,35 +509,30 @@ class KnowledgeDataModule(LightningDataModule):
         to_inject = replace(scored.take(inject), measure=measure)
         selection = from_first_rank(lambda: apply_filters(self.filters, to_inject))
         is_kept, reason = _spread(selection, inject, facts)
-        if isinstance(self.weighting, Online):
-            self.weighting.prepare(self.distances[0], scored.distance[is_kept])
-        loss_weight, final_loss_weight = self._weigh(scored, is_kept)
-        deferred_loss_weight: tuple[np.ndarray, ...] = ()
+        self.weighting.prepare(self.distances[0], scored.distance[is_kept])
+        start, end = self._weigh(scored, is_kept)
+        deferred = None
         if self.deferred_from_epoch is not None:
             is_deferred = is_deferrable(facts, reason)
-            deferred_loss_weight = tuple(self._weigh(scored, is_kept | is_deferred))
+            deferred = self._weigh(scored, is_kept | is_deferred)
             logger.info("Facts dropped but trained from epoch %d on: %d", self.deferred_from_epoch, is_deferred.sum())
         logger.info("Facts kept: %d, dropped: %d", int(is_kept.sum()), len(inject) - int(is_kept.sum()))
         key = content_key(
             facts_key(facts), self._source.fingerprint, self.template, self.append_eos,
-            np.flatnonzero(is_kept).tolist(), loss_weight.tolist(), final_loss_weight.tolist(),
-            self.deferred_from_epoch, [weights.tolist() for weights in deferred_loss_weight],
+            np.flatnonzero(is_kept).tolist(), start.tolist(), end.tolist(),
+            self.deferred_from_epoch, [weights.tolist() for weights in deferred or ()],
             *([spelling] if (spelling := self.encoder.identity).keys() > {"template"} else []),
         )  # fmt: skip
-        return PreparedFacts(
-            tuple(facts), tuple(encoded), scored, is_kept, reason, loss_weight, final_loss_weight, key,
-            self.deferred_from_epoch, deferred_loss_weight,
-        )  # fmt: skip
+        weights = PlannedWeights(start, end, self.deferred_from_epoch, deferred)
+        return PreparedFacts(tuple(facts), tuple(encoded), scored, is_kept, reason, weights, key)
 
-    def _weigh(self, scored: ScoredFacts, is_trained: np.ndarray) -> list[np.ndarray]:
+    def _weigh(self, scored: ScoredFacts, is_trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Loss weights at the start and at the end of training, 0 for what is not trained."""
         trained = scored.take(np.flatnonzero(is_trained))
-        weights = []
-        for weighting in self.weighting.start_and_end:
-            weight = np.zeros(len(scored))
+        start, end = np.zeros(len(scored)), np.zeros(len(scored))
+        for weight, weighting in zip((start, end), self.weighting.start_and_end, strict=True):
             weight[is_trained] = weights_of(weighting, trained, is_rank_based=self.distances[0].is_rank_based)
-            weights.append(weight)
-        return weights
+        return start, end
 
     def _scores(self, facts: Sequence[Fact], encoded: Sequence[EncodedFact], context: ScoringContext) -> ScoredFacts:
         """Scores from the cache of the first rank; what it lacks is computed, a share of the parts on each rank."""
@@ -610,11 +605,10 @@ class _FactBatches(Dataset[Batch]):
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         rows = micro_batch.rows
-        weights = self._prepared.loss_weight_at(rows, self._epoch, micro_batch.progress).tolist()
-        if micro_batch.num_fillers:
-            weights[-micro_batch.num_fillers :] = [0.0] * micro_batch.num_fillers
+        weights = self._prepared.weights.at(rows, self._epoch, micro_batch.progress).tolist()
         encoded = [self._prepared.encoded[row] for row in rows]
-        return collate(encoded, rows, self._pad_id, loss_weight=weights, with_end=self._with_end)
+        batch = collate(encoded, rows, self._pad_id, loss_weight=weights, with_end=self._with_end)
+        return batch.with_fillers(micro_batch.num_fillers) if micro_batch.num_fillers else batch
 
 
 class _QuestionBatches(Dataset[list[Question]]):

@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lit_semantic_peft.interference.influence import (
     conflict_rate,
     gradient_cosine,
     harm_done,
     net_transfer,
+    undone_by,
     worst_aggressor,
 )
 from lit_semantic_peft.metrics.functional import group_interference, interference_summary, per_fact_mean
@@ -18,10 +20,10 @@ from lit_semantic_peft.metrics.shapes import ShapedMetric
 
 
 class GradientInterference(ShapedMetric):
-    """What the sampled facts do to each other, from their gradient matrix K_ij = ⟨g_i, g_j⟩.
+    """Interference between the sampled facts, from their gradient matrix K_ij = ⟨g_i, g_j⟩.
 
-    Formulas: `lit_semantic_peft.interference.influence`. Several updates (each rank the whole matrix, or some rows of
-    it; several moments) are averaged entry by entry before anything is computed from them.
+    Formulas: `lit_semantic_peft.interference.influence`. Several updates (by ranks with the whole matrix or some of its
+    rows, or at several steps) are averaged entry by entry before anything is computed from them.
 
     Args:
         fact_index: Dense index of each sampled fact, int `(k,)`, in the order of the matrix's rows, no duplicates.
@@ -73,6 +75,7 @@ class GradientInterference(ShapedMetric):
         self.add_state("total", torch.zeros(shape), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
 
+    @override
     def update(self, gradient_dot: Tensor, rows: Tensor | None = None) -> None:
         """Adds a gradient matrix, or some rows of it.
 
@@ -91,13 +94,15 @@ class GradientInterference(ShapedMetric):
         self.total.index_add_(0, rows, gradient_dot)
         self.count.index_add_(0, rows, torch.ones_like(gradient_dot, dtype=torch.long))
 
+    @override
     def compute(self) -> dict[str, Tensor]:
-        """Everything that the matrix says, in the order of the sample.
+        """All results from the averaged matrix, in the order of the sample.
 
         Returns:
             `fact_index` int64 `(k,)`; `gradient_dot` and `gradient_cosine` float `(k, k)`; `net_transfer`,
             `conflict_rate`, `harm_done` float `(k,)`; `worst_aggressor`, the `fact_index` of the fact that hurts each
-            most, int64 `(k,)`, −1 where none does; `worst_aggressor_harm` float `(k,)`. NaN where not defined.
+            most, int64 `(k,)`, −1 where none does; `worst_aggressor_harm`, and `undone_by_worst`, the share of a fact's
+            own step that it takes back, float `(k,)`. NaN where not defined.
         """
         matrix = per_fact_mean(self.total, self.count)
         row, harm = worst_aggressor(matrix, self.loss_weight)
@@ -110,6 +115,7 @@ class GradientInterference(ShapedMetric):
             "harm_done": harm_done(matrix, self.loss_weight),
             "worst_aggressor": torch.where(row >= 0, self.fact_index[row.clamp(min=0)], -1),
             "worst_aggressor_harm": harm,
+            "undone_by_worst": undone_by(matrix, self.loss_weight, harm),
         }
 
     def summary(self) -> dict[str, float]:
@@ -121,10 +127,10 @@ class GradientInterference(ShapedMetric):
         return {name: float(value) for name, value in scalars.items()}
 
     def by_group(self, group: Sequence[str | int | None]) -> dict[str, dict[str, float]]:
-        """What each group of the sampled facts suffers and does. A collective under DDP, as `compute` is.
+        """Interference received and caused by each group of the sampled facts. A collective under DDP, as `compute` is.
 
         Args:
-            group: Group of every fact of the set, by `fact_index`; None for a fact that is in none.
+            group: Group of every fact of the set, by `fact_index`; None for a fact without a group.
 
         Returns:
             The numbers of `group_interference` for each group that has a sampled fact, sorted by group.
@@ -150,15 +156,14 @@ class GradientInterference(ShapedMetric):
             fact_id: Id of every fact of the set, by `fact_index`.
 
         Returns:
-            `net_transfer`, `conflict_rate`, `harm_done` and `worst_aggressor` (a fact's id), one entry per fact of the
-            set; None for a fact that was not sampled.
+            `net_transfer`, `conflict_rate`, `harm_done`, `undone_by_worst` and `worst_aggressor` (a fact's id), one
+            entry per fact of the set; None for a fact that was not sampled.
         """
+        numbers = ("net_transfer", "conflict_rate", "harm_done", "undone_by_worst")
         result = {name: values.tolist() for name, values in self.compute().items() if values.dim() == 1}
-        columns: dict[str, list[Any]] = {
-            name: [None] * len(fact_id) for name in ("net_transfer", "conflict_rate", "harm_done", "worst_aggressor")
-        }
+        columns: dict[str, list[Any]] = {name: [None] * len(fact_id) for name in (*numbers, "worst_aggressor")}
         for row, index in enumerate(result["fact_index"]):
-            for name in ("net_transfer", "conflict_rate", "harm_done"):
+            for name in numbers:
                 columns[name][index] = result[name][row]
             aggressor = result["worst_aggressor"][row]
             columns["worst_aggressor"][index] = fact_id[aggressor] if aggressor >= 0 else None

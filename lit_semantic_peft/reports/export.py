@@ -14,6 +14,7 @@ from lit_semantic_peft.models import (
     resolve_base_model,
 )
 from lit_semantic_peft.models.export import base_of
+from lit_semantic_peft.reports.run_folder import RunFolder
 
 
 def export_run(
@@ -38,7 +39,8 @@ def export_run(
     is_adapter = (run / "adapter_config.json").is_file()
     if best and is_adapter:
         raise InputError(f"`best` (`--best`) chooses between a run's adapters, but {run} is an adapter itself.")
-    adapter = run if is_adapter else run / ("adapter_best" if best else "adapter")
+    paths = RunFolder(run).paths
+    adapter = run if is_adapter else paths.adapter_best if best else paths.adapter
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"{run} holds no adapter ({adapter / 'adapter_config.json'} is missing). Did the run end?")
     if output.exists():

@@ -1,4 +1,4 @@
-"""Rows of token ids become one rectangle."""
+"""Collates encoded facts into padded batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,19 +9,20 @@ from torch import Tensor
 from lit_semantic_peft.tokens.encoding import EncodedFact
 
 IGNORE_INDEX = -100
-"""Label of a position that is no target, as in Hugging Face."""
+"""Label of a position that is not a target, as in Hugging Face."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Facts in one rectangle, padded on the right.
+    """A batch of facts, padded on the right.
 
     Attributes:
         input_ids: int64 `(B, T)`.
         attention_mask: int64 `(B, T)`, 0 on padding.
-        labels: int64 `(B, T)`, the target's ids where the target stands, -100 elsewhere.
+        labels: int64 `(B, T)`, the target's ids at the positions of the target, -100 elsewhere.
         fact_index: int64 `(B,)`, dense index of the fact that each row belongs to.
-        loss_weight: float32 `(B,)`, factor of each row's loss.
+        loss_weight: float32 `(B,)`, planned factor of each row's loss.
+        is_filler: bool `(B,)`, whether a row only keeps a process busy that has no fact of its own in the step.
     """
 
     input_ids: Tensor
@@ -29,6 +30,7 @@ class Batch:
     labels: Tensor
     fact_index: Tensor
     loss_weight: Tensor
+    is_filler: Tensor
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -36,6 +38,15 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device; Lightning calls this."""
         return replace(self, **{name: getattr(self, name).to(device) for name in self.__slots__})
+
+    def with_fillers(self, num_fillers: int) -> "Batch":
+        """The same batch, of which the last rows are fillers of loss weight 0.
+
+        Args:
+            num_fillers: How many of the last rows, ≥ 1.
+        """
+        is_filler = torch.arange(len(self)) >= len(self) - num_fillers
+        return replace(self, loss_weight=self.loss_weight.masked_fill(is_filler, 0.0), is_filler=is_filler)
 
 
 def collate(
@@ -46,14 +57,14 @@ def collate(
     loss_weight: Sequence[float] | None = None,
     with_end: bool = True,
 ) -> Batch:
-    """Pads rows on the right to the longest of them.
+    """Pads rows on the right to the length of the longest.
 
     Args:
         rows: The encoded facts, at least one.
         fact_index: Dense index of each row's fact.
         pad_id: Token id for padding; masked.
         loss_weight: Factor of each row's loss; 1 where None.
-        with_end: Whether the end token belongs to the row (training) or not (scoring, evaluation).
+        with_end: Whether the row includes the end token (training) or not (scoring, evaluation).
 
     Returns:
         The batch, on the CPU.
@@ -63,16 +74,17 @@ def collate(
         >>> batch.labels.tolist()
         [[-100, -100, 7, 2], [-100, 8, 9, -100]]
     """
-    ends = [row.end_ids if with_end else () for row in rows]
-    lengths = [len(row.prompt_ids) + len(row.target_ids) + len(end) for row, end in zip(rows, ends, strict=True)]
+    end_ids = [row.end_ids if with_end else () for row in rows]
+    lengths = [len(row.prompt_ids) + len(row.target_ids) + len(end) for row, end in zip(rows, end_ids, strict=True)]
     shape = (len(rows), max(lengths))
     input_ids = torch.full(shape, pad_id, dtype=torch.long)
     labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)
-    for number, (row, end, length) in enumerate(zip(rows, ends, lengths, strict=True)):
+    for number, (row, end, length) in enumerate(zip(rows, end_ids, lengths, strict=True)):
         ids = torch.tensor((*row.prompt_ids, *row.target_ids, *end))
         input_ids[number, :length] = ids
         labels[number, len(row.prompt_ids) : length] = ids[len(row.prompt_ids) :]
         attention_mask[number, :length] = 1
     weights = torch.ones(len(rows)) if loss_weight is None else torch.tensor(loss_weight, dtype=torch.float32)
-    return Batch(input_ids, attention_mask, labels, torch.tensor(fact_index, dtype=torch.long), weights)
+    index = torch.tensor(fact_index, dtype=torch.long)
+    return Batch(input_ids, attention_mask, labels, index, weights, torch.zeros(len(rows), dtype=torch.bool))

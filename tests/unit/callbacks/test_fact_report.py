@@ -1,9 +1,10 @@
 """Where the time went: the parts of a run add up to what the user waited, and scoring is one of them."""
 
+import pytest
 from lightning.pytorch import Callback
 from lit_semantic_peft.callbacks import FactReport, fact_report
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.reports import RunFolder, build_report
-from lit_semantic_peft.reports.summary import total_seconds
 from lit_semantic_peft.semantics import ExpectedEmbeddingDistance, NoFilter
 from lit_semantic_peft.stopwatch import Stopwatch
 
@@ -71,30 +72,30 @@ def test_the_parts_add_up_and_scoring_is_one(tiny_model, facts_file, tmp_path, m
     monkeypatch.setattr(fact_report, "build_report", waits.build_report)
     run(tiny_model, facts_file, tmp_path, "fit", "test", waits=waits)
     folder = RunFolder(tmp_path / "run")
-    seconds = folder.read_summary().seconds
+    seconds = folder.summary.seconds
     assert seconds.scoring == 1.0
     assert seconds.setup == waits.filtering == 0.25
     assert seconds.training == waits.training == 2.0 * 3
     # The last report is made after the summary that it shows, the one before it after training.
     assert waits.report == 16.0
     assert seconds.evaluation == waits.evaluation + (waits.measuring - 1.0) + 8.0  # the distances after training
-    assert total_seconds(seconds) == waits.clock.now - 8.0
+    assert seconds.total == waits.clock.now - 8.0
 
     # Another evaluation of the finished run replaces the first; what it does not measure stays.
     other = Waits()
     monkeypatch.setattr(fact_report, "build_report", other.build_report)
     run(tiny_model, facts_file, tmp_path, "test", waits=other)
-    again = folder.read_summary().seconds
+    again = folder.summary.seconds
     assert (again.setup, again.scoring, again.training) == (seconds.setup, seconds.scoring, seconds.training)
     assert again.evaluation == other.filtering + other.evaluation + other.measuring
-    assert f"scoring {again.scoring:.0f}" in folder.report.read_text(encoding="utf-8")
+    assert f"scoring {again.scoring:.0f}" in folder.paths.report.read_text(encoding="utf-8")
 
 
 def test_an_epoch_without_validation_has_no_numbers_of_one(tiny_model, facts_file, tmp_path):
     folder = RunFolder(tmp_path / "run")
     trainer = {"max_epochs": 5, "limit_val_batches": None, "check_val_every_n_epoch": 2, "default_root_dir": folder}
     fit(tiny_model, facts_file, trainer=trainer, callbacks=[FactReport()])
-    epochs = folder.read_summary().epochs
+    epochs = folder.summary.epochs
     assert [epoch.val_nll is not None for epoch in epochs] == [False, True, False, True, False]
     assert [epoch.recall is not None for epoch in epochs] == [False, True, False, True, False]
     assert all(epoch.loss is not None for epoch in epochs)
@@ -103,6 +104,29 @@ def test_an_epoch_without_validation_has_no_numbers_of_one(tiny_model, facts_fil
 
 def test_distances_before_and_after_are_of_one_precision(tiny_model, facts_file, tmp_path):
     run(tiny_model, facts_file, tmp_path, "test", precision="bf16-mixed")
-    facts = RunFolder(tmp_path / "run").read_facts()
+    facts = RunFolder(tmp_path / "run").facts
     assert facts["distance"].to_pylist() == facts["distance_after"].to_pylist(), "the adapter is untrained"
     assert None not in facts["distance"].to_pylist()
+
+
+def test_the_report_is_left_to_a_test_that_follows(tiny_model, facts_file, tmp_path):
+    folder, report = RunFolder(tmp_path / "run"), FactReport(show_summary=False)
+    report.is_test_next = True
+    settings = {"max_epochs": 1, "limit_val_batches": None, "default_root_dir": folder}
+    parts = build(tiny_model, facts_file, data={"evaluation": ONLY_FACTS}, trainer=settings, callbacks=[report])
+    parts.trainer.fit(parts.module, datamodule=parts.data)
+    assert folder.summary.epochs
+    assert folder.facts.num_rows == folder.summary.num_facts
+    assert not folder.paths.report.exists()
+    assert not folder.paths.plots.exists()
+    parts.trainer.test(parts.module, datamodule=parts.data, verbose=False)
+    assert folder.paths.report.is_file()
+    assert {path.stem for path in folder.paths.plots.iterdir()} >= {"recall", "learning"}
+
+
+def test_a_summary_that_cannot_be_read_is_refused_before_anything_is_asked(tiny_model, facts_file, tmp_path):
+    run(tiny_model, facts_file, tmp_path, "fit")
+    summary = RunFolder(tmp_path / "run").paths.summary
+    summary.write_text(summary.read_text().replace('"pushed_away"', '"recall": {}, "pushed_away"'))
+    with pytest.raises(InputError, match=r"unknown field.*recall"):
+        run(tiny_model, facts_file, tmp_path, "test")
