@@ -18,7 +18,7 @@ from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.facts import read_facts
 from lit_semantic_peft.reports import RunFolder
 
-from fixtures.tiny import save_tiny_model
+from fixtures.models import save_tiny_model
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 SMALL = [
