@@ -26,7 +26,8 @@ class TargetPass:
 
     Attributes:
         logits: float `(N, V)` at the positions that predict the target tokens.
-        hidden: float `(N, H)`, last hidden state at those positions, as the output projection receives it.
+        hidden: float `(N, H)`, last hidden state at those positions, as the output projection receives it; None where
+            that was not seen.
         targets: int64 `(N,)`, the target tokens.
         row: int64 `(N,)`, which of the B facts each target token belongs to, ascending.
         num_facts: B.
@@ -38,7 +39,7 @@ class TargetPass:
     """
 
     logits: Tensor
-    hidden: Tensor
+    hidden: Tensor | None
     targets: Tensor
     row: Tensor
     num_facts: int
@@ -151,7 +152,16 @@ class HiddenStateDistance(_TokenDistance):
     """
 
     def token_distance(self, outputs: TargetPass) -> Tensor:
-        """Distance of each target token, float `(N,)` in [0, 2]."""
+        """Distance of each target token, float `(N,)` in [0, 2].
+
+        Raises:
+            InputError: If there are no hidden states.
+        """
+        if outputs.hidden is None:
+            raise InputError(
+                "HiddenStateDistance needs the hidden states that the output embeddings project, and this model does "
+                "not call them on one row of positions per fact. Use another distance, for example Surprisal."
+            )
         table = outputs.output_embeddings
         embedded = table[outputs.targets].float() - _center(table, self.centered)
         return cosine_distance(outputs.hidden.float(), embedded)
