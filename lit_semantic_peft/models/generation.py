@@ -14,6 +14,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, PreTra
 from transformers.cache_utils import DynamicLayer
 
 from lit_semantic_peft.models.base import num_positions
+from lit_semantic_peft.models.library_versions import cache_argument, refuse_misread_cache
 from lit_semantic_peft.models.objective import num_virtual_tokens
 
 
@@ -44,7 +45,11 @@ def greedy_answers(
     Returns:
         For each prompt the generated ids, in order: up to and without the first of `stop_ids`, at
         most `max_new_tokens` of them.
+
+    Raises:
+        InputError: If the installed peft misreads the cache of the adapter (`refuse_misread_cache`).
     """
+    refuse_misread_cache(model)
     device = next(model.parameters()).device
     answers: list[list[int]] = [[] for _ in prompts]
     positions = _num_positions(model)
@@ -87,7 +92,7 @@ def prompt_cache(model: PreTrainedModel | PeftModel) -> DynamicCache | None:
         base = model.get_base_model()
         if model.active_peft_config.is_prompt_learning and not model._adapters_disabled:
             return None
-    if not {"past_key_values", "position_ids"} <= inspect.signature(base.forward).parameters.keys():
+    if cache_argument(base) is None or "position_ids" not in inspect.signature(base.forward).parameters:
         return None
     cache = DynamicCache(config=base.config)
     # Exactly this type: the layers that keep less are derived from it.
@@ -125,14 +130,16 @@ def greedy_continuations(
     max_new_tokens = _within(_num_positions(model), beginnings, max_new_tokens)
     answers: list[list[int]] = [[] for _ in beginnings]
     running = list(range(len(beginnings)))
+    cache_name = cache_argument(model)
+    assert cache_name is not None, "`prompt_cache` gives no cache to such a model"
     while running:
         mask = F.pad(mask, (0, 1), value=1)
         output = model(
             input_ids=tokens[:, None],
             attention_mask=mask,
             position_ids=positions[:, None],
-            past_key_values=cache,
             use_cache=True,
+            **{cache_name: cache},
         )
         tokens, positions = output.logits[:, -1].argmax(dim=-1), positions + 1
         going_on = []

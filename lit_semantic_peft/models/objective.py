@@ -45,7 +45,7 @@ def target_logits(
         model: A causal language model of transformers, or a `peft` model around one. `labels` are never passed.
         batch: The facts.
         frozen: Gives the input of the lowest layer that is trained, so that only the layers from there on run.
-        forward_arguments: Further arguments of the model's forward (for example `past_key_values`).
+        forward_arguments: Further arguments of the model's forward (for example a cache).
 
     Returns:
         Logits `(N, V)`, targets int64 `(N,)` in row-major order of the N target positions, and the hidden states

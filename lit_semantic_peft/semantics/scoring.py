@@ -14,6 +14,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.metrics import starts_with_answer
 from lit_semantic_peft.models.generation import greedy_answers
+from lit_semantic_peft.models.library_versions import cache_argument
 from lit_semantic_peft.models.objective import target_logits
 from lit_semantic_peft.models.sampling import sampled_answers
 from lit_semantic_peft.semantics.distances import Distance, TargetPass
@@ -61,7 +62,7 @@ def target_pass(model: PreTrainedModel | PeftModel, batch: Batch, cache: Dynamic
             f"`base_model`: {type(base).__name__} has no output embeddings, by which distances are measured; "
             "expected a causal language model."
         )
-    keeping = {} if cache is None else {"past_key_values": cache, "use_cache": True}
+    keeping = {} if cache is None else {str(cache_argument(base)): cache, "use_cache": True}
     logits, targets, hidden = target_logits(model, batch, **keeping)
     return TargetPass(
         logits=logits,

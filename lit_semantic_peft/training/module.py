@@ -46,6 +46,7 @@ from lit_semantic_peft.models.adapters import (
     update_rank_budget,
 )
 from lit_semantic_peft.models.compiled import compile_layers, eagerly
+from lit_semantic_peft.models.library_versions import refuse_misread_cache
 from lit_semantic_peft.semantics.online import Online, nll_and_online_weight
 from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.statistics import bootstrap_interval
@@ -238,9 +239,11 @@ class SemanticPeftModule(LightningModule):
                 "the cache that checkpointed layers do not have. Leave it out."
             )
         base = load_base_model(self.source, self.dtype_of_base, self.trust_remote_code)
-        if self.adapter:
-            return load_adapter(base, self.adapter, self.source)
-        return attach_adapter(base, self.peft_config)
+        adapted = (
+            load_adapter(base, self.adapter, self.source) if self.adapter else attach_adapter(base, self.peft_config)
+        )
+        refuse_misread_cache(adapted)
+        return adapted
 
     def refuse_adapter(self) -> None:
         """Refuses `adapter` for a training, which always makes a new one.
