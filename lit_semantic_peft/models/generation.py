@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from lit_semantic_peft.models.base import num_positions
 from lit_semantic_peft.models.library_versions import cache_argument, refuse_misread_cache
-from lit_semantic_peft.models.objective import num_virtual_tokens
+from lit_semantic_peft.models.peft_traits import num_virtual_tokens, traits_of_forward
 
 
 @torch.no_grad()
@@ -87,11 +87,9 @@ def prompt_cache(model: PreTrainedModel | PeftModel) -> DynamicCache | None:
         The cache; None where the model keeps something else than keys and values of every position (a sliding window,
         a recurrent state, virtual tokens) or does not take positions.
     """
-    base = model
-    if isinstance(model, PeftModel):
-        base = model.get_base_model()
-        if model.active_peft_config.is_prompt_learning and not model._adapters_disabled:
-            return None
+    if "prompt_cache" in traits_of_forward(model).cannot:
+        return None
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     if cache_argument(base) is None or "position_ids" not in inspect.signature(base.forward).parameters:
         return None
     cache = DynamicCache(config=base.config)

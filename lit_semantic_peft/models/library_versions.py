@@ -9,6 +9,7 @@ from packaging.version import Version
 from peft import PeftModel
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models.peft_traits import traits_of_forward
 
 
 def cache_argument(model: Any) -> str | None:
@@ -40,12 +41,11 @@ def refuse_misread_cache(model: Any) -> None:
     Raises:
         InputError: If the answers would be wrong.
     """
-    config = getattr(model, "active_peft_config", None)
-    if config is None or not config.is_prompt_learning or model._adapters_disabled:
+    if traits_of_forward(model).virtual_tokens == "none":
         return
     if Version(transformers.__version__).release >= (5, 24) and Version(peft.__version__).release < (0, 22):
         raise InputError(
-            f"`peft_config`: {type(config).__name__} answers wrongly with transformers {transformers.__version__} and "
+            f"`peft_config`: {type(model.active_peft_config).__name__} answers wrongly with transformers {transformers.__version__} and "
             f"peft {peft.__version__}, which misreads the key-value cache. Install transformers<5.24, or use an "
             "adapter without virtual tokens, such as LoraConfig."
         )

@@ -13,7 +13,7 @@ from lit_semantic_peft.models import (
     load_tokenizer,
     resolve_base_model,
 )
-from lit_semantic_peft.models.adapters import base_of
+from lit_semantic_peft.models.export import base_of
 
 
 def export_run(

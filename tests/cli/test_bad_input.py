@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.cli.trainer import KnowledgeTrainer
-from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import BaseModelSource, attach_adapter, export_adapter
-from lit_semantic_peft.training import SemanticPeftModule
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
+
+from fixtures.training import build
 
 SMALL = [
     "--trainer.max_epochs=2",
@@ -398,6 +398,6 @@ def test_strategies_that_would_change_the_run(refused, strategy):
 
 def test_score_in_several_processes(tiny_model, facts_file):
     trainer = KnowledgeTrainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
-    data = KnowledgeDataModule(facts=str(facts_file), base_model=str(tiny_model))
+    parts = build(tiny_model, facts_file)
     with pytest.raises(InputError, match="`score` runs in one process, but the trainer has 2: set `devices` to 1"):
-        trainer.score(SemanticPeftModule(base_model=str(tiny_model)), data)
+        trainer.score(parts.module, parts.data)

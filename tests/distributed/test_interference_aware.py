@@ -13,8 +13,7 @@ from safetensors.numpy import load_file
 
 from distributed.test_two_processes import EXPERIMENTS, fit
 from fixtures.processes import run_group
-from fixtures.training import with_retained
-from fixtures.trajectory import train
+from fixtures.training import fit_ramped, with_retained
 
 pytestmark = pytest.mark.distributed
 
@@ -82,7 +81,8 @@ class Matrices(Callback):
 def _matrices(tiny_model, facts_file, world_size):
     callback, monitor = Matrices(), InterferenceMonitor(num_facts=5)
     size = 4 // world_size  # the same optimizer steps, so that the adapter is the same at the end
-    train(tiny_model, facts_file, micro_batch_size=size, callbacks=[callback, monitor], world_size=world_size)
+    trainer = {"devices": world_size, "strategy": "ddp"} if world_size > 1 else {}
+    fit_ramped(tiny_model, facts_file, micro_batch_size=size, callbacks=[callback, monitor], trainer=trainer)
     return {**callback.of, "monitor": monitor.latest.compute()["gradient_dot"]}
 
 

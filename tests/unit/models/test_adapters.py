@@ -8,7 +8,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import (
     BaseModelSource,
     adapter_state_dict,
-    adapters,
+    attach,
     attach_adapter,
     export_adapter,
     export_merged,
@@ -17,7 +17,9 @@ from lit_semantic_peft.models import (
     load_base_model,
     resolve_base_model,
 )
-from lit_semantic_peft.models.adapters import BASE_FILE, linear_module_names, orthogonality_penalty
+from lit_semantic_peft.models.attach import linear_module_names
+from lit_semantic_peft.models.export import BASE_FILE
+from lit_semantic_peft.models.peft_traits import traits_of
 from lit_semantic_peft.reports.export import export_run
 from peft import AdaLoraConfig, IA3Config, KasaConfig, LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -70,7 +72,7 @@ def test_what_no_checkpoint_would_hold_is_not_trained(monkeypatch):
         state = adapter_state_dict(model)
         return {name: value for name, value in state.items() if "1.self_attn.q_proj.lora_A" not in name}
 
-    monkeypatch.setattr(adapters, "adapter_state_dict", without_one)
+    monkeypatch.setattr(attach, "adapter_state_dict", without_one)
     with pytest.raises(InputError, match=r"trains .*1\.self_attn\.q_proj\.lora_A.*neither saves nor exports"):
         attach_adapter(llama(), WEIGHT_ADAPTERS["lora"]())
 
@@ -333,7 +335,7 @@ def test_virtual_tokens_cannot_be_merged(name, kind, tmp_path):
 
 def test_orthogonality_penalty_is_what_peft_adds_itself():
     model = trained(llama(), WEIGHT_ADAPTERS["adalora"]())
-    penalty = orthogonality_penalty(model)
+    penalty = traits_of(model).penalty(model)
     labels = INPUT_IDS.clone()
     with_penalty = model(input_ids=INPUT_IDS, labels=labels).loss
     without = model.base_model.model(input_ids=INPUT_IDS, labels=labels).loss
@@ -344,10 +346,12 @@ def test_orthogonality_penalty_is_what_peft_adds_itself():
 
 
 def test_other_adapters_have_no_orthogonality_penalty():
-    assert orthogonality_penalty(trained(llama(), WEIGHT_ADAPTERS["lora"]())) is None
+    lora = trained(llama(), WEIGHT_ADAPTERS["lora"]())
+    assert traits_of(lora).penalty(lora) is None
     config = WEIGHT_ADAPTERS["adalora"]()
     config.orth_reg_weight = 0.0
-    assert orthogonality_penalty(attach_adapter(llama(), config)) is None
+    without = attach_adapter(llama(), config)
+    assert traits_of(without).penalty(without) is None
 
 
 def test_a_run_is_merged_into_the_commit_that_it_was_trained_on(tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import file_sha256, write_json
 from lit_semantic_peft.models import base as base_module
@@ -16,6 +15,7 @@ from lit_semantic_peft.models.base import cache_folder, load_stop_ids
 from safetensors.torch import load_file, save_file
 
 from fixtures.tiny import byte_level_bpe
+from fixtures.training import build_data
 
 
 @pytest.fixture
@@ -47,12 +47,12 @@ def test_the_spelling_takes_what_the_folder_says_of_ends_positions_and_dates(fol
     assert load_stop_ids(source) == (1,)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
     assert load_stop_ids(source) == (1, 7)
-    encoder = KnowledgeDataModule(base_model=str(folder))._load_encoder()
+    encoder = build_data(folder)._load_encoder()
     assert (encoder.stop_ids, encoder.num_positions) == ((1, 7), 256)
     (folder / "chat_template.jinja").write_text("{{ strftime_now('%d') }}" + byte_level_bpe().chat_template)
-    KnowledgeDataModule(base_model=str(folder))._load_encoder()
+    build_data(folder)._load_encoder()
     assert "prints the day's date" not in caplog.text
-    data = KnowledgeDataModule(base_model=str(folder), template="chat", chat_template_kwargs={"enable_thinking": False})
+    data = build_data(folder, template="chat", chat_template_kwargs={"enable_thinking": False})
     assert data._load_encoder().chat_template_kwargs == {"enable_thinking": False}
     assert caplog.text.count("prints the day's date") == 1
     (folder / "generation_config.json").unlink()

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 import transformers
 from architectures import ADAPTERS, VOCABULARY, WithoutLogitsToKeep, llama, rows, trained
 from lit_semantic_peft.models import FrozenLayers, token_nll
-from lit_semantic_peft.models.objective import num_virtual_tokens, predicting_mask, target_logits
+from lit_semantic_peft.models.objective import predicting_mask, target_logits
+from lit_semantic_peft.models.peft_traits import num_virtual_tokens
 from lit_semantic_peft.tokens import collate
 from peft import LoraConfig
 from torch import nn
