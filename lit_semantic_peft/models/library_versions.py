@@ -45,7 +45,7 @@ def refuse_misread_cache(model: Any) -> None:
         return
     if Version(transformers.__version__).release >= (5, 24) and Version(peft.__version__).release < (0, 22):
         raise InputError(
-            f"`peft_config`: {type(model.active_peft_config).__name__} answers wrongly with transformers {transformers.__version__} and "
-            f"peft {peft.__version__}, which misreads the key-value cache. Install transformers<5.24, or use an "
-            "adapter without virtual tokens, such as LoraConfig."
+            f"`peft_config`: {type(model.active_peft_config).__name__} answers wrongly with transformers "
+            f"{transformers.__version__} and peft {peft.__version__}, which misreads the key-value cache. Install "
+            "transformers<5.24, or use an adapter without virtual tokens, such as LoraConfig."
         )
