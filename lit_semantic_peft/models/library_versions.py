@@ -28,22 +28,26 @@ def cache_argument(model: Any) -> str | None:
     return next((name for name in ("cache", "past_key_values") if name in taken), None)
 
 
-def refuse_misread_cache(model: Any) -> None:
-    """Refuses free answers of an adapter of virtual tokens whose cache peft misreads.
+def misreads_cache() -> bool:
+    """Whether peft misreads the key-value cache of adapters with virtual tokens, before the input or in the cache.
 
     peft up to 0.21 looks for the cache under the name that transformers had until 5.23. Under 5.24 it finds none, so
     `generate` puts the virtual tokens in front again at every token, or loses the prefix: answers are wrong without an
     error. The loss of a batch, which needs no cache, is right.
+    """
+    return Version(transformers.__version__).release >= (5, 24) and Version(peft.__version__).release < (0, 22)
+
+
+def refuse_misread_cache(model: Any) -> None:
+    """Refuses free answers that would be wrong, see `misreads_cache`.
 
     Args:
         model: A causal language model of transformers, or a `peft` model around one.
 
     Raises:
-        InputError: If the answers would be wrong.
+        InputError: If the adapter has virtual tokens, is not switched off, and its cache is misread.
     """
-    if traits_of_forward(model).virtual_tokens == "none":
-        return
-    if Version(transformers.__version__).release >= (5, 24) and Version(peft.__version__).release < (0, 22):
+    if traits_of_forward(model).virtual_tokens != "none" and misreads_cache():
         raise InputError(
             f"`peft_config`: {type(model.active_peft_config).__name__} answers wrongly with transformers "
             f"{transformers.__version__} and peft {peft.__version__}, which misreads the key-value cache. Install "
