@@ -21,10 +21,11 @@ from lit_semantic_peft.models.attach import linear_module_names
 from lit_semantic_peft.models.export import BASE_FILE
 from lit_semantic_peft.models.peft_traits import traits_of
 from lit_semantic_peft.reports.export import export_run
-from peft import AdaLoraConfig, IA3Config, KasaConfig, LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fixtures.models import save_tiny_model, tiny_gpt2, tiny_llama
+from fixtures.releases import of_this_peft
 
 WEIGHT_ADAPTERS = {
     "lora": lambda: LoraConfig(r=3, target_modules="all-linear"),
@@ -103,7 +104,7 @@ def test_target_modules_that_match_nothing_say_what_would_match(config):
         ({"init_lora_weights": "pissa"}, "init_lora_weights: pissa"),
         ({"init_lora_weights": "olora"}, "init_lora_weights: olora"),
         ({"layer_replication": [(0, 2), (1, 2)]}, "layer_replication"),
-        ({"kasa_config": KasaConfig()}, "kasa_config"),
+        *(({"kasa_config": config}, "kasa_config") for config in of_this_peft("KasaConfig")),
     ],
 )
 def test_what_changes_the_base_model_itself_is_refused(settings, named):
