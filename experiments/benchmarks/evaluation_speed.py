@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from experiments.benchmarks.measured import keep, peak_memory_gb
 from experiments.benchmarks.subject import with_moved_lora
-from lit_semantic_peft.evaluation import Comparison, EvaluationPlan, Evaluator, Question, measure_scores
+from lit_semantic_peft.evaluation import Comparison, Evaluation, EvaluationPlan, Evaluator, Question
 from lit_semantic_peft.evaluation.questions import doubt_questions, fact_questions, retention_questions
 from lit_semantic_peft.facts import Fact, builtin_facts
 from lit_semantic_peft.models import greedy_answers, load_base_model, load_tokenizer, resolve_base_model
@@ -65,14 +66,14 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         seconds, found = _timed(partial(_compare, evaluator, model, questions, options["batch_size"]))
         comparisons += found
         rows.append({"part": name, "questions_of_each_side": len(found), **seconds})
-    scores = measure_scores(comparisons, torch.zeros(len(facts), dtype=torch.bool))
+    evaluation = Evaluation(comparisons, np.zeros(len(facts), dtype=np.bool_), evaluator.distances[0].name)
     changed = sum(row.before.text != row.after.text for row in comparisons)
     return {
         "settings": options,
         "parts": rows,
         "generation": generation,
         "answers_that_differ_between_sides": changed,
-        "locality": float(scores.per_fact["locality"].nanmean()),
+        "locality": float(np.nanmean(evaluation.scores["locality"])),
         "peak_memory_gb": peak_memory_gb(),
     }
 

@@ -22,8 +22,8 @@ from lit_semantic_peft.data.ranks import agreed, from_all_ranks, from_first_rank
 from lit_semantic_peft.data.samplers import MicroBatch, RankShard, StepPlan
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.answers import AnswerCache, questions_key
+from lit_semantic_peft.evaluation.plan import EvaluationPlan
 from lit_semantic_peft.evaluation.questions import (
-    EvaluationPlan,
     Question,
     doubt_questions,
     fact_questions,

@@ -9,9 +9,8 @@ from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.frozen_layers import FrozenLayers
-from lit_semantic_peft.models.objective import fact_nll_of, predicting_mask, target_logits
+from lit_semantic_peft.models.objective import fact_nll_of, target_logits
 from lit_semantic_peft.semantics.distances import Distance, Surprisal, TargetPass
-from lit_semantic_peft.semantics.scoring import InputOf
 from lit_semantic_peft.semantics.shaping import require_plain
 from lit_semantic_peft.semantics.table import FloatArray
 from lit_semantic_peft.semantics.weightings import MAX_DISTANCE, Weighting
@@ -117,8 +116,7 @@ def nll_and_online_weight(
     """
     base: Any = model.get_base_model()  # type: ignore[operator]
     projection = base.get_output_embeddings()
-    with InputOf(projection) as captured:
-        logits, targets, _ = target_logits(model, batch, frozen=frozen)
+    logits, targets, hidden = target_logits(model, batch, frozen=frozen)
     nll = fact_nll_of(logits, targets, batch.labels)
     with torch.no_grad():
         row = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
@@ -126,10 +124,9 @@ def nll_and_online_weight(
         if has_end:
             kept[:-1] = row[1:] == row[:-1]
             kept[-1:] = False
-        hidden = captured.value if captured.value.dim() == 2 else captured.value[predicting_mask(batch.labels)]
         outputs = TargetPass(
             logits=logits.detach()[kept],
-            hidden=hidden.detach()[kept],
+            hidden=None if hidden is None else hidden.detach()[kept],
             targets=targets[kept],
             row=row[kept],
             num_facts=len(batch),

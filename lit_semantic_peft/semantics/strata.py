@@ -81,7 +81,7 @@ class Strata(Feature):
         encoder = context.encoder
         asked: list[int] = []
         prompt_ids = []
-        for row, prompts in enumerate(self._prompts(facts)):
+        for row, prompts in enumerate(self.prompts(facts)):
             for prompt in prompts:
                 with suppress(InputError):  # with its examples it may be longer than the model takes
                     prompt_ids.append(encoder.encode_prompt(prompt))
@@ -110,8 +110,15 @@ class Strata(Feature):
                 shares[row, column] = sum(correct) / len(correct) if correct else 0.0
         return shares
 
-    def _prompts(self, facts: Sequence[Fact]) -> list[list[str]]:
-        """Up to `num_prompts` prompts of each fact, zero-shot prompts first."""
+    def prompts(self, facts: Sequence[Fact]) -> list[list[str]]:
+        """Up to `num_prompts` prompts of each fact, zero-shot prompts first.
+
+        Args:
+            facts: The facts; the others of a fact's relation are its examples.
+
+        Returns:
+            The prompts of each fact.
+        """
         of_relation: dict[str, list[Fact]] = defaultdict(list)
         prompts: list[list[str]] = []
         places = []

@@ -31,6 +31,7 @@ from lit_semantic_peft.models import (
     traits_of,
 )
 from lit_semantic_peft.models.compiled import compile_layers
+from lit_semantic_peft.models.library_versions import refuse_misread_cache
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.evaluating import EvaluatingModule
 from lit_semantic_peft.training.identity import Resumed, resume_training, write_training_state
@@ -180,9 +181,11 @@ class SemanticPeftModule(EvaluatingModule):
                 "Leave it out."
             )
         base = load_base_model(self.source, self.dtype_of_base, self.trust_remote_code)
-        if self.adapter:
-            return load_adapter(base, self.adapter, self.source)
-        return attach_adapter(base, self.peft_config)
+        adapted = (
+            load_adapter(base, self.adapter, self.source) if self.adapter else attach_adapter(base, self.peft_config)
+        )
+        refuse_misread_cache(adapted)
+        return adapted
 
     def refuse_adapter(self) -> None:
         """Refuses `adapter` for a training, which always makes a new one.

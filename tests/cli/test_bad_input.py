@@ -101,7 +101,7 @@ def test_target_that_is_no_token(tiny_model, capsys):
     # A normaliser that removes a character makes a target of it vanish.
     from tokenizers import normalizers
 
-    from fixtures.tiny import byte_level_bpe, tiny_llama
+    from fixtures.models import byte_level_bpe, tiny_llama
 
     tokenizer = byte_level_bpe()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("~", "")

@@ -18,7 +18,7 @@ from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.facts import read_facts
 from lit_semantic_peft.reports import RunFolder
 
-from fixtures.tiny import save_tiny_model
+from fixtures.models import save_tiny_model
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 SMALL = [
@@ -108,7 +108,8 @@ def test_validate_test_predict_export_and_report_work_on_the_run(settings, tiny_
 
     assert main(["validate", *config, "--ckpt_path=last"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"val/{name}" in shown for name in ("recall", "recall_low", "recall_high", "nll_low", "nll_high"))
+    ends = [f"val/{name}{end}" for name in ("efficacy_teacher_forced", "nll") for end in ("", "_low", "_high")]
+    assert all(name in shown for name in ends)
     scores = RunFolder("runs/one").summary.scores
     assert {"efficacy", "generalization", "locality", "portability"} <= {one.name for one in scores}
     assert main(["test", *config, "--ckpt_path=last"]) == 0
@@ -123,7 +124,7 @@ def test_validate_test_predict_export_and_report_work_on_the_run(settings, tiny_
     assert again.summary.scores == scores
     assert again.summary.retention is not None
     assert again.summary.retention == RunFolder("runs/one").summary.retention
-    assert "<code>portability</code>" in again.report.read_text(encoding="utf-8")
+    assert "<code>portability</code>" in again.paths.report.read_text(encoding="utf-8")
     assert main(["compare", "runs/one", "runs/again"]) == 0
     assert "Facts lost: 0" in capsys.readouterr().out
 

@@ -129,7 +129,7 @@ def test_every_case_is_the_trajectory_of_one_process(group, tiny_model):
             assert found["kept"] == reference.data.prepared.kept_index
             assert found["scores"].tolist() == reference.data.prepared.scored.distance.tolist()
             # Validation counts each fact once, though ranks repeat facts to come out even.
-            for metric in ("val/recall", "val/nll"):
+            for metric in ("val/efficacy_teacher_forced", "val/nll"):
                 expected = float(reference.module.trainer.callback_metrics[metric])
                 assert found["val"][metric] == pytest.approx(expected, rel=1e-5), (name, metric)
     # An empty rank changes the run; otherwise the comparison above would prove nothing.

@@ -20,7 +20,7 @@ from lit_semantic_peft.semantics import (
 )
 from lit_semantic_peft.tokens import FactEncoder
 
-from fixtures.tiny import byte_level_bpe
+from fixtures.models import byte_level_bpe
 
 FACTS = [
     Fact("a", "The capital of France is", "Paris"),

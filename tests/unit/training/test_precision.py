@@ -41,4 +41,4 @@ def test_answers_of_the_base_model_are_compared_with_those_of_the_same_precision
     for precision in ("32-true", "bf16-mixed"):
         run = build(tiny_model, facts_file, data={"evaluation": ONLY_FACTS}, trainer={"precision": precision})
         run.trainer.test(run.module, datamodule=run.data, verbose=False)
-        assert [row.after.nll - row.before.nll for row in run.module.comparisons] == [0.0] * 12, precision
+        assert [row.after.nll - row.before.nll for row in run.module.evaluation.comparisons] == [0.0] * 12, precision

@@ -45,10 +45,10 @@ def test_surgery_sees_online_weights(tiny_model, facts_file):
     """Groups that do not conflict are left as they are, so the weights must be those of the plain run."""
     surgery = GradientSurgery(groups="relation", unit_norm=False)
     plain = fit(tiny_model, facts_file, data={"weighting": Online(FAR)}).module
-    steps = fit(tiny_model, facts_file, data={"weighting": Online(FAR)}, callbacks=[surgery])
-    operated = steps.module
+    run = fit(tiny_model, facts_file, data={"weighting": Online(FAR)}, callbacks=[surgery])
+    operated = run.module
     uniform = fit(tiny_model, facts_file, data={"weighting": Uniform()}).module
-    found = [row["train/group_conflicts"] for row in steps.logged if "train/group_conflicts" in row]
+    found = [row["train/group_conflicts"] for row in run.logged if "train/group_conflicts" in row]
     assert set(found) == {0.0}
     assert_same_adapter(plain, operated, tolerance=1e-4)
     assert not is_same_adapter(plain, uniform)
