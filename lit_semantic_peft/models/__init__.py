@@ -9,14 +9,8 @@ from lit_semantic_peft.models.adapters import (
     load_adapter,
     load_adapter_state_dict,
 )
-from lit_semantic_peft.models.base import (
-    DEFAULT_BASE_MODEL,
-    BaseDtype,
-    BaseModelSource,
-    load_base_model,
-    load_tokenizer,
-    resolve_base_model,
-)
+from lit_semantic_peft.models.base import BaseDtype, BaseModel
+from lit_semantic_peft.models.base_files import DEFAULT_BASE_MODEL, BaseModelSource
 from lit_semantic_peft.models.frozen_layers import FrozenLayers, frozen_layers_obstacle
 from lit_semantic_peft.models.generation import greedy_answers, greedy_continuations, prompt_cache
 from lit_semantic_peft.models.objective import fact_nll, target_logits, token_nll, weight_normalizer
@@ -24,6 +18,7 @@ from lit_semantic_peft.models.objective import fact_nll, target_logits, token_nl
 __all__ = [
     "DEFAULT_BASE_MODEL",
     "BaseDtype",
+    "BaseModel",
     "BaseModelSource",
     "FrozenLayers",
     "adapter_state_dict",
@@ -37,10 +32,7 @@ __all__ = [
     "greedy_continuations",
     "load_adapter",
     "load_adapter_state_dict",
-    "load_base_model",
-    "load_tokenizer",
     "prompt_cache",
-    "resolve_base_model",
     "target_logits",
     "token_nll",
     "weight_normalizer",

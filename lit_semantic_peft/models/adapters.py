@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_folder, write_json, write_text
-from lit_semantic_peft.models.base import BaseModelSource
+from lit_semantic_peft.models.base_files import BaseModelSource
 from lit_semantic_peft.models.modes import modes_restored
 
 logger = logging.getLogger(__name__)
