@@ -1,1 +1,86 @@
-"""Teach a language model facts with PEFT: semantic filtering, distance-weighted loss, interference per fact."""
+"""Teach a language model facts with PEFT: semantic filtering, distance-weighted loss, interference per fact.
+
+Importing this package loads nothing heavy: each name below is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_semantic_peft import interference, metrics, semantics
+    from lit_semantic_peft.callbacks import AdapterExport, FactReport, InterferenceMonitor
+    from lit_semantic_peft.data import KnowledgeDataModule
+    from lit_semantic_peft.errors import InputError
+    from lit_semantic_peft.evaluation import EvaluationPlan
+    from lit_semantic_peft.facts import Fact, read_facts, write_facts
+    from lit_semantic_peft.reports import RunFolder, build_report, compare_runs
+    from lit_semantic_peft.reports.export import export_run
+    from lit_semantic_peft.training import (
+        ConflictAwareBatching,
+        GradientSurgery,
+        InterferenceWeighting,
+        SemanticPeftModule,
+    )
+
+    __version__: str
+
+_NAMESPACES = ("interference", "metrics", "semantics")
+_MODULE_OF = {
+    "AdapterExport": "callbacks",
+    "ConflictAwareBatching": "training",
+    "EvaluationPlan": "evaluation",
+    "Fact": "facts",
+    "FactReport": "callbacks",
+    "GradientSurgery": "training",
+    "InputError": "errors",
+    "InterferenceMonitor": "callbacks",
+    "InterferenceWeighting": "training",
+    "KnowledgeDataModule": "data",
+    "RunFolder": "reports",
+    "SemanticPeftModule": "training",
+    "build_report": "reports",
+    "compare_runs": "reports",
+    "export_run": "reports.export",
+    "read_facts": "facts",
+    "write_facts": "facts",
+}
+
+__all__ = [
+    "AdapterExport",
+    "ConflictAwareBatching",
+    "EvaluationPlan",
+    "Fact",
+    "FactReport",
+    "GradientSurgery",
+    "InputError",
+    "InterferenceMonitor",
+    "InterferenceWeighting",
+    "KnowledgeDataModule",
+    "RunFolder",
+    "SemanticPeftModule",
+    "__version__",
+    "build_report",
+    "compare_runs",
+    "export_run",
+    "interference",
+    "metrics",
+    "read_facts",
+    "semantics",
+    "write_facts",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    if name in _NAMESPACES:
+        return import_module(f"{__name__}.{name}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("lit-semantic-peft")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

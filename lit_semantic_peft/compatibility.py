@@ -1,0 +1,360 @@
+"""What cannot go with what: every such rule is one row of `RULES`, which a run checks before it measures anything.
+
+A new refusal is a new row. `docs/compatibility.md` is printed from the rows by `as_markdown`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+from lit_semantic_peft.errors import InputError
+
+_SHARDED_INSTEAD = "Use `strategy: ddp`."
+_READS_GRADIENTS = (
+    "{what} works on gradients, which under `precision: 16-mixed` are those of a scaled loss and may underflow or "
+    "overflow. Use `bf16-mixed` or `32-true`."
+)
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a run is made of, as plain data: the rules look at nothing else. The defaults break no rule.
+
+    Attributes:
+        stage: `fit`, `validate`, `test`, `predict` or `score`.
+        is_command_line: Whether the command line made the trainer.
+        callbacks: Class names of the trainer's callbacks, those of their base classes among them.
+        strategy: Class name of the trainer's strategy.
+        is_sharded: Whether the strategy shards the base model over the processes.
+        shards_adapter: Whether it shards the adapter too.
+        num_processes: Processes of the trainer.
+        precision: The trainer's precision.
+        max_epochs: The trainer's; None or -1 for no limit.
+        max_steps: The trainer's; -1 for no limit.
+        limit_train_batches: The trainer's: a number of micro-batches, or a share of them.
+        overfit_batches: The trainer's.
+        is_trial: Whether `fast_dev_run` is set.
+        writes_checkpoints: Whether the trainer may write checkpoints.
+        peft_config: Class name of the adapter's configuration.
+        base_changing_setting: A setting of it that changes the base model itself, such as `bias: all`.
+        works_through_cache: Whether the adapter works through the key-value cache.
+        has_virtual_tokens: Whether the adapter puts virtual tokens before the input.
+        has_gradient_penalty: Whether the adapter adds a penalty to the gradient.
+        adapter: Folder of an exported adapter to load; None for a new one.
+        gradient_checkpointing: The module's.
+        reuse_frozen_layers: The module's.
+        retain_weight: The module's.
+        schedule: The module's.
+        warmup_ratio: The module's.
+        weighting: Class name of the weighting.
+        distance: Name of the distance that the weighting reads.
+        is_online: Whether weights come from the training step's own logits.
+        reads_distance: Whether an online weighting reads the distance, not the likelihood.
+        distance_needs_answers: Whether the distance needs generated answers.
+        is_scheduled: Whether the weighting moves from the start to the end of training.
+        deferred_from_epoch: Epoch from which dropped facts are trained too; None for never.
+        mix_strata: Whether every optimizer step gets each stratum's share of the facts.
+        misreads_virtual_tokens: Whether the installed transformers and peft count virtual tokens wrongly.
+    """
+
+    stage: str = "fit"
+    is_command_line: bool = False
+    callbacks: frozenset[str] = frozenset()
+    strategy: str = "SingleDeviceStrategy"
+    is_sharded: bool = False
+    shards_adapter: bool = False
+    num_processes: int = 1
+    precision: str = "32-true"
+    max_epochs: int | None = 1
+    max_steps: int = -1
+    limit_train_batches: int | float = 1.0
+    overfit_batches: int | float = 0.0
+    is_trial: bool = False
+    writes_checkpoints: bool = True
+    peft_config: str = "LoraConfig"
+    base_changing_setting: str | None = None
+    works_through_cache: bool = False
+    has_virtual_tokens: bool = False
+    has_gradient_penalty: bool = False
+    adapter: str | None = None
+    gradient_checkpointing: bool = False
+    reuse_frozen_layers: bool | None = None
+    retain_weight: float = 0.0
+    schedule: str = "constant"
+    warmup_ratio: float = 0.0
+    weighting: str = "Uniform"
+    distance: str = "ExpectedEmbeddingDistance"
+    is_online: bool = False
+    reads_distance: bool = False
+    distance_needs_answers: bool = False
+    is_scheduled: bool = False
+    deferred_from_epoch: int | None = None
+    mix_strata: bool = False
+    misreads_virtual_tokens: bool = False
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether neither `max_epochs` nor `max_steps` ends the training."""
+        return self.max_epochs in (None, -1) and self.max_steps < 0
+
+    @property
+    def cuts_epochs(self) -> bool:
+        """Whether epochs are cut short. 1 is one micro-batch, 1.0 is all of them."""
+        limit = self.limit_train_batches
+        return not self.is_trial and (isinstance(limit, int) or limit != 1.0)
+
+    def has(self, *callbacks: str) -> bool:
+        """Whether the trainer has one of these callbacks.
+
+        Args:
+            callbacks: Class names.
+        """
+        return any(name in self.callbacks for name in callbacks)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that cannot go with another.
+
+    Attributes:
+        setting: What a user set.
+        other: What it cannot go with.
+        message: Why, and what to do instead. `{...}` names fields of `Situation`.
+        is_broken: Whether a situation breaks the rule.
+        stages: Where it is checked.
+    """
+
+    setting: str
+    other: str
+    message: str
+    is_broken: Callable[[Situation], bool]
+    stages: tuple[str, ...] = ("fit",)
+
+
+_ALWAYS = ("fit", "validate", "test", "predict")
+_EVALUATED = ("fit", "validate", "test")
+
+
+RULES: tuple[Rule, ...] = (
+    # ------------------------------------------------------------- the trainer
+    Rule(
+        "`trainer.precision: bf16-true`, `16-true`",
+        "any adapter",
+        "`trainer.precision: {precision}` would train the adapter itself in half precision, where small steps are "
+        "lost. Use `32-true` with `model.base_model.dtype: bfloat16` for a bfloat16 base under a float32 adapter, and "
+        "`bf16-mixed` for products in bfloat16.",
+        lambda s: s.precision in ("bf16-true", "16-true"),
+        _ALWAYS,
+    ),
+    Rule(
+        "`trainer.precision`",
+        "any training but in 32-true, 16-mixed or bf16-mixed",
+        "`trainer.precision` must be one of 32-true, 16-mixed, bf16-mixed, got {precision}",
+        lambda s: s.precision not in ("32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true"),
+        _ALWAYS,
+    ),
+    Rule(
+        "`trainer.strategy: deepspeed`",
+        "any training",
+        "`strategy: deepspeed` accumulates gradients by itself, which breaks the exact normalisation over an optimizer "
+        "step. Use `ddp`.",
+        lambda s: "DeepSpeed" in s.strategy,
+        _EVALUATED,
+    ),
+    Rule(
+        "`trainer.strategy: fsdp`, `ModelParallelStrategy`",
+        "any adapter",
+        "`strategy`: {strategy} would shard the adapter too. Use `lit_semantic_peft.training.ShardedBaseStrategy`, "
+        "which shards the base model alone.",
+        lambda s: s.shards_adapter,
+        _EVALUATED,
+    ),
+    Rule(
+        "`trainer.overfit_batches`",
+        "any training",
+        "`trainer.overfit_batches` cannot be used: batches are planned by optimizer step. `data.num_facts` trains on a "
+        "few facts.",
+        lambda s: bool(s.overfit_batches),
+    ),
+    Rule(
+        "`trainer.enable_checkpointing: false`, `trainer.barebones: true`",
+        "the command line",
+        "`trainer.enable_checkpointing: false` and `trainer.barebones: true` cannot be used on the command line, which "
+        "keeps a run folder with a checkpoint. `--trainer.fast_dev_run true` leaves nothing behind; in Python the "
+        "Trainer takes both.",
+        lambda s: s.is_command_line and not s.writes_checkpoints,
+        (*_ALWAYS, "score"),
+    ),
+    Rule(
+        "`score`",
+        "several processes",
+        "`score` runs in one process, but the trainer has {num_processes}: set `devices` to 1.",
+        lambda s: s.num_processes > 1,
+        ("score",),
+    ),
+    # ------------------------------------------------------------- the adapter
+    Rule(
+        "`model.adapter`",
+        "`fit`",
+        "`model.adapter` {adapter!r} is for `test` and `predict`; `fit` trains a new adapter. Leave it out, or go on "
+        "with an interrupted run by `--ckpt_path last`.",
+        lambda s: s.adapter is not None,
+    ),
+    Rule(
+        "`peft_config` that changes the base model (`bias`, PiSSA and its kin, `layer_replication`, ...)",
+        "`test`",
+        "The adapter was made with `{base_changing_setting}`, which changes the base model itself, so that `test` has "
+        "nothing to compare it with. `predict` and `export` take it.",
+        lambda s: s.base_changing_setting is not None,
+        ("test",),
+    ),
+    Rule(
+        "`model.gradient_checkpointing`",
+        "adapters that work through the key-value cache (prefix tuning, cartridges)",
+        "`gradient_checkpointing` cannot be used with {peft_config}, which works through the cache that checkpointed "
+        "layers do not have. Leave it out.",
+        lambda s: s.gradient_checkpointing and s.works_through_cache,
+        _ALWAYS,
+    ),
+    Rule(
+        "adapters with virtual tokens (prompt, prefix and p-tuning)",
+        "transformers 5.24 with peft 0.21",
+        "`peft_config` {peft_config} puts virtual tokens before the input, which the installed transformers and peft "
+        "count wrongly, so that answers would be wrong. Install transformers below 5.24 or peft 0.22.",
+        lambda s: s.has_virtual_tokens and s.misreads_virtual_tokens,
+        _ALWAYS,
+    ),
+    # ------------------------------------------------- gradients of a scaled loss
+    Rule(
+        "AdaLoRA",
+        "`trainer.precision: 16-mixed`",
+        _READS_GRADIENTS.replace("{what}", "`peft_config: {peft_config}`"),
+        lambda s: s.has_gradient_penalty and s.precision == "16-mixed",
+    ),
+    Rule(
+        "`model.retain_weight`",
+        "`trainer.precision: 16-mixed`",
+        _READS_GRADIENTS.replace("{what}", "`retain_weight`"),
+        lambda s: s.retain_weight > 0 and s.precision == "16-mixed",
+    ),
+    Rule(
+        "`GradientSurgery`",
+        "`trainer.precision: 16-mixed`",
+        _READS_GRADIENTS.replace("{what}", "`GradientSurgery`"),
+        lambda s: s.has("GradientSurgery") and s.precision == "16-mixed",
+    ),
+    # ------------------------------------------------------- a sharded base model
+    Rule(
+        "`model.retain_weight`",
+        "a sharded base model",
+        f"`retain_weight` cannot be used with a sharded base model. {_SHARDED_INSTEAD}",
+        lambda s: s.is_sharded and s.retain_weight > 0,
+        _EVALUATED,
+    ),
+    Rule(
+        "`weighting: Online` over a distance",
+        "a sharded base model",
+        "`weighting` Online over a distance cannot be used with a sharded base model, whose embeddings no process has "
+        "whole. Use `strategy: ddp`, or a weighting by likelihood.",
+        lambda s: s.is_sharded and s.is_online and s.reads_distance,
+        _EVALUATED,
+    ),
+    *(
+        Rule(
+            f"`{name}`",
+            "a sharded base model",
+            f"`{name}` cannot be used with a sharded base model. {_SHARDED_INSTEAD}",
+            lambda s, name=name: s.is_sharded and s.has(name),  # type: ignore[misc]
+        )
+        for name in ("ConflictAwareBatching", "GradientSurgery", "InterferenceWeighting")
+    ),
+    Rule(
+        "`model.reuse_frozen_layers: true`",
+        "a sharded base model",
+        "`reuse_frozen_layers` cannot be used: the strategy shards the layers over the ranks.",
+        lambda s: s.is_sharded and s.reuse_frozen_layers is True,
+    ),
+    # --------------------------------------------------------- what shares a step
+    Rule(
+        "`mix_strata`",
+        "`ConflictAwareBatching`",
+        "`mix_strata` and ConflictAwareBatching both decide which facts share a step: use one.",
+        lambda s: s.mix_strata and s.has("ConflictAwareBatching"),
+    ),
+    # ------------------------------------------------------- the length of training
+    Rule(
+        "`deferred_from_epoch`",
+        "`trainer.max_epochs` that ends before it",
+        "`deferred_from_epoch` must be below `trainer.max_epochs`, which is {max_epochs}, got {deferred_from_epoch}: "
+        "epochs count from 0, so training would end before the dropped facts come back.",
+        lambda s: (
+            not s.is_trial
+            and s.deferred_from_epoch is not None
+            and s.max_epochs is not None
+            and 0 <= s.max_epochs <= s.deferred_from_epoch
+        ),
+    ),
+    Rule(
+        "`deferred_from_epoch`",
+        "`trainer.limit_train_batches`",
+        "`deferred_from_epoch` needs whole epochs, but `trainer.limit_train_batches` is {limit_train_batches}. Leave "
+        "it out; `data.num_facts` makes a run short as well.",
+        lambda s: s.deferred_from_epoch is not None and s.cuts_epochs,
+    ),
+    Rule(
+        "`weighting: Scheduled`",
+        "`trainer.limit_train_batches`",
+        "`weighting` {weighting} needs whole epochs, but `trainer.limit_train_batches` is {limit_train_batches}. Leave "
+        "it out; `data.num_facts` makes a run short as well.",
+        lambda s: s.is_scheduled and s.cuts_epochs,
+    ),
+    Rule(
+        "`weighting: Scheduled`",
+        "a training without end",
+        "`weighting` {weighting} moves from the start to the end of training, so that must be known: set "
+        "`trainer.max_epochs` or `trainer.max_steps`.",
+        lambda s: s.is_scheduled and s.is_endless and not s.is_trial,
+    ),
+    Rule(
+        "`model.schedule`, `model.warmup_ratio`",
+        "a training without end",
+        "`schedule` and `warmup_ratio` need to know how long training is: set `trainer.max_epochs` or "
+        "`trainer.max_steps`, or use `schedule: constant` with `warmup_ratio: 0`.",
+        lambda s: s.is_endless and not s.is_trial and (s.schedule != "constant" or s.warmup_ratio > 0),
+    ),
+    # ---------------------------------------------------------------- the weighting
+    Rule(
+        "`weighting: Online`",
+        "a distance that needs answers",
+        "`weighting` Online needs a distance of the step's own logits; {distance} needs generated answers. Use another "
+        "distance, or the weighting without Online.",
+        lambda s: s.is_online and s.reads_distance and s.distance_needs_answers,
+        (*_EVALUATED, "score"),
+    ),
+)
+
+
+def refuse_incompatible(situation: Situation) -> None:
+    """Checks every rule of the situation's stage.
+
+    Args:
+        situation: What a run is made of.
+
+    Raises:
+        InputError: For the first rule that is broken; it says why, and what to do instead.
+
+    Example:
+        >>> refuse_incompatible(Situation(precision="bf16-mixed"))
+        >>> refuse_incompatible(Situation(stage="score", num_processes=2))
+        Traceback (most recent call last):
+        lit_semantic_peft.errors.InputError: `score` runs in one process, but the trainer has 2: set `devices` to 1.
+    """
+    values = {item.name: getattr(situation, item.name) for item in fields(situation)}
+    for rule in RULES:
+        if situation.stage in rule.stages and rule.is_broken(situation):
+            raise InputError(rule.message.format(**values))
+
+
+def as_markdown() -> str:
+    """The rules as the table of `docs/compatibility.md`."""
+    rows = [f"| {rule.setting} | {rule.other} | {', '.join(f'`{one}`' for one in rule.stages)} |" for rule in RULES]
+    return "\n".join(["| setting | cannot go with | checked by |", "| --- | --- | --- |", *rows]) + "\n"
