@@ -75,4 +75,4 @@ class AdapterExport(FreshCallback):
         assert isinstance(pl_module, SemanticPeftModule)
         if trainer.is_global_zero:
             folder = RunFolder(trainer.default_root_dir).path / name
-            export_adapter(pl_module.model, folder, pl_module.source, about)
+            export_adapter(pl_module.model, folder, pl_module.base_model.source, about)

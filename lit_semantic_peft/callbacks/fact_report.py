@@ -148,8 +148,8 @@ class FactReport(FreshCallback):
             folder.manifest,
             {
                 "facts_key": prepared.key,
-                "base_model": pl_module.source.public_name,
-                "base_fingerprint": pl_module.source.fingerprint,
+                "base_model": pl_module.base_model.source.public_name,
+                "base_fingerprint": pl_module.base_model.source.fingerprint,
                 "num_facts": len(prepared.facts),
                 "num_kept": num_kept,
             },
@@ -212,7 +212,8 @@ class FactReport(FreshCallback):
         if prepared.deferred_from_epoch is not None and trainer.current_epoch <= prepared.deferred_from_epoch:
             logger.warning(
                 "Training ended after %d epochs, so what the filters dropped never came back: `trained_from_epoch` and "
-                "`loss_weight` of these facts in the table say what `data.deferred_from_epoch: %d` had planned.",
+                "`loss_weight` of these facts in the table say what `data.selection.deferred_from_epoch: %d` had "
+                "planned.",
                 trainer.current_epoch, prepared.deferred_from_epoch,
             )  # fmt: skip
         self._write(trainer, pl_module)
@@ -297,8 +298,8 @@ class FactReport(FreshCallback):
             "name": folder.path.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": shlex.join([_program(), *sys.argv[1:]]),
-            "base_model": module.source.public_name,
-            "base_model_note": module.source.note or None,
+            "base_model": module.base_model.source.public_name,
+            "base_model_note": module.base_model.source.note or None,
             "peft_type": str(peft_config.peft_type.value),
             "trainable_parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
             "distance_name": module.data.distances[0].name,

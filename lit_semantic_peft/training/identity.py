@@ -68,20 +68,22 @@ def training_identity(
         `settings` as text, by the name under which a user sets them; `loss_weight`, float64 `(2, n)`, at the start and
         at the end of training, or `(4, n)` with deferred facts; `accumulate_grad_batches`.
     """
-    prepared = data.prepared
+    prepared, encoding, batches = data.prepared, data.encoding, data.batches
     kept = prepared.kept_index
     settings = {
         "facts": f"{len(prepared.facts)} facts (content {facts_key(prepared.facts)[:12]})",
         "filters": f"{len(kept)} facts kept (content {content_key(kept)[:12]})",
         **_of_weighting(data),
-        **({"strata": str(vars(data.strata))} if data.mix_strata else {}),
-        **({"chat_template_kwargs": str(data.chat_template_kwargs)} if data.chat_template_kwargs else {}),
-        **{
-            name: str(getattr(data, name))
-            for name in ("deferred_from_epoch", "template", "append_eos", "seed", "bucket_steps", "mix_strata")
-        },
+        **({"strata": str(vars(data.preparation.strata))} if batches.mix_strata else {}),
+        **({"chat_template_kwargs": str(encoding.chat_template_kwargs)} if encoding.chat_template_kwargs else {}),
+        "deferred_from_epoch": str(data.selection.deferred_from_epoch),
+        "template": str(encoding.template),
+        "append_eos": str(encoding.append_eos),
+        "seed": str(data.seed),
+        "bucket_steps": str(batches.bucket_steps),
+        "mix_strata": str(batches.mix_strata),
         "facts per optimizer step (micro_batch_size × accumulate_grad_batches × processes)": str(
-            data.micro_batch_size * trainer.accumulate_grad_batches * trainer.world_size
+            batches.micro_batch_size * trainer.accumulate_grad_batches * trainer.world_size
         ),
         **{
             f"trainer.{name}": str(getattr(trainer, name))

@@ -18,15 +18,15 @@ from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts, agreed, from_all_ranks
+from lit_semantic_peft.data.moved import refuse_moved
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.evaluation import Question
+from lit_semantic_peft.evaluation import Question, load_answers, store_answers
 from lit_semantic_peft.evaluation.evaluator import EVALUATION_VERSION, Comparison, Evaluator
 from lit_semantic_peft.evaluation.measured_scores import Scores, measure_scores
 from lit_semantic_peft.metrics import LearningDynamics, PerFactMean, PushedAway, share
 from lit_semantic_peft.models import (
     DEFAULT_BASE_MODEL,
-    BaseDtype,
-    BaseModelSource,
+    BaseModel,
     FrozenLayers,
     adapter_state_dict,
     attach_adapter,
@@ -35,8 +35,6 @@ from lit_semantic_peft.models import (
     frozen_layers_obstacle,
     load_adapter,
     load_adapter_state_dict,
-    load_base_model,
-    resolve_base_model,
     weight_normalizer,
 )
 from lit_semantic_peft.models.adapters import (
@@ -91,7 +89,8 @@ class SemanticPeftModule(LightningModule):
       trained model, mean over the kept facts with its 95 % bootstrap interval.
 
     Args:
-        base_model: `smollm2-135m` (needs no network), a Hub name, a local folder or a local GGUF file.
+        base_model: A `BaseModel`, or its name: `smollm2-135m` (needs no network), a Hub name, a local folder or a local
+            GGUF file.
         peft_config: Any configuration of `peft`; LoRA of rank 8 on all linear layers where None.
         adapter: Folder of an exported adapter to load instead of a new one, for test and predict.
         optimizer: Builds the optimizer from the adapter's parameters.
@@ -104,7 +103,6 @@ class SemanticPeftModule(LightningModule):
             facts of the split `retain` to the loss, see `RetainPenalty`. 0 costs nothing.
         retain_batch_size: `retain` facts per optimizer step, over all processes.
         retain_known: Whether facts that are not trained because the base model says them already are retained too.
-        dtype: Type of the base weights in memory; the adapter is float32 in any case.
         compile: Whether training runs compiled layers (`torch.compile`), which takes a minute at the first step and
             pays for long runs only; evaluation and measurements run the ordinary model. Needs a C++ compiler on a CPU.
         gradient_checkpointing: Whether activations are recomputed in the backward pass to save memory.
@@ -112,8 +110,6 @@ class SemanticPeftModule(LightningModule):
             which is exact. None: where the model allows it and it fits into `frozen_layers_memory_mb`. True: always; an
             error where the model does not allow it, on disk where it does not fit.
         frozen_layers_memory_mb: How much of it each process keeps in memory at most, in MB (10⁶ bytes).
-        revision: Branch, tag or commit of a Hub model.
-        trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
         InputError: If a setting is out of its range; from `configure_model`, if the model cannot be had or the
@@ -121,9 +117,10 @@ class SemanticPeftModule(LightningModule):
             is not finite.
     """
 
+    @refuse_moved("model")
     def __init__(
         self,
-        base_model: str = DEFAULT_BASE_MODEL,
+        base_model: BaseModel | str = DEFAULT_BASE_MODEL,
         peft_config: PeftConfig | None = None,
         adapter: str | None = None,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.0),
@@ -133,13 +130,10 @@ class SemanticPeftModule(LightningModule):
         retain_weight: float = 0.0,
         retain_batch_size: int = 16,
         retain_known: bool = False,
-        dtype: BaseDtype = "float32",
         compile: bool = False,
         gradient_checkpointing: bool = False,
         reuse_frozen_layers: bool | None = None,
         frozen_layers_memory_mb: int = 2048,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_ratio < 1:
@@ -156,10 +150,7 @@ class SemanticPeftModule(LightningModule):
         ):
             if value not in allowed:
                 raise InputError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}")
-        self.base_model = base_model
-        self.revision = revision
-        self.dtype_of_base: BaseDtype = dtype
-        self.trust_remote_code = trust_remote_code
+        self.base_model = BaseModel.of(base_model)
         self.peft_config = peft_config or LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
         self.adapter = adapter
         self.optimizer_of = optimizer
@@ -177,7 +168,6 @@ class SemanticPeftModule(LightningModule):
         self.comparisons: list[Comparison] = []
         self.scores: Scores | None = None
         self.is_pushed_away = torch.zeros(0, dtype=torch.bool)
-        self._source: BaseModelSource | None = None
         self._model: PeftModel | None = None
         self._frozen: FrozenLayers | None = None
         self._step_totals: Tensor | None = None
@@ -199,13 +189,6 @@ class SemanticPeftModule(LightningModule):
         return self._model
 
     @property
-    def source(self) -> BaseModelSource:
-        """Where the base model comes from."""
-        if self._source is None:
-            self._source = resolve_base_model(self.base_model, self.revision)
-        return self._source
-
-    @property
     def data(self) -> KnowledgeDataModule:
         """The data module of the running trainer.
 
@@ -219,8 +202,15 @@ class SemanticPeftModule(LightningModule):
 
     def configure_model(self) -> None:
         """Loads the base model and attaches the adapter, once."""
-        if self._model is not None:
-            return
+        if self._model is None:
+            self._model = self.new_model()
+
+    def new_model(self) -> PeftModel:
+        """The base model with an adapter of its own, as it is trained; this module keeps what it has. A collective.
+
+        Raises:
+            InputError: If the model cannot be had, or the adapter does not fit it.
+        """
         model = agreed(self._load)
         if self.gradient_checkpointing:
             base = model.get_base_model()
@@ -229,7 +219,7 @@ class SemanticPeftModule(LightningModule):
             base.disable_input_require_grads()
         if self.is_compiled:
             compile_layers(model)
-        self._model = model.train()  # Lightning keeps the modes that it finds; dropout belongs to training
+        return model.train()  # Lightning keeps the modes that it finds; dropout belongs to training
 
     def _load(self) -> PeftModel:
         if self.gradient_checkpointing and self.peft_config.peft_type in _THROUGH_THE_CACHE:
@@ -237,9 +227,9 @@ class SemanticPeftModule(LightningModule):
                 f"`gradient_checkpointing` cannot be used with {type(self.peft_config).__name__}, which works through "
                 "the cache that checkpointed layers do not have. Leave it out."
             )
-        base = load_base_model(self.source, self.dtype_of_base, self.trust_remote_code)
+        base = self.base_model.load()
         if self.adapter:
-            return load_adapter(base, self.adapter, self.source)
+            return load_adapter(base, self.adapter, self.base_model.source)
         return attach_adapter(base, self.peft_config)
 
     def refuse_adapter(self) -> None:
@@ -266,17 +256,6 @@ class SemanticPeftModule(LightningModule):
         if stage == "fit":
             self.refuse_adapter()
         data = self.data
-        for name, here in (
-            ("base_model", self.base_model),
-            ("revision", self.revision),
-            ("dtype", self.dtype_of_base),
-            ("trust_remote_code", self.trust_remote_code),
-        ):
-            if (there := getattr(data, name)) != here:
-                raise InputError(
-                    f"`{name}` is {here!r} in the module and {there!r} in the data module; facts would be measured "
-                    "against another model than the one that is trained. Give both the same."
-                )
         if self.trainer.accumulate_grad_batches < 1:
             raise InputError(
                 f"`accumulate_grad_batches` must be at least 1, got {self.trainer.accumulate_grad_batches}"
@@ -324,8 +303,8 @@ class SemanticPeftModule(LightningModule):
         if precision in ("bf16-true", "16-true"):
             raise InputError(
                 f"`trainer.precision: {precision}` would train the adapter itself in half precision, where small steps "
-                "are lost. Use `32-true` with `dtype: bfloat16` for a bfloat16 base under a float32 adapter, and "
-                "`bf16-mixed` for products in bfloat16."
+                "are lost. Use `32-true` with `base_model.dtype: bfloat16` for a bfloat16 base under a float32 adapter, "
+                "and `bf16-mixed` for products in bfloat16."
             )
         if precision not in _PRECISIONS:
             raise InputError(f"`trainer.precision` must be one of {', '.join(_PRECISIONS)}, got {precision}")
@@ -344,7 +323,9 @@ class SemanticPeftModule(LightningModule):
     def on_train_start(self) -> None:
         """Says how long the training is, and continues the random numbers of the run that is resumed."""
         if math.isfinite(self.num_optimizer_steps):
-            per_step = self.data.micro_batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+            per_step = (
+                self.data.batches.micro_batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+            )
             logger.info("Optimizer steps: %d, of at most %d facts each", self.num_optimizer_steps, per_step)
         if self._rng_state is not None:
             torch.set_rng_state(self._rng_state["cpu"])
@@ -378,7 +359,12 @@ class SemanticPeftModule(LightningModule):
         if not isinstance(weighting, Online):
             return fact_nll(self.model, batch, frozen=self._frozen)
         nll, factor = nll_and_online_weight(
-            self.model, batch, weighting, self.data.distances[0], has_end=self.data.append_eos, frozen=self._frozen
+            self.model,
+            batch,
+            weighting,
+            self.data.distances[0],
+            has_end=self.data.encoding.append_eos,
+            frozen=self._frozen,
         )
         # In place: callbacks that read the step's weights afterwards must see those of the loss.
         batch.loss_weight.mul_(factor.to(batch.loss_weight))
@@ -535,7 +521,7 @@ class SemanticPeftModule(LightningModule):
             return
         data, parameters = self.data, self._trained_parameters()
         rows = self._retain.rows(self.global_step)[self.global_rank :: self.trainer.world_size]
-        batches = data.training_batches(rows, data.micro_batch_size, with_end=False)
+        batches = data.training_batches(rows, data.batches.micro_batch_size, with_end=False)
         precision = self.trainer.precision_plugin.train_step_context
         with eagerly():
             mean, gradient = self._retain.gradient(self.model, parameters, batches, precision)
@@ -603,7 +589,7 @@ class SemanticPeftModule(LightningModule):
             data.distances,
             data.evaluation.doubt_turns,
             [fact.joiner for fact in data.prepared.facts],
-            data.answer_cache.load(data.answer_manifest(EVALUATION_VERSION), data.questions),
+            load_answers(data.answer_cache, data.answer_manifest(EVALUATION_VERSION), data.questions),
         )
 
     def test_step(self, questions: list[Question], batch_idx: int) -> None:
@@ -645,7 +631,7 @@ class SemanticPeftModule(LightningModule):
             return
         answers = {row.question.number: row.before for row in self.comparisons}
         if all(question.number in answers for question in self.data.questions):  # `limit_test_batches` asks some only
-            self.data.answer_cache.store(self.data.answer_manifest(EVALUATION_VERSION), answers)
+            store_answers(self.data.answer_cache, self.data.answer_manifest(EVALUATION_VERSION), answers)
 
     def predict_step(self, questions: list[Question], batch_idx: int) -> list[str]:
         """Free greedy answers.
@@ -687,8 +673,8 @@ class SemanticPeftModule(LightningModule):
         if self.device.type == "cuda":
             rng_state["cuda"] = torch.cuda.get_rng_state(self.device)
         checkpoint[_CHECKPOINT_KEY] = {
-            "base_model": self.source.public_name,
-            "base_fingerprint": self.source.fingerprint,
+            "base_model": self.base_model.source.public_name,
+            "base_fingerprint": self.base_model.source.fingerprint,
             **self._identity(),
             "dynamics": self.dynamics.state_dict(),
             "epoch_loss": self.epoch_loss.state_dict(),
@@ -705,10 +691,10 @@ class SemanticPeftModule(LightningModule):
         about = checkpoint.get(_CHECKPOINT_KEY)
         if about is None:
             raise InputError("The checkpoint was not written by lit-semantic-peft, so it cannot be loaded here.")
-        if about["base_fingerprint"] != self.source.fingerprint:
+        if about["base_fingerprint"] != self.base_model.source.fingerprint:
             raise InputError(
                 f"`base_model`: the checkpoint belongs to {about['base_model']!r}; this is "
-                f"{self.source.public_name!r}, or the same model with other weights."
+                f"{self.base_model.source.public_name!r}, or the same model with other weights."
             )
         if self.trainer.state.fn != "fit":
             refuse_another_adapter(about, self.model.active_peft_config)
@@ -737,7 +723,11 @@ class SemanticPeftModule(LightningModule):
         return training_identity(
             self.data,
             self.trainer,
-            {"dtype": self.dtype_of_base, **{name: getattr(self, name) for name in own}, **self._optimizer_settings()},
+            {
+                "dtype": self.base_model.dtype,
+                **{name: getattr(self, name) for name in own},
+                **self._optimizer_settings(),
+            },
             self.model.peft_config[self.model.active_adapter],
         )
 

@@ -195,7 +195,7 @@ class ConflictAwareBatching(TrainingCallback):
             InputError: If the data module mixes strata.
         """
         assert isinstance(pl_module, SemanticPeftModule)
-        if stage == "fit" and pl_module.data.mix_strata:
+        if stage == "fit" and pl_module.data.batches.mix_strata:
             raise InputError("`mix_strata` and ConflictAwareBatching both decide which facts share a step: use one.")
         super().setup(trainer, pl_module, stage)
 
