@@ -147,7 +147,7 @@ def serve(connection: Connection, contender: Contender, settings: Settings) -> N
 
 
 def _token_mean_facts(settings: Settings) -> Any:
-    from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
+    from lit_semantic_peft.data import BatchPlan, KnowledgeDataModule, PreparedFacts
     from lit_semantic_peft.evaluation import EvaluationPlan
 
     class TokenMeanFacts(KnowledgeDataModule):

@@ -24,6 +24,7 @@ from lit_semantic_peft.data import PreparedFacts, agreed
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation import Comparison, Scores
 from lit_semantic_peft.files import write_json, write_text
+from lit_semantic_peft.models import peft_type_name
 from lit_semantic_peft.reports import (
     EpochRecord,
     Estimate,
@@ -293,14 +294,13 @@ class FactReport(FreshCallback):
 
     def _about_run(self, trainer: Trainer, module: SemanticPeftModule, folder: RunFolder) -> dict[str, Any]:
         monitor = _monitor(trainer)
-        peft_config = module.model.peft_config[module.model.active_adapter]
         return {
             "name": folder.path.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": shlex.join([_program(), *sys.argv[1:]]),
             "base_model": module.base_model.source.public_name,
             "base_model_note": module.base_model.source.note or None,
-            "peft_type": str(peft_config.peft_type.value),
+            "peft_type": peft_type_name(module.model),
             "trainable_parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
             "distance_name": module.data.distances[0].name,
             "epochs": tuple(self.epochs),

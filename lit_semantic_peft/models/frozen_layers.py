@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_semantic_peft.cache import cache_folder
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.disk_space import reserve
+from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
 from lit_semantic_peft.tokens import Batch
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
@@ -27,8 +28,8 @@ def frozen_layers_obstacle(model: PeftModel) -> str:
     """
     base = model.get_base_model()
     config = base.config
-    if model.active_peft_config.is_prompt_learning:
-        return f"an adapter of type {model.active_peft_config.peft_type.value} changes what the lowest layer sees"
+    if reason := traits_of(model).cannot.get("reuse_frozen_layers"):
+        return f"an adapter of type {peft_type_name(model)} {reason}"
     if config.model_type not in LLAMA_LIKE:
         return f"the model is of type {config.model_type!r}, not one of {', '.join(LLAMA_LIKE)}"
     kinds = set(getattr(config, "layer_types", None) or [])

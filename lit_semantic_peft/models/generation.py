@@ -14,7 +14,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, PreTra
 from transformers.cache_utils import DynamicLayer
 
 from lit_semantic_peft.models.base import num_positions
-from lit_semantic_peft.models.objective import num_virtual_tokens
+from lit_semantic_peft.models.peft_traits import num_virtual_tokens, traits_of_forward
 
 
 @torch.no_grad()
@@ -82,11 +82,9 @@ def prompt_cache(model: PreTrainedModel | PeftModel) -> DynamicCache | None:
         The cache; None where the model keeps something else than keys and values of every position (a sliding window,
         a recurrent state, virtual tokens) or does not take positions.
     """
-    base = model
-    if isinstance(model, PeftModel):
-        base = model.get_base_model()
-        if model.active_peft_config.is_prompt_learning and not model._adapters_disabled:
-            return None
+    if "prompt_cache" in traits_of_forward(model).cannot:
+        return None
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not {"past_key_values", "position_ids"} <= inspect.signature(base.forward).parameters.keys():
         return None
     cache = DynamicCache(config=base.config)

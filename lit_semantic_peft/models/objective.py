@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from lit_semantic_peft.models.frozen_layers import FrozenLayers
+from lit_semantic_peft.models.peft_traits import num_virtual_tokens
 from lit_semantic_peft.tokens import IGNORE_INDEX, Batch
 
 
@@ -126,20 +127,6 @@ def weight_normalizer(loss_weight: Tensor, normalization: str) -> Tensor:
         float32 scalar.
     """
     return (loss_weight if normalization == "step_weights" else (loss_weight > 0).float()).sum()
-
-
-def num_virtual_tokens(model: nn.Module) -> int:
-    """Tokens that prompt- and p-tuning put before the input (prefixes and cartridges work through the cache instead).
-
-    Args:
-        model: A causal language model of transformers, or a `peft` model around one.
-    """
-    config = getattr(model, "active_peft_config", None)
-    if config is None or not config.is_prompt_learning or config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
-        return 0
-    if model._adapters_disabled:  # inside `disable_adapter()` the input goes to the base model as it is
-        return 0
-    return int(config.num_virtual_tokens)
 
 
 def _takes_logits_to_keep(model: nn.Module) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_folder
 from lit_semantic_peft.models import BaseModel, export_merged, load_adapter
-from lit_semantic_peft.models.adapters import base_of
+from lit_semantic_peft.models.export import base_of
 
 
 def export_run(

@@ -20,7 +20,7 @@ from lit_semantic_peft.tokens import IGNORE_INDEX, Batch
 class Online(Weighting):
     """Another weighting, of the distance (or likelihood) under the model as it is in this step.
 
-    The distance is `data.distance`, measured on the logits that the loss needs anyway, without the end token and
+    The distance is `data.selection.distance`, measured on the logits that the loss needs anyway, without the end token and
     without a gradient; weights are not normalised to mean 1 over the facts, which changes nothing under
     `normalization: step_weights` and lets steps of light facts move less under `step_count`. A distance that only has
     ranks (`Surprisal`) is ranked among the base model's values for the kept facts, so that a fact's weight does not
@@ -64,7 +64,7 @@ class Online(Weighting):
         if distance.needs_answers and not self.weighting.needs_nll:
             raise InputError(
                 f"`weighting` Online needs a distance of the step's own logits; {distance.name} needs generated "
-                "answers. Use another `data.distance`, or the weighting without Online."
+                "answers. Use another `data.selection.distance`, or the weighting without Online."
             )
         self.reference = torch.from_numpy(np.sort(base_distance)) if distance.is_rank_based else None
 

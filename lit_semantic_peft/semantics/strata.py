@@ -137,7 +137,7 @@ class StrataFilter(FactFilter):
     """Keeps the facts of some strata; the reason of a dropped fact is its stratum, as `highly_known`.
 
     Gekhman et al. find that `MaybeKnown` facts do most for what is fine-tuned and that `Unknown` ones are learned late
-    and teach to make things up. Cost: that of `Strata`, once; by `data.strata` with other settings.
+    and teach to make things up. Cost: that of `Strata`, once; by `data.selection.strata` with other settings.
 
     Args:
         keep_strata: The strata to keep, of `HighlyKnown`, `MaybeKnown`, `WeaklyKnown`, `Unknown`.
@@ -165,7 +165,7 @@ class StrataFilter(FactFilter):
     def select(self, facts: ScoredFacts) -> Selection:
         """Keeps the facts of the named strata; see `FactFilter.select`."""
         if len(facts.stratum) != len(facts):
-            raise InputError("StrataFilter needs the facts' strata; set `data.strata`.")
+            raise InputError("StrataFilter needs the facts' strata; set `data.selection.strata`.")
         kept = np.array([stratum in self.keep_strata for stratum in facts.stratum], dtype=np.bool_)
         return Selection(kept, tuple(None if one in self.keep_strata else _REASON[one] for one in facts.stratum))
 

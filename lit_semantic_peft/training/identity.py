@@ -13,15 +13,13 @@ from lit_semantic_peft.data.measures import identity
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import facts_key
 from lit_semantic_peft.files import content_key
+from lit_semantic_peft.models.peft_traits import OF_THE_TRAINING_ALONE, WRITTEN_BY_TRAINING
 from lit_semantic_peft.semantics import Online, Weighting
 
 # Entries of a PEFT configuration that say where it came from, or that training itself writes.
-_NOT_OF_THE_TRAINING = {"base_model_name_or_path", "inference_mode", "peft_version", "rank_pattern", "revision"}
-# Others that, like dropout, do not change what trained tensors mean: where they start, and AdaLoRA's course.
-_OF_THE_TRAINING_ALONE = {
-    f"peft_config.{name}"
-    for name in ("init_lora_weights", "total_step", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight")
-}
+_NOT_OF_THE_TRAINING = {"base_model_name_or_path", "inference_mode", "peft_version", "revision", *WRITTEN_BY_TRAINING}
+# Others that, like dropout, do not change what trained tensors mean.
+_OF_THE_TRAINING_ALONE = {f"peft_config.{name}" for name in OF_THE_TRAINING_ALONE}
 
 
 class FreshCallback(Callback):

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from peft import LoraConfig, PeftConfig, PeftModel, PeftType
+from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
@@ -35,13 +35,8 @@ from lit_semantic_peft.models import (
     frozen_layers_obstacle,
     load_adapter,
     load_adapter_state_dict,
+    traits_of,
     weight_normalizer,
-)
-from lit_semantic_peft.models.adapters import (
-    load_rank_budget_state,
-    orthogonality_penalty,
-    rank_budget_state,
-    update_rank_budget,
 )
 from lit_semantic_peft.models.compiled import compile_layers, eagerly
 from lit_semantic_peft.semantics.online import Online, nll_and_online_weight
@@ -58,7 +53,6 @@ Normalization = Literal["step_weights", "step_count"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 _CHECKPOINT_KEY = "lit_semantic_peft"
-_THROUGH_THE_CACHE = (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE)
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 # Settings of an optimizer that decide how a step is computed, not what it is.
 _SPEED = {"foreach", "fused", "capturable", "differentiable"}
@@ -222,10 +216,10 @@ class SemanticPeftModule(LightningModule):
         return model.train()  # Lightning keeps the modes that it finds; dropout belongs to training
 
     def _load(self) -> PeftModel:
-        if self.gradient_checkpointing and self.peft_config.peft_type in _THROUGH_THE_CACHE:
+        if self.gradient_checkpointing and (reason := traits_of(self.peft_config).cannot.get("gradient_checkpointing")):
             raise InputError(
-                f"`gradient_checkpointing` cannot be used with {type(self.peft_config).__name__}, which works through "
-                "the cache that checkpointed layers do not have. Leave it out."
+                f"`gradient_checkpointing` cannot be used with {type(self.peft_config).__name__}, which {reason}. "
+                "Leave it out."
             )
         base = self.base_model.load()
         if self.adapter:
@@ -279,8 +273,8 @@ class SemanticPeftModule(LightningModule):
             )
         retained = _retained(data.prepared, self.retain_known) if self.retain_weight else []
         data.retain(retained)
-        if stage == "fit" and str(self.peft_config.peft_type.value) == "ADALORA":
-            refuse_loss_scaling(self.trainer, "peft_config: AdaLoraConfig")
+        if stage == "fit" and "loss_scaling" in traits_of(self.peft_config).cannot:
+            refuse_loss_scaling(self.trainer, f"peft_config: {type(self.peft_config).__name__}")
         if stage == "fit" and self.retain_weight:
             refuse_loss_scaling(self.trainer, "retain_weight")
             if retained or not self.retain_known:
@@ -303,8 +297,8 @@ class SemanticPeftModule(LightningModule):
         if precision in ("bf16-true", "16-true"):
             raise InputError(
                 f"`trainer.precision: {precision}` would train the adapter itself in half precision, where small steps "
-                "are lost. Use `32-true` with `base_model.dtype: bfloat16` for a bfloat16 base under a float32 adapter, "
-                "and `bf16-mixed` for products in bfloat16."
+                "are lost. Use `32-true` with `model.base_model.dtype: bfloat16` for a bfloat16 base under a float32 "
+                "adapter, and `bf16-mixed` for products in bfloat16."
             )
         if precision not in _PRECISIONS:
             raise InputError(f"`trainer.precision` must be one of {', '.join(_PRECISIONS)}, got {precision}")
@@ -314,7 +308,7 @@ class SemanticPeftModule(LightningModule):
     def on_fit_start(self) -> None:
         """Decides whether the frozen layers' outputs are kept, and goes on with the rank budget of a resumed run."""
         self._frozen = self._frozen_layers()
-        load_rank_budget_state(self.model, self._rank_budget)
+        traits_of(self.model).load_extra_state(self.model, self._rank_budget)
 
     def on_fit_end(self) -> None:
         """Lets go of the frozen layers' outputs."""
@@ -405,7 +399,7 @@ class SemanticPeftModule(LightningModule):
         factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / normalizer if normalizer else 0.0
         gradients = [parameter.grad for parameter in self._trained_parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, factor)
-        self._add_orthogonality_gradient()
+        self._add_penalty_of_the_adapter()
         self._add_retain_gradient()
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         self.log("train/grad_norm", norm, on_step=True, batch_size=1)
@@ -430,9 +424,9 @@ class SemanticPeftModule(LightningModule):
         optimizer: Optimizer | Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Steps; then lets AdaLoRA move its rank budget, which it does between the step and zero_grad."""
+        """Steps; then lets the adapter do what its type does between the step and zero_grad."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        update_rank_budget(self.model, self.global_step)
+        traits_of(self.model).after_optimizer_step(self.model, self.global_step)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the adapter's parameters, and a schedule with warm-up over all optimizer steps."""
@@ -504,9 +498,9 @@ class SemanticPeftModule(LightningModule):
     def _trained_parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    def _add_orthogonality_gradient(self) -> None:
+    def _add_penalty_of_the_adapter(self) -> None:
         # Independent of the facts, so it is added to the finished gradient instead of being normalised with them.
-        penalty = orthogonality_penalty(self.model)
+        penalty = traits_of(self.model).penalty(self.model)
         if penalty is None:
             return
         parameters = self._trained_parameters()
@@ -678,7 +672,7 @@ class SemanticPeftModule(LightningModule):
             **self._identity(),
             "dynamics": self.dynamics.state_dict(),
             "epoch_loss": self.epoch_loss.state_dict(),
-            "rank_budget": rank_budget_state(self.model),
+            "rank_budget": traits_of(self.model).extra_state(self.model),
             "rng": from_all_ranks(rng_state),
         }
 

@@ -40,7 +40,7 @@ def settings(tiny_model, facts_file) -> list[str]:
     return [
         f"--model.base_model={tiny_model}",
         f"--data.facts={facts_file}",
-        "--data.micro_batch_size=4",
+        "--data.batches.micro_batch_size=4",
         "--trainer.max_epochs=2",
         "--trainer.accelerator=cpu",
         "--trainer.devices=1",
@@ -362,7 +362,7 @@ def test_the_dashboard_recipe_names_what_is_logged(settings):
     in_rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     documented = {key for cell in in_rows for key in re.findall(r"`([^`]+)`", cell)}
     dropping = [
-        '--data.filters=[{"class_path": "lit_semantic_peft.semantics.RandomFilter", "init_args": {"keep": 0.5}}]',
+        '--data.selection.filters=[{"class_path": "lit_semantic_peft.semantics.RandomFilter", "init_args": {"keep": 0.5}}]',
         "--interference.num_facts=4",
     ]
     assert fit_with_wandb([*settings, *dropping], "runs/all") == 0

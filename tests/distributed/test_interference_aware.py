@@ -13,8 +13,7 @@ from safetensors.numpy import load_file
 
 from distributed.test_two_processes import EXPERIMENTS, fit
 from fixtures.processes import run_group
-from fixtures.training import with_retained
-from fixtures.trajectory import train
+from fixtures.training import fit_ramped, with_retained
 
 pytestmark = pytest.mark.distributed
 
@@ -31,7 +30,7 @@ def settings(tiny_model, facts_file) -> list[str]:
         "--interference.num_facts=0",
         "--data.evaluation.probes=[]",
         "--data.evaluation.retention=false",
-        "--data.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
+        "--data.selection.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
     ]
 
 
@@ -57,9 +56,9 @@ def test_two_processes_equal_one(settings):
         "--model.retain_batch_size=3",
         f"--trainer.callbacks={json.dumps(callbacks)}",
     ]
-    one_process = ["--trainer.devices=1", "--trainer.strategy=auto", "--data.micro_batch_size=8"]
+    one_process = ["--trainer.devices=1", "--trainer.strategy=auto", "--data.batches.micro_batch_size=8"]
     fit(*options, *one_process, "--trainer.default_root_dir=runs/one")
-    fit(*options, "--data.micro_batch_size=4", "--trainer.default_root_dir=runs/two")
+    fit(*options, "--data.batches.micro_batch_size=4", "--trainer.default_root_dir=runs/two")
     left, right = (load_file(f"runs/{name}/adapter/adapter_model.safetensors") for name in ("one", "two"))
     assert left.keys() == right.keys()
     for key in left:
@@ -82,7 +81,8 @@ class Matrices(Callback):
 def _matrices(tiny_model, facts_file, world_size):
     callback, monitor = Matrices(), InterferenceMonitor(num_facts=5)
     size = 4 // world_size  # the same optimizer steps, so that the adapter is the same at the end
-    train(tiny_model, facts_file, micro_batch_size=size, callbacks=[callback, monitor], world_size=world_size)
+    trainer = {"devices": world_size, "strategy": "ddp"} if world_size > 1 else {}
+    fit_ramped(tiny_model, facts_file, micro_batch_size=size, callbacks=[callback, monitor], trainer=trainer)
     return {**callback.of, "monitor": monitor.latest.compute()["gradient_dot"]}
 
 

@@ -1,58 +1,52 @@
 """One, two and three real processes: one trajectory. All cases of a group size run inside one group."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from lit_semantic_peft.callbacks import InterferenceMonitor
-from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.data import module as data_module
 from lit_semantic_peft.semantics import RandomFilter
 from lit_semantic_peft.tokens import IGNORE_INDEX
 
 from fixtures.processes import run_group
-from fixtures.trajectory import Ramp, Run, assert_same_trajectory, train
+from fixtures.training import Ramp, Run, Trajectory, assert_same_trajectory, build_data, fit_ramped
 
 pytestmark = pytest.mark.distributed
 
 # Facts per optimizer step are micro-batch × accumulation × processes: 8 of 12 facts for two (a partial window of 4),
 # 6 of 11 for three (a partial window of 5, which leaves one rank a fact less).
+STEP_COUNT = {"normalization": "step_count"}
+SGD = {"optimizer": partial(torch.optim.SGD, lr=1e-2)}
+ELEVEN = {"num_facts": 11}
 CASES = {
     2: {
         "2 × 4×1": {"micro_batch_size": 4},
         "2 × 2×2": {"micro_batch_size": 2, "accumulate": 2},
         "2 × 1×4": {"micro_batch_size": 1, "accumulate": 4},
-        "2 × 1×4, step_count": {"micro_batch_size": 1, "accumulate": 4, "normalization": "step_count"},
-        "2 × 4×1, SGD": {"micro_batch_size": 4, "optimizer": torch.optim.SGD},
-        "2 × 2×2, checkpointing": {"micro_batch_size": 2, "accumulate": 2, "gradient_checkpointing": True},
+        "2 × 1×4, step_count": {"micro_batch_size": 1, "accumulate": 4, "model": STEP_COUNT},
+        "2 × 4×1, SGD": {"micro_batch_size": 4, "model": SGD},
+        "2 × 2×2, checkpointing": {"micro_batch_size": 2, "accumulate": 2, "checkpointing": True},
         "2 × 2×2, monitor": {"micro_batch_size": 2, "accumulate": 2, "monitor": True},
-        "2 × 1×4, zeros": {"micro_batch_size": 1, "accumulate": 4, "weighting": Ramp(7)},
+        "2 × 1×4, zeros": {"micro_batch_size": 1, "accumulate": 4, "data": {"weighting": Ramp(7)}},
         "2 × 1×4, three facts come later": {
             "micro_batch_size": 1,
             "accumulate": 4,
-            "filters": [RandomFilter(0.75)],
-            "deferred_from_epoch": 1,
+            "data": {"filters": [RandomFilter(0.75)], "deferred_from_epoch": 1},
         },
         "2 × 4×1, a rank without weight": {"micro_batch_size": 4, "empty": "weight"},
         "2 × 4×1, a rank without target": {"micro_batch_size": 4, "empty": "target"},
     },
     3: {
-        "3 × 2×1": {"micro_batch_size": 2, "num_facts": 11},
-        "3 × 1×2": {"micro_batch_size": 1, "accumulate": 2, "num_facts": 11},
-        "3 × 1×2, step_count": {
-            "micro_batch_size": 1,
-            "accumulate": 2,
-            "num_facts": 11,
-            "normalization": "step_count",
-        },
+        "3 × 2×1": {"micro_batch_size": 2, "data": ELEVEN},
+        "3 × 1×2": {"micro_batch_size": 1, "accumulate": 2, "data": ELEVEN},
+        "3 × 1×2, step_count": {"micro_batch_size": 1, "accumulate": 2, "data": ELEVEN, "model": STEP_COUNT},
     },
 }
-REFERENCES = {
-    2: {"micro_batch_size": 8},
-    3: {"micro_batch_size": 6, "num_facts": 11},
-}
+FACTS_IN_A_STEP = {2: 8, 3: 6}
 
 
 def without_weight(batch):
@@ -63,10 +57,15 @@ def without_target(batch):
     return replace(without_weight(batch), labels=torch.full_like(batch.labels, IGNORE_INDEX))
 
 
-def run_case(tiny_model, facts_file, folder, *, monitor=False, empty=None, **settings) -> Run:
+def run_case(
+    tiny_model, facts_file, folder, *, world_size=1, monitor=False, checkpointing=False, empty=None, **settings
+) -> Run:
     """A run; with `empty`, nothing of what rank 1 (or, in one process, every second fact of a step) sees counts."""
     settings["callbacks"] = [InterferenceMonitor(num_facts=5, every_n_epochs=1)] if monitor else []
-    dataset = data_module._FactBatches
+    settings["model"] = {"gradient_checkpointing": checkpointing, **settings.get("model", {})}
+    settings["trainer"] = {"default_root_dir": folder, "devices": world_size}
+    settings["trainer"] |= {"strategy": "ddp"} if world_size > 1 else {}
+    dataset = data_module.FactBatches
     if empty is not None:
         change = without_weight if empty == "weight" else without_target
 
@@ -80,11 +79,11 @@ def run_case(tiny_model, facts_file, folder, *, monitor=False, empty=None, **set
                     return replace(batch, loss_weight=batch.loss_weight.masked_fill(every_second, 0.0))
                 return change(batch) if dist.get_rank() == 1 else batch
 
-        data_module._FactBatches = Emptied
+        data_module.FactBatches = Emptied
     try:
-        return train(tiny_model, facts_file, folder=folder, **settings)
+        return fit_ramped(tiny_model, facts_file, **settings)
     finally:
-        data_module._FactBatches = dataset
+        data_module.FactBatches = dataset
 
 
 def work(world_size: int, tiny_model: Path, facts_file: Path, folder: Path) -> None:
@@ -115,17 +114,17 @@ def test_every_case_is_the_trajectory_of_one_process(group, tiny_model):
     torch.set_num_threads(1)  # as in the group: the number of threads changes the last bits
     references = {}
     for name, settings in CASES[world_size].items():
-        cut = ("micro_batch_size", "accumulate", "gradient_checkpointing", "monitor", "num_facts")
+        cut = ("micro_batch_size", "accumulate", "checkpointing", "monitor")
         kind = {key: value for key, value in settings.items() if key not in cut}
         key = repr({**kind, "empty": "empty" in kind})
         if key not in references:
-            references[key] = run_case(tiny_model, facts_file, None, **REFERENCES[world_size], **kind)
+            size = FACTS_IN_A_STEP[world_size]
+            references[key] = run_case(tiny_model, facts_file, None, micro_batch_size=size, **kind)
         reference = references[key]
         assert len(reference.losses) == 4
         for rank in ranks:
             found = rank[name]
-            run = Run(None, None, found["losses"], found["norms"], found["adapter"])
-            assert_same_trajectory(reference, run)
+            assert_same_trajectory(reference, Trajectory(found["losses"], found["norms"], found["adapter"]))
             # The same facts are kept, from the same scores to the last bit, whoever scored them.
             assert found["kept"] == reference.data.prepared.kept_index
             assert found["scores"].tolist() == reference.data.prepared.scored.distance.tolist()
@@ -152,4 +151,4 @@ def test_the_ranks_repeat_facts_in_validation(tiny_model, facts_file):
     ]
     assert sorted(set(seen)) == list(range(12))
     assert len(seen) > 12
-    assert KnowledgeDataModule(facts=str(facts_file), base_model=str(tiny_model)).eval_batch_size == 64
+    assert build_data(tiny_model, facts_file).eval_batch_size == 64

@@ -2,49 +2,36 @@
 
 import time
 
-import lit_semantic_peft.data.module as data_module
+import lit_semantic_peft.data.scoring as scoring
+import lit_semantic_peft.models.base as base
 import pytest
-from lightning.pytorch import Trainer
 from lit_semantic_peft.callbacks import FactReport, fact_report
-from lit_semantic_peft.data import KnowledgeDataModule
-from lit_semantic_peft.evaluation import EvaluationPlan
 from lit_semantic_peft.reports import RunFolder, build_report
 from lit_semantic_peft.reports.summary import total_seconds
-from lit_semantic_peft.training import SemanticPeftModule
 
-from fixtures.training import fit
+from fixtures.training import ONLY_FACTS, build, fit
 
 
 def run(tiny_model, facts_file, folder, *stages: str, **settings: str) -> float:
     """Fits or tests in a run folder, and says how long the user waited."""
-    data = KnowledgeDataModule(
-        facts=str(facts_file),
-        base_model=str(tiny_model),
-        evaluation=EvaluationPlan(probes=[], retention=False),
-        cache_dir=str(folder / "cache"),
-    )
-    module = SemanticPeftModule(base_model=str(tiny_model))
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    parts = build(
+        tiny_model,
+        facts_file,
+        data={"evaluation": ONLY_FACTS, "cache_dir": str(folder / "cache")},
+        trainer={"max_epochs": 1, "limit_val_batches": None, "default_root_dir": folder / "run", **settings},
         callbacks=[FactReport(show_summary=False)],
-        default_root_dir=folder / "run",
-        **settings,
     )
     begun = time.monotonic()
     for stage in stages:
-        getattr(trainer, stage)(module, datamodule=data, **({"verbose": False} if stage == "test" else {}))
+        options = {"verbose": False} if stage == "test" else {}
+        getattr(parts.trainer, stage)(parts.module, datamodule=parts.data, **options)
     return time.monotonic() - begun
 
 
 def test_the_parts_add_up_and_scoring_is_one(tiny_model, facts_file, tmp_path, monkeypatch):
-    score, find = data_module.score_facts, data_module.resolve_base_model
-    monkeypatch.setattr(data_module, "score_facts", lambda *a, **k: time.sleep(1.0) or score(*a, **k))
-    monkeypatch.setattr(data_module, "resolve_base_model", lambda *a: time.sleep(0.3) or find(*a))
+    score, find = scoring.score_facts, base.find_base_model
+    monkeypatch.setattr(scoring, "score_facts", lambda *a, **k: time.sleep(1.0) or score(*a, **k))
+    monkeypatch.setattr(base, "find_base_model", lambda *a: time.sleep(0.3) or find(*a))
     reports = []
 
     def timed(folder):

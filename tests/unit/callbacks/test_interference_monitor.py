@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lit_semantic_peft.callbacks import AdapterExport, FactReport, InterferenceMonitor, interference_monitor
-from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference import (
     fact_log_probability,
@@ -24,7 +23,7 @@ from lit_semantic_peft.models import adapter_state_dict
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.reports.tables import read_interference
 from lit_semantic_peft.semantics import Proximity, Surprisal
-from lit_semantic_peft.training import SemanticPeftModule, fact_sample
+from lit_semantic_peft.training.interference_aware import fact_sample
 from peft import LoraConfig
 
 from fixtures.training import fit
@@ -46,34 +45,26 @@ def run(
     before=(),
     data=None,
 ):
-    seed_everything(0, verbose=False)
-    data_module = KnowledgeDataModule(
-        facts=str(facts_file), base_model=str(tiny_model), micro_batch_size=4, **(data or {})
-    )
-    module = SemanticPeftModule(
-        base_model=str(tiny_model),
-        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.2),
-        optimizer=partial(torch.optim.AdamW, lr=1e-2),
-        schedule="constant",
-        warmup_ratio=0.0,
-    )
-    trainer = Trainer(
-        max_epochs=epochs,
-        min_epochs=min_epochs,
-        max_steps=max_steps,
-        accumulate_grad_batches=2,
-        accelerator="cpu",
-        logger=loggers,
-        log_every_n_steps=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.2)
+    done = fit(
+        tiny_model,
+        facts_file,
+        model={"peft_config": lora},
+        data=data,
+        trainer={
+            "max_epochs": epochs,
+            "min_epochs": min_epochs,
+            "max_steps": max_steps,
+            "accumulate_grad_batches": 2,
+            "limit_val_batches": None,
+            "logger": loggers,
+            "log_every_n_steps": 1,
+            "default_root_dir": folder,
+        },
         callbacks=[*before, *([monitor] if monitor else [])],
+        ckpt_path=resume,
     )
-    trainer.fit(module, datamodule=data_module, ckpt_path=resume)
-    return trainer, module
+    return done.trainer, done.module
 
 
 def steps_of(monitor):

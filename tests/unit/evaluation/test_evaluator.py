@@ -226,7 +226,7 @@ def test_a_conclusion_counts_where_all_that_it_needs_was_learned(encoder, unlear
     comparisons = [Comparison(question, answer(question), answer(question)) for question in questions]
     scores = measure_scores(comparisons, torch.zeros(len(CONCLUSIONS), dtype=torch.bool)).per_fact
     for side in ("before", "after"):
-        for of_side in (f"_{side}", f"_recalled_{side}"):
+        for of_side in (f"_{side}", f"_teacher_forced_{side}"):
             assert scores[f"portability{of_side}"].tolist() == portability
             assert scores[f"portability_of_learned{of_side}"].tolist() == pytest.approx(of_learned, nan_ok=True)
 

@@ -6,18 +6,19 @@ import torch
 from architectures import ADAPTERS, gpt2, llama, trained
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import (
+    BaseModel,
     BaseModelSource,
     adapter_state_dict,
-    adapters,
+    attach,
     attach_adapter,
     export_adapter,
     export_merged,
     load_adapter,
     load_adapter_state_dict,
-    load_base_model,
-    resolve_base_model,
 )
-from lit_semantic_peft.models.adapters import BASE_FILE, linear_module_names, orthogonality_penalty
+from lit_semantic_peft.models.attach import linear_module_names
+from lit_semantic_peft.models.export import BASE_FILE
+from lit_semantic_peft.models.peft_traits import traits_of
 from lit_semantic_peft.reports.export import export_run
 from peft import AdaLoraConfig, IA3Config, KasaConfig, LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -70,7 +71,7 @@ def test_what_no_checkpoint_would_hold_is_not_trained(monkeypatch):
         state = adapter_state_dict(model)
         return {name: value for name, value in state.items() if "1.self_attn.q_proj.lora_A" not in name}
 
-    monkeypatch.setattr(adapters, "adapter_state_dict", without_one)
+    monkeypatch.setattr(attach, "adapter_state_dict", without_one)
     with pytest.raises(InputError, match=r"trains .*1\.self_attn\.q_proj\.lora_A.*neither saves nor exports"):
         attach_adapter(llama(), WEIGHT_ADAPTERS["lora"]())
 
@@ -333,7 +334,7 @@ def test_virtual_tokens_cannot_be_merged(name, kind, tmp_path):
 
 def test_orthogonality_penalty_is_what_peft_adds_itself():
     model = trained(llama(), WEIGHT_ADAPTERS["adalora"]())
-    penalty = orthogonality_penalty(model)
+    penalty = traits_of(model).penalty(model)
     labels = INPUT_IDS.clone()
     with_penalty = model(input_ids=INPUT_IDS, labels=labels).loss
     without = model.base_model.model(input_ids=INPUT_IDS, labels=labels).loss
@@ -344,19 +345,21 @@ def test_orthogonality_penalty_is_what_peft_adds_itself():
 
 
 def test_other_adapters_have_no_orthogonality_penalty():
-    assert orthogonality_penalty(trained(llama(), WEIGHT_ADAPTERS["lora"]())) is None
+    lora = trained(llama(), WEIGHT_ADAPTERS["lora"]())
+    assert traits_of(lora).penalty(lora) is None
     config = WEIGHT_ADAPTERS["adalora"]()
     config.orth_reg_weight = 0.0
-    assert orthogonality_penalty(attach_adapter(llama(), config)) is None
+    without = attach_adapter(llama(), config)
+    assert traits_of(without).penalty(without) is None
 
 
 def test_a_run_is_merged_into_the_commit_that_it_was_trained_on(tmp_path, monkeypatch):
     commits = {name: save_tiny_model(tmp_path / name, seed) for seed, name in enumerate(("moved", "trained"))}
     branches = {None: commits["moved"], "stable": commits["trained"], **commits}
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision, allow_patterns: branches[revision])
-    source = resolve_base_model("Somebody/Some-Base", "stable")
-    model = trained(load_base_model(source), WEIGHT_ADAPTERS["lora"]())
-    export_adapter(model, tmp_path / "adapter", source)
+    base = BaseModel("Somebody/Some-Base", "stable")
+    model = trained(base.load(), WEIGHT_ADAPTERS["lora"]())
+    export_adapter(model, tmp_path / "adapter", base.source)
     export_run(tmp_path / "adapter", tmp_path / "merged", merge=True)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(merged), logits(model))

@@ -14,19 +14,25 @@ from peft import LoraConfig
 from torch._dynamo.utils import counters
 
 from fixtures.tiny import tiny_llama
-from fixtures.training import ONLY_FACTS, assert_same_adapter, fit, is_same_adapter
-from fixtures.trajectory import assert_same_trajectory, train
+from fixtures.training import (
+    ONLY_FACTS,
+    assert_same_adapter,
+    assert_same_trajectory,
+    fit,
+    fit_ramped,
+    is_same_adapter,
+)
 
 
 @pytest.mark.long
 def test_a_compiled_run_is_the_same_run(tiny_model, facts_file, tmp_path, caplog):
     """Watched by the monitor, whose hooks compiled code would not call; batches of several lengths."""
     caplog.set_level(logging.INFO, "lit_semantic_peft")
-    settings = {"micro_batch_size": 4, "folder": str(tmp_path)}
-    ordinary = train(tiny_model, facts_file, **settings)
+    trainer = {"default_root_dir": tmp_path}
+    ordinary = fit_ramped(tiny_model, facts_file, trainer=trainer)
     counters.clear()
     monitor = InterferenceMonitor(num_facts=4, every_n_epochs=1)
-    compiled = train(tiny_model, facts_file, compile=True, callbacks=[monitor], **settings)
+    compiled = fit_ramped(tiny_model, facts_file, model={"compile": True}, trainer=trainer, callbacks=[monitor])
     assert 0 < counters["stats"]["unique_graphs"] <= 6  # one set for both layers and all lengths, not one for each
     assert_same_trajectory(ordinary, compiled)  # names of the adapter's tensors among them
     assert [record.epoch for record in monitor.records] == [0, 1, 2]
@@ -43,11 +49,11 @@ def test_a_compiled_run_goes_on_from_a_checkpoint(tiny_model, facts_file, tmp_pa
     settings = {"model": {"compile": True}, "data": {"evaluation": ONLY_FACTS}}
     torch.compiler.reset()  # what another test has compiled would be used again
     counters.clear()
-    whole, _ = fit(tiny_model, facts_file, **settings)
+    whole = fit(tiny_model, facts_file, **settings).module
     assert counters["stats"]["unique_graphs"] > 0
-    half, _ = fit(tiny_model, facts_file, trainer={"max_epochs": 1}, **settings)
+    half = fit(tiny_model, facts_file, trainer={"max_epochs": 1}, **settings).module
     half.trainer.save_checkpoint(tmp_path / "half.ckpt")
-    resumed, _ = fit(tiny_model, facts_file, ckpt_path=str(tmp_path / "half.ckpt"), **settings)
+    resumed = fit(tiny_model, facts_file, ckpt_path=str(tmp_path / "half.ckpt"), **settings).module
     assert not is_same_adapter(half, resumed)
     assert_same_adapter(whole, resumed)
 

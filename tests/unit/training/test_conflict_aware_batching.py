@@ -95,7 +95,8 @@ def test_the_two_sides_are_parted_or_joined(tiny_model, contradiction, mode, num
     contradiction.write_text("\n".join([*rows, rows[3].replace('"one"', '"two"')]) + "\n", encoding="utf-8")
     callback = Plans(mode)
     data = {**CONTRADICTING, "num_facts": 4, "micro_batch_size": 2}
-    module, logged = fit(tiny_model, contradiction, data=data, callbacks=[callback], trainer={"max_epochs": 12})
+    logged = fit(tiny_model, contradiction, data=data, callbacks=[callback], trainer={"max_epochs": 12})
+    module = logged.module
     side = [fact.target for fact in module.data.prepared.facts]
     assert sorted(side) == ["Lund", "Lund", "Paris", "Paris"]
     last = logged.facts[-2:]
@@ -114,14 +115,14 @@ def test_it_does_not_depend_on_how_a_step_is_cut_up(tiny_model, facts_file):
             data={"micro_batch_size": micro_batch_size},
             trainer={"accumulate_grad_batches": accumulate, "max_epochs": 4},
             callbacks=[ConflictAwareBatching(threshold=0.0)],
-        )[0]
+        ).module
 
     assert_same_adapter(run(8, 1), run(2, 4), tolerance=1e-4)
 
 
 def test_the_first_epoch_is_the_plain_one_and_later_ones_are_not(tiny_model, facts_file):
-    plain = fit(tiny_model, facts_file, trainer={"max_epochs": 3})[1].facts
-    aware = fit(tiny_model, facts_file, trainer={"max_epochs": 3}, callbacks=[ConflictAwareBatching()])[1].facts
+    plain = fit(tiny_model, facts_file, trainer={"max_epochs": 3}).facts
+    aware = fit(tiny_model, facts_file, trainer={"max_epochs": 3}, callbacks=[ConflictAwareBatching()]).facts
     assert plain[:3] == aware[:3]
     assert [sorted(step) for step in plain[3:]] != [sorted(step) for step in aware[3:]]
 
@@ -131,11 +132,11 @@ def test_an_interrupted_run_goes_on_with_its_plan(tiny_model, facts_file, tmp_pa
         callback = ConflictAwareBatching(every_n_epochs=2)
         return fit(tiny_model, facts_file, callbacks=[callback], trainer={"max_epochs": epochs}, ckpt_path=ckpt_path)
 
-    run(3)[0].trainer.save_checkpoint(tmp_path / "half.ckpt")
+    run(3).trainer.save_checkpoint(tmp_path / "half.ckpt")
     whole, rest = run(4), run(4, str(tmp_path / "half.ckpt"))
-    assert whole[1].facts[-3:] == rest[1].facts[-3:]
-    assert torch.equal(whole[0].trainer.callbacks[0].severity, rest[0].trainer.callbacks[0].severity)
-    assert_same_adapter(whole[0], rest[0])
+    assert whole.facts[-3:] == rest.facts[-3:]
+    assert torch.equal(whole.trainer.callbacks[0].severity, rest.trainer.callbacks[0].severity)
+    assert_same_adapter(whole.module, rest.module)
 
 
 @pytest.mark.parametrize(

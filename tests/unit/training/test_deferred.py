@@ -39,7 +39,8 @@ class Rates(Callback):
 
 
 def test_each_epoch_has_its_facts_once(tiny_model, facts_file):
-    module, steps = fit(tiny_model, facts_file, data=LATE, trainer=FOUR_EPOCHS)
+    steps = fit(tiny_model, facts_file, data=LATE, trainer=FOUR_EPOCHS)
+    module = steps.module
     kept = module.data.prepared.kept_index
     assert len(kept) == 6
     # 6 facts are a step of 4 and one of 2; 12 facts are three steps of 4
@@ -55,22 +56,24 @@ def test_each_epoch_has_its_facts_once(tiny_model, facts_file):
 
 
 def test_before_that_epoch_it_is_the_run_without(tiny_model, facts_file):
-    plain = fit(tiny_model, facts_file, data={"filters": LATE["filters"]})[1].of("train/loss")
-    late = fit(tiny_model, facts_file, data=LATE, trainer={"max_steps": 5, "max_epochs": -1})[1].of("train/loss")
+    plain = fit(tiny_model, facts_file, data={"filters": LATE["filters"]}).of("train/loss")
+    late = fit(tiny_model, facts_file, data=LATE, trainer={"max_steps": 5, "max_epochs": -1}).of("train/loss")
     assert len(plain) == 4
     assert late[:4] == plain
 
 
 def test_a_deferred_run_in_which_nothing_was_dropped_is_the_plain_run(tiny_model, facts_file):
-    plain = fit(tiny_model, facts_file, trainer=FOUR_EPOCHS)[0]
-    assert is_same_adapter(plain, fit(tiny_model, facts_file, data={"deferred_from_epoch": 2}, trainer=FOUR_EPOCHS)[0])
+    plain = fit(tiny_model, facts_file, trainer=FOUR_EPOCHS).module
+    assert is_same_adapter(
+        plain, fit(tiny_model, facts_file, data={"deferred_from_epoch": 2}, trainer=FOUR_EPOCHS).module
+    )
 
 
 @pytest.mark.parametrize("weighting", [Remoteness(gamma=8.0), Scheduled(Proximity(4.0), Remoteness(8.0))])
 def test_weights_are_those_of_the_facts_of_the_epoch(tiny_model, facts_file, weighting):
     rates = Rates()
     data = {**LATE, "weighting": weighting}
-    module, _ = fit(tiny_model, facts_file, data=data, trainer=FOUR_EPOCHS, callbacks=[rates])
+    module = fit(tiny_model, facts_file, data=data, trainer=FOUR_EPOCHS, callbacks=[rates]).module
     prepared = module.data.prepared
     distance = torch.tensor(prepared.scored.distance)
     for number, batch in enumerate(rates.weights):
@@ -89,7 +92,7 @@ def test_weights_are_those_of_the_facts_of_the_epoch(tiny_model, facts_file, wei
 def test_the_schedule_ends_with_the_last_step(tiny_model, facts_file):
     rates = Rates()
     model = {"schedule": "linear", "warmup_ratio": 0.0}
-    module, _ = fit(tiny_model, facts_file, data=LATE, model=model, trainer=FOUR_EPOCHS, callbacks=[rates])
+    module = fit(tiny_model, facts_file, data=LATE, model=model, trainer=FOUR_EPOCHS, callbacks=[rates]).module
     assert module.num_optimizer_steps == module.global_step == 10
     np.testing.assert_allclose(rates.rates, 1e-2 * (1 - np.arange(10) / 10))
 
@@ -102,7 +105,7 @@ def test_it_does_not_depend_on_how_a_step_is_cut_up(tiny_model, facts_file, weig
             facts_file,
             data={**LATE, "weighting": weighting, "micro_batch_size": micro_batch_size},
             trainer={**FOUR_EPOCHS, "accumulate_grad_batches": accumulate},
-        )[0]
+        ).module
 
     whole = run(4, 1)
     assert_same_adapter(whole, run(1, 4))
@@ -125,15 +128,16 @@ def test_an_interrupted_run_goes_on_to_the_last_bit(tiny_model, facts_file, tmp_
         "model": {"schedule": "cosine", "warmup_ratio": 0.2},
         "trainer": FOUR_EPOCHS,
     }
-    whole = fit(tiny_model, facts_file, callbacks=[Save()], **settings)[0]
-    resumed, steps = fit(tiny_model, facts_file, ckpt_path=str(tmp_path / "half.ckpt"), **settings)
+    whole = fit(tiny_model, facts_file, callbacks=[Save()], **settings).module
+    steps = fit(tiny_model, facts_file, ckpt_path=str(tmp_path / "half.ckpt"), **settings)
+    resumed = steps.module
     assert resumed.global_step == 10
     assert sum(map(len, steps.facts)) == 36 - sum([4, 2, 4, 2, 4, 4, 4, 4, 4, 4][:step])
     assert is_same_adapter(whole, resumed)
 
 
 def test_a_checkpoint_of_another_epoch_is_refused(tiny_model, facts_file, tmp_path):
-    module, _ = fit(tiny_model, facts_file, data=LATE, trainer={"max_steps": 5, "max_epochs": 4})
+    module = fit(tiny_model, facts_file, data=LATE, trainer={"max_steps": 5, "max_epochs": 4}).module
     module.trainer.save_checkpoint(tmp_path / "half.ckpt")
     with pytest.raises(InputError, match="`deferred_from_epoch`: 2 in the checkpoint, 3 here"):
         fit(
@@ -148,7 +152,7 @@ def test_a_checkpoint_of_another_epoch_is_refused(tiny_model, facts_file, tmp_pa
 def test_methods_that_sample_facts_take_the_late_ones_when_they_are_trained(tiny_model, facts_file):
     weighting = InterferenceWeighting(beta=0, every_n_steps=2, num_facts=12)
     batching = ConflictAwareBatching(num_facts=12)
-    _, steps = fit(tiny_model, facts_file, data=LATE, trainer=FOUR_EPOCHS, callbacks=[weighting, batching])
+    steps = fit(tiny_model, facts_file, data=LATE, trainer=FOUR_EPOCHS, callbacks=[weighting, batching])
     assert sorted(chain(*steps.facts[4:7])) == list(range(12))
     assert batching.sample == list(range(12))
     assert (weighting.factor != 1).all()
@@ -176,7 +180,7 @@ def test_the_monitor_samples_the_facts_of_the_epoch(tiny_model, facts_file, tmp_
 def test_frozen_layers_have_room_for_the_late_facts(tiny_model, facts_file):
     def run(reuse):
         model = {"peft_config": LoraConfig(r=4, target_modules=r".*layers\.1\..*_proj"), "reuse_frozen_layers": reuse}
-        return fit(tiny_model, facts_file, data=LATE, model=model, trainer=FOUR_EPOCHS)[0]
+        return fit(tiny_model, facts_file, data=LATE, model=model, trainer=FOUR_EPOCHS).module
 
     assert_same_adapter(run(False), run(True))
 
@@ -192,7 +196,8 @@ class DropsFour(FactFilter):
 
 def test_what_need_not_or_must_not_be_taught_stays_dropped(tiny_model, facts_file):
     data = {"filters": [DropsFour()], "deferred_from_epoch": 1}
-    module, steps = fit(tiny_model, with_retained(facts_file), data=data)
+    steps = fit(tiny_model, with_retained(facts_file), data=data)
+    module = steps.module
     assert sorted(chain(*steps.facts[2:])) == [0, *range(4, 12)]
     first_epoch = [1, None, None, None] + [0] * 8 + [None] * 5  # the last five have the split `retain`
     assert module.data.prepared.columns()["trained_from_epoch"] == first_epoch
@@ -212,7 +217,7 @@ def test_what_never_came_back_is_not_measured_and_said(tiny_model, facts_file, t
     monitor = InterferenceMonitor(num_facts=4)
     report = FactReport(show_summary=False)
     trainer = {**FOUR_EPOCHS, "default_root_dir": str(tmp_path)}
-    module, _ = fit(tiny_model, facts_file, data=LATE, trainer=trainer, callbacks=[Stop(1), monitor, report])
+    module = fit(tiny_model, facts_file, data=LATE, trainer=trainer, callbacks=[Stop(1), monitor, report]).module
     assert module.trainer.current_epoch == 2
     assert monitor.latest.compute()["fact_index"].tolist() == module.data.prepared.kept_index
     assert monitor.latest.num_trained_facts == 6

@@ -5,19 +5,22 @@ The same over several processes: tests/distributed/test_world_size.py.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from lit_semantic_peft.callbacks import InterferenceMonitor
+from lit_semantic_peft.data import loaders
 from lit_semantic_peft.data import module as data_module
 from lit_semantic_peft.data.samplers import StepPlan
 from lit_semantic_peft.tokens import IGNORE_INDEX, collate
 
-from fixtures.trajectory import Ramp, assert_same_trajectory, train
+from fixtures.training import Ramp, assert_same_trajectory, fit_ramped
 
 NORMALIZATIONS = ["step_weights", "step_count"]
+SGD = {"optimizer": partial(torch.optim.SGD, lr=1e-2)}
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +28,10 @@ def reference(tiny_model, tmp_path_factory):
     """Steps of 8 × 1 with each normalisation and optimizer, each run once."""
     runs = {}
 
-    def of(facts_file, normalization="step_weights", optimizer=torch.optim.AdamW):
-        key = normalization, optimizer
+    def of(facts_file, **model):
+        key = repr(model)
         if key not in runs:
-            runs[key] = train(
-                tiny_model, facts_file, micro_batch_size=8, normalization=normalization, optimizer=optimizer
-            )
+            runs[key] = fit_ramped(tiny_model, facts_file, micro_batch_size=8, model=model)
         return runs[key]
 
     return of
@@ -39,28 +40,28 @@ def reference(tiny_model, tmp_path_factory):
 @pytest.mark.parametrize(("micro_batch_size", "accumulate"), [(4, 2), (2, 4), (1, 8)])
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_micro_batch_and_accumulation(reference, tiny_model, facts_file, micro_batch_size, accumulate, normalization):
-    whole = reference(facts_file, normalization)
+    whole = reference(facts_file, normalization=normalization)
     assert len(whole.losses) == 4
-    cut = train(
+    cut = fit_ramped(
         tiny_model,
         facts_file,
         micro_batch_size=micro_batch_size,
         accumulate=accumulate,
-        normalization=normalization,
+        model={"normalization": normalization},
     )
     assert_same_trajectory(whole, cut)
 
 
 def test_the_plain_gradient_is_the_same_too(reference, tiny_model, facts_file):
     """Under SGD a wrong factor of the gradient shows in the adapter; AdamW hides it."""
-    cut = train(tiny_model, facts_file, micro_batch_size=1, accumulate=8, optimizer=torch.optim.SGD)
-    assert_same_trajectory(reference(facts_file, optimizer=torch.optim.SGD), cut)
+    cut = fit_ramped(tiny_model, facts_file, micro_batch_size=1, accumulate=8, model=SGD)
+    assert_same_trajectory(reference(facts_file, **SGD), cut)
 
 
 def test_the_comparison_sees_a_wrong_normalisation(reference, tiny_model, facts_file):
     """The two normalisations differ by far more than the tolerance."""
     with pytest.raises(AssertionError):
-        assert_same_trajectory(reference(facts_file), reference(facts_file, "step_count"))
+        assert_same_trajectory(reference(facts_file), reference(facts_file, normalization="step_count"))
 
 
 def padded(side, extra):
@@ -81,8 +82,8 @@ def padded(side, extra):
 
 @pytest.mark.parametrize(("side", "extra"), [("right", 7), ("left", 0), ("left", 5)])
 def test_padding(reference, tiny_model, facts_file, monkeypatch, side, extra):
-    monkeypatch.setattr(data_module, "collate", padded(side, extra))
-    run = train(tiny_model, facts_file, micro_batch_size=4, accumulate=2)
+    monkeypatch.setattr(loaders, "collate", padded(side, extra))
+    run = fit_ramped(tiny_model, facts_file, micro_batch_size=4, accumulate=2)
     (batch,) = run.data.training_batches(range(12), 12)
     assert bool((batch.attention_mask[:, 0] == 0).any()) == (side == "left")
     monkeypatch.undo()
@@ -102,7 +103,7 @@ def test_bucketing_at_the_same_composition_of_steps(reference, tiny_model, facts
         return mixed
 
     monkeypatch.setattr(StepPlan, "steps", shuffled)
-    run = train(tiny_model, facts_file, micro_batch_size=2, accumulate=4)
+    run = fit_ramped(tiny_model, facts_file, micro_batch_size=2, accumulate=4)
     assert changed
     assert all(changed)
     assert_same_trajectory(reference(facts_file), run)
@@ -111,13 +112,13 @@ def test_bucketing_at_the_same_composition_of_steps(reference, tiny_model, facts
 @pytest.mark.parametrize(("micro_batch_size", "accumulate"), [(8, 1), (2, 4)])
 def test_monitor(reference, tiny_model, facts_file, tmp_path, micro_batch_size, accumulate):
     monitor = InterferenceMonitor(num_facts=6, every_n_epochs=1)
-    run = train(
+    run = fit_ramped(
         tiny_model,
         facts_file,
         micro_batch_size=micro_batch_size,
         accumulate=accumulate,
         callbacks=[monitor],
-        folder=str(tmp_path / "run"),
+        trainer={"default_root_dir": tmp_path / "run"},
     )
     assert len(monitor.records) == 3
     assert_same_trajectory(reference(facts_file), run)
@@ -126,15 +127,15 @@ def test_monitor(reference, tiny_model, facts_file, tmp_path, micro_batch_size, 
 
 
 def test_gradient_checkpointing(reference, tiny_model, facts_file):
-    run = train(tiny_model, facts_file, micro_batch_size=2, accumulate=4, gradient_checkpointing=True)
+    run = fit_ramped(tiny_model, facts_file, micro_batch_size=2, accumulate=4, model={"gradient_checkpointing": True})
     assert_same_trajectory(reference(facts_file), run)
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_weight_zero_is_the_fact_removed(tiny_model, facts_file, monkeypatch, normalization):
     """The same planned steps, once with facts of weight 0 in them and once without these facts."""
-    settings = {"weighting": Ramp(4), "micro_batch_size": 8, "normalization": normalization}
-    with_zeros = train(tiny_model, facts_file, **settings)
+    settings = {"micro_batch_size": 8, "data": {"weighting": Ramp(4)}, "model": {"normalization": normalization}}
+    with_zeros = fit_ramped(tiny_model, facts_file, **settings)
     weights = with_zeros.data.prepared.loss_weight
     steps = StepPlan.steps
 
@@ -145,7 +146,7 @@ def test_weight_zero_is_the_fact_removed(tiny_model, facts_file, monkeypatch, no
         return kept
 
     monkeypatch.setattr(StepPlan, "steps", without)
-    assert_same_trajectory(with_zeros, train(tiny_model, facts_file, **settings))
+    assert_same_trajectory(with_zeros, fit_ramped(tiny_model, facts_file, **settings))
 
 
 def test_a_micro_batch_without_target_is_one_of_weight_zero(tiny_model, facts_file, monkeypatch):
@@ -153,14 +154,14 @@ def test_a_micro_batch_without_target_is_one_of_weight_zero(tiny_model, facts_fi
     settings = {"micro_batch_size": 1, "accumulate": 8}
 
     def run(change):
-        class Changed(data_module._FactBatches):
+        class Changed(data_module.FactBatches):
             def __getitem__(self, micro_batch):
                 batch = super().__getitem__(micro_batch)
                 return change(batch) if micro_batch.rows[0] < 3 else batch
 
         with monkeypatch.context() as patched:
-            patched.setattr(data_module, "_FactBatches", Changed)
-            return train(tiny_model, facts_file, **settings)
+            patched.setattr(data_module, "FactBatches", Changed)
+            return fit_ramped(tiny_model, facts_file, **settings)
 
     def without_weight(batch):
         return replace(batch, loss_weight=torch.zeros_like(batch.loss_weight))
@@ -171,4 +172,4 @@ def test_a_micro_batch_without_target_is_one_of_weight_zero(tiny_model, facts_fi
     emptied = run(without_target)
     assert_same_trajectory(emptied, run(without_weight))
     with pytest.raises(AssertionError):
-        assert_same_trajectory(emptied, train(tiny_model, facts_file, **settings))
+        assert_same_trajectory(emptied, fit_ramped(tiny_model, facts_file, **settings))

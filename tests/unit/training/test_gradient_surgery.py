@@ -5,7 +5,8 @@ import pytest
 import torch
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import fact_nll
-from lit_semantic_peft.training import GradientSurgery, gradient_surgery
+from lit_semantic_peft.training import GradientSurgery
+from lit_semantic_peft.training.interference_aware import gradient_surgery
 from lit_semantic_peft.training.interference_aware.gradient_surgery import surgery_coefficients
 
 from fixtures.training import CONTRADICTING, WEIGHTED, assert_same_adapter, fit, is_same_adapter, losses
@@ -98,9 +99,8 @@ def test_the_minority_is_learned_better_than_in_the_plain_run(tiny_model, contra
     """Three against one: the plain optimum gives the minority a quarter, groups that pull equally hard give it half."""
     minority, majority = [], []
     for surgery in ([], [GradientSurgery()], [GradientSurgery(unit_norm=True)]):
-        module, logged = fit(
-            tiny_model, contradiction, data=CONTRADICTING, callbacks=surgery, trainer={"max_epochs": 20}
-        )
+        logged = fit(tiny_model, contradiction, data=CONTRADICTING, callbacks=surgery, trainer={"max_epochs": 20})
+        module = logged.module
         both = losses(module)
         majority.append(both[0])
         minority.append(both[3])
@@ -118,8 +118,10 @@ def test_without_conflict_it_is_the_plain_run(tiny_model, facts_file, micro_batc
         "data": {"micro_batch_size": micro_batch_size, **WEIGHTED},
         "trainer": {"accumulate_grad_batches": accumulate},
     }
-    plain, logged_plain = fit(tiny_model, facts_file, **settings)
-    same, logged = fit(tiny_model, facts_file, callbacks=[GradientSurgery()], **settings)
+    logged_plain = fit(tiny_model, facts_file, **settings)
+    plain = logged_plain.module
+    logged = fit(tiny_model, facts_file, callbacks=[GradientSurgery()], **settings)
+    same = logged.module
     assert_same_adapter(plain, same)
     assert logged.of("train/grad_norm") == pytest.approx(logged_plain.of("train/grad_norm"), rel=1e-5)
 
@@ -133,7 +135,7 @@ def test_it_does_not_depend_on_how_a_step_is_cut_up(tiny_model, facts_file, grou
             data={"micro_batch_size": micro_batch_size, **WEIGHTED},
             trainer={"accumulate_grad_batches": accumulate, "max_epochs": 4},
             callbacks=callbacks,
-        )[0]
+        ).module
 
     whole = run(8, 1, [GradientSurgery(groups)])
     assert_same_adapter(whole, run(2, 4, [GradientSurgery(groups)]), tolerance=1e-4)
@@ -154,8 +156,8 @@ def test_an_interrupted_run_goes_on_with_its_groups(tiny_model, contradiction, t
         return GradientSurgery("conflict", every_n_epochs=4)
 
     settings = {"data": CONTRADICTING, "optimizer": torch.optim.AdamW}
-    whole = fit(tiny_model, contradiction, callbacks=[surgery()], trainer={"max_epochs": 6}, **settings)[0]
-    half = fit(tiny_model, contradiction, callbacks=[surgery()], trainer={"max_epochs": 3}, **settings)[0]
+    whole = fit(tiny_model, contradiction, callbacks=[surgery()], trainer={"max_epochs": 6}, **settings).module
+    half = fit(tiny_model, contradiction, callbacks=[surgery()], trainer={"max_epochs": 3}, **settings).module
     half.trainer.save_checkpoint(tmp_path / "half.ckpt")
     rest = fit(
         tiny_model,
@@ -164,7 +166,7 @@ def test_an_interrupted_run_goes_on_with_its_groups(tiny_model, contradiction, t
         trainer={"max_epochs": 6},
         ckpt_path=str(tmp_path / "half.ckpt"),
         **settings,
-    )[0]
+    ).module
     assert_same_adapter(whole, rest)
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference import feature_store, gradient_matrix, one_backward_per_fact
-from lit_semantic_peft.training import GradientSurgery, InterferenceWeighting, SemanticPeftModule, fact_sample
+from lit_semantic_peft.training import GradientSurgery, InterferenceWeighting, SemanticPeftModule
+from lit_semantic_peft.training.interference_aware import fact_sample
 from lit_semantic_peft.training.interference_aware.progress_weights import predicted_progress, progress_weights
 
 from fixtures.training import CONTRADICTING, WEIGHTED, assert_same_adapter, fit, is_same_adapter, losses
@@ -14,7 +15,7 @@ from fixtures.training import CONTRADICTING, WEIGHTED, assert_same_adapter, fit,
 def test_a_step_does_what_was_predicted_and_the_worst_fact_gains(tiny_model, contradiction):
     """Both sides are known half: one plain step of descent, three against one, undoes the one."""
     surgery = GradientSurgery(unit_norm=True)
-    module, _ = fit(tiny_model, contradiction, data=CONTRADICTING, callbacks=[surgery], trainer={"max_epochs": 25})
+    module = fit(tiny_model, contradiction, data=CONTRADICTING, callbacks=[surgery], trainer={"max_epochs": 25}).module
     batches = module.data.training_batches(range(4), 4)
     before = np.array(losses(module))
     gradients = one_backward_per_fact(module.model, batches)
@@ -34,11 +35,10 @@ def test_a_step_does_what_was_predicted_and_the_worst_fact_gains(tiny_model, con
 
 
 def test_the_worst_fact_is_learned_better_than_in_the_plain_run(tiny_model, contradiction):
-    plain = losses(fit(tiny_model, contradiction, data=CONTRADICTING, trainer={"max_epochs": 20})[0])
+    plain = losses(fit(tiny_model, contradiction, data=CONTRADICTING, trainer={"max_epochs": 20}).module)
     weighting = InterferenceWeighting(beta=0.1, every_n_steps=4)
-    module, logged = fit(
-        tiny_model, contradiction, data=CONTRADICTING, callbacks=[weighting], trainer={"max_epochs": 20}
-    )
+    logged = fit(tiny_model, contradiction, data=CONTRADICTING, callbacks=[weighting], trainer={"max_epochs": 20})
+    module = logged.module
     aware = losses(module)
     assert max(aware) < max(plain) - 0.5
     assert weighting.factor[3] > 1.5
@@ -57,24 +57,24 @@ def test_large_gradients_wait_on_disk(tiny_model, facts_file, monkeypatch):
         return gradient_matrix(model, batches, folder)
 
     monkeypatch.setattr(fact_sample, "gradient_matrix", watched)
-    in_memory, _ = fit(tiny_model, facts_file, callbacks=[InterferenceWeighting(every_n_steps=2)])
+    in_memory = fit(tiny_model, facts_file, callbacks=[InterferenceWeighting(every_n_steps=2)]).module
     assert set(folders) == {None}
     monkeypatch.setattr(feature_store, "_BYTES_IN_MEMORY", 0)
     folders.clear()
-    on_disk, _ = fit(tiny_model, facts_file, callbacks=[InterferenceWeighting(every_n_steps=2)])
+    on_disk = fit(tiny_model, facts_file, callbacks=[InterferenceWeighting(every_n_steps=2)]).module
     assert folders
     assert None not in folders
     assert is_same_adapter(in_memory, on_disk)
 
 
 def test_a_high_price_is_the_plain_run_and_so_is_the_time_before_the_first_solution(tiny_model, facts_file):
-    plain, _ = fit(tiny_model, facts_file, data=WEIGHTED)
+    plain = fit(tiny_model, facts_file, data=WEIGHTED).module
     dear = InterferenceWeighting(beta=1e7, every_n_steps=2)
-    assert_same_adapter(plain, fit(tiny_model, facts_file, data=WEIGHTED, callbacks=[dear])[0], tolerance=1e-4)
+    assert_same_adapter(plain, fit(tiny_model, facts_file, data=WEIGHTED, callbacks=[dear]).module, tolerance=1e-4)
     late = InterferenceWeighting(beta=0, every_n_steps=6)
-    assert is_same_adapter(plain, fit(tiny_model, facts_file, data=WEIGHTED, callbacks=[late])[0])
+    assert is_same_adapter(plain, fit(tiny_model, facts_file, data=WEIGHTED, callbacks=[late]).module)
     early = InterferenceWeighting(beta=0, every_n_steps=2)
-    assert not is_same_adapter(plain, fit(tiny_model, facts_file, data=WEIGHTED, callbacks=[early])[0])
+    assert not is_same_adapter(plain, fit(tiny_model, facts_file, data=WEIGHTED, callbacks=[early]).module)
 
 
 @pytest.mark.parametrize("objective", ["worst", "mean"])
@@ -86,7 +86,7 @@ def test_it_does_not_depend_on_how_a_step_is_cut_up(tiny_model, facts_file, obje
             data={"micro_batch_size": micro_batch_size, **WEIGHTED},
             trainer={"accumulate_grad_batches": accumulate, "max_epochs": 4},
             callbacks=[InterferenceWeighting(objective, every_n_steps=3)],
-        )[0]
+        ).module
 
     # The solver stops within its tolerance, so rounding may move the weights by a little.
     assert_same_adapter(run(8, 1), run(2, 4), tolerance=1e-3)
@@ -94,7 +94,7 @@ def test_it_does_not_depend_on_how_a_step_is_cut_up(tiny_model, facts_file, obje
 
 def test_every_fact_has_its_turn_and_sums_stay(tiny_model, facts_file):
     weighting = InterferenceWeighting(every_n_steps=1, num_facts=4)
-    module, _ = fit(tiny_model, facts_file, data=WEIGHTED, callbacks=[weighting], trainer={"max_steps": 4})
+    module = fit(tiny_model, facts_file, data=WEIGHTED, callbacks=[weighting], trainer={"max_steps": 4}).module
     assert (weighting.factor != 1).all()
     given = module.data.prepared.loss_weight
     assert (given * weighting.factor.numpy()).sum() == pytest.approx(given.sum(), rel=1e-5)
@@ -113,9 +113,9 @@ def test_a_fact_without_weight_yet_is_trained_when_the_schedule_gives_it_one(tin
 def test_an_interrupted_run_goes_on_with_its_weights(tiny_model, facts_file, tmp_path):
     def run(epochs, ckpt_path=None):
         weighting = InterferenceWeighting(beta=0.1, every_n_steps=4)
-        return fit(tiny_model, facts_file, callbacks=[weighting], trainer={"max_epochs": epochs}, ckpt_path=ckpt_path)[
-            0
-        ]
+        return fit(
+            tiny_model, facts_file, callbacks=[weighting], trainer={"max_epochs": epochs}, ckpt_path=ckpt_path
+        ).module
 
     run(3).trainer.save_checkpoint(tmp_path / "half.ckpt")
     assert_same_adapter(run(5), run(5, str(tmp_path / "half.ckpt")))

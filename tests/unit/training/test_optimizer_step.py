@@ -2,37 +2,42 @@
 
 import math
 import re
+import shutil
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
-from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.models import adapter_state_dict, fact_nll
+from lit_semantic_peft.models import BaseModel, adapter_state_dict, fact_nll
 from lit_semantic_peft.semantics import Proximity
-from lit_semantic_peft.training import SemanticPeftModule
-from peft import AdaLoraConfig, LoraConfig
+from peft import AdaLoraConfig
 
-from fixtures.trajectory import Ramp, train
+from fixtures.tiny import save_tiny_model
+from fixtures.training import Ramp, build, build_data, build_module, build_trainer, fit_ramped
+
+ONE_BY_ONE = {"micro_batch_size": 1, "data": {"weighting": Ramp(5)}, "trainer": {"max_epochs": 1}}
+"""Each fact is an optimizer step of its own; five have no weight."""
+
+
+def adamw(lr):
+    return {"optimizer": partial(torch.optim.AdamW, lr=lr)}
 
 
 @pytest.mark.parametrize("normalization", ["step_weights", "step_count"])
 def test_loss_and_gradient_equal_an_obvious_loop(tiny_model, facts_file, normalization):
-    run = train(
+    run = fit_ramped(
         tiny_model,
         facts_file,
         micro_batch_size=3,
         accumulate=4,
-        epochs=1,
-        weighting=Ramp(3),
-        normalization=normalization,
+        model={"normalization": normalization},
+        data={"weighting": Ramp(3)},
+        trainer={"max_epochs": 1},
     )
-    seed_everything(0, verbose=False)
-    fresh = SemanticPeftModule(
-        base_model=str(tiny_model), peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
-    )
+    fresh = build(tiny_model, facts_file).module
     fresh.configure_model()
     data, weights = run.data, run.data.prepared.loss_weight
     assert np.count_nonzero(weights == 0) == 3
@@ -49,8 +54,8 @@ def test_loss_and_gradient_equal_an_obvious_loop(tiny_model, facts_file, normali
 
 
 def test_weights_change_the_run(tiny_model, facts_file):
-    weighted = train(tiny_model, facts_file, weighting=Ramp(6))
-    other = train(tiny_model, facts_file, weighting=Proximity())
+    weighted = fit_ramped(tiny_model, facts_file, data={"weighting": Ramp(6)})
+    other = fit_ramped(tiny_model, facts_file, data={"weighting": Proximity()})
     assert not np.allclose(weighted.losses, other.losses, rtol=1e-3)
 
 
@@ -68,7 +73,7 @@ def test_a_step_without_any_weight_changes_nothing(tiny_model, facts_file):
             changed = any(not torch.equal(self.state[name], after[name]) for name in after)
             before[batch_idx] = {"changed": torch.tensor(changed), "weight": torch.tensor(self.weight)}
 
-    train(tiny_model, facts_file, weighting=Ramp(5), micro_batch_size=1, epochs=1, callbacks=[Watch()])
+    fit_ramped(tiny_model, facts_file, callbacks=[Watch()], **ONE_BY_ONE)
     assert sum(float(row["weight"]) == 0 for row in before.values()) == 5
     first = min(before)  # the first step of the warm-up has learning rate 0
     for number, row in before.items():
@@ -77,7 +82,7 @@ def test_a_step_without_any_weight_changes_nothing(tiny_model, facts_file):
 
 
 def test_training_learns(tiny_model, facts_file):
-    losses = train(tiny_model, facts_file, epochs=30, lr=3e-2).losses
+    losses = fit_ramped(tiny_model, facts_file, model=adamw(3e-2), trainer={"max_epochs": 30}).losses
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -85,7 +90,7 @@ def test_adalora_trains_and_moves_its_budget(tiny_model, facts_file):
     config = AdaLoraConfig(
         init_r=6, target_r=2, tinit=2, tfinal=2, deltaT=1, total_step=12, target_modules=["q_proj", "v_proj"]
     )
-    run = train(tiny_model, facts_file, epochs=4, peft_config=config)
+    run = fit_ramped(tiny_model, facts_file, model={"peft_config": config}, trainer={"max_epochs": 4})
     assert len(run.losses) == 12
     assert all(map(math.isfinite, run.losses))
     assert run.module.model.peft_config["default"].rank_pattern
@@ -94,31 +99,47 @@ def test_adalora_trains_and_moves_its_budget(tiny_model, facts_file):
 def test_adalora_passes_over_a_step_without_any_weight(tiny_model, facts_file):
     """PEFT multiplies each entry by its gradient, which there is none of in such a step."""
     config = AdaLoraConfig(init_r=4, target_r=2, tinit=2, tfinal=4, total_step=24, target_modules=["q_proj"])
-    run = train(tiny_model, facts_file, weighting=Ramp(5), micro_batch_size=1, epochs=1, peft_config=config)
+    run = fit_ramped(tiny_model, facts_file, model={"peft_config": config}, **ONE_BY_ONE)
     assert run.module.global_step == 12
     assert all(map(math.isfinite, run.losses))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_says_what_to_do(tiny_model, facts_file):
     with pytest.raises(InputError, match=r"`train/loss` is .* at optimizer step \d+.*learning rate"):
-        train(tiny_model, facts_file, lr=1e30, epochs=5)
+        fit_ramped(tiny_model, facts_file, model=adamw(1e30), trainer={"max_epochs": 5})
 
 
 def test_same_seed_same_bytes(tiny_model, facts_file):
-    first, second = train(tiny_model, facts_file), train(tiny_model, facts_file)
+    first, second = fit_ramped(tiny_model, facts_file), fit_ramped(tiny_model, facts_file)
     assert first.losses == second.losses
     assert all(torch.equal(first.adapter[name], second.adapter[name]) for name in first.adapter)
 
 
-def test_base_models_must_agree(tiny_model, facts_file):
-    """Answers of the base model are kept under the data module's settings, whatever model gave them."""
-    data = KnowledgeDataModule(facts=str(facts_file), base_model=str(tiny_model))
-    there = {"base_model": str(tiny_model), "revision": None, "dtype": "float32", "trust_remote_code": False}
-    for name, other in (
-        ("base_model", "other"), ("revision", "main"), ("dtype", "bfloat16"), ("trust_remote_code", True),
+def test_base_models_must_agree(tiny_model, facts_file, tmp_path):
+    """Facts are measured against the model that is trained, by whatever name both know it."""
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    here = BaseModel(str(tiny_model))
+    for different in (
+        BaseModel(str(other)), replace(here, dtype="bfloat16"), replace(here, trust_remote_code=True),
     ):  # fmt: skip
-        module = SemanticPeftModule(**{**there, name: other})
-        trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
-        said = f"`{name}` is {other!r} in the module and {there[name]!r} in the data module"
+        run = build(tiny_model, facts_file, model={"base_model": different})
+        said = f"`base_model` is {different} in the module and {here} in the data module"
         with pytest.raises(InputError, match=f"{re.escape(said)}.* another model than the one that is trained"):
-            trainer.fit(module, datamodule=data)
+            run.trainer.fit(run.module, datamodule=run.data)
+    same = shutil.copytree(tiny_model, tmp_path / "same")
+    for equal in (BaseModel(str(same)), replace(here, revision="main")):  # a folder has no revisions
+        run = build(tiny_model, facts_file, model={"base_model": equal}, trainer={"max_steps": 1})
+        run.trainer.fit(run.module, datamodule=run.data)
+        assert run.trainer.global_step == 1
+
+
+def test_the_data_module_takes_the_base_model_of_whatever_module_is_trained(tiny_model, facts_file, tmp_path):
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    data = build_data(tiny_model, facts_file, base_model=None)
+    scores = []
+    for folder in (tiny_model, other, tiny_model):
+        build_trainer(max_steps=1).fit(build_module(folder), datamodule=data)
+        scores.append(data.prepared.scored.base_nll.tolist())
+    assert scores[0] == scores[2] != scores[1]
+    with pytest.raises(InputError, match="`base_model` is missing: without a trainer"):
+        build_data(tiny_model, facts_file, base_model=None).setup("fit")

@@ -4,16 +4,19 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback
 from lit_semantic_peft.callbacks import AdapterCheckpoint, AdapterExport, FactReport, InterferenceMonitor
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics import Focal, HiddenStateDistance, Online, Strata
-from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, InterferenceWeighting, SemanticPeftModule
+from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, InterferenceWeighting
 from peft import AdaLoraConfig
 
-from fixtures import training
-from fixtures.training import ADAMW, WEIGHTED, fit, is_same_adapter, with_retained
+from fixtures.training import WEIGHTED, build, build_trainer, fit, is_same_adapter, with_retained
+
+
+def optimizer_of(kind, **settings):
+    return {"optimizer": partial(kind, **settings)}
 
 
 def test_adalora_goes_on_with_its_budget(tiny_model, facts_file):
@@ -33,7 +36,7 @@ def test_adalora_goes_on_with_its_budget(tiny_model, facts_file):
             trainer=trainer,
             callbacks=callbacks,
             ckpt_path=ckpt_path,
-        )[0]
+        ).module
 
     whole = run("whole")
     for epoch in (0, 2):
@@ -57,24 +60,21 @@ class CutOff(Callback):
 
 def test_objects_that_were_used_before_train_as_new_ones(tiny_model, facts_file):
     """As in a notebook: measured first, cut off within a step, resumed; then the data module for another training."""
-    data = KnowledgeDataModule(facts=str(facts_file), base_model=str(tiny_model), micro_batch_size=2, **WEIGHTED)
 
     def new_module():
-        seed_everything(0, verbose=False)
-        return SemanticPeftModule(base_model=str(tiny_model), optimizer=ADAMW)
+        return build(tiny_model, facts_file, model={"schedule": "cosine", "warmup_ratio": 0.1}).module
 
     def trainer(folder, *callbacks):
-        return Trainer(
+        return build_trainer(
+            [AdapterCheckpoint(every_n_steps=1), *callbacks],
             max_epochs=1,
             accumulate_grad_batches=2,
-            accelerator="cpu",
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
+            enable_checkpointing=True,
+            limit_val_batches=None,
             default_root_dir=folder,
-            callbacks=[AdapterCheckpoint(every_n_steps=1), *callbacks],
         )
+
+    data = build(tiny_model, facts_file, data={"micro_batch_size": 2, **WEIGHTED}).data
 
     whole = new_module()
     trainer("whole").fit(whole, datamodule=data)
@@ -112,9 +112,9 @@ def test_callbacks_that_were_used_before_act_as_new_ones(tiny_model, facts_file,
         return found
 
     def train(callbacks, folder, learning_rate):
-        optimizer = partial(torch.optim.AdamW, lr=learning_rate)
+        model = optimizer_of(torch.optim.AdamW, lr=learning_rate)
         settings = {"default_root_dir": tmp_path / folder, "limit_val_batches": 1.0}
-        return fit(tiny_model, facts_file, trainer=settings, callbacks=callbacks, optimizer=optimizer)[0]
+        return fit(tiny_model, facts_file, model=model, trainer=settings, callbacks=callbacks).module
 
     new, used = new_callbacks(), new_callbacks()
     expected = train(new, "new", 1e-3)
@@ -134,8 +134,11 @@ def test_callbacks_that_were_used_before_act_as_new_ones(tiny_model, facts_file,
         ({"data": {"weighting": Online(Focal(3.0))}}, r"Focal\(gamma=2.0\).* in the checkpoint, .*Focal\(gamma=3.0\)"),
         ({"model": {"retain_batch_size": 2}}, "`retain_batch_size`: 16 in the checkpoint, 2 here"),
         ({"model": {"schedule": "linear"}}, "`schedule`: constant in the checkpoint, linear here"),
-        ({"optimizer": partial(torch.optim.AdamW, lr=2e-2)}, r"`optimizer.lr`: 0\.01 in the checkpoint, 0\.02 here"),
-        ({"optimizer": partial(torch.optim.SGD, lr=1e-2)}, "`optimizer`: AdamW in the checkpoint, SGD here"),
+        (
+            {"model": {"optimizer": partial(torch.optim.AdamW, lr=2e-2)}},
+            r"`optimizer.lr`: 0\.01 in the checkpoint, 0\.02 here",
+        ),
+        ({"model": {"optimizer": partial(torch.optim.SGD, lr=1e-2)}}, "`optimizer`: AdamW in the checkpoint, SGD here"),
         (
             {"data": {"distance": HiddenStateDistance()}},
             "`distance`: .*ExpectedEmbedding.* in the checkpoint, .*HiddenState",
@@ -164,7 +167,6 @@ def test_another_training_is_refused(tiny_model, facts_file, changed, said):
             model={"retain_weight": 0.5} | changed.get("model", {}),
             trainer={"max_epochs": max_epochs, "enable_checkpointing": True, "default_root_dir": "run"}
             | changed.get("trainer", {}),
-            optimizer=changed.get("optimizer", ADAMW),
             callbacks=[*changed.get("callbacks", [InterferenceWeighting()]), AdapterCheckpoint()],
             ckpt_path=ckpt_path,
         )
@@ -175,10 +177,10 @@ def test_another_training_is_refused(tiny_model, facts_file, changed, said):
 
 
 def test_how_a_step_is_computed_may_change(tiny_model, facts_file, tmp_path):
-    module, _ = fit(tiny_model, facts_file, trainer={"max_epochs": 1})
+    module = fit(tiny_model, facts_file, trainer={"max_epochs": 1}).module
     module.trainer.save_checkpoint(tmp_path / "half.ckpt")
-    other = partial(torch.optim.AdamW, lr=1e-2, foreach=False, fused=True)
-    resumed, _ = fit(tiny_model, facts_file, optimizer=other, ckpt_path=str(tmp_path / "half.ckpt"))
+    other = optimizer_of(torch.optim.AdamW, lr=1e-2, foreach=False, fused=True)
+    resumed = fit(tiny_model, facts_file, model=other, ckpt_path=str(tmp_path / "half.ckpt")).module
     assert resumed.global_step == 6
 
 
@@ -186,16 +188,14 @@ class OwnFacts(KnowledgeDataModule):
     """As a user derives one."""
 
 
-def test_own_data_module_and_an_optimizer_of_matrices_alone_go_on(tiny_model, facts_file, tmp_path, monkeypatch):
-    muon = partial(torch.optim.Muon, lr=1e-2)
-    with monkeypatch.context() as patched:
-        patched.setattr(training, "KnowledgeDataModule", OwnFacts)
-        module, _ = fit(tiny_model, facts_file, trainer={"max_epochs": 1}, optimizer=muon)
-        module.trainer.save_checkpoint(tmp_path / "half.ckpt")
-        resumed, _ = fit(tiny_model, facts_file, optimizer=muon, ckpt_path=str(tmp_path / "half.ckpt"))
+def test_own_data_module_and_an_optimizer_of_matrices_alone_go_on(tiny_model, facts_file, tmp_path):
+    muon = optimizer_of(torch.optim.Muon, lr=1e-2)
+    own = {"model": muon, "data_class": OwnFacts}
+    fit(tiny_model, facts_file, trainer={"max_epochs": 1}, **own).trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = fit(tiny_model, facts_file, ckpt_path=tmp_path / "half.ckpt", **own).module
     assert resumed.global_step == 6
     with pytest.raises(InputError, match="where a data module of class KnowledgeDataModule went on"):
-        fit(tiny_model, facts_file, optimizer=muon, ckpt_path=str(tmp_path / "half.ckpt"))
+        fit(tiny_model, facts_file, model=muon, ckpt_path=tmp_path / "half.ckpt")
 
 
 def test_an_exported_adapter_is_not_trained_on(tiny_model, facts_file):

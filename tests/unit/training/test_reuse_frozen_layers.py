@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
-from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import adapter_state_dict
 from lit_semantic_peft.semantics import Proximity
 from lit_semantic_peft.training import SemanticPeftModule
 from peft import LoraConfig
+
+from fixtures.training import build
 
 
 def upper_lora():
@@ -17,26 +17,19 @@ def upper_lora():
 
 def train(tiny_model, facts_file, peft_config=None, **settings):
     """Three epochs; returns the module and how often the lowest layer ran, in training and in all."""
-    seed_everything(0, verbose=False)
-    data = KnowledgeDataModule(
-        facts=str(facts_file), base_model=str(tiny_model), weighting=Proximity(gamma=2.0), micro_batch_size=5
+    run = build(
+        tiny_model,
+        facts_file,
+        model={"peft_config": peft_config or upper_lora(), **settings},
+        data={"weighting": Proximity(gamma=2.0), "micro_batch_size": 5},
+        trainer={"max_epochs": 3},
     )
-    module = SemanticPeftModule(base_model=str(tiny_model), peft_config=peft_config or upper_lora(), **settings)
-    module.configure_model()
+    run.module.configure_model()
+    layer = run.module.model.get_base_model().model.layers[0]
     runs = []
-    module.model.get_base_model().model.layers[0].register_forward_hook(lambda layer, *_: runs.append(layer.training))
-    trainer = Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
-    trainer.fit(module, datamodule=data)
-    return module, len(runs)
+    layer.register_forward_hook(lambda layer, *_: runs.append(layer.training))
+    run.trainer.fit(run.module, datamodule=run.data)
+    return run.module, len(runs)
 
 
 @pytest.mark.parametrize(("reuse", "memory_mb"), [(None, 2048), (True, 2048), (True, 0)])

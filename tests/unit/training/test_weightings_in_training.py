@@ -31,8 +31,8 @@ class Weights(Callback):
 
 
 def test_online_weights_begin_as_those_of_the_base_model_and_then_go_their_own_way(tiny_model, facts_file):
-    _, static = fit(tiny_model, facts_file, data={"weighting": FAR})
-    _, online = fit(tiny_model, facts_file, data={"weighting": Online(FAR)})
+    static = fit(tiny_model, facts_file, data={"weighting": FAR})
+    online = fit(tiny_model, facts_file, data={"weighting": Online(FAR)})
     # At the start the adapter does nothing: the same weights up to a factor, which the normalisation takes out.
     assert online.of("train/loss")[0] == pytest.approx(static.of("train/loss")[0], rel=1e-5)
     assert online.of("train/loss")[-1] != pytest.approx(static.of("train/loss")[-1], rel=1e-5)
@@ -41,9 +41,10 @@ def test_online_weights_begin_as_those_of_the_base_model_and_then_go_their_own_w
 def test_surgery_sees_online_weights(tiny_model, facts_file):
     """Groups that do not conflict are left as they are, so the weights must be those of the plain run."""
     surgery = GradientSurgery(groups="relation", unit_norm=False)
-    plain, _ = fit(tiny_model, facts_file, data={"weighting": Online(FAR)})
-    operated, steps = fit(tiny_model, facts_file, data={"weighting": Online(FAR)}, callbacks=[surgery])
-    uniform, _ = fit(tiny_model, facts_file, data={"weighting": Uniform()})
+    plain = fit(tiny_model, facts_file, data={"weighting": Online(FAR)}).module
+    steps = fit(tiny_model, facts_file, data={"weighting": Online(FAR)}, callbacks=[surgery])
+    operated = steps.module
+    uniform = fit(tiny_model, facts_file, data={"weighting": Uniform()}).module
     found = [row["train/group_conflicts"] for row in steps.logged if "train/group_conflicts" in row]
     assert set(found) == {0.0}
     assert_same_adapter(plain, operated, tolerance=1e-4)
@@ -52,7 +53,7 @@ def test_surgery_sees_online_weights(tiny_model, facts_file):
 
 def test_a_schedule_goes_from_the_first_weighting_to_the_last(tiny_model, facts_file):
     weights = Weights()
-    module, _ = fit(tiny_model, facts_file, data={"weighting": Scheduled(Proximity(), FAR)}, callbacks=[weights])
+    module = fit(tiny_model, facts_file, data={"weighting": Scheduled(Proximity(), FAR)}, callbacks=[weights]).module
     prepared = module.data.prepared
     for expected, found in (
         (prepared.loss_weight, weights.of_step[0]),
@@ -69,7 +70,7 @@ def test_a_schedule_goes_from_the_first_weighting_to_the_last(tiny_model, facts_
 def test_interference_is_measured_with_the_weights_of_its_time(tiny_model, facts_file):
     monitor = InterferenceMonitor(num_facts="all")
     data = {"weighting": Scheduled(Proximity(), FAR)}
-    module, _ = fit(tiny_model, facts_file, data=data, callbacks=[monitor])
+    module = fit(tiny_model, facts_file, data=data, callbacks=[monitor]).module
     latest = monitor.latest
     at_the_end = module.data.prepared.final_loss_weight[latest.fact_index.tolist()]
     assert latest.loss_weight.tolist() == pytest.approx(at_the_end.tolist())
@@ -79,13 +80,13 @@ def test_a_schedule_ends_where_the_steps_end(tiny_model, facts_file):
     weights = Weights()
     trainer = {"max_epochs": -1, "max_steps": 4}
     data = {"weighting": Scheduled(Proximity(), FAR)}
-    module, _ = fit(tiny_model, facts_file, data=data, trainer=trainer, callbacks=[weights])
+    module = fit(tiny_model, facts_file, data=data, trainer=trainer, callbacks=[weights]).module
     final = module.data.prepared.final_loss_weight
     assert weights.of_step[-1] == pytest.approx({row: final[row] for row in weights.of_step[-1]})
 
 
 def test_the_distribution_of_the_weights_is_logged(tiny_model, facts_file):
-    module, _ = fit(tiny_model, facts_file, data={"weighting": FAR}, callbacks=[LossWeightDistribution()])
+    module = fit(tiny_model, facts_file, data={"weighting": FAR}, callbacks=[LossWeightDistribution()]).module
     logged = module.trainer.callback_metrics
     weight = torch.tensor(module.data.prepared.loss_weight)
     assert float(logged["weights/min"]) == pytest.approx(float(weight.min()))
@@ -115,7 +116,9 @@ def test_steps_cannot_be_arranged_by_conflict_and_by_stratum(tiny_model, facts_f
 
 
 def test_a_schedule_with_another_end_cannot_be_resumed(tiny_model, facts_file, tmp_path):
-    module, _ = fit(tiny_model, facts_file, data={"weighting": Scheduled(Proximity(), FAR)}, trainer={"max_epochs": 1})
+    module = fit(
+        tiny_model, facts_file, data={"weighting": Scheduled(Proximity(), FAR)}, trainer={"max_epochs": 1}
+    ).module
     module.trainer.save_checkpoint(tmp_path / "half.ckpt")
     other = {"weighting": Scheduled(Proximity(), Proximity())}
     with pytest.raises(InputError, match="`weighting`: fact 'town-"):

@@ -1,0 +1,288 @@
+"""What is peculiar to a type of adapter: the only module that knows PEFT's types by name.
+
+The rest of the package treats every adapter alike and asks `traits_of` where types differ. To teach the package a
+peculiarity, add it to `_PECULIAR` below; a type without an entry has the defaults of `PeftTraits`.
+
+What is not a peculiarity of a type stands elsewhere: `interference/layer_rules.py` has formulas for the per-fact
+gradients of some layer classes. A layer without one is measured by one backward pass per fact, which is always exact.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+Feature = Literal["merge", "gradient_checkpointing", "reuse_frozen_layers", "prompt_cache", "loss_scaling"]
+"""What an adapter may be unable to do:
+
+- `merge`: become part of the base weights.
+- `gradient_checkpointing`: train with activations that are recomputed in the backward pass.
+- `reuse_frozen_layers`: train on kept outputs of the layers below the lowest adapter.
+- `prompt_cache`: go on from the keys and values of a padded pass.
+- `loss_scaling`: train under `16-mixed`, where gradients are those of a scaled loss.
+"""
+
+# ------------------------------------------------- what every type does without an entry
+
+
+def _exported_tensors(model: PeftModel) -> dict[str, Tensor]:
+    return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
+
+
+def _load_exported_tensors(model: PeftModel, state: Mapping[str, Tensor]) -> None:
+    set_peft_model_state_dict(model, dict(state))
+
+
+def _no_state(model: PeftModel) -> dict[str, Any]:
+    return {}
+
+
+def _load_no_state(model: PeftModel, state: Mapping[str, Any]) -> None:
+    pass
+
+
+def _no_penalty(model: PeftModel) -> Tensor | None:
+    return None
+
+
+def _no_step(model: PeftModel, step: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class PeftTraits:
+    """How a type of adapter differs from most others.
+
+    Attributes:
+        cannot: Features that the type does not have, each with the reason, worded to follow the type's name.
+        virtual_tokens: Where the `num_virtual_tokens` of the configuration stand: before the input, or in the
+            key-value cache.
+        constants: Parts of the names of parameters that are never trained, even where PEFT says that they are.
+        tensors: Gives all trained tensors by name, so that training can go on from them.
+        load_tensors: Puts them back.
+        extra_state: Gives what training goes on with beside the tensors: plain data and tensors.
+        load_extra_state: Puts it back, into a model on the device where it is trained; `{}` changes nothing.
+        penalty: Gives a scalar that is added to the loss of an optimizer step once, or None.
+        after_optimizer_step: Called between an optimizer step and the end of its gradients, with the number of the
+            step, from 0.
+    """
+
+    cannot: Mapping[Feature, str] = field(default_factory=dict)
+    virtual_tokens: Literal["none", "input", "cache"] = "none"
+    constants: tuple[str, ...] = ()
+    tensors: Callable[[PeftModel], dict[str, Tensor]] = _exported_tensors
+    load_tensors: Callable[[PeftModel, Mapping[str, Tensor]], None] = _load_exported_tensors
+    extra_state: Callable[[PeftModel], dict[str, Any]] = _no_state
+    load_extra_state: Callable[[PeftModel, Mapping[str, Any]], None] = _load_no_state
+    penalty: Callable[[PeftModel], Tensor | None] = _no_penalty
+    after_optimizer_step: Callable[[PeftModel, int], None] = _no_step
+
+
+# --------------------------------------------------------- prompt, prefix and p-tuning
+
+_ENCODER = "prompt_encoder."
+
+
+def _encoder_tensors(model: PeftModel) -> dict[str, Tensor]:
+    """The encoder. PEFT exports the virtual tokens that come out of it, from which training could not go on."""
+    encoder = model.prompt_encoder[model.active_adapter]
+    return {_ENCODER + name: value for name, value in encoder.state_dict().items()}
+
+
+def _load_encoder_tensors(model: PeftModel, state: Mapping[str, Tensor]) -> None:
+    encoder = model.prompt_encoder[model.active_adapter]
+    encoder.load_state_dict({name.removeprefix(_ENCODER): value for name, value in state.items()})
+
+
+_VIRTUAL_TOKENS = PeftTraits(
+    cannot={
+        "merge": "adds tokens, not weights",
+        "reuse_frozen_layers": "changes what the lowest layer sees",
+        "prompt_cache": "keeps its own tokens in the cache",
+    },
+    virtual_tokens="input",
+    tensors=_encoder_tensors,
+    load_tensors=_load_encoder_tensors,
+)
+
+_TOKENS_IN_THE_CACHE = replace(
+    _VIRTUAL_TOKENS,
+    cannot={
+        **_VIRTUAL_TOKENS.cannot,
+        "gradient_checkpointing": "works through the cache that checkpointed layers do not have",
+    },
+    virtual_tokens="cache",
+)
+
+# ----------------------------------------------------------------------------- AdaLoRA
+
+_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # attributes of PEFT's rank allocator
+
+
+@contextmanager
+def _all_ranks(model: PeftModel) -> Iterator[None]:
+    """Within the block PEFT does not cut the tensors down to the ranks that the budget has left."""
+    config = model.active_peft_config
+    left = config.rank_pattern
+    config.rank_pattern = None
+    try:
+        yield
+    finally:
+        config.rank_pattern = left
+
+
+def _tensors_of_all_ranks(model: PeftModel) -> dict[str, Tensor]:
+    with _all_ranks(model):
+        return _exported_tensors(model)
+
+
+def _load_tensors_of_all_ranks(model: PeftModel, state: Mapping[str, Tensor]) -> None:
+    with _all_ranks(model):
+        _load_exported_tensors(model, state)
+
+
+def _rank_budget(model: PeftModel) -> dict[str, Any]:
+    """Which ranks are left, and how important each entry was."""
+    allocator = getattr(model.base_model, "rankallocator", None)
+    if allocator is None:  # loaded for inference
+        return {}
+    left = model.active_peft_config.rank_pattern
+    return {"rank_pattern": left, **{name: dict(getattr(allocator, name)) for name in _IMPORTANCE}}
+
+
+def _load_rank_budget(model: PeftModel, state: Mapping[str, Any]) -> None:
+    if not state:
+        return
+    model.active_peft_config.rank_pattern = state["rank_pattern"]
+    device = next(model.parameters()).device
+    for name in _IMPORTANCE:
+        setattr(model.base_model.rankallocator, name, {key: value.to(device) for key, value in state[name].items()})
+
+
+def _move_rank_budget(model: PeftModel, step: int) -> None:
+    """A step without gradients says nothing of how important a rank is: it is passed over until ranks are settled."""
+    if getattr(model.base_model, "rankallocator", None) is None:
+        return
+    config = model.active_peft_config
+    has_gradient = any(parameter.grad is not None for parameter in model.parameters())
+    if has_gradient or step >= config.total_step - config.tfinal:
+        model.base_model.update_and_allocate(step)
+
+
+def _orthogonality(model: PeftModel) -> Tensor | None:
+    """orth_reg_weight · mean over A and B of ‖P Pᵀ − I‖_F (Zhang et al. 2023, equation 4).
+
+    PEFT adds it to the loss only where it computes the loss itself, which it never does here.
+    """
+    weight = float(model.active_peft_config.orth_reg_weight)
+    if weight <= 0:
+        return None
+    terms = []
+    for name, parameter in model.named_parameters():
+        if ("lora_A" in name or "lora_B" in name) and parameter.requires_grad:
+            gram = parameter @ parameter.T if "lora_A" in name else parameter.T @ parameter
+            terms.append(torch.linalg.matrix_norm(gram - torch.eye(gram.shape[0], device=gram.device)))
+    return weight * torch.stack(terms).mean()
+
+
+_ADALORA = PeftTraits(
+    cannot={"loss_scaling": "reads the gradients to move its rank budget"},
+    constants=(".ranknum.",),  # trained by PEFT where it casts them to a half precision base
+    tensors=_tensors_of_all_ranks,
+    load_tensors=_load_tensors_of_all_ranks,
+    extra_state=_rank_budget,
+    load_extra_state=_load_rank_budget,
+    penalty=_orthogonality,
+    after_optimizer_step=_move_rank_budget,
+)
+
+# --------------------------------------------------------------------------- the table
+
+_PECULIAR = {  # PEFT's name of the type; strings, since releases of PEFT have different types
+    "ADALORA": _ADALORA,
+    "ADAPTION_PROMPT": PeftTraits(cannot={"merge": "adds attention to a learned prompt"}),
+    "CARTRIDGE": _TOKENS_IN_THE_CACHE,
+    "PREFIX_TUNING": _TOKENS_IN_THE_CACHE,
+}
+
+
+def traits_of(of: PeftConfig | nn.Module) -> PeftTraits:
+    """What is peculiar to an adapter.
+
+    Args:
+        of: A configuration of `peft`, or a model; one without an adapter has nothing peculiar.
+    """
+    config = _config_of(of)
+    if config is None:
+        return PeftTraits()
+    default = _VIRTUAL_TOKENS if config.is_prompt_learning else PeftTraits()
+    return _PECULIAR.get(peft_type_name(config), default)
+
+
+def traits_of_forward(model: nn.Module) -> PeftTraits:
+    """As `traits_of`, for what a forward pass does now: inside `disable_adapter()` it is that of the base model."""
+    return PeftTraits() if getattr(model, "_adapters_disabled", False) else traits_of(model)
+
+
+def peft_type_name(of: PeftConfig | PeftModel) -> str:
+    """PEFT's name of an adapter's type, such as `LORA`: to show it, not to decide by it.
+
+    Args:
+        of: A configuration of `peft`, or a model with an adapter.
+    """
+    config = of.active_peft_config if isinstance(of, PeftModel) else of
+    return str(config.peft_type.value)
+
+
+def num_virtual_tokens(model: nn.Module) -> int:
+    """Tokens that stand before the input in a forward pass (prompt- and p-tuning).
+
+    Args:
+        model: A causal language model of transformers, or a `peft` model around one.
+    """
+    return int(_config_of(model).num_virtual_tokens) if traits_of_forward(model).virtual_tokens == "input" else 0
+
+
+def _config_of(of: PeftConfig | nn.Module) -> Any:
+    return of if isinstance(of, PeftConfig) else getattr(of, "active_peft_config", None)
+
+
+# --------------------------------------------------- settings that mean something special
+
+_TAKEN_OFF_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # starts of the adapter, moved out of the weights
+
+_CHANGES_THE_BASE: Mapping[str, Callable[[Any], bool]] = {
+    "bias": lambda bias: bias != "none",
+    "init_lora_weights": lambda start: str(start).lower().startswith(_TAKEN_OFF_THE_BASE),
+    "layer_replication": bool,
+    "kasa_config": bool,
+}
+
+WRITTEN_BY_TRAINING = frozenset({"rank_pattern"})
+"""Settings of a configuration that training itself writes (AdaLoRA's ranks)."""
+
+OF_THE_TRAINING_ALONE = frozenset(
+    {"init_lora_weights", "total_step", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight"}
+)
+"""Settings that do not change what trained tensors mean: where they start, and AdaLoRA's schedule."""
+
+
+def base_changing_setting(peft_config: PeftConfig) -> str | None:
+    """The setting, such as `bias: all`, for which the base model is another one than before even with the adapter off.
+
+    The state before training, retention and the KL divergence from the base model are measured with the adapter off.
+
+    Args:
+        peft_config: Any configuration of `peft`.
+
+    Returns:
+        None where there is no such setting.
+    """
+    for name, changes_the_base in _CHANGES_THE_BASE.items():
+        if hasattr(peft_config, name) and changes_the_base(value := getattr(peft_config, name)):
+            return f"{name}: {value}" if isinstance(value, str) else name
+    return None
