@@ -20,8 +20,8 @@ from lit_semantic_peft.tokens import IGNORE_INDEX, Batch
 class Online(Weighting):
     """Another weighting, of the distance (or likelihood) under the model as it is in this step.
 
-    The distance is `data.selection.distance`, measured on the logits that the loss needs anyway, without the end token and
-    without a gradient; weights are not normalised to mean 1 over the facts, which changes nothing under
+    The distance is `data.selection.distance`, measured on the logits that the loss needs anyway, without the end token
+    and without a gradient; weights are not normalised to mean 1 over the facts, which changes nothing under
     `normalization: step_weights` and lets steps of light facts move less under `step_count`. A distance that only has
     ranks (`Surprisal`) is ranked among the base model's values for the kept facts, so that a fact's weight does not
     depend on what else is in the step. Range: that of the inner raw weight. Cost: no pass; the distance of the step's

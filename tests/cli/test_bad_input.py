@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.cli.trainer import KnowledgeTrainer
+from lit_semantic_peft.data.moved import MOVED
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import BaseModelSource, attach_adapter, export_adapter
 from peft import LoraConfig
@@ -125,7 +126,8 @@ def test_a_fact_longer_than_max_length_is_named(refused):
 
 def test_a_filter_that_leaves_nothing(refused):
     message = refused(
-        "--data.selection.filters=[{class_path: lit_semantic_peft.semantics.BandFilter, init_args: {min_distance: 1.99}}]"
+        "--data.selection.filters="
+        "[{class_path: lit_semantic_peft.semantics.BandFilter, init_args: {min_distance: 1.99}}]"
     )
     assert "leave no fact" in message
     assert "too_near" in message

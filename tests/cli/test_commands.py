@@ -62,7 +62,8 @@ def test_fit_leaves_a_whole_run_folder(settings, capsys):
             "fit",
             *settings,
             "--trainer.default_root_dir=runs/one",
-            "--data.selection.filters=[{class_path: lit_semantic_peft.semantics.BandFilter, init_args: {max_quantile: 0.7}}]",
+            "--data.selection.filters="
+            "[{class_path: lit_semantic_peft.semantics.BandFilter, init_args: {max_quantile: 0.7}}]",
         ]
     )
     assert status == 0, capsys.readouterr().err
@@ -92,7 +93,7 @@ def test_fit_leaves_a_whole_run_folder(settings, capsys):
     assert [record.epoch for record in summary.epochs] == [0, 1]
     assert [record.epoch for record in summary.interference] == [0, 2]
     assert summary.seconds.training > 0
-    assert summary.config["data"]["micro_batch_size"] == 4
+    assert summary.config["data"]["batches"]["micro_batch_size"] == 4
     output = capsys.readouterr().out
     assert "facts kept" in output
     assert "report.html" in output

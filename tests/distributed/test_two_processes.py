@@ -143,7 +143,8 @@ def test_strata_drawn_answers_and_filters_do_not_depend_on_the_number_of_process
         "--trainer.max_epochs=1",
         f"--data.selection.distance={{class_path: {semantics}.ResponseDistance, init_args: {drawn}}}",
         f"--data.selection.strata={{class_path: {semantics}.Strata, init_args: {asked}}}",
-        f"--data.selection.filters=[{{class_path: {semantics}.RedundancyFilter, init_args: {{prompt_similarity: 0.999}}}},"
+        "--data.selection.filters="
+        f"[{{class_path: {semantics}.RedundancyFilter, init_args: {{prompt_similarity: 0.999}}}},"
         f"{{class_path: {semantics}.DispersionFilter, init_args: {{keep: 0.7}}}}]",
     ]
     one = ["--trainer.devices=1", "--trainer.strategy=auto", "--data.batches.micro_batch_size=8"]

@@ -13,7 +13,7 @@ from lit_semantic_peft.data.scoring import encoder_of
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import file_sha256, write_json
 from lit_semantic_peft.models import BaseModel
-from lit_semantic_peft.models import base as base_module
+from lit_semantic_peft.models import base_files as base_module
 from lit_semantic_peft.models.base_files import find_base_model
 from safetensors.torch import load_file, save_file
 
