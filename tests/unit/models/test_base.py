@@ -108,7 +108,7 @@ def test_weights_have_the_dtype_that_was_asked_for(folder, dtype, expected):
 
 
 def test_an_unknown_dtype_is_refused(folder):
-    with pytest.raises(InputError, match=r"`dtype` must be one of float32, bfloat16, float16, got 'int8'"):
+    with pytest.raises(InputError, match=r"`base_model.dtype` must be one of float32, bfloat16, float16, got 'int8'"):
         BaseModel(str(folder), dtype="int8").load()
 
 
