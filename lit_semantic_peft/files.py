@@ -1,4 +1,4 @@
-"""Files that are either there in full or not at all, and keys that name content."""
+"""Atomic writes of files and folders, and content hashes."""
 
 import hashlib
 import json
@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 LEFTOVER = ".writing-"
-"""How the name of a file or folder begins that is not whole yet, or that a killed process has left."""
+"""Prefix of the name of a file or folder that is not complete yet, or that a killed process left behind."""
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what was written there replaces `path` when the block ends well.
+    """Yields a temporary path beside `path`. When the block ends without an exception, that file replaces `path`.
 
-    A killed process leaves at most a file whose name starts with `.writing-`; readers never see half a file. The
-    parent folder is made when missing.
+    A killed process leaves at most a file whose name starts with `.writing-`; readers never see half a file. A
+    missing parent folder is created.
 
     Args:
         path: The file to write.
@@ -44,7 +44,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """As `atomic_path` for a folder; one that is there is replaced as a whole.
+    """As `atomic_path`, for a folder. An existing folder is replaced as a whole.
 
     Args:
         folder: The folder to write.
@@ -60,7 +60,7 @@ def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o755)
         if folder.exists():
-            folder.replace(previous)  # an empty folder gives way; renaming is all that a kill can come between
+            folder.replace(previous)  # replaces an empty folder; a kill can only come between the two renames
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -68,7 +68,7 @@ def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Removes what killed processes have left half written anywhere below a folder that nobody writes into now."""
+    """Removes incomplete files of killed processes anywhere below a folder that no process is writing to."""
     for path in sorted(Path(folder).rglob(f"{LEFTOVER}*")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -88,7 +88,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def content_key(*parts: Any) -> str:
-    """Names content: the same parts give the same key on every machine, any other part another one.
+    """Hash of content: equal parts give the same key on every machine, different parts different keys.
 
     Args:
         parts: Anything that JSON can hold (mappings are sorted).

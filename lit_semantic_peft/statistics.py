@@ -1,4 +1,4 @@
-"""How sure a mean over facts is, and how well a number separates two groups of facts: bootstrap intervals."""
+"""Bootstrap intervals: of a mean over facts, and of how well a number separates two groups of facts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,19 +10,19 @@ from scipy.stats import bootstrap, mannwhitneyu, spearmanr
 
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
-_FEW = 1000  # values that are resampled one by one in no time
+_FEW = 1000  # up to so many values, resampling one by one takes no time
 _NUMBERS_AT_ONCE = 2_000_000  # 16 MB of resampled values
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean over facts and where it would lie for other facts of the same kind.
+    """A mean over facts and its interval: where the mean would lie for other facts of the same kind.
 
     Attributes:
         mean: The mean.
-        low: Lower end of the 95 % bootstrap interval.
-        high: Upper end.
-        num_facts: Number of facts that it is a mean of.
+        low: Lower bound of the 95 % bootstrap interval.
+        high: Upper bound.
+        num_facts: Number of facts that are averaged.
     """
 
     mean: float
@@ -34,15 +34,15 @@ class Interval:
 def bootstrap_interval(values: Sequence[float] | NDArray[np.float64], seed: int = 0) -> Interval | None:
     """The mean of one number per fact, with its percentile bootstrap interval over facts (95 %, 2000 resamples).
 
-    It says how much the choice of facts matters, nothing of seeds or training runs. Of few facts, or where all values
-    are equal, it is too narrow: 20 right answers of 20 give [1, 1].
+    The interval covers the choice of facts, not seeds or training runs. It is too narrow for few facts, and if all
+    values are equal: 20 right answers of 20 give [1, 1].
 
     Args:
         values: One number per fact; paired differences for a comparison.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
-        Mean and interval; None where there is no value. The same values give the same interval.
+        Mean and interval; None if there is no value. The same values give the same interval.
 
     Example:
         >>> interval = bootstrap_interval([0.0, 1.0, 1.0, 1.0] * 25)
@@ -58,7 +58,7 @@ def bootstrap_interval(values: Sequence[float] | NDArray[np.float64], seed: int 
     if np.ptp(numbers) == 0:
         return Interval(mean, mean, mean, len(numbers))
     if len(numbers) > _FEW and np.isin(numbers, (0, 1)).all():
-        # How many ones a resample holds is binomial: drawn at once, where fact by fact takes 40 s for a million.
+        # The number of ones in a resample is binomial. Resampling fact by fact would take 40 s for a million facts.
         shares = np.random.default_rng(seed).binomial(len(numbers), mean, _RESAMPLES) / len(numbers)
         low, high = np.quantile(shares, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
         return Interval(mean, float(low), float(high), len(numbers))
@@ -72,11 +72,11 @@ def percentile_interval(
 
     Args:
         samples: One or more samples, resampled independently.
-        statistic: Of the samples; takes an `axis`.
-        seed: Of the resampling.
+        statistic: Function of the samples; takes an `axis`.
+        seed: Seed of the resampling.
 
     Returns:
-        Lower and upper end.
+        Lower and upper bound.
     """
     low, high = bootstrap(
         samples,
@@ -93,13 +93,13 @@ def percentile_interval(
 
 @dataclass(frozen=True, slots=True)
 class Discrimination:
-    """How well a distance tells the facts that were learned from those that were not.
+    """How well a distance separates the facts that were learned from those that were not.
 
     Attributes:
-        auroc: Probability that a learned fact is nearer than one that was not, ties counting half: area under the ROC
-            curve. 0.5: the distance says nothing; below: the far facts are learned.
-        low: Lower end of the 95 % bootstrap interval over facts.
-        high: Upper end.
+        auroc: Area under the ROC curve: the probability that a learned fact is nearer than one that was not learned,
+            ties counting half. 0.5: the distance carries no information; below 0.5: far facts are learned.
+        low: Lower bound of the 95 % bootstrap interval over facts.
+        high: Upper bound.
         num_learned: Facts that were learned.
         num_not_learned: Facts that were not.
     """
@@ -123,10 +123,10 @@ def discrimination(
     Args:
         distance: float64 `(n,)`.
         is_learned: bool `(n,)`.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
-        None where fewer than two facts were learned, or fewer than two were not.
+        Area and interval; None if fewer than two facts were learned, or fewer than two were not.
 
     Example:
         >>> found = discrimination(np.array([0.1, 0.2, 0.3, 0.9]), np.array([True, True, False, False]))
@@ -141,13 +141,13 @@ def discrimination(
 
 
 def rank_correlation(columns: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Spearman's rank correlation of every two columns.
+    """Spearman's rank correlation of each pair of columns.
 
     Args:
         columns: float64 `(n,)` each, by name.
 
     Returns:
-        float64 `(k, k)`; NaN where a column is constant or n < 2.
+        float64 `(k, k)`; NaN if a column is constant or n < 2.
 
     Example:
         >>> rank_correlation({"a": np.array([1.0, 2.0, 3.0]), "b": np.array([9.0, 4.0, 1.0])}).round(6).tolist()

@@ -1,4 +1,4 @@
-"""Where the time goes: wall-clock seconds by part of a run."""
+"""Wall-clock seconds by part of a run."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Adds up seconds by part; one part runs at a time, so that the parts add up to the time that has passed.
+    """Sums seconds by part. One part runs at a time, so the parts add up to the elapsed time.
 
     Example:
         >>> watch = Stopwatch()
@@ -25,15 +25,15 @@ class Stopwatch:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of each part, up to now."""
+        """Seconds of each part so far."""
         self.start(self._running)
         return dict(self._seconds)
 
     def start(self, part: str | None) -> None:
-        """Ends the part that runs and begins another.
+        """Stops the running part and starts another.
 
         Args:
-            part: Its name; None for none.
+            part: Name of the part to start; None for none.
         """
         now = time.monotonic()
         if self._running is not None:
@@ -41,24 +41,24 @@ class Stopwatch:
         self._running, self._since = part, now
 
     def stop(self) -> None:
-        """Ends the part that runs."""
+        """Stops the running part."""
         self.start(None)
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Adds what was measured elsewhere.
+        """Adds seconds that were measured elsewhere.
 
         Args:
-            seconds: By part.
+            seconds: Seconds by part.
         """
         for part, value in seconds.items():
             self._seconds[part] = self._seconds.get(part, 0.0) + value
 
     @contextmanager
     def during(self, part: str) -> Iterator[None]:
-        """Interrupts the part that runs by another.
+        """Pauses the running part for another one.
 
         Args:
-            part: Its name.
+            part: Name of the other part.
         """
         interrupted = self._running
         self.start(part)

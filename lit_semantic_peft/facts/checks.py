@@ -1,4 +1,4 @@
-"""What the text alone says about a set of facts: which contradict each other, which say nearly the same."""
+"""Checks on the text of a set of facts: which facts contradict each other, and which are near-duplicates."""
 
 import math
 import re
@@ -27,7 +27,7 @@ class Contradiction:
     second: Fact
 
     def __str__(self) -> str:
-        """One line for a report: the prompt, both targets, and where each stands."""
+        """One line for a report: the prompt, both targets, and their locations."""
         return (
             f"{self.first.prompt!r}: {self.first.target!r} ({_name(self.first)}) "
             f"or {self.second.target!r} ({_name(self.second)})"
@@ -36,7 +36,7 @@ class Contradiction:
 
 @dataclass(frozen=True, slots=True)
 class NearDuplicate:
-    """Two facts that are told in nearly the same words.
+    """Two facts with nearly the same words.
 
     Attributes:
         first: The fact that comes first in the set.
@@ -49,7 +49,7 @@ class NearDuplicate:
     similarity: float
 
     def __str__(self) -> str:
-        """One line for a report: the similarity, both texts, and where each stands."""
+        """One line for a report: the similarity, both texts, and their locations."""
         return (
             f"{self.similarity:.2f}: '{_text(self.first)}' ({_name(self.first)}) "
             f"and '{_text(self.second)}' ({_name(self.second)})"
@@ -57,13 +57,13 @@ class NearDuplicate:
 
 
 def normalize_text(text: str) -> str:
-    """Text as it is compared: any run of whitespace is one blank, case is ignored.
+    """Normalizes text for comparison: every run of whitespace becomes one space, and case is ignored.
 
     Args:
         text: Any text.
 
     Returns:
-        The text for comparison.
+        The normalized text.
 
     Example:
         >>> normalize_text("  Port  Vila ") == normalize_text("port vila")
@@ -73,7 +73,7 @@ def normalize_text(text: str) -> str:
 
 
 def find_contradictions(facts: Sequence[Fact]) -> list[Contradiction]:
-    """Finds facts that give the same prompt another target.
+    """Finds facts with the same prompt but different targets.
 
     Prompts and targets are compared by `normalize_text`; the joiner does not matter. Two targets do not contradict
     each other when one is an alias of the other.
@@ -104,9 +104,9 @@ def find_contradictions(facts: Sequence[Fact]) -> list[Contradiction]:
 
 
 def find_near_duplicates(facts: Sequence[Fact], threshold: float = 0.9) -> list[NearDuplicate]:
-    """Finds facts whose prompt and target together are nearly the same words.
+    """Finds facts whose prompts and targets together contain nearly the same words.
 
-    The similarity is the Jaccard index of the two sets of words; word order, case and punctuation are ignored. The
+    The similarity is the Jaccard index of the two sets of words. Word order, case and punctuation are ignored. The
     search is exact but not quadratic: two sets can only reach the threshold if they share one of their rarest words,
     so only such pairs are compared.
 
@@ -115,8 +115,8 @@ def find_near_duplicates(facts: Sequence[Fact], threshold: float = 0.9) -> list[
         threshold: Least similarity that is reported, in `(0, 1]`.
 
     Returns:
-        The pairs, most similar first, then in the order of the set. Facts of exactly the same words are each paired
-        with the first of them only, and only that first one is compared with the rest: a set that holds one text a
+        The pairs, most similar first, then in the order of the set. Facts with exactly the same words are paired only
+        with the first of them, and only that first one is compared with other facts. So a set that holds one text a
         thousand times gives 999 pairs, not half a million.
 
     Raises:
@@ -138,8 +138,8 @@ def find_near_duplicates(facts: Sequence[Fact], threshold: float = 0.9) -> list[
     holders: dict[str, list[tuple[int, frozenset[str]]]] = defaultdict(list)
     for words, index in first_with.items():
         rarest_first = sorted(words, key=lambda word: (spread[word], word))
-        # Sets that overlap in at least ceil(t·|x|) words share one of these, whichever the other set is.
-        # The small number keeps 0.9 · 10 = 9.000000000000002 from becoming 10.
+        # Any set that shares at least ceil(t·|x|) words with x shares one of these.
+        # Subtracting 1e-9 keeps 0.9 · 10 = 9.000000000000002 from being rounded up to 10.
         prefix = rarest_first[: len(words) - math.ceil(threshold * len(words) - 1e-9) + 1]
         candidates = {other_index: other for word in prefix for other_index, other in holders[word]}
         for other_index, other in candidates.items():

@@ -1,4 +1,4 @@
-"""How rows come out of files: JSON lines, JSON arrays, text tables, Parquet, saved `datasets` folders, the Hub."""
+"""Reads rows from files: JSON lines, JSON arrays, text tables, Parquet, saved `datasets` folders, the Hub."""
 
 import csv
 import difflib
@@ -23,7 +23,7 @@ SUFFIXES: tuple[str, ...] = (
 """Suffixes of the files that can be read."""
 
 HeaderCheck = Callable[[list[str], str], str | None]
-"""Says what is wrong with a header, given with its separator; None if nothing is."""
+"""Takes a header and its separator; returns what is wrong with the header, None if nothing is."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -33,11 +33,11 @@ _WHITE = re.compile(r"\s*")
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One file, or what stands for one.
+    """The rows of one file or data set.
 
     Attributes:
         file: Its name in messages.
-        rows: Its rows, read as they are asked for; what cannot be parsed becomes a problem of the reading.
+        rows: Its rows, read lazily. A row that cannot be parsed is recorded as a problem of the reading.
     """
 
     file: str
@@ -45,16 +45,16 @@ class Table:
 
 
 def open_source(reading: Reading, source: str, dataset_split: str, header_problem: HeaderCheck) -> list[Table]:
-    """Finds the files of a source; rows are read later, when they are asked for.
+    """Finds the files of a source. Their rows are read lazily.
 
     Args:
-        reading: Takes the problems that are found while rows are read.
+        reading: Collects the problems that are found while rows are read.
         source: A file, a folder written by `datasets.save_to_disk`, a folder of files, or a Hub name `owner/name`.
         dataset_split: Which split of a `datasets` folder or a Hub set to read.
-        header_problem: What is wrong with the header of a text table, given with its separator; None if nothing.
+        header_problem: Checks the header of a text table.
 
     Returns:
-        The files, a folder's in the order of their names.
+        The files. Those of a folder are sorted by name.
 
     Raises:
         InputError: If there is nothing to read.
@@ -78,7 +78,7 @@ def open_source(reading: Reading, source: str, dataset_split: str, header_proble
 
 
 def short_name(source: str) -> str:
-    """The file's name without its suffix, the folder's, or the Hub set's without its owner."""
+    """Name of the file without its suffix, of the folder, or of the Hub set without its owner."""
     name = Path(source).name
     return next((name.removesuffix(suffix) for suffix in _longest_first(SUFFIXES) if name.endswith(suffix)), name)
 
@@ -134,7 +134,7 @@ def _read_bytes(file: str, path: Path) -> bytes:
 
 
 def _read_text(reading: Reading, file: str, path: Path) -> str | None:
-    """The whole file as text, or None where it is not UTF-8, which is then a problem of its line."""
+    """The whole file as text. None if it is not UTF-8: this is recorded as a problem of the line."""
     data = _read_bytes(file, path)
     try:
         return data.decode("utf-8")
@@ -154,7 +154,7 @@ def _not_utf8(line: bytes, error: UnicodeDecodeError, start_of_line: int = 0) ->
 
 
 def _jsonl_rows(reading: Reading, file: str, path: Path) -> Iterator[Row]:
-    # Split at \n only: JSON text may hold other characters that Python calls line ends.
+    # Split at \n only: JSON text may contain other characters that Python treats as line breaks.
     for number, line in enumerate(io.BytesIO(_read_bytes(file, path)), start=1):
         if not line.strip():
             continue
@@ -170,7 +170,7 @@ def _jsonl_rows(reading: Reading, file: str, path: Path) -> Iterator[Row]:
 
 
 def _json_rows(reading: Reading, file: str, path: Path) -> Iterator[Row]:
-    """An array of records, parsed one at a time; some publishers write JSON lines under this suffix too."""
+    """Records of a JSON array, parsed one at a time. Some publishers write JSON lines under this suffix too."""
     text = _read_text(reading, file, path)
     if text is None:
         return
@@ -195,7 +195,7 @@ def _json_rows(reading: Reading, file: str, path: Path) -> Iterator[Row]:
             if not text.startswith((",", "]"), position):
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
         except (json.JSONDecodeError, RecursionError) as error:
-            # What follows a broken record cannot be told apart from it: the file ends here.
+            # After a broken record the start of the next one is unknown: reading stops here.
             where = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
             reading.problem(place, f"expected a JSON object, got {_broken_json(error)}{where}")
             return
@@ -254,7 +254,7 @@ def _delimited_rows(
     next_number = 1
     try:
         for cells in table:
-            # A quoted cell may hold line ends: a row is named by the line on which it starts.
+            # A quoted cell may contain line breaks: a row is located by the line on which it starts.
             place, next_number = Place(file, next_number, "line"), table.line_num + 1
             if not any(cell.strip() for cell in cells):
                 continue
@@ -300,7 +300,7 @@ def _saved_dataset_rows(source: str, path: Path, dataset_split: str) -> Iterator
 
     try:
         loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # whatever a damaged folder makes `datasets` raise
+    except Exception as error:  # a damaged folder can make `datasets` raise anything
         raise InputError(f"{source}: `datasets` cannot load this folder: {error}") from error
     if isinstance(loaded, datasets.DatasetDict):
         if dataset_split not in loaded:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeGuard
 
-from lit_semantic_peft.facts.reading import Place, Reading, Row, described, listed, shown, unspellable
+from lit_semantic_peft.facts.reading import Place, Reading, Row, described, listed, shown, unencodable
 from lit_semantic_peft.facts.schema import SPLITS, Fact, Probe, Split, content_id
 
 SPLIT_SYNONYMS: Mapping[str, Split] = {
@@ -19,7 +19,7 @@ SPLIT_SYNONYMS: Mapping[str, Split] = {
     "validation": "probe",
     "eval": "probe",
 }
-"""Names of splits in published sets, and what they mean here."""
+"""Names of splits in published sets, and the split of the contract that each one maps to."""
 
 _TEXT_FIELDS = ("id", "subject", "relation", "prompt", "target", "joiner", "target_true", "question", "split", "source")
 _LIST_FIELDS = ("aliases", "paraphrases")
@@ -31,14 +31,14 @@ _PROBES_EXPECTED = 'a list of {"prompt": ..., "target": ...}'
 
 
 def contract_facts(reading: Reading, rows: Iterable[Row]) -> dict[Place, Fact]:
-    """Turns rows of the contract into facts; what cannot become one is a problem, what is repaired a note.
+    """Turns rows of the contract into facts. An invalid row is recorded as a problem, a repair as a note.
 
     Args:
-        reading: Takes problems and notes.
+        reading: Collects problems and notes.
         rows: The rows.
 
     Returns:
-        The facts by the place of their row.
+        The facts, by the location of their row.
     """
     facts: dict[Place, Fact] = {}
     first_with_id: dict[str, tuple[Place, bool]] = {}
@@ -74,7 +74,7 @@ def contract_facts(reading: Reading, rows: Iterable[Row]) -> dict[Place, Fact]:
 
 @lru_cache(maxsize=1024)
 def near_field(name: str) -> str | None:
-    """The field of the contract that a name was probably meant to be; None for a field and for anything else."""
+    """The contract's field that a name probably misspells; None if the name is a field, or similar to none."""
     if name in FIELDS:
         return None
     return next(iter(difflib.get_close_matches(str(name).strip().lower(), FIELDS, 1, 0.8)), None)
@@ -82,7 +82,7 @@ def near_field(name: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _RowChecker:
-    """Checks the fields of one row; `row` holds only what is there (no nulls, no empty cells)."""
+    """Checks the fields of one row; `row` holds only fields with a value (no nulls, no empty cells)."""
 
     reading: Reading
     place: Place
@@ -90,7 +90,7 @@ class _RowChecker:
     cells: bool
 
     def fact(self) -> Fact | None:
-        """The fact, or None where a problem was found in this row."""
+        """The fact, or None if this row has a problem."""
         problems_before = len(self.reading.problems)
         prompt = self.text("prompt", required=True)
         target = self.text("target", required=True)
@@ -139,7 +139,7 @@ class _RowChecker:
         if not isinstance(value, str):
             self.problem(name, expected, described(value))
             return False
-        wrong = unspellable(value)
+        wrong = unencodable(value)
         if wrong:
             self.problem(name, "text", wrong)
         return wrong is None
@@ -221,12 +221,12 @@ class _RowChecker:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a whole number: published sets number their rows, which is as stable as a name."""
+    """Whether it is a whole number. Published sets number their rows; a row number is as stable an id as a name."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_absent(name: str, value: Any, cells: bool) -> bool:
     if cells:
-        # A joiner of blanks is a joiner; a required cell that is empty gets the message about empty text.
+        # A joiner of spaces is a value. An empty required cell gets the message about empty text.
         return not (value if name == "joiner" else value.strip()) and name not in ("prompt", "target")
     return value is None or (isinstance(value, float) and math.isnan(value))  # pandas writes NaN for a gap

@@ -53,13 +53,14 @@ def read_facts(
     The contract: only `prompt` and `target` are required; null (an empty cell in CSV) means absent. A missing `id`
     becomes a hash of prompt, target and joiner. White space at the end of a prompt and around a target is stripped.
     The values `train` and `edit` of the field `split` mean `inject`; `test`, `val`, `validation` and `eval` mean
-    `probe`. In CSV a list is JSON in its cell, or, for a list of texts, `a|b|c`; an empty joiner is JSON as well: a
-    cell that holds two quotation marks. Fields that are not part of the contract are left out, and so are questions
-    that need a fact which is not among those that are read.
+    `probe`. In CSV a list is JSON in its cell, or, for a list of texts, `a|b|c`. An empty joiner is JSON as well: a
+    cell that holds two quotation marks. Fields outside the contract are left out. Questions that need a fact that was
+    not read are left out, too.
 
-    A published format (`FORMATS`) is recognised by its fields. A malformed record is an error; what has no place in
-    the contract, or no answer, is left out and counted in the set's `conversion`. Facts that repeat an earlier one
-    add their probes to it. One that gives an earlier prompt another target is left out.
+    A published format (`FORMATS`) is recognised by its fields. A malformed record is an error. A field or record that
+    the contract has no place for, or that has no answer, is left out and counted in the set's `conversion`. If a fact
+    repeats an earlier one, its probes are added to the earlier one. A fact with the prompt of an earlier one but
+    another target is left out.
 
     Args:
         source: A built-in set (`world`, `counterfactual`, `fictional`), a file (its suffix is one of `SUFFIXES`), a
@@ -68,18 +69,18 @@ def read_facts(
             random subset, kept in the order of the file (None: all).
         seed: Seed of the generator or of the subset.
         dataset_split: Which split of a `datasets` folder or a Hub set to read.
-        contradictions: What the same prompt with two targets means: `error` (in a published format the second is
+        contradictions: How to treat two targets of the same prompt: `error` (in a published format the second is
             left out), or `keep` both with a warning.
         format: A name of `FORMAT_NAMES`; None recognises the format by its fields.
-        show_progress: Whether a terminal shows a bar where reading takes longer than a second.
+        show_progress: Whether to show a progress bar on a terminal if reading takes longer than a second.
 
     Returns:
         The facts, with warnings about what was repaired or ignored.
 
     Raises:
-        InputError: If the source cannot be found or read, if its format is unknown, if any record breaks the contract
-            or its format (all problems are named with file, record and field, the first 20 shown), or if more facts
-            are asked for than there are.
+        InputError: If the source cannot be found or read, if its format is unknown, if a record violates the contract
+            or its format (the message lists file, record and field of the first 20 problems), or if there are fewer
+            facts than asked for.
 
     Example:
         >>> facts = read_facts("fictional", num_facts=3, seed=1)
@@ -125,7 +126,7 @@ def read_facts(
 
 
 def _answerable(facts: Iterable[Fact]) -> tuple[list[Fact], list[Fact]]:
-    """The facts without probes that need a fact which is not among them, and those of them that had such probes."""
+    """The facts without the probes that need a missing fact, and those facts that had such probes."""
     facts = list(facts)
     poorer: list[Fact] = []
     ids = {fact.id for fact in facts}
@@ -171,7 +172,7 @@ _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons"}
 def _one_format(
     reading: Reading, tables: Iterable[Table], forced: str | None
 ) -> tuple[Format | None, Iterator[Row], dict[str, list[str]]]:
-    """The format of all tables (None: the contract), their rows one after another, and the templates among them."""
+    """The format of all tables (None: the contract), their rows one after the other, and the templates in them."""
     templates: dict[str, list[str]] = {}
     found: dict[str, tuple[Format | None, str]] = {}
     streams: list[Iterator[Row]] = []
@@ -201,7 +202,7 @@ def _format_name(reading: Reading, file: str, names: Collection[str]) -> str:
     if known is not None:
         return known.name
     if all(name in FIELDS or near_field(name) for name in names):
-        return CONTRACT  # the checks will say which field is missing
+        return CONTRACT  # the checks of the fields report which one is missing
     if reading.problems:
         raise InputError(reading.problem_report())
     raise InputError(
@@ -226,13 +227,13 @@ def _collect_templates(reading: Reading, rows: Iterable[Row], templates: dict[st
 
 @dataclass
 class _Converted:
-    """The facts of a published format as they come together, and what was left out.
+    """The facts collected from a published format, and what was left out.
 
     Attributes:
-        facts: By what they teach: prompt, target and joiner.
-        places: The place of each fact's record, by the fact's id.
+        facts: By prompt, target and joiner.
+        places: Location of each fact's record, by the fact's id.
         omissions: Number and first location of what was left out, by part and reason.
-        num_merged: Facts that were added to an earlier one.
+        num_merged: Facts that were merged into an earlier one.
     """
 
     facts: dict[tuple[str, str, str], Fact] = field(default_factory=dict)
@@ -304,7 +305,7 @@ def _published_facts(
 
 
 def _consistent(reading: Reading, converted: _Converted, contradictions: Contradictions) -> list[Fact]:
-    """The facts without those that contradict an earlier one, and without probes that need one of these."""
+    """The facts without those that contradict an earlier one, and without the probes that need such a fact."""
     facts = list(converted.facts.values())
     later = {found.second.id: found for found in find_contradictions(facts)}
     if contradictions == "keep":
@@ -333,8 +334,8 @@ def _check_contradictions(reading: Reading, facts: dict[Place, Fact], contradict
         else:
             reading.problem(
                 place_of[second.id],
-                f"field `target`: contradiction: after the same prompt {shown(second.prompt)} "
-                f"fact {first.id!r} ({first_place}) says {shown(first.target)}, "
-                f"fact {second.id!r} ({second_place}) says {shown(second.target)}. "
+                f"field `target`: contradiction: for the same prompt {shown(second.prompt)} "
+                f"fact {first.id!r} ({first_place}) has the target {shown(first.target)}, "
+                f"fact {second.id!r} ({second_place}) has {shown(second.target)}. "
                 "Remove one, or list one target among the other's `aliases`.",
             )

@@ -1,4 +1,4 @@
-"""One pass over one source: where a row stands, what was wrong with it, and how that is said."""
+"""One pass over one source: the location of each row, its problems, and the messages about them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ _MAX_SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """Where a row stands.
+    """Location of a row.
 
     Attributes:
         file: The file, as messages name it.
@@ -33,11 +33,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as it came out of a file.
+    """One row as read from a file.
 
     Attributes:
-        place: Where it stands.
-        fields: Its fields, as the file spells them.
+        place: Its location.
+        fields: Its fields, under the names that they have in the file.
         cells: Whether the values are cells of a text table, where a list is text that must be parsed.
     """
 
@@ -48,12 +48,12 @@ class Row:
 
 @dataclass
 class Reading:
-    """What was wrong with a source and what was repaired.
+    """Problems and repairs of a source.
 
     Attributes:
         source: As the user gave it.
-        problems: Place and sentence of each problem; any makes the source unusable.
-        notes: For each sentence about a repair, the places that it is true of.
+        problems: Location and message of each problem. Any problem makes the source unusable.
+        notes: For each message about a repair, the locations that it applies to.
     """
 
     source: str
@@ -61,23 +61,23 @@ class Reading:
     notes: dict[str, list[Place]] = field(default_factory=dict)
 
     def problem(self, place: Place, sentence: str) -> None:
-        """Notes a problem."""
+        """Records a problem."""
         self.problems.append((place, sentence))
 
     def field_problem(self, place: Place, name: str, expected: str, got: str) -> None:
-        """Notes a field that does not hold what it must."""
+        """Records a field with an invalid value."""
         self.problem(place, f"field `{name}`: expected {expected}, got {got}")
 
     def note(self, place: Place, sentence: str) -> None:
-        """Notes a repair."""
+        """Records a repair."""
         self.notes.setdefault(sentence, []).append(place)
 
     def short(self, place: Place) -> str:
-        """The place without the file where there is only one."""
+        """The location, without the file's name if the source is one file."""
         return f"{place.unit} {place.number}" if place.file == self.source else str(place)
 
     def problem_report(self) -> str:
-        """All problems in the order of the source, the first 20 of them in full."""
+        """The first 20 problems in the order of the source, and the number of further ones."""
         in_order = sorted(self.problems, key=lambda problem: problem[0])
         lines = [f"{place}: {sentence}" for place, sentence in in_order[:_MAX_PROBLEMS]]
         if len(in_order) > _MAX_PROBLEMS:
@@ -85,7 +85,7 @@ class Reading:
         return "\n".join(lines)
 
     def warnings(self) -> tuple[str, ...]:
-        """One sentence for each kind of repair, with the first place."""
+        """One message for each kind of repair, with its first location."""
         return tuple(
             f"{self.source}: {sentence} ({self.short(places[0])}"
             + (f" and {len(places) - 1} more)" if len(places) > 1 else ")")
@@ -94,7 +94,7 @@ class Reading:
 
 
 def described(value: Any) -> str:
-    """What a value is, for the end of "expected ..., got ..."."""
+    """Describes a value, for the end of "expected ..., got ..."."""
     match value:
         case None:
             return "nothing"
@@ -113,12 +113,12 @@ def described(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """The value itself, cut where it is long."""
+    """`repr` of the value, truncated if long."""
     return cut(repr(value), _MAX_SHOWN_CHARACTERS)
 
 
 def cut(text: str, length: int) -> str:
-    """The text, at most `length` characters of it."""
+    """The text, truncated to at most `length` characters."""
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
@@ -127,8 +127,8 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names) or "nothing"
 
 
-def unspellable(value: str) -> str | None:
-    """What is wrong with a text that no file can hold, else None: JSON can spell half of a surrogate pair."""
+def unencodable(value: str) -> str | None:
+    """Why a text cannot be encoded as UTF-8, else None: JSON can escape one half of a surrogate pair."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

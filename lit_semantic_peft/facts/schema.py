@@ -16,14 +16,14 @@ _ID_DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A prompt with the answer that it should have, asked beside a fact but never trained.
+    """A prompt and its expected answer. It is asked in evaluation and never trained.
 
     Attributes:
         prompt: Ends where the target begins, without trailing space.
         target: The expected answer.
         hops: Number of facts that must be combined to answer; 1 for a direct question.
-        needs: Ids of the other facts of the set that the answer follows from as well: it can only be expected where
-            those were learned too, and counts as portability only there.
+        needs: Ids of the other facts of the set that the answer also depends on. The answer can only be expected if
+            those were learned too, and only then does it count as portability.
     """
 
     prompt: str
@@ -43,15 +43,15 @@ class Fact:
         subject: What the fact is about.
         relation: Kind of fact; groups facts in reports.
         aliases: Other accepted answers.
-        joiner: What stands between prompt and target: a space, or nothing (Chinese, punctuation).
-        target_true: What the model may believe now, where that is known.
+        joiner: Text between prompt and target: a space, or nothing (Chinese, punctuation).
+        target_true: The answer that the base model may give, if known.
         paraphrases: Other prompts with the same answer.
         neighborhood: Near prompts whose answers must not change.
         portability: Questions whose answers follow from the fact.
         question: The prompt as a question, where the source gives one.
         split: `inject` (trained), `retain` (must not change) or `probe` (only measured).
         source: Where the fact comes from.
-        location: File and line that it was read from, for messages; not part of the content.
+        location: File and line that the fact was read from, for messages; not part of the content.
     """
 
     id: str
@@ -76,7 +76,7 @@ class Fact:
         return (self.target, *self.aliases)
 
     def to_json(self) -> dict[str, Any]:
-        """The fact as one JSONL line would hold it: plain types, without `location`, empty fields left out."""
+        """The fact as the object of a JSONL line: plain types, without `location`, empty fields left out."""
         row: dict[str, Any] = {
             "id": self.id,
             "subject": self.subject,
@@ -97,7 +97,7 @@ class Fact:
             "source": self.source,
         }
         defaults: dict[str, Any] = {"joiner": " ", "split": "inject"}
-        # An empty joiner is a value, not a gap: it is what Chinese needs.
+        # An empty joiner is a value, not a missing field: Chinese needs it.
         return {
             key: value
             for key, value in row.items()
@@ -132,7 +132,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Omission:
-    """What a reader of a published format left out, and why.
+    """Something that a reader of a published format left out, and why.
 
     Attributes:
         part: `record` for whole records, else the name of the field that was left out.
@@ -154,8 +154,8 @@ class Conversion:
     Attributes:
         format: Its title, such as `CounterFact`.
         num_records: Records that were read.
-        num_merged: Facts that repeat an earlier one: their probes were added to it.
-        omissions: What was left out; empty when nothing was.
+        num_merged: Facts that repeat an earlier one. Their probes were added to it.
+        omissions: What was left out; empty if nothing was.
     """
 
     format: str
@@ -172,13 +172,13 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True)
 class FactSet:
-    """Facts that were read together, with what the reader wants to be known about them.
+    """Facts that were read together, with the reader's warnings.
 
     Attributes:
         facts: The facts, in the order of the file; every id occurs once.
-        warnings: Sentences about what was repaired or ignored; empty when nothing was.
-        name: Short name of the set: the built-in's, the file's without its suffix, or the Hub's.
-        conversion: How a published format was read; None where the facts were in the contract already.
+        warnings: Messages about what was repaired or ignored; empty if nothing was.
+        name: Short name of the set: of the built-in set, of the file without its suffix, or of the Hub set.
+        conversion: How a published format was read; None if the facts were in the contract already.
     """
 
     facts: tuple[Fact, ...]
@@ -191,7 +191,7 @@ class FactSet:
 
 
 def content_id(prompt: str, target: str, joiner: str = " ") -> str:
-    """The id of a fact that has none of its own: 16 hexadecimal digits that name what is taught."""
+    """The id of a fact that has none of its own: 16 hexadecimal digits, a hash of prompt, target and joiner."""
     return content_key(prompt, target, joiner)[:_ID_DIGITS]
 
 

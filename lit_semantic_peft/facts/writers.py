@@ -56,7 +56,7 @@ def convert(
 
 
 def write_facts(facts: Sequence[Fact], path: Path) -> None:
-    """Writes facts to a file that is there in full or not at all; `read_facts` gives them back equal.
+    """Writes facts to a file, atomically. `read_facts` reads equal facts back.
 
     Args:
         facts: The facts.
@@ -66,7 +66,7 @@ def write_facts(facts: Sequence[Fact], path: Path) -> None:
         if path.suffix == ".parquet":
             _write_parquet(facts, temporary)
         elif path.suffix == ".gz":
-            # Without name and time, the same facts give the same bytes.
+            # No file name and time in the header, so that the same facts give the same bytes.
             with open(temporary, "wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
                 packed.writelines(_lines(facts))
         else:

@@ -1,4 +1,4 @@
-"""What a fact costs when it is learned alone: many facts trained each by itself, in one batched run where that goes."""
+"""Trains facts alone, each from the same start: many in one batched run if possible."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -18,15 +18,15 @@ logger = logging.getLogger(__name__)
 
 OptimizerOf = Callable[[list[nn.Parameter]], Optimizer]
 
-# Entry by entry: stacked copies of a parameter move as each would by itself.
+# Element-wise optimizers: stacked copies of a parameter are updated as each copy would be alone.
 _ELEMENTWISE = (SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop)
 
 
 def fact_log_probability(model: nn.Module, batch: Batch) -> Tensor:
-    """Log p of each fact's labelled tokens (target and, where it is taught, the end), without dropout.
+    """Log p of each fact's labelled tokens (the target and, if it is trained, the end token), without dropout.
 
     Args:
-        model: A causal language model; left as it was.
+        model: A causal language model; not changed.
         batch: The facts.
 
     Returns:
@@ -44,12 +44,12 @@ def train_alone(
     start: Sequence[Tensor] | None = None,
     one_by_one: bool = False,
 ) -> Tensor:
-    """Trains each fact by itself from the same start, and says how likely its target is then.
+    """Trains each fact alone from the same start, and returns the log-probability of its target afterwards.
 
-    One optimizer step on ℓ_i for each learning rate, without dropout, weight, clipping or other facts. Where all that
-    trains are the weights and biases of linear layers (LoRA, rsLoRA) and the optimizer works entry by entry, all facts
-    of the batch train in one run: each row goes through its own copy of the adapter, in a batched product. Otherwise
-    they train one after another. Afterwards parameters, `.grad`, modes and random generators are as they were.
+    One optimizer step on ℓ_i for each learning rate, without dropout, weight, clipping or other facts. If only weights
+    and biases of linear layers are trained (LoRA, rsLoRA) and the optimizer is element-wise, all facts of the batch are
+    trained in one run: each row has its own copy of the adapter, in a batched product. Otherwise they are trained one
+    after another. Parameters, `.grad`, modes and random number generators are restored.
 
     Memory of the batched run: 4 copies of the adapter per fact with AdamW (2.4 million parameters: 39 MB per fact).
 
@@ -57,9 +57,9 @@ def train_alone(
         model: A causal language model of transformers or a `peft` model around one; not wrapped in DDP.
         batch: The facts.
         learning_rates: Learning rate of each step; their number is the number of steps.
-        optimizer: Makes the optimizer from a list of parameters.
-        start: Values of the trainable parameters to start from, in the model's order; the present ones where None.
-        one_by_one: Whether to use the slow path in any case.
+        optimizer: Builds the optimizer from a list of parameters.
+        start: Values of the trainable parameters to start from, in the model's order; None: the current ones.
+        one_by_one: Whether to always use the slow path.
 
     Returns:
         log p of each fact's labelled tokens after its steps, float32 `(B,)`, nats, on the CPU.
@@ -93,9 +93,9 @@ def _batched(
     learning_rates: Sequence[float],
     optimizer_of: OptimizerOf,
 ) -> Tensor:
-    kind = type(optimizer_of(list(parameters)))  # one that may refuse the copies, which have an axis more
+    kind = type(optimizer_of(list(parameters)))  # not of the copies: another optimizer may refuse their further axis
     if kind not in _ELEMENTWISE:
-        raise _NotBatched(f"{kind.__name__} may look at more than an entry at a time")
+        raise _NotBatched(f"{kind.__name__} is not known to be element-wise")
     copies = {
         id(parameter): nn.Parameter(value.to(parameter).expand(len(batch), *value.shape).clone())
         for parameter, value in zip(parameters, begin, strict=True)
@@ -108,7 +108,7 @@ def _batched(
             if step == 0:
                 leaks = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
                 if any(gradient is not None for gradient in leaks):
-                    raise _NotBatched("a parameter also works elsewhere than in its linear layer's call")
+                    raise _NotBatched("a parameter is also used outside its linear layer's call")
             _step(optimizer, stacked, torch.autograd.grad(total, stacked, allow_unused=True), rate)
         with torch.no_grad():
             return -token_nll(model, batch).sum(dim=1).cpu()
@@ -116,11 +116,11 @@ def _batched(
 
 @contextmanager
 def _own_copies(model: nn.Module, copies: dict[int, nn.Parameter], num_rows: int) -> Iterator[None]:
-    """While open, each trainable linear layer works on each row with that row's copy of its parameters."""
+    """Within the context each trainable linear layer applies to each row that row's copy of its parameters."""
     layers = [module for module in model.modules() if type(module) is nn.Linear]
     owned = {id(parameter) for layer in layers for parameter in (layer.weight, layer.bias) if parameter is not None}
     if not copies.keys() <= owned:
-        raise _NotBatched("not all that trains belongs to linear layers")
+        raise _NotBatched("not all trainable parameters belong to linear layers")
 
     def own_output(layer: Any, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         (x,) = arguments

@@ -1,4 +1,4 @@
-"""Where the gradients of single facts wait until all facts have theirs: in memory, or on disk for little memory."""
+"""Stores per-fact gradients until those of all facts are computed: in memory, or on disk to save memory."""
 
 import tempfile
 from collections import defaultdict
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from lit_semantic_peft.interference.layer_rules import at_least_float32
 from lit_semantic_peft.models.disk_space import reserve
 
-# Each parameter's features begin at a multiple of so many numbers: products round alike wherever they lie.
+# Each parameter's features begin at a multiple of so many numbers, so that rounding does not depend on the address.
 _ALIGNED = 64
 
 _BYTES_IN_MEMORY = 1e9
 
 
 def folder_if_large(model: nn.Module, num_facts: int, folder: str | Path) -> str | Path | None:
-    """Where so many facts' gradients are kept: in memory (None) up to 4·k·P = 1 GB, above on disk.
+    """Where to store per-fact gradients: in memory (None) up to 4·k·P = 1 GB, above that on disk.
 
     Args:
-        model: Its trainable parameters are P numbers.
+        model: Its trainable parameters have P numbers in total.
         num_facts: k, of this process.
         folder: The folder on disk.
     """
@@ -36,14 +36,14 @@ class FeatureStore(Protocol):
     """Gradients of k facts, parameter by parameter."""
 
     def add(self, number: int, rows: slice, gradients: Tensor) -> None:
-        """Adds `(B, numel)` to some facts' gradients of one parameter; all begin as zeros."""
+        """Adds `(B, numel)` to some facts' gradients of one parameter. All gradients start as zeros."""
 
     def clear(self) -> None:
-        """Sets all gradients back to zero."""
+        """Resets all gradients to zero."""
 
 
 class InMemory:
-    """Features in the memory of the model's device: 4·k·P bytes for k facts and P trainable parameters.
+    """Gradients in the memory of the model's device: 4·k·P bytes for k facts and P trainable parameters.
 
     Args:
         parameters: The trainable parameters.
@@ -57,10 +57,10 @@ class InMemory:
         self.clear()
 
     def clear(self) -> None:
-        """Sets all gradients back to zero.
+        """Resets all gradients to zero.
 
-        One block for all parameters of a kind: many blocks that stay, made among others that do not, leave holes that
-        cost as much again as a third of the features.
+        Allocates one block per dtype and device. Many long-lived blocks, allocated between short-lived ones, would
+        fragment the memory: a third of the features' size more.
         """
         numbers: dict[tuple[torch.dtype, torch.device], list[int]] = defaultdict(list)
         for number, like in enumerate(self._like):
@@ -89,17 +89,17 @@ class InMemory:
 
 
 class OnDisk:
-    """Features in a temporary file, memory-mapped a parameter at a time: memory of one parameter's features only.
+    """Gradients in a temporary file, memory-mapped one parameter at a time: memory for one parameter's gradients only.
 
-    A context manager; the file is gone afterwards. Float32, on the CPU.
+    A context manager that deletes the file on exit. Float32, on the CPU.
 
     Args:
         parameters: The trainable parameters.
         num_facts: k. The file takes 4·k·P bytes.
-        folder: Where the file is written, on a disk rather than a file system in memory; made if need be.
+        folder: Folder of the file, on a disk rather than in memory; created if missing.
 
     Raises:
-        DiskSpaceError: If the file does not fit there, before anything is computed; from `clear` as well.
+        DiskSpaceError: If the file does not fit there: before anything is computed, and from `clear`.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], num_facts: int, folder: str | Path) -> None:
@@ -123,14 +123,15 @@ class OnDisk:
         self._file.close()
 
     def clear(self) -> None:
-        """Sets all gradients back to zero, by a new file."""
+        """Resets all gradients to zero, by reserving the file anew."""
         self._file.truncate(0)
         reserve(
             self._file,
             int(self._starts[-1]),
-            f"The gradients of {self._num_facts} facts wait there. Make room, measure fewer facts, or train a smaller "
-            "adapter. The number of facts is `num_facts`, and `final_facts` after training, of the callback that "
-            "measures (`--interference.final_facts`), `num_conflict_facts` of `score`, `max_exact` of WarmGradients.",
+            f"The gradients of {self._num_facts} facts are stored there. Make room, measure fewer facts, or use a "
+            "smaller adapter. The number of facts is `num_facts`, and `final_facts` after training, of the callback "
+            "that measures (`--interference.final_facts`), `num_conflict_facts` of `score`, `max_exact` of "
+            "WarmGradients.",
         )
 
     def add(self, number: int, rows: slice, gradients: Tensor) -> None:

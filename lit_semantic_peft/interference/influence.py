@@ -1,10 +1,10 @@
-"""What facts do to each other, from the matrix of their gradients' inner products.
+"""Interference between facts, from the matrix of their gradients' inner products.
 
 K_ij = ⟨g_i, g_j⟩ is the gradient matrix, w_j ≥ 0 the loss weight of fact j. To first order, one step of gradient
 descent with learning rate η on Σ_j w_j ℓ_j / n changes the loss of fact i by −(η/n) Σ_j w_j K_ij (AdamW differs).
 
-A fact whose gradient is not finite gets NaN itself and is left out of what is summed for the others. Functions keep
-the dtype and device of the matrix.
+A fact whose gradient is not finite gets NaN and is left out of the sums for the others. Functions keep the dtype and
+device of the matrix.
 """
 
 import torch
@@ -46,7 +46,7 @@ def is_conflict(gradient_cosine: Tensor, threshold: float = 0.05) -> Tensor:
 
 
 def conflict_rate(gradient_dot: Tensor, threshold: float = 0.05) -> Tensor:
-    """Share of the other facts that pull against each fact: those with C_ij < −τ.
+    """Share of the other facts that are in conflict with each fact: those with C_ij < −τ.
 
     Args:
         gradient_dot: K, float `(k, k)`.
@@ -65,10 +65,10 @@ def conflict_rate(gradient_dot: Tensor, threshold: float = 0.05) -> Tensor:
 
 
 def net_transfer(gradient_dot: Tensor, loss_weight: Tensor, num_trained_facts: int) -> Tensor:
-    """What the others do to each fact, in units of what the fact does to itself.
+    """First-order effect of all other facts on each fact, relative to the fact's effect on itself.
 
     net_transfer_i = (n − 1)/|J| · Σ_{j∈J} w_j K_ij / (w_i K_ii), J the sampled facts other than i, n the number of
-    trained facts: the sample's mean stands for all other trained facts.
+    trained facts: the mean over the sample is extrapolated to all other trained facts.
 
     Args:
         gradient_dot: K of the sampled facts, float `(k, k)`.
@@ -76,8 +76,8 @@ def net_transfer(gradient_dot: Tensor, loss_weight: Tensor, num_trained_facts: i
         num_trained_facts: n ≥ 1.
 
     Returns:
-        float `(k,)`; above 0 the others help; below −1 they undo what the fact learns. NaN where w_i K_ii = 0 or
-        there is no other fact.
+        float `(k,)`. Above 0: the others help. Below −1: they undo more than the fact learns. NaN where w_i K_ii = 0
+        or there is no other fact.
 
     Example:
         >>> matrix = torch.tensor([[1.0, -2.0], [-2.0, 8.0]])
@@ -94,9 +94,9 @@ def net_transfer(gradient_dot: Tensor, loss_weight: Tensor, num_trained_facts: i
 
 
 def predicted_change(gradient_dot: Tensor, loss_weight: Tensor, learning_rate: float, num_trained_facts: int) -> Tensor:
-    """What one small step of gradient descent on Σ_j w_j ℓ_j / n does to each fact's loss, to first order.
+    """Change of each fact's loss by one small step of gradient descent on Σ_j w_j ℓ_j / n, to first order.
 
-    Δℓ_i ≈ −(η/n) Σ_j w_j K_ij, j over all facts of the matrix, i itself among them.
+    Δℓ_i ≈ −(η/n) Σ_j w_j K_ij, j over all facts of the matrix, including i.
 
     Args:
         gradient_dot: K, float `(k, k)`.
@@ -117,14 +117,14 @@ def predicted_change(gradient_dot: Tensor, loss_weight: Tensor, learning_rate: f
 
 
 def harm_done(gradient_dot: Tensor, loss_weight: Tensor) -> Tensor:
-    """How much each fact raises the losses of the others: harm_done_j = Σ_{i≠j} max(0, −w_j K_ij).
+    """How much each fact increases the losses of the others: harm_done_j = Σ_{i≠j} max(0, −w_j K_ij).
 
     Args:
         gradient_dot: K, float `(k, k)`.
         loss_weight: w, float `(k,)`, ≥ 0.
 
     Returns:
-        float `(k,)`, ≥ 0, nats per token and unit of η/n. NaN where the fact's own gradient is not finite.
+        float `(k,)`, ≥ 0, nats per token per unit of η/n. NaN where the fact's own gradient is not finite.
 
     Example:
         >>> harm_done(torch.tensor([[1.0, -2.0], [-2.0, 8.0]]), torch.tensor([0.5, 1.0])).tolist()
@@ -142,8 +142,8 @@ def worst_aggressor(gradient_dot: Tensor, loss_weight: Tensor) -> tuple[Tensor, 
         loss_weight: w, float `(k,)`, ≥ 0.
 
     Returns:
-        Row of the worst aggressor, int64 `(k,)`, −1 where no fact hurts (the first of equals), and its harm −w_j K_ij,
-        float `(k,)`, ≥ 0, nats per token and unit of η/n, NaN where the fact's own gradient is not finite.
+        Row of the worst aggressor, int64 `(k,)`: the first of equals, −1 where no fact hurts. And its harm −w_j K_ij,
+        float `(k,)`, ≥ 0, nats per token per unit of η/n, NaN where the fact's own gradient is not finite.
 
     Example:
         >>> row, harm = worst_aggressor(torch.tensor([[1.0, -2.0], [-2.0, 8.0]]), torch.tensor([0.0, 1.0]))

@@ -1,4 +1,4 @@
-"""Keys of facts: what a layer reads when it is about to say the answer, and how such inputs are spread in general."""
+"""Keys of facts: a layer's input where the answer is predicted, and the second moment of its inputs over a corpus."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,13 +15,13 @@ from lit_semantic_peft.tokens import Batch
 
 
 def fact_keys(model: nn.Module, batches: Sequence[Batch], layer: str) -> Tensor:
-    """The key of each fact: the input of a layer at the last token of the prompt, which predicts the target's first.
+    """The key of each fact: a layer's input at the last token of the prompt, which predicts the target's first token.
 
     Args:
-        model: A causal language model of transformers or a `peft` model around one; left as it was.
+        model: A causal language model of transformers or a `peft` model around one; not changed.
         batches: The facts, each with a target.
-        layer: Name of the module whose input is the key, as in `model.named_modules()`; the name's end suffices where
-            it is unique (`layers.12.mlp.down_proj`).
+        layer: Name of the module whose input is the key, as in `model.named_modules()`. A unique end of the name
+            suffices (`layers.12.mlp.down_proj`).
 
     Returns:
         float32 `(k, d)` on the CPU, facts in the order of the batches' rows.
@@ -41,7 +41,7 @@ def key_second_moment(model: nn.Module, batches: Sequence[Batch], layer: str) ->
 
     Args:
         model: As in `fact_keys`.
-        batches: The corpus; labels do not matter, padding is left out.
+        batches: The corpus. Labels are ignored, padding is left out.
         layer: As in `fact_keys`.
 
     Returns:
@@ -65,7 +65,7 @@ def _inputs(model: nn.Module, batches: Sequence[Batch], layer: str) -> Iterator[
     for batch in batches:
         with undisturbed(model), torch.no_grad(), _captured(module) as seen:
             batch = usable(batch, model)
-            # All tokens, also the last ones, from which no target is predicted.
+            # All tokens, including the last ones, which predict no target.
             model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
         yield batch, seen[0][:, num_virtual_tokens(model) :]
 

@@ -1,9 +1,9 @@
-"""How the gradients of single facts follow from what flows through a layer, for each kind of layer that is known.
+"""Per-fact gradients of a layer's parameters from its inputs and output gradients: one rule per known kind of layer.
 
-A micro-batch has one row of tokens per fact, and the loss of a fact depends on its own row only. So the gradient of the
-summed losses with respect to a layer's output holds, row by row, the gradient of each fact, and with the layer's input
-the chain rule gives the gradient of its parameters row by row. In formulas: x the input `(B, T, in)`, G the gradient of
-the output `(B, T, out)`, sums over tokens t, each row by itself.
+A micro-batch has one row of tokens per fact, and the loss of a fact depends on its own row only. So each row of the
+gradient of the summed losses with respect to a layer's output is the gradient of one fact's loss. With the layer's
+input, the chain rule gives the gradient of its parameters for each row. In the formulas x is the input `(B, T, in)`, G
+the gradient of the output `(B, T, out)`; sums are over tokens t, separately for each row.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Recorder(Protocol):
-    """What takes the gradients of the facts of one micro-batch."""
+    """Receives the per-fact gradients of one micro-batch."""
 
     num_rows: int
 
     def add(self, parameter: nn.Parameter, gradients: Tensor) -> None:
-        """Adds per-fact gradients of one parameter, `(num_rows, ...)`: once for each call of a layer."""
+        """Adds per-fact gradients of one parameter, `(num_rows, ...)`. Called once for each call of a layer."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class LayerRule:
     """The rule of one layer.
 
     Attributes:
-        parameters: The trainable parameters that the rule explains.
-        install: Puts hooks on the layer that give the recorder these parameters' per-fact gradients whenever a
-            backward passes through; returns the handles. A call without one row of tokens per fact is passed over.
+        parameters: The trainable parameters that the rule covers.
+        install: Registers hooks on the layer that pass these parameters' per-fact gradients to the recorder in every
+            backward; returns the handles. A call without one row of tokens per fact is ignored.
     """
 
     parameters: list[nn.Parameter]
@@ -48,11 +48,11 @@ def layer_rules(model: nn.Module) -> list[LayerRule]:
         model: A model with any adapter.
 
     Returns:
-        Rules; a parameter that two layers share occurs in both, and its gradients add up.
+        Rules. A parameter that two layers share occurs in both rules, and its gradients are added.
     """
     rules = []
     for module in model.modules():
-        rule_of = _RULES.get(type(module))  # a subclass may compute anything, so only the class itself counts
+        rule_of = _RULES.get(type(module))  # exactly this class: a subclass may compute anything
         if rule_of is not None:
             rule = rule_of(module)
             if rule is not None:
@@ -61,7 +61,7 @@ def layer_rules(model: nn.Module) -> list[LayerRule]:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float64 if it is, else in float32: sums over tokens of bfloat16 lose digits."""
+    """The tensor in float64 if it is float64, else in float32: sums over tokens in bfloat16 lose digits."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
@@ -74,7 +74,7 @@ def _linear(layer: nn.Linear) -> LayerRule | None:
     def install(recorder: Recorder) -> list[RemovableHandle]:
         def on_forward(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
             (x,) = arguments
-            # DoRA calls lora_A with an identity matrix in each forward, and detaches what comes out.
+            # DoRA calls lora_A with an identity matrix in each forward, and detaches the output.
             if not _is_per_fact(x, output, recorder):
                 return
             x = x.detach()
@@ -107,7 +107,7 @@ def _dora_magnitude(layer: DoraLinearLayer) -> LayerRule | None:
             if base is None or not _is_per_fact(arguments[0], output, recorder) or bool((magnitude == 0).any()):
                 return
             bias = keywords["base_layer"].bias
-            # Only references are kept here; the sum is made when the gradient is there, layer by layer.
+            # Only references are kept here; the sum is computed when the gradient arrives, layer by layer.
             plain, base = output.detach(), base.detach()
 
             def on_backward(gradient: Tensor) -> None:
@@ -126,7 +126,7 @@ def _dora_magnitude(layer: DoraLinearLayer) -> LayerRule | None:
 def _adalora(layer: SVDLinear) -> LayerRule | None:
     """Y = z + c x (A∘E)ᵀ Bᵀ with h = x (A∘E)ᵀ and D = c G B: ∂B = c Σ_t G_t ⊗ h_t and ∂(A∘E) = Σ_t D_t ⊗ x_t.
 
-    A, B, E lie in ParameterDicts without a module of their own. ∂A = ∂(A∘E)∘E; ∂E is the row sum of ∂(A∘E)∘A.
+    A, B, E are in ParameterDicts, without modules of their own. ∂A = ∂(A∘E)∘E; ∂E is the row sum of ∂(A∘E)∘A.
     """
     adapters = [
         name
@@ -169,7 +169,7 @@ def _ia3(layer: IA3Linear) -> LayerRule | None:
         return None
 
     def install(recorder: Recorder) -> list[RemovableHandle]:
-        unscaled: list[Tensor] = []  # of the call that is under way
+        unscaled: list[Tensor] = []  # of the current call
 
         def scaled(value: Tensor) -> None:
             if not unscaled:
@@ -226,7 +226,7 @@ def _is_per_fact(value: Tensor, output: Tensor, recorder: Recorder) -> bool:
 
 
 def _on_gradient(value: Tensor, hook: Callable[[Tensor], None]) -> None:
-    # The hook of a tensor lives in its graph and dies with it: nothing to remove.
+    # The hook of a tensor is freed with its graph: nothing to remove.
     value.register_hook(hook)  # type: ignore[no-untyped-call]
 
 

@@ -1,14 +1,14 @@
-"""Gradients of single facts, and the matrix of their inner products.
+"""Per-fact gradients, and the matrix of their inner products.
 
 Two exact paths lead to the same gradients:
 
-- *Hooks.* Where a rule is known for every trainable parameter (`layer_rules`: LoRA, rsLoRA, DoRA, AdaLoRA, (IA)³ and
+- *Hooks.* If there is a rule for every trainable parameter (`layer_rules`: LoRA, rsLoRA, DoRA, AdaLoRA, (IA)³ and
   plain linear layers), one forward and one backward of a micro-batch suffice.
 - *One backward per fact.* For every other kind of adapter (prompt tuning, trained embeddings, LoHa, ...).
 
-Which one applies is decided by the layers, and by a check in each micro-batch that the gradients of the facts add up to
-the gradient that autograd computes for all of them together: a parameter that also works where no rule looks is found
-out, and the measurement starts again on the other path.
+The layers decide which path is taken. A check in each micro-batch confirms the hooks: the facts' gradients must add up
+to the gradient that autograd computes for all of them together. It fails if a parameter is also used where no rule
+applies; the measurement then restarts on the other path.
 """
 
 import logging
@@ -32,7 +32,7 @@ from lit_semantic_peft.tokens import Batch
 logger = logging.getLogger(__name__)
 
 # Gradients of the facts must add up to the micro-batch's gradient within this share of their norm. Far above the
-# rounding of bfloat16 (0.4 %) and TF32, far below what a layer that is used by its weight alone leaves out.
+# rounding of bfloat16 (0.4 %) and TF32, far below the error if a layer's weight is used without calling the layer.
 _SUM_TOLERANCE = 0.02
 
 # Rows of the Gram matrix at a time: only the lower triangle of blocks is computed.
@@ -43,19 +43,19 @@ def gradient_matrix(model: nn.Module, batches: Sequence[Batch], features_folder:
     """Inner products of the facts' gradients: K_ij = ⟨g_i, g_j⟩, g_i = ∂ℓ_i/∂θ.
 
     ℓ_i is `fact_nll`, the mean negative log-likelihood of the fact's target tokens, without loss weight; θ are the
-    parameters that require a gradient. Evaluated in evaluation mode, so dropout is off and the result deterministic
-    (gradient checkpointing, which transformers applies in training mode only, is off as well). The model is left as
-    it was: modes, random number generators, parameters, `.grad`, `requires_grad`, hooks.
+    parameters that require a gradient. Computed in evaluation mode, so dropout is off and the result deterministic
+    (gradient checkpointing, which transformers applies in training mode only, is off as well). The model is not
+    changed: modes, random number generators, parameters, `.grad`, `requires_grad`, hooks.
 
     Cost: about one forward and backward of the facts on the hook path, k backward passes of single facts otherwise.
     Memory: 4·k·P bytes for k facts and P trainable parameters (256 facts × 2.4 million: 2.5 GB); with
     `features_folder` those bytes are on disk instead. The activations of one micro-batch come on top. For more facts
-    than either holds: `gradient_sketch`.
+    than fit in either: `gradient_sketch`.
 
     Args:
         model: A causal language model of transformers or a `peft` model around one; not wrapped in DDP.
         batches: The facts in micro-batches, padded on the right; moved to the model's device.
-        features_folder: Where a temporary file takes the gradients; in memory where None.
+        features_folder: Folder of a temporary file for the gradients; None: in memory.
 
     Returns:
         float32 `(k, k)` on the CPU, symmetric, in the order of the batches' rows. Inner products are summed in at
@@ -79,9 +79,9 @@ def gradient_matrix(model: nn.Module, batches: Sequence[Batch], features_folder:
 def gradient_matrix_rows(
     model: nn.Module, batches: Sequence[Batch], features_folder: str | Path | None = None
 ) -> tuple[Tensor, int]:
-    """This process's rows of the gradient matrix, where each process has some of the facts. A collective.
+    """This process's rows of the gradient matrix, when the facts are divided among processes. A collective.
 
-    Each process computes the gradients of its own facts; parameter by parameter they are gathered, and each process
+    Each process computes the gradients of its own facts. They are gathered parameter by parameter, and each process
     multiplies its own by all. The rows of all processes together are `gradient_matrix` of all facts, ordered by rank.
 
     Args:
@@ -90,7 +90,7 @@ def gradient_matrix_rows(
         features_folder: As in `gradient_matrix`.
 
     Returns:
-        float32 `(m, k)` on the CPU, m facts of this process by k facts of all, and the number of its first row.
+        float32 `(m, k)` on the CPU, m facts of this process by all k facts, and the index of its first row.
 
     Raises:
         DiskSpaceError: On all ranks, if the gradients of any do not fit into its `features_folder`.
@@ -121,10 +121,10 @@ def gradient_matrix_rows(
 
 
 def one_backward_per_fact(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
-    """Gradient of each fact, by a forward and a backward of that fact alone: slow, obvious, right for every adapter.
+    """Gradient of each fact, by a forward and a backward of that fact alone: slow, but correct for every adapter.
 
     Args:
-        model: As in `gradient_matrix`; left as it was.
+        model: As in `gradient_matrix`; not changed.
         batches: As in `gradient_matrix`.
 
     Returns:
@@ -142,12 +142,12 @@ def one_backward_per_fact(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
 
 
 def per_fact_gradients(model: nn.Module, batches: Sequence[Batch], store: FeatureStore) -> None:
-    """Gives a store the gradient of each fact, on the faster of the two paths that is exact for this model.
+    """Fills a store with the gradient of each fact, by the faster of the two paths that is exact for this model.
 
     Args:
-        model: As in `gradient_matrix`; left as it was.
+        model: As in `gradient_matrix`; not changed.
         batches: As in `gradient_matrix`.
-        store: Made for the model's trainable parameters, in their order.
+        store: Built for the model's trainable parameters, in their order.
 
     Raises:
         ValueError: If no parameter requires a gradient.
@@ -158,7 +158,7 @@ def per_fact_gradients(model: nn.Module, batches: Sequence[Batch], store: Featur
         try:
             _by_hooks(model, parameters, batches, store)
         except _NoRule as reason:
-            logger.info("Gradients of single facts by one backward per fact: %s", reason)
+            logger.info("Per-fact gradients are computed by one backward per fact: %s", reason)
             store.clear()
             _one_by_one(model, parameters, batches, store)
 
@@ -166,14 +166,14 @@ def per_fact_gradients(model: nn.Module, batches: Sequence[Batch], store: Featur
 def time_forward_and_backward(
     model: nn.Module, batches: Sequence[Batch], precision: Callable[[], AbstractContextManager[Any]] = nullcontext
 ) -> float:
-    """Seconds of wall clock that a forward and backward of some facts take, changing nothing.
+    """Wall-clock seconds of a forward and backward of some facts.
 
     Through all layers and in evaluation mode: not compiled, without reused frozen layers or gradient checkpointing.
 
     Args:
-        model: As in `gradient_matrix`; left as it was.
+        model: As in `gradient_matrix`; not changed.
         batches: As in `gradient_matrix`.
-        precision: Makes the context of a forward pass, such as autocast.
+        precision: Creates the context of a forward pass, such as autocast.
 
     Raises:
         ValueError: If no parameter requires a gradient.
@@ -204,7 +204,7 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 class _NoRule(Exception):
-    """The hooks do not see the whole gradient; the message says of which parameter."""
+    """The hooks miss a part of the gradient; the message names the parameter."""
 
 
 class _Recorder:
@@ -213,7 +213,7 @@ class _Recorder:
     Attributes:
         num_rows: Facts in the micro-batch.
         sums: Sum over the facts by parameter, `(numel,)`.
-        squares: Sum of the squared entries by parameter, the scale of what may be rounding.
+        squares: Sum of the squared entries by parameter: the scale of rounding errors.
     """
 
     def __init__(self, numbers: dict[int, int], store: FeatureStore, rows: slice) -> None:
@@ -249,7 +249,7 @@ def _by_hooks(
             sums = torch.autograd.grad(total, parameters, allow_unused=True)
         _require_sums(model, recorder, sums)
         row += len(batch)
-        del total, sums  # and with them the graph, whose hooks hold activations: not beside the next batch's
+        del total, sums  # frees the graph, whose hooks hold activations, before the next batch
 
 
 @contextmanager
@@ -265,7 +265,7 @@ def _installed(rules: Sequence[LayerRule], recorder: _Recorder) -> Iterator[None
 
 
 def _require_sums(model: nn.Module, recorder: _Recorder, expected: Sequence[Tensor | None]) -> None:
-    """Refuses the rules if a parameter also works elsewhere than where they look, which only the sum can show."""
+    """Raises `_NoRule` if a parameter is also used where no rule applies, which only the sum can show."""
     errors, scales = [], []
     for number, wanted in enumerate(expected):
         total = recorder.sums.get(number)
@@ -283,7 +283,7 @@ def _require_sums(model: nn.Module, recorder: _Recorder, expected: Sequence[Tens
     wrong = (torch.isfinite(error) & (error > _SUM_TOLERANCE * scale)).nonzero().flatten().tolist()
     if wrong:
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        raise _NoRule(f"{names[wrong[0]]} has a gradient from elsewhere than its own layer's call")
+        raise _NoRule(f"{names[wrong[0]]} also has a gradient from outside its own layer's call")
 
 
 def _one_by_one(
@@ -301,7 +301,7 @@ def _one_by_one(
 
 
 def single_facts(batch: Batch) -> Iterator[Batch]:
-    """Each row as a micro-batch of its own, cut to its own length."""
+    """Each row as a micro-batch of its own, without padding."""
     for row in range(len(batch)):
         positions = batch.attention_mask[row].nonzero()
         end = int(positions.max()) + 1 if len(positions) else 1
@@ -316,7 +316,7 @@ def single_facts(batch: Batch) -> Iterator[Batch]:
 
 
 def usable(batch: Batch, model: nn.Module) -> Batch:
-    """On the model's device, and no inference tensors: those cannot be saved for a backward."""
+    """The batch on the model's device, without inference tensors, which cannot be saved for a backward."""
     batch = batch.to(next(model.parameters()).device)
     if not batch.labels.is_inference():
         return batch
@@ -330,7 +330,7 @@ def _features(
     """The facts' gradients parameter by parameter, and the number of facts."""
     num_facts = sum(len(batch) for batch in batches)
     with ExitStack() as stack:
-        stack.enter_context(undisturbed(model))  # the store too must not be made in inference mode
+        stack.enter_context(undisturbed(model))  # the store, too, must not be created in inference mode
         parameters = trainable_parameters(model)
         store: InMemory | OnDisk
         if folder is None:
@@ -342,7 +342,7 @@ def _features(
 
 
 def _of_all_ranks(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """The rows of each process, in the order of ranks; processes may have different numbers of them."""
+    """The rows of all processes, in the order of ranks. Processes may have different numbers of rows."""
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows
     gathered = [torch.empty_like(padded) for _ in counts]
@@ -353,7 +353,7 @@ def _of_all_ranks(rows: Tensor, counts: Sequence[int]) -> Tensor:
 def _undefined_as_nan(rows: Tensor, squared_norm: Tensor, first: int = 0) -> Tensor:
     """NaN in the row and column of a fact whose gradient is not finite.
 
-    Inf·0 and Inf−Inf would leave a mixture of NaN, Inf and numbers; a gradient that is not finite has no product.
+    Otherwise Inf·0 and Inf−Inf would leave a mixture of NaN, Inf and numbers.
     """
     is_undefined = ~torch.isfinite(squared_norm)
     rows[is_undefined[first : first + len(rows)], :] = torch.nan

@@ -1,4 +1,4 @@
-"""Many facts: a seeded random projection of each gradient, kept on disk, that nearly keeps inner products."""
+"""For many facts: a seeded random projection of each gradient, stored on disk, that approximates inner products."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ class GradientSketch:
     """Projected gradients S g_i of k facts, memory-mapped: ⟨S g_i, S g_j⟩ estimates K_ij without bias.
 
     The error of a cosine has mean 0 and a standard deviation of about 1/√dimension (4096: 0.016), whatever the size of
-    the adapter. So pairs far from 0 are told apart, and a rate of pairs below −0.05 is blurred by that much.
+    the adapter. So the signs of cosines far from 0 are right, and a conflict threshold (−0.05) is blurred by that much.
 
     Attributes:
         features: S g_i, float32 `(k, dimension)`, backed by `path`.
-        path: The file, in NumPy's format; it is the caller's to keep or delete.
+        path: The file, in NumPy's format. The caller keeps or deletes it.
     """
 
     features: np.ndarray
@@ -39,7 +39,7 @@ class GradientSketch:
         return torch.from_numpy(np.array(self.features[start:stop]))
 
     def gradient_dot(self) -> Tensor:
-        """The estimate of the whole gradient matrix, float32 `(k, k)`: for as many facts as that fits."""
+        """The estimate of the whole gradient matrix, float32 `(k, k)`, which must fit in memory."""
         features = self.rows(0, len(self))
         return features @ features.T
 
@@ -51,27 +51,27 @@ def gradient_sketch(
     dimension: int = DEFAULT_DIMENSION,
     seed: int = 0,
 ) -> GradientSketch:
-    """Projects the gradient of each fact to a few thousand numbers, while the gradients are computed.
+    """Projects the gradient of each fact to `dimension` numbers, while the gradients are computed.
 
-    Each parameter has a random permutation, random signs and a random place, drawn from the seed: its entries are
-    shuffled, signed, and added up into `dimension` buckets as evenly as they go (a count sketch; Charikar et al. 2002,
-    with a balanced hash). Signs make inner products unbiased; the cost is a pass over the gradient.
+    Each parameter has a random permutation, random signs and a random offset, drawn from the seed. Its entries are
+    permuted, signed, and summed into `dimension` buckets of nearly equal size (a count sketch; Charikar et al. 2002,
+    with a balanced hash). The signs make inner products unbiased. Cost: a pass over the gradient.
 
     Memory: the activations of one micro-batch, one micro-batch of projected gradients, and 12 bytes for each trainable
     parameter. On disk: 4·k·dimension bytes (10⁵ facts at 4096: 1.6 GB).
 
     Args:
-        model: As in `gradient_matrix`; left as it was.
+        model: As in `gradient_matrix`; not changed.
         batches: As in `gradient_matrix`.
         path: File for the features; overwritten.
         dimension: Numbers per fact, ≥ 1.
-        seed: Of the projection. The same seed, parameters and dimension give the same projection.
+        seed: Seed of the projection. The same seed, parameters and dimension give the same projection.
 
     Returns:
         The sketch, facts in the order of the batches' rows.
 
     Raises:
-        DiskSpaceError: If the file does not fit where it is to be written.
+        DiskSpaceError: If the file does not fit on its disk.
         ValueError: If no parameter requires a gradient, there is no fact, or `dimension` is below 1.
     """
     num_facts = sum(len(batch) for batch in batches)
@@ -91,20 +91,20 @@ def sketch_influence(
     threshold: float = 0.05,
     block: int = 2048,
 ) -> dict[str, Tensor]:
-    """What facts do to each other, from the sketch in blocks: the matrix is never there as a whole.
+    """Interference between facts, computed from the sketch in blocks: the whole matrix is never in memory.
 
-    The definitions are those of `influence`, in the same treatment of facts that are not defined.
+    Definitions, and the treatment of undefined values, are those of `influence`.
 
     Args:
-        sketch: Of k facts.
+        sketch: Sketch of k facts.
         loss_weight: w, float `(k,)`, ≥ 0.
         num_trained_facts: n ≥ 1.
         threshold: τ ≥ 0.
-        block: Rows and columns at a time; memory of a few block² floats.
+        block: Rows and columns per block; takes the memory of a few block² floats.
 
     Returns:
         `net_transfer`, `conflict_rate`, `harm_done`, `worst_aggressor_harm` float32 `(k,)`; `worst_aggressor`, a row
-        number or −1, int64 `(k,)`.
+        index or −1, int64 `(k,)`.
     """
     size = len(sketch)
     squared = torch.cat([sketch.rows(*span).square().sum(dim=1) for span in _spans(size, block)])
@@ -145,15 +145,15 @@ def sketch_influence(
 
 
 def sketch_error(estimate: Tensor, exact: Tensor) -> dict[str, float]:
-    """How far estimated cosines are from exact ones, over pairs of different facts that have both.
+    """Error of estimated cosines, over pairs of different facts for which both cosines are defined.
 
     Args:
         estimate: Estimated gradient matrix, float `(k, k)`.
         exact: The exact one.
 
     Returns:
-        `root_mean_square`, `maximum` and `bias` (the mean) of the error of K_ij / √(K_ii K_jj), each with the exact
-        norms; NaN where there is no pair.
+        `root_mean_square`, `maximum` and `bias` (the mean) of the error of K_ij / √(K_ii K_jj), always with the exact
+        norms; NaN if there is no pair.
     """
     norm = exact.double().diagonal().clamp(min=0).sqrt()
     scale = norm[:, None] * norm[None, :]
@@ -169,7 +169,7 @@ def sketch_error(estimate: Tensor, exact: Tensor) -> dict[str, float]:
 
 
 class _Projecting:
-    """A feature store that keeps projections only, and writes them out when the next micro-batch begins."""
+    """A feature store that keeps projections only, and writes them to disk when the next micro-batch begins."""
 
     def __init__(
         self, parameters: Sequence[nn.Parameter], num_facts: int, path: Path, dimension: int, seed: int
@@ -180,15 +180,15 @@ class _Projecting:
         self.clear()
 
     def clear(self) -> None:
-        """Sets all features back to zero, by a new file."""
+        """Resets all features to zero, by a new file."""
         np.lib.format.open_memmap(self._path, mode="w+", dtype=np.float32, shape=self._shape)
         num_facts, dimension = self._shape
         with open(self._path, "r+b") as file:
             reserve(
                 file,
                 self._path.stat().st_size,
-                f"The projected gradients of {num_facts} facts are kept there, {dimension} numbers each. Make room, or "
-                "take fewer numbers (`sketch_size` of WarmGradients).",
+                f"The projected gradients of {num_facts} facts are stored there, {dimension} numbers each. Make room, "
+                "or use fewer numbers (`sketch_size` of WarmGradients).",
             )
         self._rows, self._block = slice(0, 0), torch.zeros(0, self._dimension)
 
@@ -208,13 +208,13 @@ class _Projecting:
     def flush(self) -> None:
         """Writes the current micro-batch's features."""
         if len(self._block):
-            features = np.load(self._path, mmap_mode="r+")  # unmapped at once, so that its pages do not pile up
+            features = np.load(self._path, mmap_mode="r+")  # unmapped at once, so that its pages do not stay in memory
             features[self._rows] = self._block.cpu().numpy()
             self._block = self._block[:0]
 
 
 def _projection(width: int, dimension: int, seed: int, number: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
-    """Order and signs of a parameter's entries, and the bucket of the first; its own stream for each parameter."""
+    """Order and signs of a parameter's entries, and the bucket of the first; own random numbers for each parameter."""
     (state,) = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state) % 2**63)
     order = torch.randperm(width, generator=generator)

@@ -1,4 +1,4 @@
-"""Looking at a model without changing it: modes and random numbers are as they were afterwards."""
+"""Measures a model without changing it: restores modes and random number generators."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,13 +12,13 @@ from lit_semantic_peft.models.modes import modes_restored
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with gradients enabled; modes and torch's random number generators are restored on leaving.
+    """Evaluation mode with gradients enabled. Restores modes and torch's random number generators on exit.
 
-    Compiled layers run as the ordinary ones, so that hooks see their parts.
+    Compiled layers run uncompiled, so that hooks inside them are called.
     Works inside `torch.no_grad` and `torch.inference_mode` too (Lightning validates in the latter).
 
     Args:
-        model: The model to look at. Its parameters, their `.grad` and `requires_grad` are not this context's matter.
+        model: The model to measure. Its parameters, their `.grad` and `requires_grad` are not restored.
     """
     with ExitStack() as stack:
         stack.enter_context(modes_restored(model))
@@ -31,7 +31,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def cuda_devices(model: nn.Module) -> list[int]:
-    """Numbers of the GPUs that a model is on: those whose random numbers it draws.
+    """Indices of the GPUs that a model is on, whose random number generators it uses.
 
     Args:
         model: Any model.

@@ -1,4 +1,4 @@
-"""A few training steps on a throw-away adapter: before training there is hardly any interference to measure."""
+"""Some training steps of a throw-away adapter: before training there is hardly any interference to measure."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ def warm_up(
 ) -> list[float]:
     """Trains the trainable parameters for some steps with AdamW on the unweighted mean of `fact_nll`.
 
-    A plain loop, one optimizer step per micro-batch, the micro-batches in turn. Changes the trainable parameters and
-    leaves their `.grad` None; the modules' modes are restored, random numbers (dropout) are drawn.
+    A plain loop with one optimizer step per micro-batch, cycling through the micro-batches. Changes the trainable
+    parameters and leaves their `.grad` None. Restores the modules' modes; random numbers (dropout) are drawn.
 
     Args:
         model: A causal language model with an adapter that may be thrown away.
@@ -59,7 +59,7 @@ def warm_up(
             if not math.isfinite(losses[-1]):
                 raise InputError(
                     f"warm-up: the loss is {losses[-1]} before step {step + 1} at `learning_rate` {learning_rate:g}. "
-                    "Lower it, or look for a fact that the base model cannot compute."
+                    "Lower it, or find the fact whose loss under the base model is not finite."
                 )
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

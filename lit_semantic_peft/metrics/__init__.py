@@ -1,4 +1,4 @@
-"""What is measured per fact: sums and counts that add up over processes, and when an answer counts as right."""
+"""Metrics per fact, as sums and counts that add up over processes, and the rules by which an answer is correct."""
 
 from lit_semantic_peft.metrics.alone_versus_together import AloneVersusTogether
 from lit_semantic_peft.metrics.fact_scores import Efficacy, FactScore, Generalization, Locality, Portability, Robustness

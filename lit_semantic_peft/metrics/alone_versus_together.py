@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lit_semantic_peft.metrics.functional import mean_over_facts, per_fact_mean, share
 from lit_semantic_peft.metrics.per_fact import PerFactMean
@@ -12,9 +13,10 @@ from lit_semantic_peft.metrics.per_fact import PerFactMean
 class AloneVersusTogether(PerFactMean):
     """log p(target) after joint training in which a fact was seen n times, minus after n steps on that fact alone.
 
-    Same start, optimizer and learning rates; below 0 the other facts cost, above 0 they helped. The two runs take
-    different total numbers of optimizer steps (joint training shares its steps among facts), which are therefore said.
-    Source: the second finding of Wang & Li 2024, our reading. Alone: `lit_semantic_peft.interference.train_alone`.
+    Both start from the same weights, with the same optimizer and learning rates. Below 0 the other facts hurt, above 0
+    they helped. The two runs differ in their number of optimizer steps (joint training shares its steps among facts),
+    so the result contains both numbers. Training alone: `lit_semantic_peft.interference.train_alone`. Source: the
+    second finding of Wang & Li 2024, our reading.
 
     Args:
         num_facts: Number of facts; `fact_index` runs from 0 to num_facts − 1.
@@ -40,6 +42,7 @@ class AloneVersusTogether(PerFactMean):
         self.steps_together = steps_together
         self.steps_alone = steps_alone
 
+    @override
     def update(self, together: Tensor, alone: Tensor, fact_index: Tensor) -> None:  # type: ignore[override]
         """Adds measurements.
 
@@ -50,13 +53,14 @@ class AloneVersusTogether(PerFactMean):
         """
         super().update(together - alone.to(together), fact_index)
 
+    @override
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
-        """What the others did.
+        """The effect of the other facts.
 
         Returns:
             `difference` together − alone, float `(num_facts,)`, nats, NaN where not measured; `mean` over the measured
-            facts, float scalar; `share_below_0`, the share of them that would be more likely alone, float scalar in
-            [0, 1]; `steps_together` and `steps_alone`, int64 scalars.
+            facts, float scalar; `share_below_0`, the share of them whose target is more likely after training alone,
+            float scalar in [0, 1]; `steps_together` and `steps_alone`, int64 scalars.
         """
         difference = per_fact_mean(self.total, self.count)
         return {

@@ -1,4 +1,4 @@
-"""The metrics as pure functions: of sums and counts, and (from `text`) of answers."""
+"""The metrics as pure functions of sums and counts; those of answers are imported from `text`."""
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,7 @@ def mean_over_facts(total: Tensor, count: Tensor) -> Tensor:
 
 
 def is_pushed_away(distance_delta: Tensor, epsilon: float = 0.0) -> Tensor:
-    """Facts that the model is farther from than before: d_after − d_before > ε.
+    """Facts whose distance from the model has increased: d_after − d_before > ε.
 
     Args:
         distance_delta: d_after − d_before, float `(n,)`; NaN where not measured.
@@ -97,7 +97,7 @@ def share(condition: Tensor, is_counted: Tensor) -> Tensor:
 def interference_summary(
     gradient_cosine: Tensor, net_transfer: Tensor, harm_done: Tensor, threshold: float = 0.05
 ) -> dict[str, Tensor]:
-    """The state of interference in a few numbers, each a float scalar, for a logger.
+    """Summarizes interference in a few float scalars for a logger.
 
     Args:
         gradient_cosine: C, float `(k, k)`.
@@ -111,10 +111,10 @@ def interference_summary(
         - `net_transfer_median`: median over the facts where it is defined;
         - `share_net_transfer_below_0`: share of those facts that the others hurt, [0, 1];
         - `share_net_transfer_below_minus_1`: share of those facts that the others undo, [0, 1];
-        - `harm_done_top_tenth`: share of all harm that the most harmful tenth of the facts does, [0, 1];
+        - `harm_done_top_tenth`: share of all harm that is done by the most harmful tenth of the facts, [0, 1];
         - `num_undefined_facts`: facts whose net transfer is not defined.
 
-        A share of nothing is NaN.
+        A share of zero entries is NaN.
     """
     is_pair = torch.isfinite(gradient_cosine) & torch.ones_like(gradient_cosine, dtype=torch.bool).triu(diagonal=1)
     is_defined = torch.isfinite(net_transfer)
@@ -152,7 +152,7 @@ def target_probability(nll: Tensor, num_target_tokens: Tensor) -> Tensor:
 
 
 def likeliest_tokens(logits: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """The tokens that a model thinks likeliest, to be compared with another model later.
+    """The K most likely tokens of a model, for a later comparison with another model.
 
     Args:
         logits: float `(N, V)`.
@@ -166,10 +166,10 @@ def likeliest_tokens(logits: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
 
 
 def kl_from_likeliest(token_ids: Tensor, reference_log_prob: Tensor, logits: Tensor) -> Tensor:
-    """KL(p ‖ q) over the K tokens that p thinks likeliest and "any other token" as one more outcome.
+    """KL(p ‖ q) over the K most likely tokens of p, with "any other token" as one more outcome.
 
-    Joining outcomes can only lower a divergence, so this is a lower bound of the divergence over the whole vocabulary,
-    and what must be kept of p are K numbers instead of V.
+    Merging outcomes can only lower a divergence, so this is a lower bound of the divergence over the whole vocabulary.
+    Of p only K numbers must be stored instead of V.
 
     Args:
         token_ids: The K likeliest tokens of p, int64 `(N, K)`.
@@ -192,8 +192,8 @@ def kl_from_likeliest(token_ids: Tensor, reference_log_prob: Tensor, logits: Ten
 
 
 def _with_rest(log_prob: Tensor) -> Tensor:
-    """Log-probabilities with that of all other outcomes as one more."""
-    # float32 log-probabilities leave no more than this of what is not there.
+    """Log-probabilities, with that of all other outcomes together appended."""
+    # Below 1e-7 the remaining probability is rounding error: the log-probabilities are float32.
     rest = (1 - log_prob.exp().sum(dim=-1, keepdim=True)).clamp(min=1e-7)
     return torch.cat([log_prob, rest.log()], dim=-1)
 
@@ -201,24 +201,24 @@ def _with_rest(log_prob: Tensor) -> Tensor:
 def group_interference(
     gradient_cosine: Tensor, net_transfer: Tensor, harm_done: Tensor, is_member: Tensor, threshold: float = 0.05
 ) -> dict[str, float]:
-    """What the facts of one group (a relation, a stratum, a decile of distance) suffer and do.
+    """Interference received and caused by the facts of one group (a relation, a stratum, a decile of distance).
 
     Args:
         gradient_cosine: C, float `(k, k)`.
         net_transfer: float `(k,)`.
         harm_done: float `(k,)`.
-        is_member: Whether each fact is of the group, bool `(k,)`.
+        is_member: Whether each fact is in the group, bool `(k,)`.
         threshold: τ ≥ 0; a pair is in conflict where C_ij < −τ.
 
     Returns:
         - `num_facts`: members;
         - `conflict_rate_within`: share of the pairs of two members that are in conflict, [0, 1];
-        - `conflict_rate_across`: the same of the pairs of a member and another fact;
+        - `conflict_rate_across`: the same for the pairs of a member and another fact;
         - `net_transfer_median`: median over the members where it is defined;
         - `share_net_transfer_below_minus_1`: share of those that the others undo, [0, 1];
         - `share_of_harm_done`: the members' share of the harm that all facts do, [0, 1].
 
-        NaN for a share of nothing.
+        A share of zero entries is NaN.
 
     Example:
         >>> cosine = torch.tensor([[1.0, -0.5, 0.2], [-0.5, 1.0, -0.1], [0.2, -0.1, 1.0]])
@@ -244,19 +244,19 @@ def group_interference(
 
 
 def distance_decile(distance: Tensor) -> Tensor:
-    """Which tenth of the facts each one is in by its distance, 1 (nearest) to 10 (farthest).
+    """Decile of each fact's distance, 1 (nearest) to 10 (farthest).
 
     Args:
         distance: float `(n,)`; NaN where not measured.
 
     Returns:
-        int64 `(n,)`; equal distances in file order, so that tenths are as even as they go; 0 where not measured.
+        int64 `(n,)`; 0 where not measured. Equal distances are ranked in file order, so that deciles are equally large.
 
     Example:
         >>> distance_decile(torch.tensor([0.9, 0.1, 0.5, torch.nan])).tolist()
         [7, 1, 4, 0]
     """
     is_measured = ~distance.isnan()
-    rank = distance.argsort(stable=True).argsort(stable=True)  # NaN comes last
+    rank = distance.argsort(stable=True).argsort(stable=True)  # NaN is sorted last
     decile = rank * 10 // is_measured.sum().clamp(min=1) + 1
     return torch.where(is_measured, decile, 0)

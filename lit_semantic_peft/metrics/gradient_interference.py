@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lit_semantic_peft.interference.influence import (
     conflict_rate,
@@ -18,10 +19,10 @@ from lit_semantic_peft.metrics.shapes import ShapedMetric
 
 
 class GradientInterference(ShapedMetric):
-    """What the sampled facts do to each other, from their gradient matrix K_ij = ⟨g_i, g_j⟩.
+    """Interference between the sampled facts, from their gradient matrix K_ij = ⟨g_i, g_j⟩.
 
-    Formulas: `lit_semantic_peft.interference.influence`. Several updates (each rank the whole matrix, or some rows of
-    it; several moments) are averaged entry by entry before anything is computed from them.
+    Formulas: `lit_semantic_peft.interference.influence`. Several updates (by ranks with the whole matrix or some of its
+    rows, or at several steps) are averaged entry by entry before anything is computed from them.
 
     Args:
         fact_index: Dense index of each sampled fact, int `(k,)`, in the order of the matrix's rows, no duplicates.
@@ -73,6 +74,7 @@ class GradientInterference(ShapedMetric):
         self.add_state("total", torch.zeros(shape), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
 
+    @override
     def update(self, gradient_dot: Tensor, rows: Tensor | None = None) -> None:
         """Adds a gradient matrix, or some rows of it.
 
@@ -91,8 +93,9 @@ class GradientInterference(ShapedMetric):
         self.total.index_add_(0, rows, gradient_dot)
         self.count.index_add_(0, rows, torch.ones_like(gradient_dot, dtype=torch.long))
 
+    @override
     def compute(self) -> dict[str, Tensor]:
-        """Everything that the matrix says, in the order of the sample.
+        """All results from the averaged matrix, in the order of the sample.
 
         Returns:
             `fact_index` int64 `(k,)`; `gradient_dot` and `gradient_cosine` float `(k, k)`; `net_transfer`,
@@ -121,10 +124,10 @@ class GradientInterference(ShapedMetric):
         return {name: float(value) for name, value in scalars.items()}
 
     def by_group(self, group: Sequence[str | int | None]) -> dict[str, dict[str, float]]:
-        """What each group of the sampled facts suffers and does. A collective under DDP, as `compute` is.
+        """Interference received and caused by each group of the sampled facts. A collective under DDP, as `compute` is.
 
         Args:
-            group: Group of every fact of the set, by `fact_index`; None for a fact that is in none.
+            group: Group of every fact of the set, by `fact_index`; None for a fact without a group.
 
         Returns:
             The numbers of `group_interference` for each group that has a sampled fact, sorted by group.

@@ -1,9 +1,10 @@
-"""Which facts lie on top of each other in a layer, before any training."""
+"""Which facts' keys overlap in a layer, before any training."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lit_semantic_peft.interference.influence import gradient_cosine
 from lit_semantic_peft.metrics.functional import per_fact_mean
@@ -13,10 +14,10 @@ from lit_semantic_peft.metrics.shapes import ShapedMetric
 class KeyOverlap(ShapedMetric):
     """Overlap of the facts' keys: k_iᵀM⁻¹k_j / √(k_iᵀM⁻¹k_i · k_jᵀM⁻¹k_j), M = E[kkᵀ] + ρI.
 
-    k_i is the input of a layer where fact i is about to be answered, the mean is over the tokens of a corpus, and
-    ρ = ridge · tr E[kkᵀ] / d. An edit of one key moves another one's value by this much. Source: superposition in
-    knowledge editing, arXiv 2408.07413; our reading. Keys and moment: `lit_semantic_peft.interference.fact_keys` and
-    `key_second_moment`.
+    k_i is a layer's input at the position that predicts the answer of fact i. The mean is over the tokens of a corpus,
+    and ρ = ridge · tr E[kkᵀ] / d. An edit at one key changes the value at another by this much. Keys and moment:
+    `lit_semantic_peft.interference.fact_keys` and `key_second_moment`. Source: superposition in knowledge editing,
+    arXiv 2408.07413; our reading.
 
     Args:
         num_facts: Number of facts n; `fact_index` runs from 0 to n − 1.
@@ -56,18 +57,19 @@ class KeyOverlap(ShapedMetric):
 
         Args:
             moment: Σ k kᵀ over its tokens, float `(d, d)`.
-            num_tokens: How many they are.
+            num_tokens: Number of these tokens.
         """
         if moment.shape != self.moment_total.shape:
             raise ValueError(
                 f"`moment` must have the shape {tuple(self.moment_total.shape)}, got {tuple(moment.shape)}"
             )
-        self._computed = None  # torchmetrics forgets what it has computed in `update` only
+        self._computed = None  # torchmetrics resets its cached result in `update` only
         self.moment_total += moment.to(self.moment_total)
         self.num_tokens += num_tokens
 
+    @override
     def update(self, keys: Tensor, fact_index: Tensor) -> None:
-        """Adds keys; several of one fact are averaged.
+        """Adds keys. Several keys of one fact are averaged.
 
         Args:
             keys: float `(B, d)`.
@@ -81,6 +83,7 @@ class KeyOverlap(ShapedMetric):
         self.key_total.index_add_(0, fact_index, keys.to(self.key_total))
         self.key_count.index_add_(0, fact_index, torch.ones_like(fact_index))
 
+    @override
     def compute(self) -> Tensor:
         """The overlaps, float32 `(n, n)` in [−1, 1]; NaN for a fact without a key or with a key of zeros.
 

@@ -1,9 +1,10 @@
-"""First learned, forgotten how often, how stably, recalled at the end: kept as training goes."""
+"""Learning history of each fact: when first learned, how often forgotten, how stable, recalled at the end."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lit_semantic_peft.metrics.functional import per_fact_mean
 from lit_semantic_peft.metrics.shapes import ShapedMetric
@@ -12,14 +13,15 @@ from lit_semantic_peft.metrics.shapes import ShapedMetric
 class LearningDynamics(ShapedMetric):
     """When each fact was first recalled and how often it was forgotten, epoch by epoch.
 
-    Within an epoch `update` sums measurements, rank by rank; `end_epoch` adds the ranks' sums, which every rank must
-    call, and closes the epoch alike on all of them. A fact counts as recalled in an epoch when every measurement of it
-    says so; a fact that was not measured keeps its state. It is forgotten whenever it is not recalled in an epoch after
-    one in which it was (Toneva et al. 2019, "An Empirical Study of Example Forgetting", here once per epoch). Closed
-    epochs are equal on all ranks, so that with `sync_on_compute=False` `compute` is no collective.
+    Within an epoch `update` sums measurements on each rank. `end_epoch`, which every rank must call, adds the sums of
+    all ranks and closes the epoch with the same result on each. A fact is recalled in an epoch if every measurement in
+    it is a recall. A fact that was not measured keeps its state. A fact is forgotten if it is not recalled in an epoch
+    after one in which it was (Toneva et al. 2019, "An Empirical Study of Example Forgetting", here once per epoch).
+    Closed epochs are equal on all ranks, so that with `sync_on_compute=False` `compute` is not a collective.
 
     The states are persistent: put `state_dict()` into the checkpoint, after `end_epoch`, so that a resumed run
-    continues the count. Hold it, do not `self.log` it: Lightning resets what it logs after every epoch.
+    continues the counts. Keep the metric as an attribute and do not `self.log` it: Lightning resets logged metrics
+    after every epoch.
 
     Args:
         num_facts: Number of facts n; `fact_index` runs from 0 to n − 1.
@@ -51,10 +53,10 @@ class LearningDynamics(ShapedMetric):
         if num_facts < 1:
             raise ValueError(f"`num_facts` must be at least 1, got {num_facts}")
         zeros = torch.zeros(num_facts, dtype=torch.long)
-        # The open epoch: adds up over ranks.
+        # The open epoch: summed over ranks.
         self.add_state("recalled_count", zeros.clone(), dist_reduce_fx="sum", persistent=True)
         self.add_state("measured_count", zeros.clone(), dist_reduce_fx="sum", persistent=True)
-        # The closed epochs: equal on all ranks, so that the maximum leaves them as they are.
+        # The closed epochs: equal on all ranks, so that the maximum does not change them.
         self.add_state("first_learned", zeros - 1, dist_reduce_fx="max", persistent=True)
         self.add_state("forgetting_events", zeros.clone(), dist_reduce_fx="max", persistent=True)
         self.add_state("is_recalled", zeros.clone(), dist_reduce_fx="max", persistent=True)
@@ -63,6 +65,7 @@ class LearningDynamics(ShapedMetric):
         self.add_state("num_measured_epochs", zeros.clone(), dist_reduce_fx="max", persistent=True)
         self.add_state("num_epochs", torch.zeros(1, dtype=torch.long), dist_reduce_fx="max", persistent=True)
 
+    @override
     def update(self, recalled: Tensor, fact_index: Tensor) -> None:
         """Adds measurements to the open epoch.
 
@@ -83,7 +86,7 @@ class LearningDynamics(ShapedMetric):
         """Closes the open epoch. A collective under DDP: every rank calls it.
 
         Args:
-            epoch: Number of the epoch, ≥ 0, for `first_learned`; the number of epochs closed so far where None.
+            epoch: Number of the epoch, ≥ 0, for `first_learned`; None: the number of epochs closed so far.
         """
         if epoch is not None and epoch < 0:
             raise ValueError(f"`epoch` must be at least 0, got {epoch}")
@@ -101,15 +104,16 @@ class LearningDynamics(ShapedMetric):
         self.num_epochs = self.num_epochs + 1
         self.recalled_count = torch.zeros_like(self.recalled_count)
         self.measured_count = torch.zeros_like(self.measured_count)
-        self._computed = None  # what compute() has cached is of an earlier epoch
-        self._update_count = max(self._update_count, 1)  # an epoch without updates is no reason for a warning
+        self._computed = None  # the cached result is of an earlier epoch
+        self._update_count = max(self._update_count, 1)  # no warning after an epoch without updates
 
+    @override
     def compute(self) -> dict[str, Tensor]:
-        """The course up to the last closed epoch.
+        """The history up to the last closed epoch.
 
         Returns:
             `first_learned` int64 `(n,)`, the epoch, −1 for never; `forgetting_events` int64 `(n,)`; `stability` float
-            `(n,)` in (0, 1], the share of the measured epochs since the fact was first learned (that one among them)
+            `(n,)` in (0, 1], the share of the measured epochs since the fact was first learned (including that one)
             in which it was recalled, NaN for never; `is_recalled` bool `(n,)`, the state when last measured;
             `num_measured_epochs` int64 `(n,)`, 0 for a fact never measured.
         """
@@ -121,7 +125,8 @@ class LearningDynamics(ShapedMetric):
             "num_measured_epochs": self.num_measured_epochs,
         }
 
+    @override
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._computed = None
-        self._update_count = max(self._update_count, int(self.num_epochs))  # torchmetrics does not restore its own
+        self._update_count = max(self._update_count, int(self.num_epochs))  # torchmetrics does not restore it

@@ -1,9 +1,10 @@
-"""Numbers of single facts, and their means over facts, from sums and counts that add up over processes."""
+"""Means per fact, and means over facts, from sums and counts that add up over processes."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lit_semantic_peft.metrics.functional import is_pushed_away, mean_over_facts, per_fact_mean, share
 from lit_semantic_peft.metrics.shapes import ShapedMetric
@@ -36,6 +37,7 @@ class PerFactMean(ShapedMetric):
         self.add_state("total", torch.zeros(num_facts), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(num_facts, dtype=torch.long), dist_reduce_fx="sum")
 
+    @override
     def update(self, value: Tensor, fact_index: Tensor) -> None:
         """Adds measurements.
 
@@ -52,6 +54,7 @@ class PerFactMean(ShapedMetric):
         self.total.index_add_(0, fact_index, value.detach().to(self.total))
         self.count.index_add_(0, fact_index, torch.ones_like(fact_index))
 
+    @override
     def compute(self) -> Tensor:
         """Mean of each fact, float `(n,)`, unit of the values; NaN for a fact that was never measured."""
         return per_fact_mean(self.total, self.count)
@@ -71,6 +74,7 @@ class MeanOverFacts(PerFactMean):
         2.0
     """
 
+    @override
     def compute(self) -> Tensor:
         """Mean over facts, float scalar, unit of the values; NaN where nothing was measured."""
         return mean_over_facts(self.total, self.count)
@@ -79,8 +83,8 @@ class MeanOverFacts(PerFactMean):
 class RecallOverFacts(MeanOverFacts):
     """Share of the measured facts that were recalled, in [0, 1]; a fact measured twice counts once.
 
-    What counts as recalled is the caller's: teacher-forced (every target token wins under the true prefix) or
-    generated (exact match of the normalised free answer).
+    The caller decides what counts as recalled: teacher-forced (every target token is the argmax under the true prefix)
+    or generated (exact match of the normalised free answer).
 
     Args:
         num_facts: Number of facts n; `fact_index` runs from 0 to n − 1.
@@ -122,6 +126,7 @@ class PushedAway(PerFactMean):
             raise ValueError(f"`epsilon` must be at least 0, got {epsilon}")
         self.epsilon = epsilon
 
+    @override
     def update(self, distance_before: Tensor, distance_after: Tensor, fact_index: Tensor) -> None:  # type: ignore[override]
         """Adds measurements.
 
@@ -132,8 +137,9 @@ class PushedAway(PerFactMean):
         """
         super().update(distance_after - distance_before.to(distance_after), fact_index)
 
+    @override
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
-        """What was pushed away.
+        """The facts that were pushed away.
 
         Returns:
             `distance_delta` d_after − d_before, float `(n,)`, NaN where not measured; `is_pushed_away` bool `(n,)`;

@@ -7,21 +7,24 @@ from typing import Any
 
 from torch import Size, Tensor
 from torchmetrics import Metric
+from typing_extensions import override
 
 
 class ShapedMetric(Metric):
-    """A metric that returns what `compute` returns: torchmetrics turns every one-element tensor into a scalar.
+    """A metric that keeps the shapes of what `compute` returns. Torchmetrics squeezes one-element tensors to scalars.
 
     For a single fact a per-fact result `(1,)` would become a scalar, and all code that reads rows would need a second
-    branch. `compute` may return a tensor or a dictionary of tensors. Without any measurement it gives NaN for what was
-    not measured, which is a result and no reason to warn: a process may well have no fact.
+    branch. `compute` may return a tensor or a dictionary of tensors. Values that were not measured are NaN, without a
+    warning: a process may well have no fact.
     """
 
     full_state_update = False
     is_differentiable = False
 
+    @override
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
-        # In the instance, beside torchmetrics' cached result, so that a copy has both; a copy comes here with its own.
+        # Stored in the instance, like torchmetrics' cached result, so that a copy has both. When a copy calls this, it
+        # already has its own.
         shapes: dict[str, Size] = self.__dict__.setdefault("_result_shapes", {})
 
         @functools.wraps(compute)

@@ -1,16 +1,16 @@
-"""When an answer counts as right: comparison of normalised text. Our reading; close to what SQuAD's script does.
+"""Whether an answer is correct: comparison of normalised text. Our definition; close to SQuAD's evaluation script.
 
-Never a substring: an empty answer matches nothing, and "Parisian" is not "Paris".
+Never a substring match: an empty answer matches nothing, and "Parisian" is not "Paris".
 """
 
 import re
 import unicodedata
 from collections.abc import Sequence
 
-# Quotation marks may stand before an article, but a space follows it: the A of "A-1" and of "A. Milne" is none.
+# Quotation marks may precede an article, but a space follows it: the A of "A-1" and of "A. Milne" is none.
 _LEADING_ARTICLE = re.compile(r"^([^\w#%&@]*)(?:a|an|the) (?=.*\w)")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-# Punctuation that changes what is said: C# is not C, 5% is not 5.
+# Punctuation that changes the meaning: C# is not C, 5% is not 5.
 _MEANINGFUL = frozenset("#%&@")
 # Punctuation that changes a number: 3.5 is not 35, 1/2 is not 12.
 _INSIDE_NUMBERS = frozenset(".,:/-")
@@ -22,12 +22,12 @@ _UNSPACED = re.compile(
 
 
 def normalize_answer(text: str) -> str:
-    """The text without what does not change an answer.
+    """The text without differences that do not change an answer.
 
     Unicode NFKC, casefold; punctuation removed (dashes and slashes become spaces) except where it carries meaning
     (`#`, `%`, `&`, `@`, inside a number, a minus sign); all dashes alike; whitespace collapsed; one leading English
-    article removed. Only a leading word, so that "Vitamin A" is not "vitamin" and "A-1" is not "1". Never empty for a
-    text that is not blank: a text of nothing but punctuation stays as it is, casefolded.
+    article removed. Only a leading word, so that "Vitamin A" is not "vitamin" and "A-1" is not "1". Only a blank text
+    becomes empty: a text that is nothing but punctuation is only casefolded.
 
     Args:
         text: An answer or a target.
@@ -45,14 +45,14 @@ def normalize_answer(text: str) -> str:
 
 
 def is_exact_match(answer: str, accepted: Sequence[str]) -> bool:
-    """Whether the normalised answer equals one of the normalised accepted ones.
+    """Whether the normalised answer equals one of the normalised accepted answers.
 
     Args:
-        answer: What the model said, up to its stop.
+        answer: The generated answer, up to its end token.
         accepted: The target and its aliases.
 
     Returns:
-        False for an empty answer, whatever is accepted.
+        False for an empty answer, whatever the accepted ones.
 
     Example:
         >>> [is_exact_match(answer, ["Paris"]) for answer in ("the Paris.", "Paris, France", "")]
@@ -65,11 +65,11 @@ def is_exact_match(answer: str, accepted: Sequence[str]) -> bool:
 def starts_with_answer(answer: str, accepted: Sequence[str]) -> bool:
     """Whether the answer begins with an accepted one that ends at a word boundary.
 
-    For a base model that knows the answer but does not stop behind it. In scripts without spaces (Chinese, Japanese,
+    For a base model that knows the answer but does not stop after it. In scripts without spaces (Chinese, Japanese,
     Thai, ...) every character ends a word.
 
     Args:
-        answer: What the model said.
+        answer: The generated answer.
         accepted: The target and its aliases.
 
     Returns:
@@ -84,7 +84,7 @@ def starts_with_answer(answer: str, accepted: Sequence[str]) -> bool:
     return any(
         _is_word_prefix(form(candidate), form(answer))
         for candidate in accepted
-        # With and without the leading article, but both alike: "A" is an answer, "the" of "The The" is not.
+        # Compared with and without the leading article, on both sides: "A" is an answer, "the" of "The The" is not.
         for form in (_with_article, normalize_answer)
     )
 
@@ -113,7 +113,7 @@ def _without_punctuation(folded: str) -> str:
 
 
 def _kept(text: str, position: int) -> str:
-    """What remains of one character: itself, a space, or nothing."""
+    """What one character becomes: itself, a space, or nothing."""
     character = text[position]
     category = unicodedata.category(character)
     if category == "Cf":  # zero-width marks

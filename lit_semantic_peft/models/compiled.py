@@ -1,4 +1,4 @@
-"""Compiled layers: `torch.compile` for training, the ordinary model for everything that looks at it."""
+"""`torch.compile` of a model's layers for training; hooks and measurements use the uncompiled layers."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from lit_semantic_peft.errors import InputError
 
 
 def repeated_blocks(model: PeftModel) -> list[nn.Module]:
-    """The layers that a transformer repeats, as transformers names them; none where it does not.
+    """The repeated layers of a transformer, as transformers names them (`_no_split_modules`); empty if it names none.
 
     Args:
         model: A `peft` model around a causal language model of transformers.
@@ -25,21 +25,24 @@ def repeated_blocks(model: PeftModel) -> list[nn.Module]:
 def compile_layers(model: PeftModel) -> None:
     """Compiles the base model's repeated blocks, with their adapters, when they are first called.
 
-    Block by block, because all blocks share their compiled code, and because the projection to the vocabulary, whose
-    size depends on the targets, is outside of them. Shapes are dynamic: a batch of another length is not compiled anew;
-    a batch of a single fact, and another mode or type, is compiled once more. Nothing is wrapped, so the names in
-    checkpoints and adapters are those of the ordinary model. Within `eagerly()` the blocks run as if not compiled.
+    Each block is compiled separately: all blocks share their compiled code, and the projection to the vocabulary,
+    whose size depends on the targets, stays outside. Shapes are dynamic: another batch length does not recompile. A
+    batch of a single fact, another mode or another dtype recompiles once. Modules are not wrapped, so the names in
+    checkpoints and adapters are those of the uncompiled model. Within `eagerly()` the blocks run uncompiled.
 
     Args:
         model: A `peft` model around a causal language model of transformers.
 
     Raises:
-        InputError: If the model does not say which its blocks are, or there is no C++ compiler for a model on the CPU.
+        InputError: If the model does not name its blocks, or there is no C++ compiler for a model on the CPU.
     """
     blocks = repeated_blocks(model)
     if not blocks:
         kind = model.get_base_model().config.model_type
-        raise InputError(f"`compile` cannot be used: the model of type {kind!r} does not say which its blocks are.")
+        raise InputError(
+            f"`compile` cannot be used: the model of type {kind!r} does not name its repeated blocks "
+            "(`_no_split_modules`). Set `compile: false`."
+        )
     compiler = os.environ.get("CXX", "g++")
     if not torch.cuda.is_available() and shutil.which(compiler) is None:
         raise InputError(
@@ -52,6 +55,6 @@ def compile_layers(model: PeftModel) -> None:
 
 @contextmanager
 def eagerly() -> Iterator[None]:
-    """Within the block compiled layers run uncompiled, so that hooks inside of them see every call."""
+    """Within the context compiled layers run uncompiled, so that hooks inside them are called every time."""
     with torch.compiler.set_stance("force_eager"):
         yield

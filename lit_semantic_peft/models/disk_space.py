@@ -1,4 +1,4 @@
-"""Room on disk for files that are written through memory mapping."""
+"""Reserves disk space for memory-mapped files."""
 
 import errno
 import os
@@ -7,27 +7,27 @@ from typing import IO
 
 from lit_semantic_peft.errors import InputError
 
-# What a file system answers that cannot reserve blocks.
+# Errors of a file system that cannot reserve blocks.
 _NOT_OFFERED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class DiskSpaceError(InputError):
-    """A file does not fit where it is to be written."""
+    """There is not enough disk space for a file."""
 
 
 def reserve(file: IO[bytes], size: int, remedy: str) -> None:
-    """Makes a file so many bytes long, zeros where there was nothing, with every block on disk.
+    """Sets the size of a file and allocates every block on disk. New bytes are zero.
 
-    Without its blocks a mapped file is a promise: the write that finds the disk full then ends the process by a signal
-    (SIGBUS), which no `except` sees. Where the system cannot reserve blocks the file is all hole.
+    If the disk is full when an unallocated block of a mapped file is written, a signal (SIGBUS) kills the process,
+    which no `except` catches. On a file system that cannot reserve blocks the file stays sparse.
 
     Args:
-        file: Open for writing, no longer than that.
+        file: Open for writing, at most `size` bytes long.
         size: Bytes, ≥ 0.
-        remedy: What needs the space and how to need less of it: sentences for the message.
+        remedy: For the message: what needs the space, and how to need less.
 
     Raises:
-        DiskSpaceError: Naming the folder, the size and the remedy, if there is no room.
+        DiskSpaceError: If there is not enough space. The message has the folder, the size and the remedy.
     """
     try:
         if size and hasattr(os, "posix_fallocate"):

@@ -1,4 +1,4 @@
-"""Layers below the lowest adapter: what they make of a fact never changes, so it is computed once and kept."""
+"""Layers below the lowest adapter: their output for a fact never changes, so it is computed once and reused."""
 
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def frozen_layers_obstacle(model: PeftModel) -> str:
-    """Why `FrozenLayers` cannot work on a model: a clause for a message, or "" if it can.
+    """Why `FrozenLayers` cannot be used with a model: a clause for a message, or "" if it can.
 
     Args:
         model: A `peft` model around a causal language model.
@@ -37,7 +37,8 @@ def frozen_layers_obstacle(model: PeftModel) -> str:
         return f"its layers are of different types ({', '.join(sorted(kinds))})"
     if config.attention_dropout:
         return (
-            f"`attention_dropout` of the base model is {config.attention_dropout}, so its layers differ in every step"
+            f"`attention_dropout` of the base model is {config.attention_dropout}, so the outputs of its layers change "
+            "in every step"
         )
     if _num_frozen(base.model) == 0:
         half, num_layers = len(base.model.layers) // 2, len(base.model.layers)
@@ -49,18 +50,18 @@ def frozen_layers_obstacle(model: PeftModel) -> str:
 
 
 class FrozenLayers:
-    """The input of the lowest layer that is trained, for each fact, computed when first needed and kept.
+    """The input of the lowest trained layer for each fact, computed when first needed and then reused.
 
-    Exact: the kept values are those that the layers below give in every step. Each process of a distributed run keeps
-    its own. Values stay on the CPU, in memory up to a limit, else in a memory-mapped temporary file.
+    Exact: the stored values are those that the layers below compute in every step. Each process of a distributed run
+    stores its own. Values are on the CPU: in memory up to a limit, else in a memory-mapped temporary file.
 
     Args:
-        model: A model with an adapter that leaves the lowest layers alone, for example LoRA with
+        model: A model with an adapter that does not change the lowest layers, for example LoRA with
             `layers_to_transform`.
-        num_tokens: Tokens of all facts that will be seen, each fact counted once.
-        memory_mb: Largest size in memory, in MB (10⁶ bytes); beyond it the values are on disk.
-        folder: Where the temporary file is made; the package's cache where None, as the system's temporary folder is
-            often in memory.
+        num_tokens: Tokens of all facts that will be used, each fact counted once.
+        memory_mb: Largest size in memory, in MB (10⁶ bytes). Larger values are stored on disk.
+        folder: Folder of the temporary file. None: the package's cache, as the system's temporary folder is often in
+            memory.
 
     Raises:
         InputError: If the model does not allow it (`frozen_layers_obstacle`).
@@ -86,7 +87,7 @@ class FrozenLayers:
 
     @property
     def fits_in_memory(self) -> bool:
-        """Whether the values of all facts are smaller than the limit."""
+        """Whether the values of all facts are within the memory limit."""
         embedding = self._backbone.embed_tokens.weight
         return bool(self._num_tokens * embedding.shape[1] * embedding.element_size() <= self._memory_bytes)
 
@@ -99,14 +100,14 @@ class FrozenLayers:
         """The input of the lowest trained layer.
 
         Args:
-            batch: The facts; what is not kept yet is computed.
+            batch: The facts. Values that are not stored yet are computed.
 
         Returns:
-            `(B, T, H)` in the type that the layers below give, 0 on padding.
+            `(B, T, H)` in the dtype of the layers below, 0 on padding.
 
         Raises:
-            DiskSpaceError: If the values do not fit on disk, where they are to be there.
-            ValueError: If a fact comes with another number of tokens than before, or with more than were announced.
+            DiskSpaceError: If the values are stored on disk and do not fit there.
+            ValueError: If a fact has another number of tokens than before, or the facts have more than `num_tokens`.
         """
         facts = batch.fact_index.tolist()
         missing = list({fact: row for row, fact in enumerate(facts) if fact not in self._span}.values())
@@ -144,7 +145,7 @@ class FrozenLayers:
         if self._store is None:
             self._store = self._allocate(values)
         if self._end + len(values) > len(self._store):
-            raise ValueError(f"facts have more than the {self._num_tokens} tokens that were announced")
+            raise ValueError(f"facts have more than `num_tokens` = {self._num_tokens} tokens")
         self._store[self._end : self._end + len(values)] = values
         for row, length in zip(rows, mask.sum(dim=1).tolist(), strict=True):
             self._span[int(batch.fact_index[row])] = (self._end, self._end + length)
@@ -159,7 +160,7 @@ class FrozenLayers:
         reserve(
             self._file,
             shape[0] * shape[1] * like.element_size(),
-            "The outputs of the frozen layers are kept there, one vector for each token of the facts. Make room, set "
+            "The outputs of the frozen layers are stored there, one vector for each token of the facts. Make room, set "
             "`LIT_SEMANTIC_PEFT_CACHE` to a larger disk, or use `--model.reuse_frozen_layers=false`.",
         )
         return torch.from_file(self._file.name, shared=True, size=shape[0] * shape[1], dtype=like.dtype).view(shape)
@@ -175,7 +176,7 @@ class FrozenLayers:
 
 
 def _num_frozen(backbone: Any) -> int:
-    """How many of the lowest layers are below everything that is trained."""
+    """Number of layers below the lowest trained parameter."""
     if any(parameter.requires_grad for parameter in backbone.embed_tokens.parameters()):
         return 0
     trained = [any(parameter.requires_grad for parameter in layer.parameters()) for layer in backbone.layers]

@@ -1,4 +1,4 @@
-"""Free answers: what a model says when nobody shows it the target."""
+"""Free answers: greedy generation from the prompt alone, without teacher forcing."""
 
 import inspect
 import sys
@@ -32,18 +32,18 @@ def greedy_answers(
     """Greedy continuations, in batches of prompts of similar length, padded on the left.
 
     Args:
-        model: A causal language model; evaluated in the mode it is in.
+        model: A causal language model. Its training or evaluation mode is not changed.
         prompts: Token ids of each prompt.
-        max_new_tokens: Longest answer of each prompt, in tokens; less where the model has no positions for them.
+        max_new_tokens: Longest answer of each prompt, in tokens; fewer if the model has no positions for them.
         pad_id: Token id for padding; masked.
-        stop_ids: Where an answer ends; empty for never.
-        batch_size: Prompts that run together.
+        stop_ids: Ids that end an answer; empty: no id does.
+        batch_size: Prompts per batch.
         on_batch: Called after each batch with the number of prompts that it answered.
-        logits_processor: Changes the logits before the largest is taken; None leaves them.
+        logits_processor: Applied to the logits before the argmax; None leaves them unchanged.
 
     Returns:
-        For each prompt the generated ids, in order: up to and without the first of `stop_ids`, at
-        most `max_new_tokens` of them.
+        The generated ids of each prompt, in order: up to and without the first of `stop_ids`, at most
+        `max_new_tokens` of them.
     """
     device = next(model.parameters()).device
     answers: list[list[int]] = [[] for _ in prompts]
@@ -73,14 +73,14 @@ def greedy_answers(
 
 
 def prompt_cache(model: PreTrainedModel | PeftModel) -> DynamicCache | None:
-    """An empty cache for a pass over padded prompts, from which `greedy_continuations` can go on.
+    """An empty cache for a pass over padded prompts, from which `greedy_continuations` can continue.
 
     Args:
         model: A causal language model.
 
     Returns:
-        The cache; None where the model keeps something else than keys and values of every position (a sliding window,
-        a recurrent state, virtual tokens) or does not take positions.
+        The cache. None if the model does not simply keep keys and values of every position (a sliding window, a
+        recurrent state, virtual tokens), or does not accept `position_ids`.
     """
     if "prompt_cache" in traits_of_forward(model).cannot:
         return None
@@ -88,7 +88,7 @@ def prompt_cache(model: PreTrainedModel | PeftModel) -> DynamicCache | None:
     if not {"past_key_values", "position_ids"} <= inspect.signature(base.forward).parameters.keys():
         return None
     cache = DynamicCache(config=base.config)
-    # Exactly this type: the layers that keep less are derived from it.
+    # Exactly this type: its subclasses keep fewer positions.
     return cache if all(type(layer) is DynamicLayer for layer in cache.layers) else None
 
 
@@ -102,19 +102,19 @@ def greedy_continuations(
     *,
     stop_ids: Collection[int],
 ) -> list[list[int]]:
-    """Greedy continuations of texts that a model has read but for their last token; a text that ends leaves the batch.
+    """Greedy continuations of texts whose tokens, except the last, are in the cache. Finished texts leave the batch.
 
     Args:
-        model: A causal language model; evaluated in the mode it is in.
-        cache: Keys and values of a pass over rows padded on the right, each of which begins with all tokens of a text
-            but the last. Used up.
-        cache_rows: Row of the pass in which each text stands.
+        model: A causal language model. Its training or evaluation mode is not changed.
+        cache: Keys and values of a pass over rows padded on the right. The row of a text begins with all tokens of the
+            text except the last. The cache is modified: do not use it again.
+        cache_rows: The row of each text in that pass.
         beginnings: Token ids of each text, at least one text.
-        max_new_tokens: Longest continuation of each text, at least 1; less where the model has no positions for it.
-        stop_ids: Where a continuation ends; empty for never.
+        max_new_tokens: Longest continuation of each text, at least 1; fewer if the model has no positions for it.
+        stop_ids: Ids that end a continuation; empty: no id does.
 
     Returns:
-        For each text the generated ids, as `greedy_answers` of the same beginnings gives them.
+        The generated ids of each text, equal to those of `greedy_answers` for the same beginnings.
     """
     device = next(model.parameters()).device
     positions = torch.tensor([len(ids) - 1 for ids in beginnings], device=device)
@@ -159,13 +159,13 @@ def _move_to_the_right(cache: DynamicCache, rows: Tensor, lengths: Tensor) -> Te
 
 
 def _num_positions(model: PreTrainedModel | PeftModel) -> int:
-    """Tokens that a model takes beside its virtual ones."""
+    """Tokens that a model takes besides its virtual ones."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     return (num_positions(base.config) or sys.maxsize) - num_virtual_tokens(model)
 
 
 def _within(positions: int, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> list[int]:
-    """The longest answers that there are positions for; the last token of an answer is not read again."""
+    """`max_new_tokens`, limited to the model's positions. An answer's last token needs none: it is never an input."""
     return [
         min(most, max(1, positions - len(prompt) + 1)) for prompt, most in zip(prompts, max_new_tokens, strict=True)
     ]
@@ -179,13 +179,13 @@ def _batches(
     *,
     allow_padding: bool,
 ) -> Iterator[list[int]]:
-    """Row numbers that run together.
+    """Row numbers of each batch.
 
-    Virtual tokens stand before the padding, and peft counts positions through it: a padded prompt would be farther
-    from them than in training. So prompt- and p-tuning get batches of equally long prompts. And a row goes on until the
-    longest answer of its batch is done, so the longest prompt must leave positions for that.
+    Virtual tokens precede the padding, and peft counts positions through it: a padded prompt would be farther from
+    them than in training. So prompt- and p-tuning get batches of equally long prompts. All rows are generated until the
+    longest answer of the batch is done, so the longest prompt must leave positions for that many tokens.
     """
-    # Longest answers first, so that a batch stops together; then by prompt length, so that little is padding.
+    # Longest answers first, so that the rows of a batch stop together; then by prompt length, for little padding.
     order = sorted(range(len(prompts)), key=lambda row: (-max_new_tokens[row], -len(prompts[row]), row))
     groups = [order]
     if not allow_padding:
@@ -206,7 +206,7 @@ def _batches(
 
 @contextmanager
 def _without_own_settings(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Hides the settings that come with a model (repetition penalty, end tokens): transformers fills gaps with them."""
+    """Hides a model's own generation settings (repetition penalty, end tokens), which transformers uses as defaults."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     own = base.generation_config
     base.generation_config = GenerationConfig()

@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def modes_restored(model: nn.Module) -> Iterator[None]:
-    """Gives every submodule its own training or evaluation mode back, also after an exception."""
+    """Restores the training or evaluation mode of every submodule, also after an exception."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield

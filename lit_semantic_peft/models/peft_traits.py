@@ -101,7 +101,7 @@ def _load_encoder_tensors(model: PeftModel, state: Mapping[str, Tensor]) -> None
 _VIRTUAL_TOKENS = PeftTraits(
     cannot={
         "merge": "adds tokens, not weights",
-        "reuse_frozen_layers": "changes what the lowest layer sees",
+        "reuse_frozen_layers": "changes the input of the lowest layer",
         "prompt_cache": "keeps its own tokens in the cache",
     },
     virtual_tokens="input",

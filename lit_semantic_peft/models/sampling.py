@@ -1,4 +1,4 @@
-"""Sampled answers that belong to their prompt: the same in any batch, in any order, on any day."""
+"""Sampled answers that depend on prompt and seed alone: the same in any batch, in any order."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.generation import greedy_answers
@@ -20,7 +21,7 @@ class Sampling:
     Attributes:
         num_samples: Answers per prompt, ≥ 1.
         temperature: T > 0; logits are divided by it.
-        seed: Another seed, other answers.
+        seed: Another seed gives other answers.
 
     Raises:
         InputError: If a setting is out of its range.
@@ -50,23 +51,23 @@ def sampled_answers(
     stop_ids: Collection[int],
     batch_size: int = 32,
 ) -> list[list[list[int]]]:
-    """Draws answers from p(·)^(1/T), each prompt on its own random numbers.
+    """Samples answers from p(·)^(1/T), with random numbers of its own for each prompt.
 
-    The largest of logits/T plus Gumbel noise is a sample from softmax(logits/T) (the Gumbel-max trick). The noise comes
-    from a generator that is seeded by the tokens so far, so neither the batch nor torch's global generator matters,
-    and equal prompts get equal answers. Costs `num_samples` generations a prompt.
+    The argmax of logits/T plus Gumbel noise is a sample from softmax(logits/T) (the Gumbel-max trick). The noise comes
+    from a generator that is seeded by the tokens so far. So neither the batch nor torch's global generator matters,
+    and equal prompts get equal answers. Cost: `num_samples` generations per prompt.
 
     Args:
-        model: A causal language model; evaluated in the mode it is in.
+        model: A causal language model. Its training or evaluation mode is not changed.
         prompts: Token ids of each prompt.
         max_new_tokens: Longest answer of each prompt, in tokens.
-        sampling: How many, how varied, which.
+        sampling: Number, temperature and seed of the samples.
         pad_id: Token id for padding; masked.
-        stop_ids: Where an answer ends; empty for never.
-        batch_size: Prompts that run together.
+        stop_ids: Ids that end an answer; empty: no id does.
+        batch_size: Prompts per batch.
 
     Returns:
-        For each prompt its `num_samples` answers, without the end token.
+        The `num_samples` answers of each prompt, without the end token.
     """
     by_sample = [
         greedy_answers(
@@ -84,13 +85,14 @@ def sampled_answers(
 
 
 class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]
-    """Adds T · Gumbel noise that depends on the seed, the sample's number and the row's tokens so far."""
+    """Adds T · Gumbel noise, a function of the seed, the number of the sample and the row's tokens so far."""
 
     def __init__(self, sampling: Sampling, number: int, pad_id: int) -> None:
         self._sampling = sampling
         self._number = number
         self._pad_id = pad_id
 
+    @override
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         noise = torch.stack([self._noise(ids, scores.shape[-1]) for ids in input_ids.tolist()])
         return scores.float() + self._sampling.temperature * noise.to(scores.device)
@@ -100,5 +102,5 @@ class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         text = f"{self._sampling.seed}:{self._number}:{ids[start:]}"
         key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
         generator = torch.Generator().manual_seed(key)
-        # Gumbel noise is −log of an exponential variable; the drawn number may be 0.
+        # Gumbel noise is −log of an exponential variable, which may be sampled as 0.
         return -torch.empty(size).exponential_(generator=generator).clamp(min=1e-30).log()

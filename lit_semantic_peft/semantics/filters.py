@@ -1,4 +1,4 @@
-"""Which facts are taught: each filter keeps some facts and says of every other one why it was dropped."""
+"""Which facts are trained: each filter keeps some facts and gives a reason for every fact that it drops."""
 
 import hashlib
 import logging
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics.keep import num_kept, require_keep, rows_by
@@ -17,13 +18,13 @@ from lit_semantic_peft.semantics.table import BoolArray, FloatArray, ScoredFacts
 logger = logging.getLogger(__name__)
 
 _MAX_SHOWN = 20
-# Objectives of two splits that differ by less are taken as equal: rounding must not choose between them.
+# Objectives of two splits that differ by less are treated as equal: rounding must not decide between them.
 _TIE_TOLERANCE = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a filter, or a chain of them, decided about each fact.
+    """The decision of a filter, or of a chain of filters, about each fact.
 
     Attributes:
         kept: Whether each fact is kept, bool `(n,)`.
@@ -46,7 +47,7 @@ class Selection:
 class FactFilter(ABC):
     """Splits facts into kept and dropped.
 
-    A filter looks at the facts that it is given and at nothing else; what it keeps must not depend on their order.
+    A decision depends only on the facts that the filter is given, and not on their order.
     """
 
     needs_strata: bool = False
@@ -76,33 +77,33 @@ class NoFilter(FactFilter):
         (None,)
     """
 
+    @override
     def select(self, facts: ScoredFacts) -> Selection:
-        """Keeps all; see `FactFilter.select`."""
         return Selection(np.ones(len(facts), dtype=np.bool_), (None,) * len(facts))
 
 
 class KnownFilter(FactFilter):
-    """Drops facts that the base model already generates correctly (reason `already_known`).
+    """Drops facts that the base model already knows (reason `already_known`).
 
-    What is known needs no teaching, and recall before training is then 0 by construction.
+    Known facts need no training. Recall before training is then 0 by construction.
     """
 
+    @override
     def select(self, facts: ScoredFacts) -> Selection:
-        """Drops what is known; see `FactFilter.select`."""
         return _selection(~np.asarray(facts.is_known, dtype=np.bool_), lambda row: "already_known")
 
 
 class MeanVarianceFilter(FactFilter):
     """Keeps the share of the facts whose distances have a small mean and a large variance (reason `mean_variance`).
 
-    The kept set S minimises mean_S(d) − λ·Var_S(d) over all sets of k facts, with d standardised over the facts given
+    The kept set S minimises mean_S(d) − λ·Var_S(d) over all sets of k facts, with d standardised over the given facts
     (mean 0, standard deviation 1) and the population variance. For λ > 0 and k ≥ 2 the objective is strictly concave
     in each single distance, so an optimal set is a prefix of the smallest distances plus a suffix of the largest:
     sorting and comparing the k + 1 splits finds the exact optimum in O(n log n). For a narrow distribution the suffix
-    is empty and the filter is just "the nearest k"; the log says so.
+    is empty: the filter keeps just the nearest k, and logs it.
 
     Ties: facts are ordered by (distance, `fact_id`), and S is a prefix and a suffix of that order. Between splits of
-    equal objective (to 1e-12) the one with the longer prefix wins, that is, with more of the near facts. When all
+    equal objective (to 1e-12) the one with the longer prefix is chosen, that is, with more of the near facts. If all
     distances are equal, the k smallest `fact_id` are kept. Source: our reading of Wang & Li 2024 (the abstract's
     "minimise the average semantic distance while maximising the variance").
 
@@ -133,8 +134,8 @@ class MeanVarianceFilter(FactFilter):
         self.keep = keep
         self.variance_weight = variance_weight
 
+    @override
     def select(self, facts: ScoredFacts) -> Selection:
-        """Keeps the optimal set; see `FactFilter.select`."""
         _require_finite(facts)
         kept = np.zeros(len(facts), dtype=np.bool_)
         if len(facts):
@@ -159,21 +160,21 @@ class MeanVarianceFilter(FactFilter):
         if spread == 0:
             logger.warning("MeanVarianceFilter: all distances are equal; keeping the first %d by fact_id", num_kept)
             return num_kept
-        # Shifting and scaling before anything is squared keeps nearly equal distances apart.
+        # Shifting and scaling before squaring preserves small differences between distances.
         z = (distance - distance[0]) / spread
         z = (z - z.mean()) / z.std()
-        near = np.arange(num_kept, -1, -1)  # k, k-1, ..., 0 from the near end; the rest from the far end
-        total = _sums_of_ends(z, near, num_kept)
-        total_of_squares = _sums_of_ends(z * z, near, num_kept)
+        near = np.arange(num_kept, -1, -1)  # length of the prefix: k, k-1, ..., 0; the suffix has the rest of k
+        total = _sums_of_splits(z, near, num_kept)
+        total_of_squares = _sums_of_splits(z * z, near, num_kept)
         mean = total / num_kept
         variance = np.maximum(total_of_squares / num_kept - mean * mean, 0.0)
         objective = mean - self.variance_weight * variance
         best = objective.min()
         ties = objective <= best + _TIE_TOLERANCE * max(1.0, abs(best))
-        num_near = int(near[np.argmax(ties)])  # the first of the equals has the longest prefix
+        num_near = int(near[np.argmax(ties)])  # the first of equal splits has the longest prefix
         if num_near == num_kept:
             logger.info(
-                "MeanVarianceFilter: no far fact pays for its distance at variance_weight=%g; "
+                "MeanVarianceFilter: keeping far facts does not lower the objective at variance_weight=%g; "
                 "this is just the nearest %d of %d",
                 self.variance_weight,
                 num_kept,
@@ -192,7 +193,7 @@ class BandFilter(FactFilter):
         max_quantile: The same bound as a quantile of the facts given, in [0, 1], with linear interpolation.
 
     Raises:
-        InputError: If nothing is bounded, one side is bounded twice, or the bounds exclude each other.
+        InputError: If there is no bound, two bounds on one side, or the lower bound is above the upper one.
 
     Example:
         >>> distance = np.array([0.1, 0.5, 1.9])
@@ -234,8 +235,8 @@ class BandFilter(FactFilter):
         self.min_quantile = min_quantile
         self.max_quantile = max_quantile
 
+    @override
     def select(self, facts: ScoredFacts) -> Selection:
-        """Keeps what lies in the band; see `FactFilter.select`."""
         _require_finite(facts)
         if not len(facts):
             return _selection(np.zeros(0, dtype=np.bool_), lambda row: "too_near")
@@ -250,15 +251,15 @@ class BandFilter(FactFilter):
 
 
 class RandomFilter(FactFilter):
-    """Keeps a random share of the facts (reason `random`): the control that every other filter must beat.
+    """Keeps a random share of the facts (reason `random`): the control for every other filter.
 
-    Facts are ordered by a hash of the seed and their `fact_id`, and the first k are kept. So the choice depends on
-    neither their order nor their distances, and a smaller `keep` keeps a subset of a larger one.
+    Facts are ordered by a hash of the seed and their `fact_id`, and the first k are kept. So the choice depends neither
+    on their order nor on their distances, and a smaller `keep` keeps a subset of a larger one.
 
     Args:
         keep: Share of the facts to keep, in (0, 1], k = max(1, keep·n) rounded half up in decimal; or their number, a
             whole number k ≥ 2.
-        seed: Another seed, another choice.
+        seed: Another seed gives another choice.
 
     Raises:
         InputError: If `keep` is neither a share nor a count.
@@ -275,8 +276,8 @@ class RandomFilter(FactFilter):
         self.keep = keep
         self.seed = seed
 
+    @override
     def select(self, facts: ScoredFacts) -> Selection:
-        """Keeps a random share; see `FactFilter.select`."""
         kept = np.zeros(len(facts), dtype=np.bool_)
         if len(facts):
             order = sorted(range(len(facts)), key=lambda row: self._rank(facts.fact_id[row]))
@@ -288,11 +289,11 @@ class RandomFilter(FactFilter):
 
 
 class PerRelation(FactFilter):
-    """Applies another filter within each relation, as if there were no others; reasons are that filter's.
+    """Applies another filter to each relation separately. The reasons are that filter's.
 
     So `keep` is a share or a number of each relation's facts, and quantiles are those of the relation. Facts without a
-    relation form one group. Range and cost: the inner filter's; a filter that trains a throw-away adapter trains one
-    per relation. A relation of which nothing is left is no error as long as another has facts left.
+    relation form one group. Range and cost are the inner filter's. A filter that trains a throw-away adapter trains one
+    per relation. A relation without kept facts is not an error as long as another one has some.
 
     Args:
         filter: The filter to apply.
@@ -308,8 +309,8 @@ class PerRelation(FactFilter):
         self.filter = filter
         self.needs_strata = filter.needs_strata
 
+    @override
     def select(self, facts: ScoredFacts) -> Selection:
-        """Keeps what the inner filter keeps of each relation; see `FactFilter.select`."""
         kept = np.zeros(len(facts), dtype=np.bool_)
         reason: list[str | None] = [None] * len(facts)
         for group in rows_by(facts.relation).values():
@@ -370,13 +371,13 @@ def apply_filters(filters: Sequence[FactFilter], facts: ScoredFacts) -> Selectio
 
 def _nothing_left(filters: Sequence[FactFilter], facts: ScoredFacts, selection: Selection) -> str:
     if not len(facts):
-        return "`filters` leave no fact: there was none to begin with. Check the facts file and its `split` fields."
+        return "`filters` leave no fact: they were given none. Check the facts file and its `split` fields."
     dropped = ", ".join(f"{reason} {count}" for reason, count in selection.reason_counts().items())
     chain = ", ".join(type(fact_filter).__name__ for fact_filter in filters)
     return (
         f"`filters` leave no fact: {len(facts)} facts went into [{chain}], dropped for: {dropped}. "
-        f"Distances: {_quantiles(facts)}. Widen the bounds or raise `keep`; where all are already_known, "
-        "the base model needs no teaching: give other facts, or leave KnownFilter out."
+        f"Distances: {_quantiles(facts)}. Widen the bounds or raise `keep`. If all are already_known, the base model "
+        "needs no training on them: give other facts, or leave KnownFilter out."
     )
 
 
@@ -401,7 +402,7 @@ def _require_finite(facts: ScoredFacts) -> None:
         )
 
 
-def _sums_of_ends(values: FloatArray, near: np.ndarray[tuple[int], np.dtype[np.intp]], num_kept: int) -> FloatArray:
+def _sums_of_splits(values: FloatArray, near: np.ndarray[tuple[int], np.dtype[np.intp]], num_kept: int) -> FloatArray:
     """Sum of the first `near` and the last `num_kept - near` values, for each entry of `near`."""
     from_near = np.concatenate([[0.0], np.cumsum(values)])
     from_far = np.concatenate([[0.0], np.cumsum(values[::-1])])

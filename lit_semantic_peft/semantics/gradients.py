@@ -1,4 +1,4 @@
-"""Gradients of facts after a short warm-up, as a feature that filters may ask for."""
+"""Gradients of facts after a short warm-up, as a feature for filters."""
 
 import logging
 import tempfile
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import LoraConfig
+from typing_extensions import override
 
 from lit_semantic_peft.cache import cache_folder
 from lit_semantic_peft.errors import InputError
@@ -25,27 +26,27 @@ logger = logging.getLogger(__name__)
 class WarmGradients(Feature):
     """Rows whose inner products are those of the facts' gradients, K_ij = ⟨g_i, g_j⟩, after a warm-up.
 
-    Before training there is next to no interference to see (measured: 2–4 % of pairs in conflict, 16–37 % after 13
-    steps), so a LoRA adapter on all linear layers is trained for some steps on the facts themselves, K is measured, and
-    the adapter is thrown away. It is not the adapter that training will use: what conflicts is mostly a matter of the
-    facts and the base model.
+    Before training there is hardly any interference to measure (2–4 % of pairs in conflict, 16–37 % after 13 steps). So
+    a LoRA adapter on all linear layers is trained for some steps on the facts themselves, K is measured, and the
+    adapter is discarded. It is not the adapter of the actual training: conflicts depend mostly on the facts and the
+    base model.
 
     Up to `max_exact` facts K is exact and the rows are a square root of it, `(n, n)`. For more facts the rows are
-    seeded projections of the gradients, `(n, sketch_size)`, whose inner products are right on average, see
-    `gradient_sketch`. Cost: `warmup_steps` training steps, and a forward and a backward of every fact.
+    seeded projections of the gradients, `(n, sketch_size)`, whose inner products are unbiased, see `gradient_sketch`.
+    Cost: `warmup_steps` training steps, and a forward and a backward of every fact.
 
     Args:
-        warmup_steps: Optimizer steps before K is taken.
-        learning_rate: Of the warm-up; AdamW, constant.
+        warmup_steps: Optimizer steps before K is measured.
+        learning_rate: Learning rate of the warm-up; AdamW, constant.
         rank: Rank of the throw-away LoRA adapter.
-        max_exact: Up to so many facts K is exact. Its memory is 4 · n · P bytes, P the adapter's parameters.
+        max_exact: Up to so many facts K is exact. This takes 4 · n · P bytes, P the adapter's parameters.
         sketch_size: Columns of the projection.
         batch_size: Facts per step of the warm-up.
-        seed: Of the adapter, of the order of the facts, of the projection.
+        seed: Seed of the adapter, of the order of the facts, and of the projection.
 
     Raises:
-        InputError: If a setting is out of its range; from `measure`, if a gradient is not finite, or the cache has no
-            room for the gradients while they are multiplied.
+        InputError: If a setting is out of its range; from `measure`, if a gradient is not finite, or the disk of the
+            cache has no room for the gradients.
     """
 
     version = 2
@@ -77,8 +78,8 @@ class WarmGradients(Feature):
         self.batch_size = batch_size
         self.seed = seed
 
+    @override
     def measure(self, context: ScoringContext, facts: Sequence[Fact]) -> FloatArray:
-        """See `Feature.measure`."""
         encoded = context.encode_facts(facts)
 
         def batches(rows: Sequence[int], size: int) -> list[Batch]:
@@ -94,11 +95,11 @@ class WarmGradients(Feature):
                 losses = warm_up(model, batches(shuffled, self.batch_size), self.warmup_steps, self.learning_rate)
                 if losses:
                     logger.info(
-                        "Warm-up of a throw-away adapter: %d steps, loss %.2f to %.2f",
+                        "Warm-up of a throw-away adapter: %d steps, loss from %.2f to %.2f",
                         len(losses), losses[0], losses[-1],
                     )  # fmt: skip
                 in_order = batches(range(len(facts)), self.batch_size)
-                cache = cache_folder()  # on disk, which the system's temporary folder often is not
+                cache = cache_folder()  # on disk; the system's temporary folder is often in memory
                 if len(facts) <= self.max_exact:
                     features = folder_if_large(model, len(facts), cache)
                     rows = square_root(gradient_matrix(model, in_order, features).double().numpy())
@@ -116,13 +117,14 @@ class WarmGradients(Feature):
         if len(bad):
             shown = ", ".join(repr(facts[row].id) for row in bad[:5])
             raise InputError(
-                f"The gradients of {len(bad)} facts are not finite after the warm-up: {shown}. Lower its rate."
+                f"The gradients of {len(bad)} facts are not finite after the warm-up: {shown}. "
+                "Lower the `learning_rate` of WarmGradients."
             )
         return rows
 
 
 def square_root(gradient_dot: FloatArray) -> FloatArray:
-    """Rows G with G·Gᵀ = K, for a symmetric K; eigenvalues below zero are rounding and count as zero.
+    """Rows G with G·Gᵀ = K, for a symmetric K. Negative eigenvalues are rounding errors and treated as zero.
 
     Args:
         gradient_dot: K, float64 `(n, n)`. Where it is not finite, so are the rows.

@@ -7,7 +7,7 @@ from lit_semantic_peft.errors import InputError
 
 
 def require_keep(value: float) -> None:
-    """Refuses what is neither a share nor a count.
+    """Requires a share or a count.
 
     Args:
         value: `keep`: a share in (0, 1], or a whole number of at least 2 for that many facts.
@@ -18,14 +18,14 @@ def require_keep(value: float) -> None:
     if not (0 < value <= 1 or (value >= 2 and float(value).is_integer())):
         raise InputError(
             f"`keep` must be a share in (0, 1] or a whole number of at least 2 (that many facts), got {value!r}. "
-            "For three quarters of the facts say 0.75."
+            "For three quarters of the facts set 0.75."
         )
 
 
 def num_kept(keep: float, num_facts: int) -> int:
-    """Facts to keep: a share max(1, keep·n), rounded half up, or a count min(keep, n).
+    """Number of facts to keep: a share max(1, keep·n), rounded half up, or a count min(keep, n).
 
-    The share is taken in decimal, so that 0.29 of 50 is the 14.5 that was typed, not 14.4999….
+    The share is computed in decimal, so that 0.29 of 50 is 14.5, not 14.4999….
 
     Args:
         keep: A share or a count.
@@ -42,7 +42,7 @@ def num_kept(keep: float, num_facts: int) -> int:
 
 
 def rows_by(labels: tuple[str, ...]) -> dict[str, list[int]]:
-    """Row numbers of each label, labels in order.
+    """Row numbers of each label, labels sorted.
 
     Args:
         labels: One label per row.

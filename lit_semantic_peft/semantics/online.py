@@ -1,10 +1,11 @@
-"""Weights from what the model says now, out of the training step's own logits."""
+"""Loss weights from the current model's predictions, computed from the training step's own logits."""
 
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.frozen_layers import FrozenLayers
@@ -18,21 +19,21 @@ from lit_semantic_peft.tokens import IGNORE_INDEX, Batch
 
 
 class Online(Weighting):
-    """Another weighting, of the distance (or likelihood) under the model as it is in this step.
+    """Another weighting, applied to the distance (or likelihood) under the current model in each step.
 
-    The distance is `data.selection.distance`, measured on the logits that the loss needs anyway, without the end token
-    and without a gradient; weights are not normalised to mean 1 over the facts, which changes nothing under
-    `normalization: step_weights` and lets steps of light facts move less under `step_count`. A distance that only has
-    ranks (`Surprisal`) is ranked among the base model's values for the kept facts, so that a fact's weight does not
-    depend on what else is in the step. Range: that of the inner raw weight. Cost: no pass; the distance of the step's
-    target tokens. Source: ours; focal loss is `Online(Focal())`.
+    The distance is `data.selection.distance`, measured on the logits that the loss needs anyway, without the end token and
+    without a gradient. Weights are not normalised to mean 1 over the facts. This makes no difference under
+    `normalization: step_weights`; under `step_count`, steps with small weights make smaller updates. A rank-based
+    distance (`Surprisal`) is ranked among the base model's values for the kept facts, so that a fact's weight does not
+    depend on the other facts in the step. Range: that of the inner raw weight. Cost: no pass; the distance of the
+    step's target tokens. Source: ours; focal loss is `Online(Focal())`.
 
     Args:
         weighting: The function of the distance.
 
     Raises:
         InputError: If the inner weighting is itself `Online` or `Scheduled`, or needs all facts at once (`FLOW` without
-            `tau`); from the data module, if the distance needs answers, which a training step does not give.
+            `tau`); from the data module, if the distance needs answers, which a training step does not generate.
 
     Example:
         >>> from lit_semantic_peft.semantics import Proximity
@@ -47,23 +48,24 @@ class Online(Weighting):
         self.weighting = weighting
         self.reference: Tensor | None = None
 
+    @override
     def raw(self, distance: Tensor) -> Tensor:
-        """1: what a fact counts is known in the step."""
+        """1 for every fact: the weights are only known in the training step."""
         return torch.ones_like(distance)
 
     def prepare(self, distance: Distance, base_distance: FloatArray) -> None:
-        """Takes the base model's distances of the kept facts, for a distance that only has ranks.
+        """Stores the base model's distances of the kept facts if the distance is rank-based.
 
         Args:
-            distance: What is measured in the steps.
+            distance: The distance to measure in the steps.
             base_distance: float64 `(n,)`.
 
         Raises:
-            InputError: If the distance cannot be had from a training step.
+            InputError: If the distance cannot be computed in a training step.
         """
         if distance.needs_answers and not self.weighting.needs_nll:
             raise InputError(
-                f"`weighting` Online needs a distance of the step's own logits; {distance.name} needs generated "
+                f"`weighting` Online needs a distance from the step's own logits; {distance.name} needs generated "
                 "answers. Use another `data.selection.distance`, or the weighting without Online."
             )
         self.reference = torch.from_numpy(np.sort(base_distance)) if distance.is_rank_based else None
@@ -72,7 +74,7 @@ class Online(Weighting):
         """The weights of a step's facts.
 
         Args:
-            distance: What to measure.
+            distance: The distance to measure.
             outputs: The step's forward pass at the target tokens, detached.
 
         Returns:
@@ -104,9 +106,9 @@ def nll_and_online_weight(
     Args:
         model: A `peft` model around a causal language model.
         batch: The facts.
-        weighting: What the distance is turned into.
-        distance: What is measured.
-        has_end: Whether each row's last target is the end token, which belongs to the loss but to no distance.
+        weighting: The function of the distance.
+        distance: The distance to measure.
+        has_end: Whether each row's last target is the end token, which is part of the loss but of no distance.
         frozen: As in `target_logits`.
 
     Returns:

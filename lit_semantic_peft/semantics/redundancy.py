@@ -1,8 +1,9 @@
-"""Drops what is said twice, and what contradicts what is kept."""
+"""Drops near-duplicates and contradictions of kept facts."""
 
 from typing import Literal, get_args
 
 import numpy as np
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics.encoders import TextEmbedding
@@ -13,36 +14,37 @@ from lit_semantic_peft.semantics.table import FloatArray, ScoredFacts
 Drops = Literal["near_duplicate", "contradiction"]
 
 _BLOCK = 2048
-_LEADING = (31, 63, 127, 255)  # numbers of coordinates that may bound a similarity; one more holds what they leave out
-_SAMPLE = 1024  # facts whose pairs decide among them
-_PER_CANDIDATE = 20_000  # what looking at a pair costs, in multiplications of the bound
-_SLACK = 1e-4  # of the bound, in float32
+_LEADING = (31, 63, 127, 255)  # numbers of coordinates to choose from for the bound; one more has the remaining length
+_SAMPLE = 1024  # facts whose pairs decide which number is used
+_PER_CANDIDATE = 20_000  # cost of checking a candidate pair, in multiplications of the bound
+_SLACK = 1e-4  # tolerance of the bound, in float32
 
 
 class RedundancyFilter(FactFilter):
     """Drops near-duplicates (reason `near_duplicate`) and contradictions (reason `contradiction`) of kept facts.
 
-    Facts are visited from near to far, equal distances by `fact_id`. A fact whose prompt has a cosine of at least
-    `prompt_similarity` with that of a fact already kept is a near-duplicate if the targets' cosine is at least
-    `target_similarity` too, and else a contradiction. Of each group the nearest fact is kept, the one that
-    the model comes closest to saying. Prompts and targets are embedded by `TextEmbedding`. Source: ours.
+    Facts are visited from near to far, equal distances by `fact_id`. Suppose the cosine of a fact's prompt with that of
+    a kept fact is at least `prompt_similarity`. If the cosine of their targets is at least `target_similarity`, the
+    fact is a near-duplicate, else a contradiction. So the nearest fact of each group is kept, the one closest to the
+    model's own prediction. Prompts and targets are embedded by `TextEmbedding`. Source: ours.
 
-    With the base model's own embeddings word order does not matter, so what asks for two directions of a relation with
-    the same words is taken for the same; a sentence encoder sees more.
+    With the base model's own embeddings word order does not matter. So prompts that use the same words for opposite
+    directions of a relation look the same; a sentence encoder can distinguish more.
 
-    Exact: a bound on the cosine from the leading principal coordinates rules out nearly all pairs. Still every pair is
-    bounded, so time grows with the square of what is kept. Measured once each for 10⁵ facts on 2 cores, H = 576,
-    defaults: 28 s for real and made-up facts of which 78 % are kept, 16 s for clusters, 19 s for directions at random;
-    a busy machine takes longer. Cost: no pass over the model; one of the encoder per text where there is one.
+    Exact: a bound on the cosine from the leading principal coordinates rules out nearly all pairs. The bound is still
+    computed for every pair, so time grows with the square of the number of kept facts. Measured once each for 10⁵ facts
+    on 2 cores, H = 576, defaults: 28 s for real and made-up facts of which 78 % are kept, 16 s for clusters, 19 s for
+    random directions; a busy machine takes longer. Cost: no pass over the model; with an encoder, one pass of it per
+    text.
 
     Args:
-        prompt_similarity: Least cosine of prompts that ask the same, in (0, 1].
-        target_similarity: Least cosine of targets that answer the same, in (0, 1].
-        drops: What is dropped; the other kind is kept.
+        prompt_similarity: Smallest cosine of prompts that ask the same, in (0, 1].
+        target_similarity: Smallest cosine of targets that answer the same, in (0, 1].
+        drops: Kinds to drop; None: both. A kind that is not named is kept.
         encoder: As `TextEmbedding` takes it; None for the base model's own embeddings.
 
     Raises:
-        InputError: If a setting is out of its range; from `select`, if the encoder cannot be had.
+        InputError: If a setting is out of its range; from `select`, if the encoder cannot be loaded.
 
     Example:
         >>> prompt = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -70,8 +72,8 @@ class RedundancyFilter(FactFilter):
         self.target_similarity = target_similarity
         self.embedding = TextEmbedding(encoder)
 
+    @override
     def select(self, facts: ScoredFacts) -> Selection:
-        """Keeps the nearest fact of each group; see `FactFilter.select`."""
         reason: list[str | None] = [None] * len(facts)
         if len(facts) > 1:
             by_id = in_order_of_ids(facts.fact_id)
@@ -82,14 +84,14 @@ class RedundancyFilter(FactFilter):
         return Selection(np.array([why is None for why in reason], dtype=np.bool_), tuple(reason))
 
     def _reasons(self, prompt: FloatArray, target: FloatArray) -> list[str | None]:
-        """Why each fact is dropped, in order of their visit."""
+        """Reason for dropping each fact, None for a kept one, in the order of the rows."""
         bound = _bounding_coordinates(prompt, self.prompt_similarity)
         kept: list[int] = []
         reasons: list[str | None] = []
         for start in range(0, len(prompt), _BLOCK):
             rows = np.arange(start, min(start + _BLOCK, len(prompt)))
             earlier = np.array(kept, dtype=np.intp)
-            # Pairs within the block too: its own kept facts come to be known only one by one.
+            # Pairs within the block as well: which of its facts are kept is only decided one by one.
             candidates = [
                 _may_reach(bound[rows], bound[earlier], self.prompt_similarity),
                 _may_reach(bound[rows], bound[rows], self.prompt_similarity),
@@ -107,7 +109,7 @@ class RedundancyFilter(FactFilter):
     def _reason(
         self, prompt: FloatArray, target: FloatArray, row: int, others: np.ndarray[tuple[int], np.dtype[np.intp]]
     ) -> str | None:
-        """Why a fact must go beside the `others`, which are kept."""
+        """Reason for dropping a fact, given the kept `others`; None to keep it."""
         others = others[prompt[others] @ prompt[row] >= self.prompt_similarity - 1e-9]
         if not len(others):
             return None
@@ -119,16 +121,16 @@ class RedundancyFilter(FactFilter):
 
 
 def _bounding_coordinates(rows: FloatArray, similarity: float) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """Few coordinates whose inner products are never below those of the rows (Cauchy-Schwarz for what is left out).
+    """A few coordinates whose inner products are upper bounds of those of the rows (Cauchy-Schwarz for the rest).
 
-    How few is a matter of speed alone: more of them cost more per pair and leave fewer pairs to look at.
+    Their number only affects speed: more coordinates cost more per pair and leave fewer candidate pairs.
 
     Args:
         rows: Unit vectors, float64 `(n, H)`.
         similarity: The cosine that a pair must reach.
 
     Returns:
-        float32 `(n, c)`: the leading principal coordinates, and the length of the rest.
+        float32 `(n, c)`: the leading principal coordinates, and the norm of the rest.
     """
     vectors = np.linalg.eigh(rows.T @ rows)[1][:, ::-1]
     sample = rows[:: -(-len(rows) // _SAMPLE)]
@@ -141,7 +143,7 @@ def _bounding_coordinates(rows: FloatArray, similarity: float) -> np.ndarray[tup
 
 
 def _bounded(rows: FloatArray, vectors: FloatArray) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """Coordinates along orthonormal `vectors`, `(H, c)`, and the length of the rest."""
+    """Coordinates along orthonormal `vectors`, `(H, c)`, and the norm of the rest."""
     leading = rows @ vectors
     rest = np.sqrt(np.clip(np.einsum("ij,ij->i", rows, rows) - np.einsum("ij,ij->i", leading, leading), 0, None))
     return np.concatenate([leading, rest[:, None]], axis=1).astype(np.float32)
@@ -152,11 +154,11 @@ def _may_reach(
     right: np.ndarray[tuple[int, int], np.dtype[np.float32]],
     similarity: float,
 ) -> dict[int, list[int]]:
-    """For each row of `left` that has any, the rows of `right` whose cosine with it may reach `similarity`."""
+    """For each row of `left`, the rows of `right` whose cosine with it may reach `similarity`, if any."""
     found: dict[int, list[int]] = {}
     for start in range(0, len(right), _BLOCK):
         reaches = left @ right[start : start + _BLOCK].T >= similarity - _SLACK
-        for place in np.flatnonzero(reaches).tolist():  # many times faster than `nonzero` of two dimensions
+        for place in np.flatnonzero(reaches).tolist():  # many times faster than two-dimensional `nonzero`
             row, column = divmod(place, reaches.shape[1])
             found.setdefault(row, []).append(start + column)
     return found

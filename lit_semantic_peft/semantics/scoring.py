@@ -1,4 +1,4 @@
-"""Runs a model over facts and measures how far each target is, how likely, and whether it is recalled."""
+"""Scores facts with a model: distance and likelihood of each target, and whether it is recalled."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,20 +22,20 @@ from lit_semantic_peft.semantics.table import BoolArray, FloatArray, ScoredFacts
 from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, EncodedFact, FactEncoder, collate
 
 SCORING_VERSION = 2
-"""Part of every cache key; raised whenever a change of this package changes a number that scoring gives."""
+"""Part of every cache key. Increment it with every code change that changes a score."""
 
 BATCHES_PER_PART = 4
-"""How many batches a rank scores before it writes them down: what a killed job loses at most."""
+"""Batches that a rank scores before it writes them to disk: the most that a killed job loses."""
 
 
 @dataclass(frozen=True, slots=True)
 class TargetScores:
-    """What a model says of each target when shown its true prefix.
+    """Scores of targets under teacher forcing.
 
     Attributes:
         distances: By name, float32 `(B,)`.
         nll: float32 `(B,)`, nats per target token.
-        is_recalled: bool `(B,)`, whether every target token has the highest probability: teacher-forced recall.
+        is_recalled: bool `(B,)`, whether every target token is the argmax: teacher-forced recall.
     """
 
     distances: dict[str, Tensor]
@@ -45,12 +45,12 @@ class TargetScores:
 
 @torch.no_grad()
 def target_pass(model: PreTrainedModel | PeftModel, batch: Batch, cache: DynamicCache | None = None) -> TargetPass:
-    """Runs a model over targets under their true prefixes, in one forward pass.
+    """Runs a model over targets under teacher forcing, in one forward pass.
 
     Args:
         model: A causal language model, with or without an adapter.
-        batch: Facts; what is labelled is what is measured.
-        cache: Where the pass leaves its keys and values; None where nobody goes on from them.
+        batch: Facts. The labelled tokens are measured.
+        cache: Receives the keys and values of the pass; None if they are not needed.
 
     Raises:
         InputError: If the model has no output embeddings.
@@ -59,13 +59,13 @@ def target_pass(model: PreTrainedModel | PeftModel, batch: Batch, cache: Dynamic
     projection = base.get_output_embeddings()
     if projection is None:
         raise InputError(
-            f"`base_model`: {type(base).__name__} has no output embeddings, by which distances are measured; "
+            f"`base_model`: {type(base).__name__} has no output embeddings, which distances need; "
             "expected a causal language model."
         )
     with InputOf(projection) as captured:
         keeping = {} if cache is None else {"past_key_values": cache, "use_cache": True}
         logits, targets, _ = target_logits(model, batch, **keeping)
-    # Without `logits_to_keep` the projection saw every position.
+    # Without `logits_to_keep` the projection's input has every position.
     hidden = captured.value if captured.value.dim() == 2 else captured.value[predicting_mask(batch.labels)]
     return TargetPass(
         logits=logits,
@@ -80,11 +80,11 @@ def target_pass(model: PreTrainedModel | PeftModel, batch: Batch, cache: Dynamic
 
 @torch.no_grad()
 def score_pass(outputs: TargetPass, distances: Sequence[Distance] = ()) -> TargetScores:
-    """What a forward pass says of each fact.
+    """Scores of each fact from a forward pass.
 
     Args:
         outputs: The pass, without end tokens.
-        distances: What to measure.
+        distances: Distances to measure.
     """
     nll = F.cross_entropy(outputs.logits.float(), outputs.targets, reduction="none")
     count = torch.bincount(outputs.row, minlength=outputs.num_facts)
@@ -102,12 +102,12 @@ def score_targets(
     batch: Batch,
     distances: Sequence[Distance] = (),
 ) -> TargetScores:
-    """Measures one batch in one forward pass.
+    """Scores one batch in one forward pass.
 
     Args:
         model: A causal language model, with or without an adapter.
         batch: Facts without end tokens.
-        distances: What to measure; none that needs answers.
+        distances: Distances to measure; none that needs answers.
 
     Returns:
         The scores of the batch's facts.
@@ -123,15 +123,15 @@ def with_answers(
     greedy: Sequence[list[int]],
     distances: Sequence[Distance],
 ) -> TargetPass:
-    """The pass with the free answers that distances need, none longer than its target.
+    """Adds the free answers that distances need to a pass. No answer is longer than its target.
 
     Args:
         outputs: The pass over the targets.
         model: The model that answers.
-        encoder: Spells the facts.
+        encoder: Tokenizes the facts.
         prompts: Token ids of each fact's prompt.
-        greedy: Each fact's greedy answer, at least as long as the target or up to its end.
-        distances: What to measure; what they draw is drawn once.
+        greedy: Each fact's greedy answer, at least as long as the target or up to its end token.
+        distances: Distances to measure. Distances with equal `sampling` share their samples.
     """
     longest = torch.bincount(outputs.row, minlength=outputs.num_facts).tolist()
     samples = {
@@ -161,19 +161,19 @@ def score_facts(
     batch_size: int = 64,
     on_batch: Callable[[int], object] | None = None,
 ) -> ScoredFacts:
-    """Measures facts against a model: distances, likelihood, greedy answers, and which facts it already knows.
+    """Scores facts with a model: distances, likelihood, greedy answers, and which facts it already knows.
 
-    A fact is known when every target token wins under the true prefix, or when the free greedy answer, as long as
-    the longest accepted answer, begins with an accepted answer. A base model does not stop by itself, so asking for
-    an exact match would call everything unknown.
+    A fact is known if every target token is the argmax under teacher forcing, or if the free greedy answer, as long as
+    the longest accepted answer, begins with an accepted answer. A base model does not stop by itself, so requiring an
+    exact match would make every fact unknown.
 
     Args:
         model: The base model, on the device where it shall run, in evaluation mode.
-        encoder: Spells the facts.
+        encoder: Tokenizes the facts.
         facts: At least one.
-        distances: What to measure; the first becomes the table's `distance`.
+        distances: Distances to measure; the first becomes the table's `distance`.
         encoded: Tokens of the facts, where they are tokenized already.
-        batch_size: Facts that run together.
+        batch_size: Facts per batch.
         on_batch: Called with the number of facts done since the last call, for a progress bar.
 
     Returns:
@@ -221,14 +221,14 @@ def score_facts(
 
 
 def scoring_parts(encoded: Sequence[EncodedFact], batch_size: int) -> list[list[int]]:
-    """Divides facts into parts that are scored one by one.
+    """Divides facts into parts that are scored one at a time.
 
-    The parts depend on the facts alone, not on the number of ranks or on what was scored before, so that a fact always
-    meets the same neighbours in its batch and gets the same numbers to the last bit.
+    The parts depend on the facts alone, not on the number of ranks or on earlier scores. So a fact is always batched
+    with the same other facts and gets the same scores to the last bit.
 
     Args:
         encoded: The facts.
-        batch_size: Facts that run together.
+        batch_size: Facts per batch.
 
     Returns:
         Row numbers of each part, longest facts first.
@@ -243,13 +243,13 @@ def _longest_answer(encoder: FactEncoder, fact: Fact, encoded: EncodedFact) -> i
 
 
 def _by_length(encoded: Sequence[EncodedFact], batch_size: int) -> list[list[int]]:
-    """Row numbers in batches of similar length, longest first so that a lack of memory shows at once."""
+    """Row numbers in batches of similar length, longest first, so that running out of memory shows at once."""
     order = sorted(range(len(encoded)), key=lambda row: (-len(encoded[row]), row))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 class InputOf:
-    """Keeps what a module receives: with `logits_to_keep` these are exactly the hidden states that predict targets."""
+    """Captures a module's input. With `logits_to_keep` it is exactly the hidden states that predict targets."""
 
     value: Tensor
 

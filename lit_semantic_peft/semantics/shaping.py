@@ -1,26 +1,27 @@
-"""Weightings made of weightings: milder, never below a floor, or moving over training."""
+"""Weightings built from other weightings: tempered, with a floor, or scheduled over training."""
 
 import math
 
 from torch import Tensor
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics.weightings import Proximity, Remoteness, Weighting
 
 
 class Tempered(Weighting):
-    """Another weighting, milder or sharper, and never below a floor: w = f + (1 − f)·v^(1/T), v its raw weight.
+    """Another weighting, flattened or sharpened, with a floor: w = f + (1 − f)·v^(1/T), v its raw weight.
 
-    Range of the raw weight: [f, 1] where v is in [0, 1], as all of ours but `MediumConfidence` are, whose peak is above
-    1. Cost: no pass. Source: ours.
+    Range of the raw weight: [f, 1] if v is in [0, 1]. This holds for all of ours except `MediumConfidence`, whose peak
+    may be above 1. Cost: no pass. Source: ours.
 
     Args:
-        weighting: The weighting to change.
-        temperature: T > 0; above 1 weights come closer together, below 1 they move apart.
-        floor: f in [0, 1): the least raw weight, beside a largest of 1.
+        weighting: The weighting to modify.
+        temperature: T > 0; above 1 weights become more equal, below 1 less equal.
+        floor: f in [0, 1): the smallest raw weight, where the largest is 1.
 
     Raises:
-        InputError: If a setting is out of its range, or `weighting` is an `Online` or `Scheduled` one: put this inside.
+        InputError: If a setting is out of its range, or `weighting` is `Online` or `Scheduled`: put this inside it.
 
     Example:
         >>> import torch
@@ -40,21 +41,21 @@ class Tempered(Weighting):
         self.needs_nll = weighting.needs_nll
         self.needs_all_facts = weighting.needs_all_facts
 
+    @override
     def raw(self, distance: Tensor) -> Tensor:
-        """See `Weighting.raw`."""
         return self.floor + (1.0 - self.floor) * self.weighting.raw(distance) ** (1.0 / self.temperature)
 
 
 class Scheduled(Weighting):
-    """From one weighting to another over training; by default from the near facts to the far ones.
+    """Interpolates from one weighting to another over training; by default from near facts to far ones.
 
-    With t the share of training that is done, from 0 at the first step to 1 at the last: w = (1 − t)·first + t·last,
-    both with mean 1 over the kept facts, so the mean stays 1. Cost: no pass. Source: ours, after curriculum learning
+    w = (1 − t)·first + t·last, where t is the completed share of training, from 0 at the first step to 1 at the last.
+    Both have mean 1 over the kept facts, so the mean stays 1. Cost: no pass. Source: ours, after curriculum learning
     (Bengio et al. 2009).
 
     Args:
-        first: The weighting at the start; `Proximity` where None.
-        last: The weighting at the end; `Remoteness` where None.
+        first: The weighting at the start; None: `Proximity`.
+        last: The weighting at the end; None: `Remoteness`.
 
     Raises:
         InputError: If one of them is itself `Online` or `Scheduled`.
@@ -71,29 +72,30 @@ class Scheduled(Weighting):
         require_plain("Scheduled", self.last)
 
     @property
+    @override
     def start_and_end(self) -> tuple[Weighting, Weighting]:
-        """See `Weighting.start_and_end`."""
         return self.first, self.last
 
+    @override
     def raw(self, distance: Tensor) -> Tensor:
         """A schedule has no weight of its own.
 
         Raises:
-            TypeError: Always: ask its `ends`.
+            TypeError: Always. Use `start_and_end`.
         """
-        raise TypeError("Scheduled has no raw weight of its own; ask its ends")
+        raise TypeError("Scheduled has no raw weight of its own; use those of its `start_and_end`")
 
 
 def require_plain(outer: str, weighting: Weighting) -> None:
-    """Refuses a weighting that depends on the training step inside one that does not expect it.
+    """Requires a weighting that does not depend on the training step.
 
     Args:
         outer: Name of the class that wraps it.
-        weighting: What it wraps.
+        weighting: The wrapped weighting.
 
     Raises:
         InputError: If it is not a plain function of the distance.
     """
     if weighting.start_and_end != (weighting, weighting) or hasattr(weighting, "current"):
         name = type(weighting).__name__
-        raise InputError(f"`weighting` {name} cannot stand inside {outer}; put {outer} inside {name}.")
+        raise InputError(f"`weighting` {name} cannot be used inside {outer}; put {outer} inside {name}.")

@@ -1,4 +1,4 @@
-"""How well the base model knows a fact already: the four strata of SliCK, and a filter by them."""
+"""How well the base model already knows a fact: the four strata of SliCK, and a filter by them."""
 
 import hashlib
 from collections import defaultdict
@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
@@ -34,19 +35,19 @@ _REASON = {
 class Strata(Feature):
     """Shares of correct answers of the base model, `(n, 2)` in [0, 1]: greedy, and sampled.
 
-    A fact is asked by up to `num_prompts` prompts: its own, its paraphrases, and then its own behind `num_shots` other
-    facts as examples, of the same relation where there are enough; each prompt with other examples, drawn by `seed`
-    and the fact's id. A prompt that is longer than the model takes is left out. An answer is correct when it begins
-    with an accepted one, as in `KnownFilter`. Source: SliCK (Gekhman et al. 2024, arXiv 2405.05904), which asks by ten
-    prompts of four examples each and draws sixteen answers at temperature 0.5. Cost: `num_prompts` · (1 +
-    `num_samples`) short generations per fact.
+    A fact is asked with up to `num_prompts` prompts: its own, its paraphrases, and then few-shot prompts: its own after
+    `num_shots` other facts as examples. Examples are of the same relation if there are enough, and different in each
+    prompt, sampled by `seed` and the fact's id. A prompt that is longer than the model takes is left out. An answer is
+    correct if it begins with an accepted one, as in `KnownFilter`. Source: SliCK (Gekhman et al. 2024, arXiv
+    2405.05904), which asks with ten four-shot prompts and samples sixteen answers at temperature 0.5. Cost:
+    `num_prompts` · (1 + `num_samples`) short generations per fact.
 
     Args:
         num_prompts: Prompts per fact, ≥ 1.
-        num_shots: Examples in a prompt with examples; 0 for only the bare prompts.
-        num_samples: Sampled answers per prompt; 0 for none, and no fact is then `WeaklyKnown`.
-        temperature: Of the samples.
-        seed: Of examples and samples.
+        num_shots: Examples in a few-shot prompt; 0: zero-shot prompts only.
+        num_samples: Sampled answers per prompt; 0: none, and no fact is then `WeaklyKnown`.
+        temperature: Temperature of the samples.
+        seed: Seed of examples and samples.
 
     Raises:
         InputError: If a setting is out of its range.
@@ -75,30 +76,30 @@ class Strata(Feature):
         self.temperature = temperature
         self.seed = seed
 
+    @override
     def measure(self, context: ScoringContext, facts: Sequence[Fact]) -> FloatArray:
-        """See `Feature.measure`."""
         encoder = context.encoder
         asked: list[int] = []
         prompt_ids = []
         for row, prompts in enumerate(self._prompts(facts)):
             for prompt in prompts:
-                with suppress(InputError):  # behind its examples it may be longer than the model takes
+                with suppress(InputError):  # with its examples it may be longer than the model takes
                     prompt_ids.append(encoder.encode_prompt(prompt))
                     asked.append(row)
         longest = [
             max(encoder.count_answer_tokens(answer, fact.joiner) for answer in fact.accepted_answers) for fact in facts
         ]
         limits = [longest[row] for row in asked]
-        ends: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "pad_id": encoder.pad_id,
             "stop_ids": encoder.stop_ids,
             "batch_size": context.batch_size,
         }
-        greedy = [[ids] for ids in greedy_answers(context.model, prompt_ids, limits, **ends)]
+        greedy = [[ids] for ids in greedy_answers(context.model, prompt_ids, limits, **settings)]
         sampled: list[list[list[int]]] = [[] for _ in asked]
         if self.num_samples:
             sampling = Sampling(self.num_samples, self.temperature, self.seed)
-            sampled = sampled_answers(context.model, prompt_ids, limits, sampling, **ends)
+            sampled = sampled_answers(context.model, prompt_ids, limits, sampling, **settings)
         shares = np.zeros((len(facts), 2))
         for column, answers in enumerate((greedy, sampled)):
             is_correct: dict[int, list[bool]] = defaultdict(list)
@@ -110,7 +111,7 @@ class Strata(Feature):
         return shares
 
     def _prompts(self, facts: Sequence[Fact]) -> list[list[str]]:
-        """Up to `num_prompts` prompts of each fact, the bare ones first."""
+        """Up to `num_prompts` prompts of each fact, zero-shot prompts first."""
         of_relation: dict[str, list[Fact]] = defaultdict(list)
         prompts: list[list[str]] = []
         places = []
@@ -134,10 +135,10 @@ class Strata(Feature):
 
 
 class StrataFilter(FactFilter):
-    """Keeps the facts of some strata; the reason of a dropped fact is its stratum, as `highly_known`.
+    """Keeps the facts of some strata. The reason of a dropped fact is its stratum, such as `highly_known`.
 
-    Gekhman et al. find that `MaybeKnown` facts do most for what is fine-tuned and that `Unknown` ones are learned late
-    and teach to make things up. Cost: that of `Strata`, once; by `data.selection.strata` with other settings.
+    Gekhman et al. find that `MaybeKnown` facts help fine-tuning most, and that `Unknown` ones are learned late and
+    encourage hallucination. Cost: that of `Strata`, once. Its settings: `data.selection.strata`.
 
     Args:
         keep_strata: The strata to keep, of `HighlyKnown`, `MaybeKnown`, `WeaklyKnown`, `Unknown`.
@@ -162,8 +163,8 @@ class StrataFilter(FactFilter):
             )
         self.keep_strata = list(keep_strata)
 
+    @override
     def select(self, facts: ScoredFacts) -> Selection:
-        """Keeps the facts of the named strata; see `FactFilter.select`."""
         if len(facts.stratum) != len(facts):
             raise InputError("StrataFilter needs the facts' strata; set `data.selection.strata`.")
         kept = np.array([stratum in self.keep_strata for stratum in facts.stratum], dtype=np.bool_)
@@ -174,10 +175,10 @@ def strata_of(shares: FloatArray) -> tuple[Stratum, ...]:
     """The strata of SliCK from shares of correct answers.
 
     HighlyKnown: every greedy answer is correct; MaybeKnown: some are; WeaklyKnown: none is, but a sampled one is;
-    Unknown: none at all. Source: Gekhman et al. 2024, table 1.
+    Unknown: no answer is. Source: Gekhman et al. 2024, table 1.
 
     Args:
-        shares: As `Strata.measure` gives them, `(n, 2)`.
+        shares: As returned by `Strata.measure`, `(n, 2)`.
     """
     return tuple(
         "HighlyKnown" if greedy == 1 else "MaybeKnown" if greedy > 0 else "WeaklyKnown" if sampled > 0 else "Unknown"
@@ -190,7 +191,7 @@ def with_strata(facts: ScoredFacts, shares: FloatArray) -> ScoredFacts:
 
     Args:
         facts: The table.
-        shares: As `Strata.measure` gives them, in the table's order.
+        shares: As returned by `Strata.measure`, in the table's order.
     """
     return replace(facts, stratum=strata_of(shares))
 

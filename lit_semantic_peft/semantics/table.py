@@ -21,13 +21,13 @@ class ScoredFacts:
     Attributes:
         fact_id: Stable ids.
         relation: Kind of each fact ("" where unknown).
-        distance: The distance that filters and weightings go by, float64 `(n,)`; larger is farther.
+        distance: The distance that filters and weightings use, float64 `(n,)`; larger is farther.
         distances: Every distance that was measured, by its name, float64 `(n,)` each; `distance` is one of them.
-        stratum: How well the base model knows each fact, see `Strata`; empty where that was not measured.
-        measure: Measures a feature of the facts with the given ids; None where no base model is at hand.
+        stratum: How well the base model knows each fact, see `Strata`; empty if not measured.
+        measure: Measures a feature of the facts with the given ids; None if no base model is available.
         base_nll: Mean negative log-likelihood of the target under the base model, float64 `(n,)`, nats per token.
         is_known: Whether the base model already generates the target, bool `(n,)`.
-        base_answer: What the base model answers, greedily, at most as many tokens as the target has.
+        base_answer: The base model's greedy answer, at most as many tokens as the longest accepted answer has.
     """
 
     fact_id: tuple[str, ...]
@@ -44,19 +44,19 @@ class ScoredFacts:
         return len(self.fact_id)
 
     def feature(self, feature: "Feature") -> FloatArray:
-        """More than a number per fact, measured when a filter asks for it.
+        """An array per fact, measured when a filter asks for it.
 
         Args:
-            feature: What to measure.
+            feature: The feature to measure.
 
         Returns:
             float64 `(n, ...)`, a row per fact.
 
         Raises:
-            ValueError: If the table came without a way to measure.
+            ValueError: If the table has no `measure`.
         """
         if self.measure is None:
-            raise ValueError(f"these facts cannot be measured any further, so there is no {type(feature).__name__}")
+            raise ValueError(f"{type(feature).__name__} cannot be measured: this table of facts has no `measure`")
         return self.measure(feature, self.fact_id)
 
     def take(self, rows: NDArray[np.intp]) -> "ScoredFacts":

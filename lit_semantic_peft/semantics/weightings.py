@@ -1,7 +1,7 @@
-"""How much each fact's loss counts: a function of its distance, normalised to mean 1 over the kept facts.
+"""Loss weight of each fact: a function of its distance, normalised to mean 1 over the kept facts.
 
-Weightings are static unless they stand in `Online`: they read what scoring has measured already and cost no further
-pass over the model. They compute in torch, so that the same formula serves a table and a training step.
+Weightings are static unless wrapped in `Online`: they use what scoring has measured and need no further pass over the
+model. They compute in torch, so that the same formula works for a table and for a training step.
 """
 
 import logging
@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics.table import FloatArray, ScoredFacts
@@ -18,7 +19,7 @@ from lit_semantic_peft.semantics.table import FloatArray, ScoredFacts
 logger = logging.getLogger(__name__)
 
 MAX_DISTANCE = 2.0
-"""Upper end of the range of a cosine distance; the lower end is 0."""
+"""Upper bound of a cosine distance; the lower bound is 0."""
 
 _ROUNDING = 1e-6  # a cosine distance in float32 may leave [0, 2] by this much
 
@@ -34,7 +35,7 @@ class Weighting(ABC):
 
     @property
     def start_and_end(self) -> "tuple[Weighting, Weighting]":
-        """The weightings at the start and at the end of training; between them weights move on a straight line."""
+        """The weightings at the start and at the end of training. In between, weights are interpolated linearly."""
         return self, self
 
     @abstractmethod
@@ -42,7 +43,7 @@ class Weighting(ABC):
         """The weight before normalisation.
 
         Args:
-            distance: float `(n,)`, in [0, 2]; with `needs_nll` instead the mean negative log-likelihood.
+            distance: float `(n,)`, in [0, 2]; with `needs_nll` the mean negative log-likelihood instead.
 
         Returns:
             float `(n,)`, finite and ≥ 0.
@@ -50,22 +51,22 @@ class Weighting(ABC):
 
 
 class Uniform(Weighting):
-    """Every fact counts the same: w = 1.
+    """The same weight for every fact: w = 1.
 
-    Range of the raw weight: 1. Cost: no pass. The baseline that every other weighting must beat.
+    Range of the raw weight: 1. Cost: no pass. The baseline for every other weighting.
 
     Example:
         >>> Uniform().raw(torch.tensor([0.0, 2.0])).tolist()
         [1.0, 1.0]
     """
 
+    @override
     def raw(self, distance: Tensor) -> Tensor:
-        """See `Weighting.raw`."""
         return torch.ones_like(distance)
 
 
 class Proximity(Weighting):
-    """Near facts count more: w = (1 − d/2)^γ.
+    """Larger weights for near facts: w = (1 − d/2)^γ.
 
     Range of the raw weight: [0, 1]; 1 at distance 0, 0 at distance 2 (γ > 0). Cost: no pass. Source: our reading of
     Wang & Li 2024.
@@ -81,13 +82,13 @@ class Proximity(Weighting):
     def __init__(self, gamma: float = 1.0) -> None:
         self.gamma = _require_gamma(gamma)
 
+    @override
     def raw(self, distance: Tensor) -> Tensor:
-        """See `Weighting.raw`."""
         return (1.0 - distance / MAX_DISTANCE) ** self.gamma
 
 
 class Remoteness(Weighting):
-    """Far facts count more: w = (d/2)^γ.
+    """Larger weights for far facts: w = (d/2)^γ.
 
     Range of the raw weight: [0, 1]; 0 at distance 0 (γ > 0), 1 at distance 2. Cost: no pass. Source: our reading of
     Wang & Li 2024.
@@ -103,20 +104,19 @@ class Remoteness(Weighting):
     def __init__(self, gamma: float = 1.0) -> None:
         self.gamma = _require_gamma(gamma)
 
+    @override
     def raw(self, distance: Tensor) -> Tensor:
-        """See `Weighting.raw`."""
         return (distance / MAX_DISTANCE) ** self.gamma
 
 
 class Band(Weighting):
-    """Facts at a middle distance count most: w = exp(−(d − c)² / (2 b²)).
+    """Largest weights for facts at a medium distance: w = exp(−(d − c)² / (2 b²)).
 
-    Facts that are too near and facts that are too far are both said to learn badly. Range of the raw weight: [0, 1]
-    (0 only by underflow); 1 at the centre c, 0.61 one width b away. Cost: no pass. Source: our reading of Wang & Li
-    2024.
+    Both too near and too far facts are said to be learned poorly. Range of the raw weight: [0, 1] (0 only by
+    underflow); 1 at the centre c, 0.61 one width b away. Cost: no pass. Source: our reading of Wang & Li 2024.
 
     Args:
-        center: c, the distance that counts most, in [0, 2].
+        center: c, the distance with the largest weight, in [0, 2].
         width: b > 0, in the unit of the distance.
 
     Example:
@@ -132,8 +132,8 @@ class Band(Weighting):
         self.center = center
         self.width = width
 
+    @override
     def raw(self, distance: Tensor) -> Tensor:
-        """See `Weighting.raw`."""
         return torch.exp(-0.5 * ((distance - self.center) / self.width) ** 2)
 
 
@@ -144,11 +144,11 @@ def loss_weights(weighting: Weighting, distance: FloatArray, *, is_rank_based: b
         weighting: The function of the distance.
         distance: float64 `(n,)` of the kept facts, finite; clipped to [0, 2]. With `needs_nll` their mean negative
             log-likelihoods instead, ≥ 0.
-        is_rank_based: Whether only the order of the distances counts, for a distance that is not in [0, 2] (surprisal,
-            in nats per token): ranks, averaged over ties, are spread evenly over [0, 2]; one fact gets 1.
+        is_rank_based: Whether to use only the order of the distances, for a distance that is not in [0, 2] (surprisal,
+            in nats per token). Ranks, averaged over ties, are spread evenly over [0, 2]; a single fact gets 1.
 
     Returns:
-        float64 `(n,)`, ≥ 0, mean 1. All ones, with a logged warning, where every raw weight is zero.
+        float64 `(n,)`, ≥ 0, mean 1. All ones, with a logged warning, if every raw weight is zero.
 
     Raises:
         InputError: If a distance is not finite, or the weighting gives a negative or infinite weight.
@@ -180,7 +180,7 @@ def loss_weights(weighting: Weighting, distance: FloatArray, *, is_rank_based: b
         num_outside = int(((distance < -_ROUNDING) | (distance > MAX_DISTANCE + _ROUNDING)).sum())
         if num_outside and not isinstance(weighting, Uniform):
             logger.warning(
-                "%s: %d of %d distances lie outside [0, 2] and are clipped to it; weigh by ranks instead",
+                "%s: %d of %d distances are outside [0, 2] and are clipped to it; weight by ranks instead",
                 name,
                 num_outside,
                 len(distance),
@@ -206,7 +206,7 @@ def weights_of(weighting: Weighting, facts: ScoredFacts, *, is_rank_based: bool 
     Args:
         weighting: The function.
         facts: The kept facts.
-        is_rank_based: Whether only the order of `facts.distance` counts.
+        is_rank_based: Whether to use only the order of `facts.distance`.
 
     Returns:
         float64 `(n,)`, ≥ 0, mean 1.
@@ -216,7 +216,7 @@ def weights_of(weighting: Weighting, facts: ScoredFacts, *, is_rank_based: bool 
 
 
 def _spread_ranks(distance: FloatArray) -> FloatArray:
-    """Ranks, averaged over ties, spread evenly over [0, 2]; 1 where there is only one rank."""
+    """Ranks, averaged over ties, spread evenly over [0, 2]; 1 if there is only one rank."""
     if len(distance) == 1:
         return np.ones(1)
     _, inverse, count = np.unique(distance, return_inverse=True, return_counts=True)
@@ -230,6 +230,6 @@ def _require_gamma(gamma: float) -> float:
     if not (math.isfinite(gamma) and gamma >= 0):
         raise InputError(
             f"`gamma` must be a finite number of at least 0, got {gamma!r}. "
-            "To turn the direction round use the other one of Proximity and Remoteness."
+            "To reverse the direction, use Remoteness instead of Proximity, or Proximity instead of Remoteness."
         )
     return gamma

@@ -1,4 +1,4 @@
-"""How a fact is spelt: the prompt | target boundary, templates, batches."""
+"""How a fact is tokenized: the prompt | target boundary, templates, batches."""
 
 from lit_semantic_peft.tokens.collate import IGNORE_INDEX, Batch, collate
 from lit_semantic_peft.tokens.encoding import EncodedFact, FactEncoder, Template

@@ -1,4 +1,4 @@
-"""Rows of token ids become one rectangle."""
+"""Collates encoded facts into padded batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,17 +9,17 @@ from torch import Tensor
 from lit_semantic_peft.tokens.encoding import EncodedFact
 
 IGNORE_INDEX = -100
-"""Label of a position that is no target, as in Hugging Face."""
+"""Label of a position that is not a target, as in Hugging Face."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Facts in one rectangle, padded on the right.
+    """A batch of facts, padded on the right.
 
     Attributes:
         input_ids: int64 `(B, T)`.
         attention_mask: int64 `(B, T)`, 0 on padding.
-        labels: int64 `(B, T)`, the target's ids where the target stands, -100 elsewhere.
+        labels: int64 `(B, T)`, the target's ids at the positions of the target, -100 elsewhere.
         fact_index: int64 `(B,)`, dense index of the fact that each row belongs to.
         loss_weight: float32 `(B,)`, factor of each row's loss.
     """
@@ -46,14 +46,14 @@ def collate(
     loss_weight: Sequence[float] | None = None,
     with_end: bool = True,
 ) -> Batch:
-    """Pads rows on the right to the longest of them.
+    """Pads rows on the right to the length of the longest.
 
     Args:
         rows: The encoded facts, at least one.
         fact_index: Dense index of each row's fact.
         pad_id: Token id for padding; masked.
         loss_weight: Factor of each row's loss; 1 where None.
-        with_end: Whether the end token belongs to the row (training) or not (scoring, evaluation).
+        with_end: Whether the row includes the end token (training) or not (scoring, evaluation).
 
     Returns:
         The batch, on the CPU.
@@ -63,13 +63,13 @@ def collate(
         >>> batch.labels.tolist()
         [[-100, -100, 7, 2], [-100, 8, 9, -100]]
     """
-    ends = [row.end_ids if with_end else () for row in rows]
-    lengths = [len(row.prompt_ids) + len(row.target_ids) + len(end) for row, end in zip(rows, ends, strict=True)]
+    end_ids = [row.end_ids if with_end else () for row in rows]
+    lengths = [len(row.prompt_ids) + len(row.target_ids) + len(end) for row, end in zip(rows, end_ids, strict=True)]
     shape = (len(rows), max(lengths))
     input_ids = torch.full(shape, pad_id, dtype=torch.long)
     labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)
-    for number, (row, end, length) in enumerate(zip(rows, ends, lengths, strict=True)):
+    for number, (row, end, length) in enumerate(zip(rows, end_ids, lengths, strict=True)):
         ids = torch.tensor((*row.prompt_ids, *row.target_ids, *end))
         input_ids[number, :length] = ids
         labels[number, len(row.prompt_ids) : length] = ids[len(row.prompt_ids) :]

@@ -1,9 +1,9 @@
 """The prompt | target boundary: the only place that decides which token ids a fact becomes.
 
-A causal model that answers a prompt has seen the ids of the prompt alone. So the ids before the boundary are those
-that the prompt gets when it stands alone, and the target gets the ids that continue them. Where the tokenizer would
-merge characters across the boundary (no joiner, as in Chinese), the target is spelt behind an anchor instead, so that
-what is trained is what is met at inference.
+At inference a causal model receives the prompt tokenized alone. So in training, too, the ids before the boundary are
+those of the prompt tokenized alone, and the target's ids continue them. Where the tokenizer would merge characters
+across the boundary (no joiner, as in Chinese), the target is tokenized behind an anchor text instead of the prompt.
+Training and inference then see the same prompt ids.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,7 +18,8 @@ from lit_semantic_peft.facts import Fact
 
 Template = Literal["none", "chat"]
 
-# Texts to spell a target behind; the second for continuations that begin with a line break and merge with the first.
+# Texts behind which a target is tokenized. The second is for targets that begin with a line break, which would merge
+# with the first.
 _ANCHORS = ("\n", "a")
 _MAX_PROBLEMS = 20
 _SOME_ANSWER = "Paris"
@@ -32,7 +33,7 @@ class EncodedFact:
     Attributes:
         prompt_ids: Ids of the prompt, with the tokenizer's own start tokens.
         target_ids: Ids of the target, at least one; never the end token.
-        end_ids: The end token if the answer is to be taught to end, else empty. Part of the training loss, never
+        end_ids: The end token if the model is trained to end the answer, else empty. Part of the training loss, never
             of a distance or of recall.
     """
 
@@ -50,19 +51,19 @@ class EncodedFact:
 
 
 class FactEncoder:
-    """Spells prompts and targets in token ids, the same way for training, scoring and generation.
+    """Tokenizes prompts and targets, in the same way for training, scoring and generation.
 
     Args:
         tokenizer: Any Hugging Face tokenizer. It is not changed.
         template: `none` for prompt, joiner, target as they are; `chat` to put the prompt into the user's turn and the
             target into the assistant's turn of the tokenizer's chat template.
-        append_eos: Whether the end token follows the target, so that the answer is taught to end.
-        max_length: Longest prompt + target + end, in tokens; None for no limit. Nothing is ever cut: a longer fact is
+        append_eos: Whether the end token follows the target, so that the model learns to end the answer.
+        max_length: Longest prompt + target + end, in tokens; None for no limit. Nothing is truncated: a longer fact is
             an error that names it.
-        stop_ids: Where the model ends an answer, beside the tokenizer's end token.
+        stop_ids: Ids with which the model ends an answer, besides the tokenizer's end token.
         num_positions: Longest prompt + target + end that the model takes, in tokens; None for no limit. A longer fact
             is an error that names it.
-        chat_template_kwargs: What the chat template is given beside the turns, such as `enable_thinking` or
+        chat_template_kwargs: Arguments of the chat template besides the turns, such as `enable_thinking` or
             `date_string`; plain data.
 
     Attributes:
@@ -71,7 +72,7 @@ class FactEncoder:
 
     Raises:
         InputError: If `template` is `chat` and the tokenizer has no chat template, or `append_eos` is set and it has
-            no end token, or `chat_template_kwargs` has what the package itself gives.
+            no end token, or `chat_template_kwargs` has an argument that the package itself sets.
     """
 
     def __init__(
@@ -103,24 +104,24 @@ class FactEncoder:
         if append_eos and end is None:
             raise InputError(
                 "`append_eos` is true, but the tokenizer has no end token. Set `append_eos: false`; "
-                "answers are then not taught to end."
+                "the model then does not learn to end its answers."
             )
         own = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
         self.stop_ids = tuple(sorted({*stop_ids, *own, *(() if end is None else (end,))}))
-        self._has_further_ends = self.stop_ids != own
+        self._has_further_stop_ids = self.stop_ids != own
         self._end_ids: tuple[int, ...] = (end,) if append_eos and end is not None else ()
         self._start_ids = _start_ids(tokenizer)
 
     @property
     def append_eos(self) -> bool:
-        """Whether an answer is taught to end."""
+        """Whether the model is trained to end its answers."""
         return bool(self._end_ids)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What scores and answers depend on beside tokenizer and facts, for the keys of caches."""
+        """What scores and answers depend on besides tokenizer and facts, for cache keys."""
         identity: dict[str, Any] = {"template": self.template}
-        if self._has_further_ends:
+        if self._has_further_stop_ids:
             identity["stop_ids"] = list(self.stop_ids)
         if self.chat_template_kwargs:
             identity["chat_template_kwargs"] = self.chat_template_kwargs
@@ -128,18 +129,18 @@ class FactEncoder:
 
     @property
     def depends_on_the_day(self) -> bool:
-        """Whether prompts say the date on which they are written, so that no two days ask the same."""
+        """Whether prompts contain the current date, so that they change from day to day."""
         text = str(self.tokenizer.chat_template) if self.template == "chat" else ""
         is_pinned = "date_string" in self.chat_template_kwargs and "date_string" in text
         return "strftime_now" in text and not is_pinned
 
     @property
     def pad_id(self) -> int:
-        """Id for padding. It is masked but still looked up, and a pad token may be missing from the embedding."""
+        """Id for padding: 0. Padding is masked but still embedded, and a pad token may have no embedding."""
         return 0
 
     def encode_prompt(self, prompt: str) -> tuple[int, ...]:
-        """Token ids of a prompt that stands alone, as a model meets it when it is asked.
+        """Token ids of a prompt alone, as the model receives it at inference.
 
         Args:
             prompt: Text without trailing space.
@@ -148,7 +149,7 @@ class FactEncoder:
             Token ids, with the tokenizer's own start tokens.
 
         Raises:
-            InputError: If an answer behind it would be longer than the model takes.
+            InputError: If the model has no position for an answer after it.
         """
         start_ids, text = ((), self._in_chat(prompt)) if self.template == "chat" else (self._start_ids, prompt)
         ids = (*start_ids, *self._ids(text))
@@ -163,15 +164,15 @@ class FactEncoder:
         Args:
             prompt: Text without trailing space.
             target: The answer.
-            joiner: What stands between the two; not used in a chat template, where the turn separates them.
-            history: Prompts and answers that came before: earlier turns of a chat, or lines of text without a template.
+            joiner: Text between the two; not used in a chat template, where the turn separates them.
+            history: Earlier prompts and answers: turns of a chat, or lines of text without a template.
 
         Returns:
             The ids on both sides of the boundary.
 
         Raises:
-            InputError: If the target becomes no token, or cannot be spelt behind this prompt, or the whole is longer
-                than `max_length` or than the model takes.
+            InputError: If the target becomes no token, or cannot be tokenized after this prompt, or the whole is
+                longer than `max_length` or than the model takes.
         """
         if self.template == "chat":
             context, continuation = self._in_chat(prompt, history), target
@@ -186,10 +187,10 @@ class FactEncoder:
             target_ids = whole_ids[len(context_ids) :]
         else:
             target_ids = self._behind_anchor(target, continuation)
-            spelt, meant = self._text(context_ids + target_ids), self._text(whole_ids)
-            if spelt != meant:
+            decoded, expected = self._text(context_ids + target_ids), self._text(whole_ids)
+            if decoded != expected:
                 raise InputError(
-                    f"`target` {target!r} cannot follow this prompt in tokens: it would read {spelt!r}. "
+                    f"`target` {target!r} cannot be tokenized after this prompt: the ids decode to {decoded!r}. "
                     "Let the prompt end at the end of a word, or set another `joiner`."
                 )
         if not target_ids:
@@ -197,19 +198,19 @@ class FactEncoder:
         if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in target_ids:
             raise InputError(
                 f"`target` {target!r} has characters that this tokenizer does not know; "
-                f"the model could only be taught to say {self.tokenizer.unk_token!r}"
+                f"the model could only be trained to generate {self.tokenizer.unk_token!r}"
             )
         encoded = EncodedFact((*start_ids, *context_ids), tuple(target_ids), self._end_ids)
         if self.max_length is not None and len(encoded) > self.max_length:
             raise InputError(
                 f"prompt, target and end are {len(encoded)} tokens, `max_length` is {self.max_length}. "
-                "A target is never cut: raise `max_length` or shorten the prompt."
+                "A target is never truncated: raise `max_length` or shorten the prompt."
             )
         self._require_positions(len(encoded.prompt_ids) + len(target_ids) + 1, "prompt, target and end are")
         return encoded
 
     def encode_text(self, text: str) -> EncodedFact:
-        """Token ids of a plain text whose every token but the first is a target, without template and end token.
+        """Token ids of a plain text, without template and end token. Every token but the first is a target.
 
         Args:
             text: At least two tokens long.
@@ -222,10 +223,10 @@ class FactEncoder:
         return EncodedFact(ids[:1], ids[1:])
 
     def without_limit(self, template: Template | None = None) -> "FactEncoder":
-        """The same spelling for texts of any length that the model takes.
+        """The same encoder without `max_length`, for texts of any length that the model takes.
 
         Args:
-            template: Another template; the same where None.
+            template: Another template; None keeps this one.
         """
         return FactEncoder(
             self.tokenizer,
@@ -237,11 +238,11 @@ class FactEncoder:
         )
 
     def count_answer_tokens(self, answer: str, joiner: str = " ") -> int:
-        """Tokens that an accepted answer takes, to limit how long an answer may get. Nothing is refused.
+        """Number of tokens of an accepted answer, to limit the length of generated answers. Raises nothing.
 
         Args:
             answer: The answer.
-            joiner: What stands before it; not used in a chat template.
+            joiner: Text before it; not used in a chat template.
         """
         return len(self._ids(answer if self.template == "chat" else joiner + answer))
 
@@ -255,7 +256,7 @@ class FactEncoder:
             One `EncodedFact` for each fact, in order.
 
         Raises:
-            InputError: Naming every fact that could not be encoded (the first 20 are shown), with file and line.
+            InputError: If facts cannot be tokenized. The message names the first 20, with file and line.
         """
         encoded: list[EncodedFact] = []
         problems: list[str] = []
@@ -267,7 +268,7 @@ class FactEncoder:
         if problems:
             shown = problems[:_MAX_PROBLEMS]
             more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
-            raise InputError("\n".join(["Facts that cannot be spelt in tokens:", *shown, *more]))
+            raise InputError("\n".join(["Facts that cannot be tokenized:", *shown, *more]))
         return encoded
 
     def decode_answer(self, ids: Sequence[int]) -> str:
@@ -306,7 +307,7 @@ class FactEncoder:
             )
 
     def _end(self) -> int | None:
-        """The token that ends an answer: what the template writes behind the assistant's turn, else the end token."""
+        """The token that ends an answer: the one after the assistant's turn in the template, else the end token."""
         if self.template == "chat":
             turns = [{"role": role, "content": _SOME_ANSWER} for role in ("user", "assistant")]
             text = self._rendered(turns, add_generation_prompt=False)
@@ -318,13 +319,13 @@ class FactEncoder:
         return None if end is None else int(end)
 
     def _behind_anchor(self, target: str, continuation: str) -> list[int]:
-        """Ids of a continuation that does not merge with what stands before it."""
+        """Ids of a continuation, tokenized behind an anchor with which it does not merge."""
         for anchor in _ANCHORS:
             anchor_ids = self._ids(anchor)
             anchored = self._ids(anchor + continuation)
             if anchored[: len(anchor_ids)] == anchor_ids:
                 return anchored[len(anchor_ids) :]
-        raise InputError(f"`target` {target!r} cannot be told apart from the prompt by this tokenizer")
+        raise InputError(f"`target` {target!r} cannot be tokenized apart from the text before it by this tokenizer")
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,4 +1,4 @@
-"""Facts about names that do not exist: whatever a model says about them, it learned in this run.
+"""Facts about names that do not exist: whatever a model answers about them, it learned in this run.
 
 The set is made of small worlds. Each one has a country with a capital and a currency, two towns, a company, two people
 and a mineral, so that two facts of one small world can be combined to a two-hop question. A question is attached to the
@@ -38,7 +38,7 @@ _PROFESSIONS = (
     "chemist", "dentist", "judge", "librarian",
 )  # fmt: skip
 
-# Real prompts of the same kind, which a model should go on answering as before.
+# Real prompts of the same kind, whose answers should not change.
 _NEIGHBORS: dict[str, tuple[tuple[str, str], ...]] = {
     "capital": (
         ("The capital of France is", "Paris"), ("The capital of Japan is", "Tokyo"),
@@ -132,7 +132,7 @@ def fictional_facts(num_facts: int, seed: int = 0) -> list[Fact]:
 
 
 class _SmallWorlds:
-    """Draws one small world after the other from one stream of random numbers."""
+    """Generates one small world after the other from one stream of random numbers."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -1,4 +1,4 @@
-"""What trainers read: `prompt` with `completion`, and chat `messages`, as in TRL's supervised fine-tuning."""
+"""Formats of fine-tuning libraries: `prompt` with `completion`, and chat `messages`, as in TRL."""
 
 import re
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def _prompt_completion(record: Record) -> Iterator[Outcome]:
-    """Two texts, taught as a trainer would join them: the white space between them is the joiner.
+    """Two texts, joined as a trainer would join them: the white space between them is the joiner.
 
-    Where there is none although a word ends and another begins, a space is put in. Two lists of messages are read as
-    one conversation.
+    If there is none although one word ends and another begins there, a space is inserted. Two lists of messages are
+    read as one conversation.
     """
     if isinstance(record.fields.get("prompt"), list) or isinstance(record.fields.get("completion"), list):
         yield from _conversation([*record.records("prompt"), *record.records("completion")], PROMPT_COMPLETION.title)
@@ -82,11 +82,11 @@ def _content(message: Record) -> str | None:
 
 
 def _raw(record: Record, name: str) -> str:
-    """The text of a field with the white space around it, which says how two texts are joined."""
+    """The text of a field with the white space around it, which determines how two texts are joined."""
     value = record.fields.get(name)
     if not isinstance(value, str):
         raise FieldError(record.path + name, "text or a list of messages", described(value))
-    record.text(name)  # refuses what no file can hold
+    record.text(name)  # refuses text that cannot be encoded
     return value
 
 

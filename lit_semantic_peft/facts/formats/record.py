@@ -1,4 +1,4 @@
-"""What the readers of published formats share: access to a record's fields, and how a fact is put together."""
+"""Shared by the readers of published formats: access to a record's fields, and building a fact."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lit_semantic_peft.facts.checks import normalize_text
-from lit_semantic_peft.facts.reading import described, shown, unspellable
+from lit_semantic_peft.facts.reading import described, shown, unencodable
 from lit_semantic_peft.facts.schema import Fact, Probe, content_id
 
 _JSON_LIKE = re.compile(r"""\s*(?:\[\s*["\[{\]\d]|\{\s*["}])""")
@@ -15,7 +15,7 @@ _JSON_LIKE = re.compile(r"""\s*(?:\[\s*["\[{\]\d]|\{\s*["}])""")
 
 
 class FieldError(Exception):
-    """A field of a record that does not hold what its format says.
+    """A field of a record whose value does not fit the format.
 
     Attributes:
         name: The field, with its path: `requested_rewrite.target_new.str`.
@@ -30,7 +30,7 @@ class FieldError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Something of a record that does not become part of a fact.
+    """A part of a record that does not become part of a fact.
 
     Attributes:
         reason: Why, as the end of a sentence: "the answer is empty".
@@ -50,9 +50,9 @@ class Record:
 
     Attributes:
         fields: The fields.
-        file: Name of the file, where it says something: EntityQuestions and ParaRel name files by relation.
+        file: Name of the file, which may carry information: EntityQuestions and ParaRel name files by relation.
         templates: Templates by relation, for formats that ship them in a file of their own.
-        path: Where the object stands in its record; "" for the record itself.
+        path: Path of the object in its record; "" for the record itself.
     """
 
     fields: Mapping[str, Any]
@@ -123,7 +123,7 @@ class Record:
 
 
 Outcome = Fact | Dropped
-"""What a format makes of a record: facts, and what it leaves out."""
+"""What a format reads from a record: facts and omissions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ def build_fact(
     portability: Iterable[Probe] = (),
     question: str = "",
 ) -> Iterator[Outcome]:
-    """Puts a fact together and leaves out what cannot be asked.
+    """Builds a fact and leaves out probes that cannot be asked.
 
     Args:
         title: The format's title, for `source`.
@@ -227,7 +227,7 @@ def build_fact(
 
 
 def other_answers(name: str, answers: Iterable[Sequence[str]]) -> Iterator[Dropped]:
-    """Says where questions have more accepted answers than the first, for which alone the contract has a place.
+    """Reports questions with more than one accepted answer: the contract has room for the first only.
 
     Args:
         name: The field of the contract that the questions go to.
@@ -243,7 +243,8 @@ def other_answers(name: str, answers: Iterable[Sequence[str]]) -> Iterator[Dropp
 def as_prompt(text: str) -> str:
     """The prompt that asks for an answer: a question is put between `Question:` and `Answer:`, a cloze stays.
 
-    A language model continues text. After a bare question it may go on asking; after `Answer:` it answers.
+    A language model continues text. After a bare question it may continue with more questions; after `Answer:` it
+    answers.
 
     Args:
         text: A question, which ends with a question mark, or text that the answer completes.
@@ -295,10 +296,10 @@ def _others(texts: Iterable[str], known: str) -> tuple[str, ...]:
 
 def _text(name: str, value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)  # published files spell some years and numbers without quotation marks
+        return str(value)  # published files write some years and numbers without quotation marks
     if not isinstance(value, str):
         raise FieldError(name, "text", described(value))
-    wrong = unspellable(value)
+    wrong = unencodable(value)
     if wrong:
         raise FieldError(name, "text", wrong)
     return value

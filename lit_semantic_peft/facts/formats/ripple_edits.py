@@ -6,19 +6,19 @@ from lit_semantic_peft.facts.checks import normalize_text
 from lit_semantic_peft.facts.formats.record import Dropped, Format, Outcome, Record, build_fact, fields, other_answers
 from lit_semantic_peft.facts.schema import Probe
 
-_NEIGHBOURS = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")  # the authors' page spells one so
+_NEIGHBOURS = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")  # the authors' page has the typo
 _CONSEQUENCES = ("Logical_Generalization", "Compositionality_I", "Compositionality_II")
 _SAME_FACT = "Subject_Aliasing"
 _GROUPS = (*_NEIGHBOURS, *_CONSEQUENCES, _SAME_FACT)
 _LAST_WORDS = ("is", "are", "follows", "by")
-"""The words with which the authors' templates end: the answer comes next."""
+"""The last words of the authors' templates: the answer comes next."""
 
 
 def _read(record: Record) -> Iterator[Outcome]:
-    """The edit is one sentence (`The gender of X is female.`): it is cut into prompt and target.
+    """The edit is one sentence (`The gender of X is female.`): it is split into prompt and target.
 
-    Where to cut is told by the answers of the alias tests, which ask for the same target, else by the original
-    sentence, which begins alike. Tests about aliases are paraphrases; a test's first answer is its target.
+    The split follows from the answers of the alias tests, which ask for the same target, else from the original
+    sentence, which has the same beginning. Tests about aliases are paraphrases; a test's first answer is its target.
     """
     edit = record.record("edit")
     sentence = edit.text("prompt").removesuffix(".")
@@ -74,7 +74,7 @@ def _is_among(target: str, answers: list[str]) -> bool:
 
 
 def _prompt_of(sentence: str, answers: list[str], original: str) -> str:
-    """The sentence up to where the answer begins, or "" where that cannot be told."""
+    """The sentence up to the beginning of the answer, or "" if that is unknown."""
     for answer in sorted(answers, key=len, reverse=True):
         if sentence.endswith(" " + answer):
             return sentence.removesuffix(answer).rstrip()
@@ -83,12 +83,12 @@ def _prompt_of(sentence: str, answers: list[str], original: str) -> str:
     if original:
         pairs = zip(words, original.split(" "), strict=False)
         common = next((index for index, (word, other) in enumerate(pairs) if word != other), common)
-    ends = [index for index, word in enumerate(words[:common], start=1) if word in _LAST_WORDS]
-    # With the original sentence the last of these words in the common part is the template's; without it, only one
-    # such word leaves no doubt.
-    if not ends or (not original and len(ends) > 1):
+    lengths = [index for index, word in enumerate(words[:common], start=1) if word in _LAST_WORDS]
+    # With the original sentence, the last of these words in the common part ends the template. Without it, the split
+    # is only certain if there is exactly one such word.
+    if not lengths or (not original and len(lengths) > 1):
         return ""
-    return " ".join(words[: ends[-1]])
+    return " ".join(words[: lengths[-1]])
 
 
 RIPPLE_EDITS = Format(

@@ -272,8 +272,8 @@ def test_the_same_fact_with_other_fields_and_no_id_is_refused(tmp_path):
 def test_contradictions_name_both_facts(tmp_path):
     source = lines(tmp_path / "a.jsonl", {**GOOD, "id": "a"}, BARE, {"id": "b", "prompt": "it  is", "target": "two"})
     assert error(source) == (
-        f"{source}, line 3: field `target`: contradiction: after the same prompt 'it  is' fact 'a' (line 1) says "
-        "'one', fact 'b' (line 3) says 'two'. Remove one, or list one target among the other's `aliases`."
+        f"{source}, line 3: field `target`: contradiction: for the same prompt 'it  is' fact 'a' (line 1) has the "
+        "target 'one', fact 'b' (line 3) has 'two'. Remove one, or list one target among the other's `aliases`."
     )
     kept = read_facts(source, contradictions="keep")
     assert [fact.id for fact in kept.facts] == ["a", "peru", "b"]

@@ -21,12 +21,12 @@ def history(epochs=8, facts=30):
 def assert_says(metric, whole):
     """The definitions, in plain loops."""
     result = metric.compute()
-    for fact, course in enumerate(whole.T.tolist()):
-        assert result["first_learned"][fact] == (course.index(True) if True in course else -1)
-        forgotten = sum(before and not after for before, after in itertools.pairwise(course))
+    for fact, recalled in enumerate(whole.T.tolist()):
+        assert result["first_learned"][fact] == (recalled.index(True) if True in recalled else -1)
+        forgotten = sum(before and not after for before, after in itertools.pairwise(recalled))
         assert result["forgetting_events"][fact] == forgotten
-        assert result["is_recalled"][fact] == course[-1]
-        since = course[course.index(True) :] if True in course else []
+        assert result["is_recalled"][fact] == recalled[-1]
+        since = recalled[recalled.index(True) :] if True in recalled else []
         expected = sum(since) / len(since) if since else math.nan
         assert float(result["stability"][fact]) == pytest.approx(expected, nan_ok=True)
     assert result["num_measured_epochs"].tolist() == [len(whole)] * whole.shape[1]

@@ -41,7 +41,7 @@ def feed(objects, rows, matrix_rows):
     objects["interference"].update(matrix()[matrix_rows], rows=matrix_rows)
 
 
-def course(rows_of_epoch):
+def history(rows_of_epoch):
     """Dynamics over five epochs."""
     dynamics = LearningDynamics(NUM_FACTS)
     for epoch in range(5):
@@ -58,7 +58,7 @@ def results(objects):
 def single_process():
     objects = metrics()
     feed(objects, torch.arange(NUM_FACTS), torch.arange(4))
-    return results(objects) | {"dynamics": course(lambda epoch: torch.arange(NUM_FACTS)).compute()}
+    return results(objects) | {"dynamics": history(lambda epoch: torch.arange(NUM_FACTS)).compute()}
 
 
 def assert_equal(found, expected):
@@ -87,7 +87,7 @@ def _work(rank, folder):
         objects = metrics()
         feed(objects, rank_rows(rank), torch.arange(4)[rank::WORLD_SIZE])
         # In epoch 3 one rank has nothing: end_epoch is a collective all the same.
-        dynamics = course(
+        dynamics = history(
             lambda epoch: torch.arange(NUM_FACTS)[: NUM_FACTS * (rank == 1)] if epoch == 3 else rank_rows(rank)
         )
         found = results(objects) | {"dynamics": dynamics.compute()}

@@ -44,7 +44,7 @@ def test_a_folder_is_used_as_it_is(folder):
     assert model(input_ids=ids).logits.isfinite().all()
 
 
-def test_the_spelling_takes_what_the_folder_says_of_ends_positions_and_dates(folder, caplog):
+def test_the_encoder_takes_what_the_folder_says_of_end_tokens_positions_and_dates(folder, caplog):
     base = BaseModel(str(folder))
     assert base.load_stop_ids() == (1,)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))

@@ -137,7 +137,9 @@ def test_bad_settings_are_refused(model, encoder):
         ResponseDistance(num_samples=-1)
     with pytest.raises(InputError, match="`temperature` must be a finite number above 0, got 0"):
         SentenceDistance(num_samples=2, temperature=0.0)
-    with pytest.raises(InputError, match=r"`encoder` '/nowhere' cannot be had.*pip install 'lit-semantic-peft\[sent"):
+    with pytest.raises(
+        InputError, match=r"`encoder` '/nowhere' cannot be loaded.*pip install 'lit-semantic-peft\[sent"
+    ):
         score_facts(model, encoder, FACTS, [SentenceDistance("/nowhere")])
     with pytest.raises(InputError, match="SentenceDistance needs generated answers"):
         Online(Proximity()).prepare(SentenceDistance(), np.zeros(2))

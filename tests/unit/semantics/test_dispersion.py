@@ -73,5 +73,5 @@ def test_few_facts_and_bad_settings():
             DispersionFilter(dispersion_weight=weight)
     with pytest.raises(InputError, match="`keep`"):
         DispersionFilter(keep=1.5)
-    with pytest.raises(ValueError, match="no TargetEmbedding"):
+    with pytest.raises(ValueError, match="TargetEmbedding cannot be measured"):
         DispersionFilter().select(table([0.1, 0.2, 0.3, 0.4]))

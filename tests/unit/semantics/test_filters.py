@@ -252,7 +252,7 @@ def test_filters_that_leave_nothing_are_an_error_that_explains():
     assert "too_far 2, already_known 1" in message
     assert "min 0.5" in message
     assert "median 0.75" in message
-    with pytest.raises(InputError, match="none to begin with"):
+    with pytest.raises(InputError, match="they were given none"):
         apply_filters([KnownFilter()], scored([]))
 
 

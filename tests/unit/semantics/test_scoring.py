@@ -139,7 +139,7 @@ def test_what_the_model_says_itself_is_known(model, encoder):
         with torch.no_grad():
             token = int(model(input_ids=torch.tensor([prompt_ids])).logits[0, -1].argmax())
         text = encoder.tokenizer.decode([token])
-        # Only where the tokenizer would spell the text as the model said it.
+        # Only if the tokenizer gives the text the ids that the model generated.
         if text.strip() and encoder.tokenizer.encode(text) == [token] and text.startswith(" "):
             known.append(dataclasses.replace(fact, target=text.strip(), joiner=" "))
     unknown = [fact for fact, answer in zip(asked, said, strict=True) if not answer.startswith(fact.target)]

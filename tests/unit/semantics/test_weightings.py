@@ -84,7 +84,7 @@ def test_distances_outside_the_range_are_clipped_and_said(caplog):
     with caplog.at_level(logging.WARNING):
         weight = loss_weights(Remoteness(), np.array([5.0, 2.0, 1.0, -3.0]))
     np.testing.assert_allclose(weight, np.array([1, 1, 0.5, 0]) / 0.625)
-    assert "2 of 4 distances lie outside [0, 2]" in caplog.text
+    assert "2 of 4 distances are outside [0, 2]" in caplog.text
 
 
 def test_no_fact_has_no_weight():

@@ -41,7 +41,7 @@ def from_vocabulary(vocabulary, merges, chat_template=None):
 
 
 @pytest.mark.parametrize(("prompt", "target", "joiner"), READABLE)
-def test_the_prompt_is_spelt_as_it_is_when_it_stands_alone(tokenizer, prompt, target, joiner):
+def test_the_prompt_is_tokenized_as_it_is_when_it_stands_alone(tokenizer, prompt, target, joiner):
     encoder = FactEncoder(tokenizer)
     encoded = encoder.encode(prompt, target, joiner)
     alone = tokenizer(prompt)["input_ids"]
@@ -65,10 +65,10 @@ def test_prompt_and_target_read_as_the_text(tokenizer, prompt, target, joiner):
 
 
 def test_start_and_end_tokens_of_each_family():
-    spelt = {name: FactEncoder(family()).encode("The capital is", "Paris") for name, family in FAMILIES.items()}
+    encoded = {name: FactEncoder(family()).encode("The capital is", "Paris") for name, family in FAMILIES.items()}
     tokens = {
         name: [FAMILIES[name]().convert_ids_to_tokens(list(ids)) for ids in (one.prompt_ids[:1], one.end_ids)]
-        for name, one in spelt.items()
+        for name, one in encoded.items()
     }
     assert tokens == {
         "byte_level_bpe": [["The"], ["</s>"]],
@@ -97,12 +97,12 @@ def test_a_word_that_continues_becomes_a_continuing_piece_or_is_refused():
     # "danube" is one piece: behind "dan" a target could only start a new word.
     assert tokenizer.tokenize("danube") == ["danube"]
     with pytest.raises(
-        InputError, match=r"`target` 'ube' cannot follow this prompt in tokens.*'it is the dan ube'.*`joiner`"
+        InputError, match=r"`target` 'ube' cannot be tokenized after this prompt.*'it is the dan ube'.*`joiner`"
     ):
         encoder.encode("It is the Dan", "ube", "")
 
 
-def test_a_joiner_that_merges_with_a_line_break_is_spelt_behind_another_anchor():
+def test_a_joiner_that_merges_with_a_line_break_is_tokenized_behind_another_anchor():
     # Llama 3 and Qwen merge ":\n" and "\n\n".
     tokenizer = from_vocabulary(["a", "b", ":", "Ċ", ":Ċ", "ĊĊ"], [(":", "Ċ"), ("Ċ", "Ċ")])
     encoder = FactEncoder(tokenizer, append_eos=False)
@@ -113,7 +113,7 @@ def test_a_joiner_that_merges_with_a_line_break_is_spelt_behind_another_anchor()
 
 def test_a_target_that_merges_with_every_anchor_is_refused():
     tokenizer = from_vocabulary(["a", "b", "Ċ", "ab", "Ċb", "bb"], [("a", "b"), ("Ċ", "b"), ("b", "b")])
-    with pytest.raises(InputError, match="`target` 'b' cannot be told apart"):
+    with pytest.raises(InputError, match="`target` 'b' cannot be tokenized apart"):
         FactEncoder(tokenizer, append_eos=False).encode("b", "b", "")
 
 
