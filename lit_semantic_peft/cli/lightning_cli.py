@@ -86,7 +86,7 @@ class SemanticPeftCLI(LightningCLI):
             devices = config.trainer.devices
             first = devices[:1] if isinstance(devices, list) else 1
             config.trainer.update(Namespace(devices=first, num_nodes=1, strategy="auto"))
-        ckpt_path = checkpoint_of(self.subcommand, config.get("ckpt_path"), self.run_folder)
+        ckpt_path = checkpoint_of(str(self.subcommand), config.get("ckpt_path"), self.run_folder)
         # A child process of a distributed run meets the folder that the first one has just made.
         is_used = is_first_process() and self.run_folder.is_used()
         if is_used and config.trainer.fast_dev_run and self.subcommand in ("fit", "test"):

@@ -21,8 +21,8 @@ from lit_semantic_peft.tokens import IGNORE_INDEX, Batch
 class Online(Weighting):
     """Another weighting, applied to the distance (or likelihood) under the current model in each step.
 
-    The distance is `data.selection.distance`, measured on the logits that the loss needs anyway, without the end token and
-    without a gradient. Weights are not normalised to mean 1 over the facts. This makes no difference under
+    The distance is `data.selection.distance`, measured on the logits that the loss needs anyway, without the end token
+    and without a gradient. Weights are not normalised to mean 1 over the facts. This makes no difference under
     `normalization: step_weights`; under `step_count`, steps with small weights make smaller updates. A rank-based
     distance (`Surprisal`) is ranked among the base model's values for the kept facts, so that a fact's weight does not
     depend on the other facts in the step. Range: that of the inner raw weight. Cost: no pass; the distance of the

@@ -197,7 +197,7 @@ def test_settings_of_the_base_model(refused):
     message = refused("--config=named.yaml")
     assert "model.base_model.dtype" in message
     assert "int8" in message
-    assert "Did you mean `model.base_model.dtype`" in refused("--model.base_model.dtyp=bfloat16")
+    assert "Did you mean `model.base_model.dtype`" in refused("--model.base_model.dtpe=bfloat16")
     Path("typo.yaml").write_text("model: {base_model: {nam: x}}\n", encoding="utf-8")
     assert "Did you mean `model.base_model.name`" in refused("--config=typo.yaml")
 
