@@ -164,5 +164,10 @@ def test_help_pulls_nothing_heavy():
     assert "pyarrow" in loaded_by("import pyarrow"), "the check cannot fail"
 
 
+def test_reports_need_no_tensor():
+    statement = f"import {PACKAGE}.reports, {PACKAGE}.reports.charts.png, {PACKAGE}.reports.charts.svg"
+    assert loaded_by(statement) & {"torch", "lightning", "transformers", "peft", "matplotlib"} == set()
+
+
 def test_facts_need_no_tensor():
     assert loaded_by(f"import {PACKAGE}.facts") & {"torch", "lightning", "transformers", "peft"} == set()

@@ -163,7 +163,8 @@ def _token_mean_facts(settings: Settings) -> Any:
             is_kept = prepared.is_kept & False
             is_kept[kept] = True
             num_tokens = [one.num_target_tokens + len(one.end_ids) for one in prepared.encoded]
-            return dataclasses.replace(prepared, is_kept=is_kept, loss_weight=is_kept * num_tokens)
+            weights = dataclasses.replace(prepared.weights, start=is_kept * num_tokens)
+            return dataclasses.replace(prepared, is_kept=is_kept, weights=weights)
 
     data = TokenMeanFacts(
         facts=settings.facts,

@@ -71,7 +71,7 @@ def measured(folder: Path, num_taught: int, short: bool = False) -> tuple[dict[s
         recall, likelihood and areas under the learning curve. Of the facts: ids, relations, and where they stood.
     """
     run = RunFolder(folder)
-    table = run.read_facts()
+    table = run.facts
     column = {name: table.column(name).to_pylist() for name in table.column_names}
     course = json.loads((folder / FILE).read_text(encoding="utf-8"))
     kept = column["kept"][:num_taught]
@@ -107,7 +107,7 @@ def measured(folder: Path, num_taught: int, short: bool = False) -> tuple[dict[s
         }
         if any(value is not None for value in course["start_transfer"]):
             found["start_transfer"] = _rounded(course["start_transfer"])
-        alone = folder / "alone_versus_together.json"
+        alone = run.paths.alone_versus_together
         if alone.is_file():
             difference = json.loads(alone.read_text(encoding="utf-8"))["difference"]
             found["alone_versus_together"] = _rounded([difference.get(one) for one in column["fact_id"]])

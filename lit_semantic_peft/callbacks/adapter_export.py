@@ -1,5 +1,6 @@
 """The adapter as a standard PEFT folder: of the best epoch, and of the end."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
@@ -47,7 +48,7 @@ class AdapterExport(FreshCallback):
         if self.best is None or (value < self.best if self.mode == "min" else value > self.best):
             self.best = value
             about = f"Best epoch: {trainer.current_epoch} by {self.monitor} = {value:.6g}."
-            self._export(trainer, pl_module, "adapter_best", about)
+            self._export(trainer, pl_module, RunFolder(trainer.default_root_dir).paths.adapter_best, about)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Exports the adapter as it is at the end, also of a resumed run that had nothing left to train.
@@ -56,7 +57,12 @@ class AdapterExport(FreshCallback):
             trainer: The trainer.
             pl_module: The `SemanticPeftModule`.
         """
-        self._export(trainer, pl_module, "adapter", f"After {trainer.global_step} optimizer steps.")
+        self._export(
+            trainer,
+            pl_module,
+            RunFolder(trainer.default_root_dir).paths.adapter,
+            f"After {trainer.global_step} optimizer steps.",
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far, for the checkpoint."""
@@ -71,8 +77,7 @@ class AdapterExport(FreshCallback):
         self.best = state_dict["best"]
 
     @staticmethod
-    def _export(trainer: Trainer, pl_module: LightningModule, name: str, about: str) -> None:
+    def _export(trainer: Trainer, pl_module: LightningModule, folder: Path, about: str) -> None:
         assert isinstance(pl_module, SemanticPeftModule)
         if trainer.is_global_zero:
-            folder = RunFolder(trainer.default_root_dir).path / name
             export_adapter(pl_module.model, folder, pl_module.base_model.source, about)

@@ -1,7 +1,6 @@
 """Answers of `predict`, on the screen and in a file."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,6 +10,7 @@ from lit_semantic_peft.callbacks.terminal import show
 from lit_semantic_peft.data import from_all_ranks
 from lit_semantic_peft.evaluation import Question
 from lit_semantic_peft.files import write_text
+from lit_semantic_peft.reports import RunFolder
 
 _SHOWN = 20
 
@@ -58,7 +58,7 @@ class AnswerWriter(Callback):
             return
         by_number = {question.number: (question, answer) for rows in gathered for question, answer in rows}
         answers = [by_number[number] for number in sorted(by_number)]
-        path = Path(trainer.default_root_dir) / "predictions.jsonl"
+        path = RunFolder(trainer.default_root_dir).paths.predictions
         write_text(path, "".join(json.dumps(_row(*one), ensure_ascii=False) + "\n" for one in answers))
         table = Table("prompt", "answer", "target")
         for question, answer in answers[:_SHOWN]:

@@ -1,6 +1,5 @@
 """Checkpoints in the run folder."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_path
+from lit_semantic_peft.reports import RunFolder
 
 
 def require_logged(trainer: Trainer, monitor: str) -> None:
@@ -99,7 +99,7 @@ class AdapterCheckpoint(ModelCheckpoint):
             pl_module: The module.
             stage: `fit`, `validate`, `test` or `predict`.
         """
-        self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+        self.dirpath = str(RunFolder(trainer.default_root_dir).paths.checkpoints)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         super().setup(trainer, pl_module, stage)

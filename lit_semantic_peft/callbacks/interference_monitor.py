@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import write_json
@@ -36,7 +37,7 @@ _PILOT_FACTS = 8  # that training and a measurement are timed on
 class InterferenceMonitor(FreshCallback):
     """Measures the gradient matrix of the kept facts: of a sample in training, of all of them at its end.
 
-    Interference is hardly there at the start and grows, so its course is what to look at: a sample is measured before
+    Interference is hardly there at the start and grows, so its history is what to look at: a sample is measured before
     training and every n epochs or steps. The matrix after training, which the fact table and the report take their
     numbers from, counts as evaluation. Training is not touched: modes, gradients and random generators are as they
     were, and a run with and without the monitor is the same run. Several processes share the rows of a matrix. Facts
@@ -45,8 +46,8 @@ class InterferenceMonitor(FreshCallback):
     the disk has no room for them the measurement is left out, with a warning.
 
     The sample is sized once, before training, so that its measurements take a share of the training time: process 0
-    times a few facts in training and in a measurement, and all processes take its number, also after a resume. A
-    machine's mood thus decides which facts the course of two runs is about, though not what is trained; `num_facts`
+    times a few facts in training and in a measurement, and all processes take its number, also after a resume. So
+    the load of the machine decides which facts the history of a run is about, though not what is trained; `num_facts`
     as a number fixes it. Training is timed in the trainer's precision, but through all layers, not compiled and without
     gradient checkpointing: where training is faster than that the share comes out larger, where it is slower smaller.
 
@@ -64,7 +65,7 @@ class InterferenceMonitor(FreshCallback):
     Args:
         num_facts: Size of the sample in training: a number, `all` kept facts, or `auto` for the time budget. 0 turns
             the monitor off, also after training.
-        every_n_epochs: Epochs between two measurements; 0 for none at the ends of epochs.
+        every_n_epochs: Epochs between two measurements; 0 for none after epochs.
         every_n_steps: Optimizer steps between two measurements, beside those of `every_n_epochs`; 0 for none.
         time_budget: With `auto`, the share of the training time that measurements may take, in (0, 1).
         final_facts: Most facts in the matrix after training; of more kept facts a sample is taken.
@@ -123,13 +124,8 @@ class InterferenceMonitor(FreshCallback):
         self._measured_step = -1
         self._has_ended = False
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sizes the sample and measures it before the first step of a new run.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
-        """
         if self._sample_size is None:
             self._sample_size = self._timed(self._decide_sample_size, trainer, pl_module)
         if trainer.global_step == 0:
@@ -137,53 +133,29 @@ class InterferenceMonitor(FreshCallback):
                 self._start = [value.detach().cpu().clone() for value in _trained(pl_module)]
             self._measure_in_training(trainer, pl_module, epoch=0)
 
+    @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Notes the learning rate of the step, for the facts that are trained alone.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            optimizer: The optimizer.
-        """
         while len(self._rates) <= trainer.current_epoch:
             self._rates.append((0.0, 0))
         total, count = self._rates[trainer.current_epoch]
         self._rates[trainer.current_epoch] = (total + float(optimizer.param_groups[0]["lr"]), count + 1)
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measures after every n-th optimizer step, once however many micro-batches a step has.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
-            outputs: Of the training step.
-            batch: The micro-batch.
-            batch_idx: Its number in the epoch.
-        """
         step, epoch = trainer.global_step, trainer.current_epoch
         if self.every_n_steps and step and step % self.every_n_steps == 0 and not _is_last_step(pl_module, epoch):
             self._measure_in_training(trainer, pl_module, epoch)
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures after every n-th epoch; after the last one the whole matrix follows anyway.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
-        """
         done = trainer.current_epoch + 1
         if self.every_n_epochs and done % self.every_n_epochs == 0 and not _is_last_step(pl_module, done):
             self._measure_in_training(trainer, pl_module, epoch=done)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures all facts, and keeps the matrix and its means by group in the run folder.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
-        """
         self._has_ended = True
         if self.num_facts == 0:
             return
@@ -200,20 +172,16 @@ class InterferenceMonitor(FreshCallback):
             with whole_base(trainer):
                 self._compare_alone(trainer, pl_module)
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures where training had ended before this run was resumed: a checkpoint has the numbers, not the matrix.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
-        """
+        # Training had ended before this run was resumed: a checkpoint has the numbers, not the matrix.
         if not self._has_ended:
             pl_module.to(trainer.strategy.root_device)  # the strategy has just moved it to the CPU
             self.on_train_end(trainer, pl_module)
             pl_module.cpu()
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """The measurements so far, the size of the sample, and the start of facts alone, for the checkpoint."""
         return {
             "records": [asdict(record) for record in self.records],
             "sample_size": self._sample_size,
@@ -221,12 +189,8 @@ class InterferenceMonitor(FreshCallback):
             "rates": self._rates,
         }
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the measurements and the size of the sample from a checkpoint.
-
-        Args:
-            state_dict: From `state_dict`.
-        """
         self.records = [InterferenceRecord(**record) for record in state_dict["records"]]
         self._sample_size = state_dict["sample_size"]
         self._start, self._rates = state_dict["start"], [tuple(pair) for pair in state_dict["rates"]]
@@ -236,15 +200,15 @@ class InterferenceMonitor(FreshCallback):
         result = metric.compute()  # a collective, as `by_group` is: every process takes part
         by_group = {name: metric.by_group(group) for name, group in _groups(module).items()}
         if trainer.is_global_zero:
-            folder = RunFolder(trainer.default_root_dir)
+            paths = RunFolder(trainer.default_root_dir).paths
             write_interference(
-                folder.interference,
+                paths.interference,
                 result["gradient_dot"].cpu().numpy(),
                 result["fact_index"].cpu().numpy(),
                 epoch=self.records[-1].epoch,
                 global_step=self.records[-1].global_step,
             )
-            write_json(folder.path / "interference_by_group.json", _without_nan(by_group))
+            write_json(paths.interference_by_group, _without_nan(by_group))
 
     def _timed(self, work: Callable[..., Any], trainer: Trainer, *arguments: Any) -> Any:
         begin = time.perf_counter()
@@ -317,7 +281,7 @@ class InterferenceMonitor(FreshCallback):
         sample = self._chosen(trained, size)
         metric = GradientInterference(
             fact_index=sample,
-            loss_weight=torch.tensor(module.loss_weight_now(sample, last_trained)),
+            loss_weight=torch.tensor(module.loss_weights.planned(sample, last_trained)),
             num_trained_facts=len(trained),
         ).to(module.device)
         self.latest, self._measured_step = None, trainer.global_step
@@ -352,7 +316,7 @@ class InterferenceMonitor(FreshCallback):
         rates = [total / count for total, count in self._rates if count]
         metric = AloneVersusTogether(len(prepared.facts), trainer.global_step, len(rates)).to(module.device)
         # Deferred facts not: training alone takes as many epochs as there were. What has no weight was not taught.
-        weight = np.maximum(prepared.loss_weight, prepared.final_loss_weight)
+        weight = np.maximum(prepared.weights.start, prepared.weights.end)
         taught = [row for row in prepared.kept_index if weight[row] > 0]
         mine = self._chosen(taught, self.alone_facts)[trainer.global_rank :: trainer.world_size]
         for batch in self._batches(module, mine):
@@ -367,7 +331,7 @@ class InterferenceMonitor(FreshCallback):
             differences = zip(prepared.facts, result.pop("difference").tolist(), strict=True)
             by_fact = {fact.id: value for fact, value in differences if not math.isnan(value)}
             summary = {name: value.item() for name, value in result.items()}
-            path = RunFolder(trainer.default_root_dir).path / "alone_versus_together.json"
+            path = RunFolder(trainer.default_root_dir).paths.alone_versus_together
             write_json(path, _without_nan({**summary, "difference": by_fact}))
 
     def _sample(self, module: SemanticPeftModule, size: int) -> list[int]:

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
 
 from lit_semantic_peft.data import from_all_ranks
 from lit_semantic_peft.metrics import PerFactMean
-from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training import SemanticPeftModule
 
 _QUANTILES = {"min": 0.0, "q10": 0.1, "median": 0.5, "q90": 0.9, "max": 1.0}
@@ -18,8 +19,8 @@ _MAX_QUANTILE_INPUT = 1_000_000  # torch.quantile takes no more than 16 million
 class LossWeightDistribution(Callback):
     """Logs, after each epoch, how the loss weights of the trained facts were distributed in it.
 
-    The weights are those of the steps, static, moving, or online; facts of weight 0 are left out. Costs an addition
-    per micro-batch.
+    The weights are those that the loss used, see `LossWeights`; facts of weight 0 are left out. Costs an addition per
+    optimizer step.
 
     Logged metrics, each epoch:
 
@@ -33,13 +34,9 @@ class LossWeightDistribution(Callback):
         self._weights: PerFactMean | None = None
         self._resumed: dict[str, Tensor] = {}
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Goes on within an epoch that was interrupted.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
-        """
+        # Goes on within an epoch that was interrupted.
         self._start_anew(pl_module)
         assert self._weights is not None
         if trainer.is_global_zero:  # the others' weights are in its sums
@@ -47,42 +44,24 @@ class LossWeightDistribution(Callback):
                 setattr(self._weights, name, value.to(pl_module.device))
         self._resumed = {}
 
+    @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts anew.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
-        """
         self._start_anew(pl_module)
 
     def _start_anew(self, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, SemanticPeftModule)
         self._weights = PerFactMean(len(pl_module.data.prepared.facts)).to(pl_module.device)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        """Adds the weights of a micro-batch.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            outputs: Not used.
-            batch: The facts.
-            batch_idx: Number of the micro-batch.
-        """
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        assert isinstance(pl_module, SemanticPeftModule)
         assert self._weights is not None
-        counted = batch.loss_weight > 0  # fillers have weight 0
-        self._weights.update(batch.loss_weight[counted], batch.fact_index[counted])
+        used = pl_module.loss_weights.of_step()
+        counted = used.weight > 0  # fillers have weight 0
+        self._weights.update(used.weight[counted], used.fact_index[counted])
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the distribution.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
         assert self._weights is not None
         per_fact = self._weights.compute()
         weight = per_fact[~per_fact.isnan()]
@@ -92,6 +71,7 @@ class LossWeightDistribution(Callback):
             {f"weights/{name}": value for name, value in weight_distribution(weight).items()}, batch_size=1
         )
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """What all ranks have added in this epoch, for the checkpoint. A collective."""
         if self._weights is None:
@@ -99,12 +79,8 @@ class LossWeightDistribution(Callback):
         ranks = from_all_ranks({name: getattr(self._weights, name).cpu() for name in self._weights.metric_state})
         return {name: torch.stack([rank[name] for rank in ranks]).sum(dim=0) for name in ranks[0]}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it from a checkpoint.
-
-        Args:
-            state_dict: From `state_dict`.
-        """
         self._resumed = state_dict
 
 

@@ -5,7 +5,6 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -13,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.reports import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class NonBlockingWandbLogger(WandbLogger):
             logger.warning(
                 "W&B cannot open the run online (%s). It is written below %s; `wandb sync` sends it later.",
                 _first_line(error),
-                Path(self._save_dir or ".") / "wandb",
+                RunFolder(self._save_dir or ".").paths.wandb,
             )
             self._wandb_init["mode"] = "offline"
             self._open()

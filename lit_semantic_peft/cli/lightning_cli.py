@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lit_semantic_peft.callbacks import (
@@ -94,7 +95,8 @@ class SemanticPeftCLI(LightningCLI):
                 f"`trainer.fast_dev_run` would write a trial's results into the run folder {self.run_folder.path}. "
                 "Choose another by `--trainer.default_root_dir runs/NAME`; it is removed afterwards."
             )
-        is_own = ckpt_path is not None and Path(ckpt_path).resolve().parent == self.run_folder.checkpoints.resolve()
+        checkpoints = self.run_folder.paths.checkpoints.resolve()
+        is_own = ckpt_path is not None and Path(ckpt_path).resolve().parent == checkpoints
         goes_on = is_own or config.get("ckpt_path") == "last"
         if is_used and self.subcommand == "fit" and not goes_on:
             raise InputError(
@@ -127,8 +129,8 @@ class SemanticPeftCLI(LightningCLI):
         folder = config["default_root_dir"]
         if config.get("logger") in (None, True):
             # A resumed run keeps what was logged before it beside its own: Lightning's logger starts its file anew.
-            version = _next_version(self.run_folder.path / "logs")
-            config["logger"] = CSVLogger(save_dir=folder, name="logs", version=version)
+            logs = self.run_folder.paths.logs
+            config["logger"] = CSVLogger(save_dir=folder, name=logs.name, version=_next_version(logs))
         trainer = super()._instantiate_trainer(config, callbacks)
         for one in trainer.loggers:
             if isinstance(one, WandbLogger):
@@ -163,7 +165,10 @@ class SemanticPeftCLI(LightningCLI):
         self.model.refuse_adapter()
         if is_first_process():
             remove_leftovers(self.run_folder.path)
-            self.run_folder.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.run_folder.paths.checkpoints.mkdir(parents=True, exist_ok=True)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, FactReport):
+                callback.is_test_next = True  # `after_fit`
 
     def after_fit(self) -> None:
         """Asks the trained model every fact and its probes; the report callback writes the answers down."""
@@ -201,7 +206,7 @@ class RunConfig(SaveConfigCallback):
         for name in _OF_THE_CALL:
             config.pop(name, None)
         text = self.parser.dump(config, skip_none=False)
-        self._write(Path(trainer.default_root_dir) / self.config_filename, text)
+        self._write(RunFolder(trainer.default_root_dir).paths.config, text)
         for one in trainer.loggers:
             one.log_hyperparams({"config": text})
 
@@ -212,7 +217,7 @@ class RunConfig(SaveConfigCallback):
 
 def _next_version(logs: Path) -> str:
     """Nothing for the first log of a run, `resumed_1` for the next."""
-    if not (logs / "metrics.csv").is_file():
+    if not (logs / ExperimentWriter.NAME_METRICS_FILE).is_file():
         return ""
     return f"resumed_{1 + sum(path.is_dir() for path in logs.glob('resumed_*'))}"
 

@@ -60,7 +60,7 @@ def checkpoint_of(command: str, ckpt_path: str | None, run_folder: RunFolder) ->
         return None
     path = Path(ckpt_path)
     if ckpt_path == "last":
-        path = run_folder.checkpoints / "last.ckpt"
+        path = run_folder.paths.last_checkpoint
         if command == "fit" and not path.is_file() and run_folder.is_before_first_checkpoint():
             logger.info("No checkpoint in %s yet: training starts from the beginning", run_folder.path)
             return None
@@ -72,7 +72,7 @@ def checkpoint_of(command: str, ckpt_path: str | None, run_folder: RunFolder) ->
     elif path.is_dir():
         raise InputError(
             f"`ckpt_path` {str(path)!r} is a folder, as other tools write checkpoints; expected a file such as "
-            f"{RunFolder('runs/NAME').checkpoints / 'last.ckpt'}."
+            f"{RunFolder('runs/NAME').paths.last_checkpoint}."
         )
     elif not path.is_file():
         raise InputError(f"`ckpt_path` {str(path)!r} is no checkpoint file.")

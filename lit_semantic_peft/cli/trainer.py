@@ -70,7 +70,7 @@ class KnowledgeTrainer(Trainer):
         if num_conflict_facts < 2:
             raise InputError(f"`num_conflict_facts` must be at least 2, got {num_conflict_facts}")
         folder = RunFolder(output)
-        if folder.manifest.is_file() or folder.checkpoints.is_dir():
+        if folder.paths.manifest.is_file() or folder.paths.checkpoints.is_dir():
             raise InputError(
                 f"`output` {output} is the folder of a run, whose table, summary and report would be overwritten. "
                 "Choose another."
@@ -96,22 +96,24 @@ class KnowledgeTrainer(Trainer):
                 num_facts=num_conflict_facts,
             )
         _write(folder, prepared, base, preparation.distances[0].name, conflicts)
-        write_json(folder.distances, comparison.to_json())
+        write_json(folder.paths.distances, comparison.to_json())
         write_distance_plot(folder, comparison)
         print_scores(prepared, comparison, conflicts)
-        Console(markup=False, emoji=False).print(f"Written: {folder.facts} and {folder.report}", soft_wrap=True)
+        Console(markup=False, emoji=False).print(
+            f"Written: {folder.paths.facts} and {folder.paths.report}", soft_wrap=True
+        )
         return prepared
 
 
 def _learned(run: RunFolder, base: BaseModel) -> dict[str, dict[str, bool]]:
     """What a run learned, once it is known to have had the same base model, by whatever name."""
     learned = read_learned(run)
-    manifest = run.read_manifest()
-    if manifest.get("base_fingerprint") != base.source.fingerprint:
+    manifest = run.manifest
+    if manifest.base_fingerprint != base.source.fingerprint:
         raise InputError(
-            f"`run` {run.path} was trained on the base model {manifest.get('base_model')}, but `base_model` is "
+            f"`run` {run.path} was trained on the base model {manifest.base_model}, but `base_model` is "
             f"{base.name}, or the same model with other weights. Take the run's own configuration: "
-            f"`--config {run.config}`."
+            f"`--config {run.paths.config}`."
         )
     return learned
 
@@ -123,10 +125,10 @@ def _write(
     if conflicts is not None:
         columns |= conflicts.metric.columns(columns["fact_id"])
         result = conflicts.metric.compute()
-        write_interference(folder.interference, result["gradient_dot"].numpy(), result["fact_index"].numpy())
+        write_interference(folder.paths.interference, result["gradient_dot"].numpy(), result["fact_index"].numpy())
     else:
-        folder.interference.unlink(missing_ok=True)  # of an earlier call with a warm-up
-    write_fact_table(folder.facts, columns)
+        folder.paths.interference.unlink(missing_ok=True)  # of an earlier call with a warm-up
+    facts = write_fact_table(folder.paths.facts, columns)
     about = {"name": folder.path.name, "base_model": base.name, "distance_name": distance_name}
-    folder.write_summary(summarize(folder.read_facts(), **about))
+    folder.write_summary(summarize(facts, **about))
     build_report(folder)

@@ -32,11 +32,10 @@ class FactBatches(Dataset[Batch]):
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         rows = micro_batch.rows
-        weights = self._prepared.loss_weight_at(rows, self._epoch, micro_batch.progress).tolist()
-        if micro_batch.num_fillers:
-            weights[-micro_batch.num_fillers :] = [0.0] * micro_batch.num_fillers
+        weights = self._prepared.weights.at(rows, self._epoch, micro_batch.progress).tolist()
         encoded = [self._prepared.encoded[row] for row in rows]
-        return collate(encoded, rows, self._pad_id, loss_weight=weights, with_end=self._with_end)
+        batch = collate(encoded, rows, self._pad_id, loss_weight=weights, with_end=self._with_end)
+        return batch.with_fillers(micro_batch.num_fillers) if micro_batch.num_fillers else batch
 
 
 class QuestionBatches(Dataset[list[Question]]):

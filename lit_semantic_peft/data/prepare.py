@@ -11,6 +11,7 @@ import torch
 
 from lit_semantic_peft.cache import ContentCache
 from lit_semantic_peft.data.features import MeasuredFeatures
+from lit_semantic_peft.data.planned_weights import PlannedWeights
 from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, SelectionPlan
 from lit_semantic_peft.data.prepared import PreparedFacts, is_deferrable
 from lit_semantic_peft.data.ranks import from_first_rank
@@ -25,7 +26,6 @@ from lit_semantic_peft.semantics import (
     ExpectedEmbeddingDistance,
     FactFilter,
     NoFilter,
-    Online,
     ScoredFacts,
     Strata,
     Uniform,
@@ -153,26 +153,23 @@ class Preparation:
                 measured = scored
                 scored = from_first_rank(lambda: with_strata(measured, measure(strata, measured.fact_id)))
         is_kept, reason = self._selected(facts, replace(scored, measure=measure))
-        if isinstance(self.weighting, Online):
-            self.weighting.prepare(self.distances[0], scored.distance[is_kept])
-        loss_weight, final_loss_weight = self._weights(scored, is_kept)
-        late = self.selection.deferred_from_epoch
-        deferred_loss_weight: tuple[np.ndarray, ...] = ()
+        self.weighting.prepare(self.distances[0], scored.distance[is_kept])
+        start, end = self._weigh(scored, is_kept)
+        late, deferred = self.selection.deferred_from_epoch, None
         if late is not None:
             is_deferred = is_deferrable(facts, reason)
-            deferred_loss_weight = self._weights(scored, is_kept | is_deferred)
+            deferred = self._weigh(scored, is_kept | is_deferred)
             logger.info("Facts dropped but trained from epoch %d on: %d", late, is_deferred.sum())
         num_kept, num_inject = int(is_kept.sum()), sum(fact.split == "inject" for fact in facts)
         logger.info("Facts kept: %d, dropped: %d", num_kept, num_inject - num_kept)
         key = content_key(
             facts_key(facts), base.source.fingerprint, encoder.template, encoder.append_eos,
-            np.flatnonzero(is_kept).tolist(), loss_weight.tolist(), final_loss_weight.tolist(),
-            late, [weights.tolist() for weights in deferred_loss_weight],
+            np.flatnonzero(is_kept).tolist(), start.tolist(), end.tolist(),
+            late, [weights.tolist() for weights in deferred or ()],
             *([tokenized] if (tokenized := encoder.identity).keys() > {"template"} else []),
         )  # fmt: skip
-        return PreparedFacts(
-            facts, encoded, scored, is_kept, reason, loss_weight, final_loss_weight, key, late, deferred_loss_weight
-        )
+        weights = PlannedWeights(start, end, late, deferred)
+        return PreparedFacts(facts, encoded, scored, is_kept, reason, weights, key)
 
     def _selected(self, facts: Sequence[Fact], scored: ScoredFacts) -> tuple[np.ndarray, tuple[str | None, ...]]:
         """Which facts the filters keep, and why each other one is not kept."""
@@ -188,15 +185,13 @@ class Preparation:
             reason[row] = why
         return is_kept, tuple(reason)
 
-    def _weights(self, scored: ScoredFacts, is_trained: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _weigh(self, scored: ScoredFacts, is_trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Loss weights at the start and at the end of training, 0 for what is not trained."""
         trained = scored.take(np.flatnonzero(is_trained))
-        weights = []
-        for weighting in self.weighting.start_and_end:
-            weight = np.zeros(len(scored))
+        start, end = np.zeros(len(scored)), np.zeros(len(scored))
+        for weight, weighting in zip((start, end), self.weighting.start_and_end, strict=True):
             weight[is_trained] = weights_of(weighting, trained, is_rank_based=self.distances[0].is_rank_based)
-            weights.append(weight)
-        return tuple(weights)
+        return start, end
 
 
 def base_model_of(own: BaseModel | None, module: object) -> BaseModel:

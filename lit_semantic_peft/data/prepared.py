@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_semantic_peft.data.planned_weights import PlannedWeights
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.semantics import ScoredFacts
 from lit_semantic_peft.tokens import EncodedFact
@@ -24,13 +25,9 @@ class PreparedFacts:
         scored: What the base model says of them.
         is_kept: Whether the filters kept a fact, bool `(n,)`.
         reason: Why a fact is not kept: a filter's reason, or `retain` or `probe` for its split; None if it is.
-        loss_weight: Factor of each fact's loss, float64 `(n,)`: mean 1 over the kept facts, 0 for the others.
-        final_loss_weight: The same at the end of training, where the weighting moves; else equal.
-        key: Content key of the facts and of everything that decided their fate.
-        deferred_from_epoch: Epoch from which dropped facts are trained too; None for never.
-        deferred_loss_weight: `loss_weight` and `final_loss_weight` from that epoch on: mean 1 over all facts that are
-            trained then. Empty where nothing is deferred.
-        retained_index: Fact indices that training holds in place (`retain_weight`) instead of teaching them.
+        weights: The planned factor of each fact's loss.
+        key: Content key of the facts and of everything that decided their status.
+        retained_index: Fact indices whose answers training retains (`retain_weight`) instead of teaching them.
     """
 
     facts: tuple[Fact, ...]
@@ -38,11 +35,8 @@ class PreparedFacts:
     scored: ScoredFacts
     is_kept: np.ndarray
     reason: tuple[str | None, ...]
-    loss_weight: np.ndarray
-    final_loss_weight: np.ndarray
+    weights: PlannedWeights
     key: str
-    deferred_from_epoch: int | None = None
-    deferred_loss_weight: tuple[np.ndarray, ...] = ()
     retained_index: tuple[int, ...] = ()
 
     @property
@@ -52,8 +46,8 @@ class PreparedFacts:
 
     @property
     def is_deferred(self) -> np.ndarray:
-        """Whether a fact is dropped but trained from `deferred_from_epoch` on, bool `(n,)`."""
-        if self.deferred_from_epoch is None:
+        """Whether a fact is dropped but trained from `weights.deferred_from_epoch` on, bool `(n,)`."""
+        if self.weights.deferred_from_epoch is None:
             return np.zeros_like(self.is_kept)
         return is_deferrable(self.facts, self.reason)
 
@@ -76,35 +70,8 @@ class PreparedFacts:
         Args:
             epoch: Number of the epoch, from 0.
         """
-        return [int(index) for index in np.flatnonzero(self.is_trained)] if self._is_late(epoch) else self.kept_index
-
-    def loss_weights(self, epoch: int) -> tuple[np.ndarray, ...]:
-        """Each fact's loss weight by the start's and by the end's weighting, among the facts of an epoch.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-
-        Returns:
-            Twice float64 `(n,)`, each with mean 1 over the epoch's facts and 0 for the others.
-        """
-        return self.deferred_loss_weight if self._is_late(epoch) else (self.loss_weight, self.final_loss_weight)
-
-    def loss_weight_at(self, rows: Sequence[int], epoch: int, progress: float) -> np.ndarray:
-        """Loss weights in the middle of training, on the line between the start's and the end's.
-
-        Args:
-            rows: Fact indices.
-            epoch: Number of the epoch, from 0.
-            progress: Share of training that is done, [0, 1].
-
-        Returns:
-            float64 `(len(rows),)`.
-        """
-        start, end = (weights[list(rows)] for weights in self.loss_weights(epoch))
-        return np.asarray((1 - progress) * start + progress * end)
-
-    def _is_late(self, epoch: int) -> bool:
-        return self.deferred_from_epoch is not None and epoch >= self.deferred_from_epoch
+        is_in_epoch = self.is_trained if self.weights.trains_deferred(epoch) else self.is_kept
+        return [int(index) for index in np.flatnonzero(is_in_epoch)]
 
     def columns(self) -> dict[str, list[Any]]:
         """The columns of the fact table that are known before training, by name."""
@@ -121,14 +88,14 @@ class PreparedFacts:
             "kept": self.is_kept.tolist(),
             "drop_reason": list(self.reason),
             "trained_from_epoch": [
-                0 if is_kept else self.deferred_from_epoch if is_deferred else None
+                0 if is_kept else self.weights.deferred_from_epoch if is_deferred else None
                 for is_kept, is_deferred in zip(self.is_kept, self.is_deferred, strict=True)
             ],
             "num_target_tokens": [one.num_target_tokens for one in self.encoded],
             "distance": self.scored.distance.tolist(),
             "stratum": list(self.scored.stratum) or [None] * len(self.facts),
             "nll_before": self.scored.base_nll.tolist(),
-            "loss_weight": self.loss_weights(self.deferred_from_epoch or 0)[0].tolist(),
+            "loss_weight": self.weights.column,
             **{f"distance_{name}": values.tolist() for name, values in self.scored.distances.items()},
         }
 

@@ -67,7 +67,7 @@ def planned_steps(prepared: PreparedFacts, batches: BatchPlan, seed: int, traine
         max_steps=trainer.max_steps if trainer else -1,
         mix=[prepared.scored.stratum[row] for row in rows] if batches.mix_strata else None,
         deferred=np.flatnonzero(prepared.is_deferred).tolist(),
-        deferred_from_epoch=prepared.deferred_from_epoch or 0,
+        deferred_from_epoch=prepared.weights.deferred_from_epoch or 0,
     )
     if trainer is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         before = plan.steps_before(plan.deferred_from_epoch)

@@ -9,6 +9,7 @@ from lit_semantic_peft.interference.influence import (
     is_conflict,
     net_transfer,
     predicted_change,
+    undone_by,
     worst_aggressor,
 )
 from lit_semantic_peft.interference.keys import fact_keys, key_second_moment
@@ -41,6 +42,7 @@ __all__ = [
     "sketch_influence",
     "time_forward_and_backward",
     "train_alone",
+    "undone_by",
     "warm_up",
     "worst_aggressor",
 ]

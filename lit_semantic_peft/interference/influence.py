@@ -10,6 +10,8 @@ device of the matrix.
 import torch
 from torch import Tensor
 
+from lit_semantic_peft.statistics import gram_cosine
+
 
 def gradient_cosine(gradient_dot: Tensor) -> Tensor:
     """Cosines C_ij = K_ij / √(K_ii K_jj).
@@ -25,11 +27,8 @@ def gradient_cosine(gradient_dot: Tensor) -> Tensor:
         [[1.0, -0.5], [-0.5, 1.0]]
     """
     _require_square(gradient_dot)
-    norm = gradient_dot.diagonal().clamp(min=0).sqrt()
-    scale = norm[:, None] * norm[None, :]
-    is_defined = (scale > 0) & torch.isfinite(scale)
-    cosine = gradient_dot / torch.where(is_defined, scale, torch.ones_like(scale))
-    return torch.where(is_defined, cosine.clamp(-1, 1), torch.nan)
+    cosine: Tensor = gram_cosine(gradient_dot, torch)
+    return cosine
 
 
 def is_conflict(gradient_cosine: Tensor, threshold: float = 0.05) -> Tensor:
@@ -156,6 +155,25 @@ def worst_aggressor(gradient_dot: Tensor, loss_weight: Tensor) -> tuple[Tensor, 
     largest, row = harm.max(dim=1)
     row = torch.where(largest > 0, row, -1)
     return row, torch.where(torch.isfinite(gradient_dot.diagonal()), largest, torch.nan)
+
+
+def undone_by(gradient_dot: Tensor, loss_weight: Tensor, harm: Tensor) -> Tensor:
+    """Share of each fact's own step that a harm takes back: harm_i / (w_i K_ii).
+
+    Args:
+        gradient_dot: K, float `(k, k)`.
+        loss_weight: w, float `(k,)`, ≥ 0.
+        harm: Such as the worst aggressor's, −w_j K_ij, float `(k,)`, ≥ 0.
+
+    Returns:
+        float `(k,)`, ≥ 0; 1 undoes the step. NaN where w_i K_ii = 0 or is not finite.
+
+    Example:
+        >>> matrix = torch.tensor([[1.0, -2.0], [-2.0, 8.0]])
+        >>> undone_by(matrix, torch.tensor([2.0, 1.0]), torch.tensor([2.0, 4.0])).tolist()
+        [1.0, 0.5]
+    """
+    return _ratio(harm, _pull(gradient_dot, loss_weight).diagonal())
 
 
 def _pull(gradient_dot: Tensor, loss_weight: Tensor) -> Tensor:

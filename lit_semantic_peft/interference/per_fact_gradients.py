@@ -312,6 +312,7 @@ def single_facts(batch: Batch) -> Iterator[Batch]:
             labels=batch.labels[rows, :end],
             fact_index=batch.fact_index[rows],
             loss_weight=batch.loss_weight[rows],
+            is_filler=batch.is_filler[rows],
         )
 
 

@@ -12,6 +12,7 @@ from lit_semantic_peft.interference.influence import (
     gradient_cosine,
     harm_done,
     net_transfer,
+    undone_by,
     worst_aggressor,
 )
 from lit_semantic_peft.metrics.functional import group_interference, interference_summary, per_fact_mean
@@ -100,7 +101,8 @@ class GradientInterference(ShapedMetric):
         Returns:
             `fact_index` int64 `(k,)`; `gradient_dot` and `gradient_cosine` float `(k, k)`; `net_transfer`,
             `conflict_rate`, `harm_done` float `(k,)`; `worst_aggressor`, the `fact_index` of the fact that hurts each
-            most, int64 `(k,)`, −1 where none does; `worst_aggressor_harm` float `(k,)`. NaN where not defined.
+            most, int64 `(k,)`, −1 where none does; `worst_aggressor_harm`, and `undone_by_worst`, the share of a fact's
+            own step that it takes back, float `(k,)`. NaN where not defined.
         """
         matrix = per_fact_mean(self.total, self.count)
         row, harm = worst_aggressor(matrix, self.loss_weight)
@@ -113,6 +115,7 @@ class GradientInterference(ShapedMetric):
             "harm_done": harm_done(matrix, self.loss_weight),
             "worst_aggressor": torch.where(row >= 0, self.fact_index[row.clamp(min=0)], -1),
             "worst_aggressor_harm": harm,
+            "undone_by_worst": undone_by(matrix, self.loss_weight, harm),
         }
 
     def summary(self) -> dict[str, float]:
@@ -153,15 +156,14 @@ class GradientInterference(ShapedMetric):
             fact_id: Id of every fact of the set, by `fact_index`.
 
         Returns:
-            `net_transfer`, `conflict_rate`, `harm_done` and `worst_aggressor` (a fact's id), one entry per fact of the
-            set; None for a fact that was not sampled.
+            `net_transfer`, `conflict_rate`, `harm_done`, `undone_by_worst` and `worst_aggressor` (a fact's id), one
+            entry per fact of the set; None for a fact that was not sampled.
         """
+        numbers = ("net_transfer", "conflict_rate", "harm_done", "undone_by_worst")
         result = {name: values.tolist() for name, values in self.compute().items() if values.dim() == 1}
-        columns: dict[str, list[Any]] = {
-            name: [None] * len(fact_id) for name in ("net_transfer", "conflict_rate", "harm_done", "worst_aggressor")
-        }
+        columns: dict[str, list[Any]] = {name: [None] * len(fact_id) for name in (*numbers, "worst_aggressor")}
         for row, index in enumerate(result["fact_index"]):
-            for name in ("net_transfer", "conflict_rate", "harm_done"):
+            for name in numbers:
                 columns[name][index] = result[name][row]
             aggressor = result["worst_aggressor"][row]
             columns["worst_aggressor"][index] = fact_id[aggressor] if aggressor >= 0 else None

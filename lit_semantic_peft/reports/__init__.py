@@ -4,48 +4,47 @@ from lit_semantic_peft.reports.compare import check_output, compare_runs, differ
 from lit_semantic_peft.reports.distances import OUTCOMES, DistanceComparison, compare_distances, read_learned
 from lit_semantic_peft.reports.html import build_report, render_report
 from lit_semantic_peft.reports.plots import write_distance_plot, write_plots
-from lit_semantic_peft.reports.run_folder import RunFolder
-from lit_semantic_peft.reports.side_effects import SideEffects, measure_side_effects
-from lit_semantic_peft.reports.summary import (
-    BeforeAfter,
+from lit_semantic_peft.reports.records import (
     EpochRecord,
     Estimate,
     InterferenceRecord,
-    Recall,
-    RecallByFate,
+    Manifest,
     RetentionRecord,
     ScoreRecord,
     Seconds,
     Sides,
     Summary,
-    summarize,
-    terminal_summary,
 )
+from lit_semantic_peft.reports.run_folder import RunContents, RunFolder
+from lit_semantic_peft.reports.side_effects import SideEffects, measure_side_effects
+from lit_semantic_peft.reports.summarize import summarize
 from lit_semantic_peft.reports.tables import (
     FACT_COLUMNS,
     PROBE_COLUMNS,
     InterferenceMatrix,
     fact_table,
+    merge_previous,
+    without_fact_text,
     write_fact_table,
     write_interference,
     write_probe_table,
 )
+from lit_semantic_peft.reports.terminal import terminal_summary
 from lit_semantic_peft.statistics import Discrimination
 
 __all__ = [
     "FACT_COLUMNS",
     "OUTCOMES",
     "PROBE_COLUMNS",
-    "BeforeAfter",
     "Discrimination",
     "DistanceComparison",
     "EpochRecord",
     "Estimate",
     "InterferenceMatrix",
     "InterferenceRecord",
-    "Recall",
-    "RecallByFate",
+    "Manifest",
     "RetentionRecord",
+    "RunContents",
     "RunFolder",
     "ScoreRecord",
     "Seconds",
@@ -59,10 +58,12 @@ __all__ = [
     "difference_table",
     "fact_table",
     "measure_side_effects",
+    "merge_previous",
     "read_learned",
     "render_report",
     "summarize",
     "terminal_summary",
+    "without_fact_text",
     "write_comparison",
     "write_distance_plot",
     "write_fact_table",

@@ -3,8 +3,9 @@
 from typing import Any
 
 from lit_semantic_peft.evaluation.scores import SCORES
+from lit_semantic_peft.reports.phrases import estimate_text, signed
+from lit_semantic_peft.reports.records import Estimate, Summary
 from lit_semantic_peft.reports.side_effects import EVALUATED, SideEffect, SideEffects, most_facts
-from lit_semantic_peft.reports.summary import Estimate, Summary, estimate_text
 
 MAX_RELATIONS = 40
 """Relations in the page's matrix of side effects; those with most facts are shown."""
@@ -98,7 +99,7 @@ def _cell(cell: SideEffect | None) -> dict[str, Any]:
         return {"text": _NONE, "about": "not measured", "exceeds_chance": False}
     star = " *" if cell.exceeds_chance else ""
     return {
-        "text": f"{_signed(cell.nll_delta)}{star}",
+        "text": f"{signed(cell.nll_delta)}{star}",
         "about": f"{cell.num_facts} facts, p = {cell.p_value:.2g}",
         "exceeds_chance": cell.exceeds_chance,
     }
@@ -112,12 +113,8 @@ def _note(effects: SideEffects, num_shown: int) -> str:
         count = "One side effect exceeds" if len(beyond) == 1 else f"{len(beyond)} side effects exceed"
         text = (
             f"{count} chance; the largest: {worst.evaluated} of “{worst.relation}”, "
-            f"{_signed(worst.nll_delta)} over {worst.num_facts} facts."
+            f"{signed(worst.nll_delta)} over {worst.num_facts} facts."
         )
     if num_shown < len(effects.relations):
         text += f" The {num_shown} of {len(effects.relations)} relations with most facts are shown."
     return text
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")

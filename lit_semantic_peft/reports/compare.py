@@ -13,8 +13,8 @@ from rich.table import Column, Table
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.scores import SCORES, ScoreDefinition
 from lit_semantic_peft.files import atomic_path
+from lit_semantic_peft.reports.records import Estimate
 from lit_semantic_peft.reports.run_folder import RunFolder
-from lit_semantic_peft.reports.summary import Estimate
 
 OUTPUT_SUFFIXES = (".csv", ".parquet")
 
@@ -147,25 +147,26 @@ def difference_table(comparison: RunComparison, first: str, second: str) -> Tabl
     )
     for one in comparison.scores:
         is_share = one.name != "locality_kl"
-        ends = one.difference
+        estimate = one.difference
         scale, unit = (100, " points") if is_share else (1, " nats")
         digits = 1 if is_share else 3
-        signed = [f"{scale * value:+.{digits}f}".replace("-", "−") for value in (ends.mean, ends.low, ends.high)]
+        numbers = (estimate.mean, estimate.low, estimate.high)
+        signed = [f"{scale * value:+.{digits}f}".replace("-", "−") for value in numbers]
         table.add_row(
             one.name,
             *(f"{100 * value:.1f} %" if is_share else f"{value:.3f}" for value in (one.first, one.second)),
             f"{signed[0]}{unit} ({signed[1]} to {signed[2]})",
-            str(ends.num_facts),
+            str(estimate.num_facts),
         )
     return table
 
 
 def _by_id(run: str | Path) -> dict[str, dict[str, Any]]:
-    table = RunFolder(run).read_facts()
+    table = RunFolder(run).facts
     if table.column("efficacy_after").null_count == len(table):
         raise InputError(
             f"`{run}`: its facts were not asked, so there is nothing to compare; "
-            "`lit-semantic-peft test --config RUN/config.yaml --ckpt_path last` asks them"
+            f"`lit-semantic-peft test --config {RunFolder(run).paths.config} --ckpt_path last` asks them"
         )
     return {row["fact_id"]: row for row in table.to_pylist()}
 

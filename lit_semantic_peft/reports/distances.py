@@ -54,7 +54,7 @@ def read_learned(run: RunFolder) -> dict[str, dict[str, bool]]:
     Raises:
         InputError: If there is no run, it was not evaluated, or no outcome has two facts on either side.
     """
-    rows = run.read_facts().to_pylist()
+    rows = run.facts.to_pylist()
     learned: dict[str, dict[str, bool]] = {}
     for outcome in OUTCOMES:
         before, after = f"{outcome}_before", f"{outcome}_after"
@@ -68,7 +68,7 @@ def read_learned(run: RunFolder) -> dict[str, dict[str, bool]]:
     if not any(row["efficacy_teacher_forced_after"] is not None for row in rows):
         raise InputError(
             f"`run` {run.path}: its facts have not been asked after training; "
-            f"`lit-semantic-peft test --config {run.config} --ckpt_path last` does."
+            f"`lit-semantic-peft test --config {run.paths.config} --ckpt_path last` does."
         )
     if not learned:
         raise InputError(
@@ -101,7 +101,7 @@ def compare_distances(
             if missing := [fact_id for fact_id in of_facts if fact_id not in row_of]:
                 raise InputError(
                     f"`run` was trained on {len(missing)} facts that `data.facts` does not hold, such as "
-                    f"{missing[0]!r}. Name the run's own facts, as its config.yaml does."
+                    f"{missing[0]!r}. Name the run's own facts, as its configuration does."
                 )
             rows = np.array([row_of[fact_id] for fact_id in of_facts])
             is_learned = np.array(list(of_facts.values()), dtype=np.bool_)

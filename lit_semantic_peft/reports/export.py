@@ -7,6 +7,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_folder
 from lit_semantic_peft.models import BaseModel, export_merged, load_adapter
 from lit_semantic_peft.models.export import base_of
+from lit_semantic_peft.reports.run_folder import RunFolder
 
 
 def export_run(
@@ -31,7 +32,8 @@ def export_run(
     is_adapter = (run / "adapter_config.json").is_file()
     if best and is_adapter:
         raise InputError(f"`best` (`--best`) chooses between a run's adapters, but {run} is an adapter itself.")
-    adapter = run if is_adapter else run / ("adapter_best" if best else "adapter")
+    paths = RunFolder(run).paths
+    adapter = run if is_adapter else paths.adapter_best if best else paths.adapter
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"{run} holds no adapter ({adapter / 'adapter_config.json'} is missing). Did the run end?")
     if output.exists():

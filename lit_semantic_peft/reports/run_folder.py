@@ -1,15 +1,16 @@
-"""The folder that a run leaves behind: where each file lies, and how it is read."""
+"""The folder that a run leaves behind. Only this module knows the names of its files."""
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import pyarrow as pa
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import write_json
-from lit_semantic_peft.reports.summary import Summary
+from lit_semantic_peft.reports.records import Manifest, Summary
 from lit_semantic_peft.reports.tables import (
     FACT_COLUMNS,
     PROBE_COLUMNS,
@@ -18,19 +19,129 @@ from lit_semantic_peft.reports.tables import (
     read_table,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _FIT = "lit-semantic-peft fit --config FILE"
-_NOT_OF_A_TRAINING = {"logs", "wandb", "predictions.jsonl"}  # what `validate` and `predict` leave
+
+
+class Entry:
+    """A file or folder of a run; on an object of `RunPaths` its path.
+
+    Args:
+        name: Its place in the run folder.
+        is_shared: Whether it goes with the run's results to a dashboard.
+        holds_fact_text: Whether it holds prompts, targets or answers.
+        of_training: Whether it shows that a training or an evaluation has written here.
+    """
+
+    def __init__(
+        self, name: str, *, is_shared: bool = False, holds_fact_text: bool = False, of_training: bool = True
+    ) -> None:
+        self.name = name
+        self.is_shared = is_shared
+        self.holds_fact_text = holds_fact_text
+        self.of_training = of_training
+
+    @overload
+    def __get__(self, paths: None, owner: type) -> "Entry": ...
+
+    @overload
+    def __get__(self, paths: "RunPaths", owner: type) -> Path: ...
+
+    def __get__(self, paths: "RunPaths | None", owner: type) -> "Path | Entry":
+        return self if paths is None else paths.folder / self.name
+
+
+class RunPaths:
+    """Where each file and folder of a run lies; nothing is made or checked. A new one is a line here.
+
+    Attributes:
+        folder: The run folder.
+        config: The configuration that the run was started with.
+        manifest: Which facts and base model the results are of.
+        dropped: The facts that a filter dropped, one a line as they were read, with the reason.
+        facts: The fact table, a row per fact.
+        probes: The probe table, a row per neighbour, paraphrase and portability question.
+        summary: The numbers of the run.
+        interference: The gradient matrix after training.
+        interference_by_group: Its means by relation, stratum and decile of distance.
+        alone_versus_together: What the other facts cost each fact that was also trained alone.
+        distances: How the distances agree and what they predict, from `score`.
+        predictions: The answers of `predict`.
+        report: The report, one self-contained page.
+        plots: The report's plots as PNG files.
+        adapter: The adapter at the end of training, a standard PEFT folder.
+        adapter_best: The adapter of the best epoch, a standard PEFT folder.
+        checkpoints: Lightning's checkpoints.
+        last_checkpoint: The one to resume from.
+        logs: What the CSV logger writes.
+        wandb: What W&B writes.
+    """
+
+    config = Entry("config.yaml", is_shared=True)
+    manifest = Entry("manifest.json", is_shared=True)
+    dropped = Entry("dropped.jsonl", is_shared=True, holds_fact_text=True)
+    facts = Entry("facts.parquet", is_shared=True, holds_fact_text=True)
+    probes = Entry("probes.parquet", is_shared=True, holds_fact_text=True)
+    summary = Entry("summary.json", is_shared=True)
+    interference = Entry("interference.safetensors", is_shared=True)
+    interference_by_group = Entry("interference_by_group.json", is_shared=True)
+    alone_versus_together = Entry("alone_versus_together.json", is_shared=True)
+    distances = Entry("distances.json")
+    predictions = Entry("predictions.jsonl", holds_fact_text=True, of_training=False)
+    report = Entry("report.html", is_shared=True, holds_fact_text=True)
+    plots = Entry("plots", is_shared=True)
+    adapter = Entry("adapter", is_shared=True)
+    adapter_best = Entry("adapter_best", is_shared=True)
+    checkpoints = Entry("checkpoints")
+    last_checkpoint = Entry("checkpoints/last.ckpt")
+    logs = Entry("logs", of_training=False)
+    wandb = Entry("wandb", of_training=False)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+
+ENTRIES: tuple[Entry, ...] = tuple(entry for entry in vars(RunPaths).values() if isinstance(entry, Entry))
+"""All files and folders of a run."""
+
+
+@dataclass(frozen=True)
+class RunContents:
+    """What a run folder holds, read once.
+
+    Attributes:
+        facts: The fact table.
+        summary: The numbers of the run.
+        probes: The probe table; None where no probes were asked.
+        matrix: The gradient matrix; None where it was not measured.
+        config: The configuration as text; empty where there is none.
+        name: Name of the folder.
+    """
+
+    facts: pa.Table
+    summary: Summary
+    probes: pa.Table | None = None
+    matrix: InterferenceMatrix | None = None
+    config: str = ""
+    name: str = "run"
 
 
 class RunFolder:
-    """Paths and readers of a run folder; nothing is made or checked until asked for.
+    """A run folder, usually `runs/<name>`. Each property reads its file anew, so keep the value in a variable.
 
     Args:
-        path: The folder, usually `runs/<name>`.
+        path: The folder.
+
+    Example:
+        >>> RunFolder("runs/one").paths.report.as_posix()
+        'runs/one/report.html'
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.paths = RunPaths(self.path)
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -39,138 +150,138 @@ class RunFolder:
         return f"RunFolder({str(self.path)!r})"
 
     @property
-    def config(self) -> Path:
-        """The configuration that the run was started with."""
-        return self.path / "config.yaml"
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.path.absolute().name
 
     @property
-    def adapter(self) -> Path:
-        """The adapter at the end of training, a standard PEFT folder."""
-        return self.path / "adapter"
-
-    @property
-    def adapter_best(self) -> Path:
-        """The adapter of the best epoch, a standard PEFT folder."""
-        return self.path / "adapter_best"
-
-    @property
-    def facts(self) -> Path:
-        """A row per fact."""
-        return self.path / "facts.parquet"
-
-    @property
-    def dropped(self) -> Path:
-        """The facts that a filter dropped, one a line as they were read, with the reason."""
-        return self.path / "dropped.jsonl"
-
-    @property
-    def probes(self) -> Path:
-        """A row per neighbour, paraphrase and portability question."""
-        return self.path / "probes.parquet"
-
-    @property
-    def interference(self) -> Path:
-        """The gradient matrix after training."""
-        return self.path / "interference.safetensors"
-
-    @property
-    def summary(self) -> Path:
-        """The numbers of the run."""
-        return self.path / "summary.json"
-
-    @property
-    def distances(self) -> Path:
-        """How the distances agree and what they predict, from `score`."""
-        return self.path / "distances.json"
-
-    @property
-    def report(self) -> Path:
-        """The report, one self-contained page."""
-        return self.path / "report.html"
-
-    @property
-    def plots(self) -> Path:
-        """The report's plots as PNG files."""
-        return self.path / "plots"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Lightning's checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def manifest(self) -> Path:
-        """Which facts and base model the results are of, for `score --run`."""
-        return self.path / "manifest.json"
-
-    def is_used(self) -> bool:
-        """Whether a training or an evaluation has left anything here, so that a new run must not write into it."""
-        if not self.path.is_dir():
-            return self.path.exists()
-        return any(path.name not in _NOT_OF_A_TRAINING for path in self.path.iterdir())
-
-    def has_checkpoint(self) -> bool:
-        """Whether there is anything to resume."""
-        return any(self.checkpoints.glob("[!.]*.ckpt"))
-
-    def is_before_first_checkpoint(self) -> bool:
-        """Whether a run has begun here and ended before it wrote a checkpoint."""
-        return self.checkpoints.is_dir() and not self.has_checkpoint()
-
-    def read_facts(self) -> pa.Table:
-        """The fact table; optional columns that the file lacks are there, filled with null.
+    def facts(self) -> pa.Table:
+        """The fact table, a row per fact, columns as in `FACT_COLUMNS`; what was not measured is null.
 
         Raises:
             InputError: The file is missing or is no fact table.
         """
-        return read_table(self._existing(self.facts), FACT_COLUMNS)
+        return read_table(self._existing(self.paths.facts), FACT_COLUMNS)
 
-    def read_probes(self) -> pa.Table:
-        """The probe table, as `read_facts`.
+    @property
+    def probes(self) -> pa.Table:
+        """The probe table, a row per question, columns as in `PROBE_COLUMNS`.
 
         Raises:
             InputError: The file is missing or is no probe table.
         """
-        return read_table(self._existing(self.probes), PROBE_COLUMNS)
+        return read_table(self._existing(self.paths.probes), PROBE_COLUMNS)
 
-    def read_interference(self) -> InterferenceMatrix:
-        """The gradient matrix.
+    @property
+    def matrix(self) -> InterferenceMatrix:
+        """The gradient matrix after training.
 
         Raises:
             InputError: The file is missing or holds no gradient matrix.
         """
-        return read_interference(self._existing(self.interference))
+        return read_interference(self._existing(self.paths.interference))
 
-    def read_summary(self) -> Summary:
+    @property
+    def summary(self) -> Summary:
         """The numbers of the run.
 
         Raises:
             InputError: The file is missing, is no JSON, or has another form.
         """
-        return Summary.from_json(self._read_json(self.summary), str(self.summary))
+        return Summary.from_json(self._read_json(self.paths.summary), str(self.paths.summary))
 
-    def read_manifest(self) -> dict[str, Any]:
-        """What a resumed run must have in common with this one.
+    @property
+    def manifest(self) -> Manifest:
+        """Which facts and base model the results are of.
 
         Raises:
-            InputError: The file is missing or holds no JSON object.
+            InputError: The file is missing, is no JSON, or has another form.
         """
-        value = self._read_json(self.manifest)
-        if not isinstance(value, dict):
-            raise InputError(f"`{self.manifest}`: expected an object, got {type(value).__name__}")
-        return value
+        return Manifest.from_json(self._read_json(self.paths.manifest), str(self.paths.manifest))
 
-    def read_config(self) -> str:
+    @property
+    def config(self) -> str:
         """The configuration as text.
 
         Raises:
             InputError: The file is missing.
         """
-        return self._existing(self.config).read_text(encoding="utf-8")
+        return self._existing(self.paths.config).read_text(encoding="utf-8")
+
+    def read(self) -> RunContents:
+        """Everything that a report shows, each file once.
+
+        Raises:
+            InputError: The fact table or the summary is missing, or a file cannot be read.
+        """
+        return RunContents(
+            facts=self.facts,
+            summary=self.summary,
+            probes=self.probes if self.paths.probes.is_file() else None,
+            matrix=self.matrix if self.paths.interference.is_file() else None,
+            config=self.config if self.paths.config.is_file() else "",
+            name=self.name,
+        )
+
+    def fact_ids(self) -> list[str] | None:
+        """The facts of the fact table, in its order; None where there is no table.
+
+        Raises:
+            InputError: The file is no fact table.
+        """
+        if not self.paths.facts.is_file():
+            return None
+        table = read_table(self.paths.facts, FACT_COLUMNS[:1], only_expected=True)
+        ids: list[str] = table.column("fact_id").to_pylist()
+        return ids
+
+    def plot_interference(self) -> "Figure":
+        """Heat map of gradient cosines, ordered by relation: orange is conflict, blue is transfer.
+
+        Raises:
+            InputError: The fact table or the gradient matrix is missing or unreadable.
+        """
+        from lit_semantic_peft.reports.charts import heat_map
+        from lit_semantic_peft.reports.charts.png import draw_figure
+
+        return draw_figure([heat_map(self.facts, self.matrix)])
+
+    def is_used(self) -> bool:
+        """Whether a training or an evaluation has left anything here, so that a new run must not write into it."""
+        if not self.path.is_dir():
+            return self.path.exists()
+        other = {entry.name for entry in ENTRIES if not entry.of_training}
+        return any(path.name not in other for path in self.path.iterdir())
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to resume."""
+        return any(self.paths.checkpoints.glob("[!.]*.ckpt"))
+
+    def is_before_first_checkpoint(self) -> bool:
+        """Whether a run has begun here and ended before it wrote a checkpoint."""
+        return self.paths.checkpoints.is_dir() and not self.has_checkpoint()
+
+    def shared_files(self, *, with_fact_text: bool) -> list[Path]:
+        """The files that go with the run's results to a dashboard, of folders every file directly in them.
+
+        Args:
+            with_fact_text: Whether files that hold prompts, targets or answers are among them.
+        """
+        shared = [
+            self.path / entry.name
+            for entry in ENTRIES
+            if entry.is_shared and (with_fact_text or not entry.holds_fact_text)
+        ]
+        files = [file for path in shared for file in ([path] if path.is_file() else sorted(path.glob("*")))]
+        return [file for file in files if file.is_file()]
 
     def write_summary(self, summary: Summary) -> None:
-        """Writes `summary.json`, atomically."""
-        write_json(self.summary, summary.to_json())
+        """Writes the numbers of the run, atomically."""
+        write_json(self.paths.summary, summary.to_json())
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Writes which facts and base model the results are of, atomically."""
+        write_json(self.paths.manifest, manifest.to_json())
 
     def _read_json(self, path: Path) -> Any:
         text = self._existing(path).read_text(encoding="utf-8")

@@ -4,7 +4,8 @@ from collections import Counter
 
 import pyarrow as pa
 
-from lit_semantic_peft.reports.summary import Summary, percent, reason_phrase
+from lit_semantic_peft.reports.phrases import mean_percent, percent, reason_phrase
+from lit_semantic_peft.reports.records import Summary
 
 
 def summary_sentences(summary: Summary, facts: pa.Table) -> list[str]:
@@ -26,16 +27,7 @@ def summary_sentences(summary: Summary, facts: pa.Table) -> list[str]:
             else f"Training pushed the model away from {_count(pushed, 'kept fact')}: "
             f"{'its' if pushed == 1 else 'their'} distance grew."
         )
-    if summary.locality is not None:
-        changed = 1 - summary.locality
-        of = f" of {summary.num_neighbors}" if summary.num_neighbors else ""
-        sentences.append(
-            f"{percent(summary.locality)}{of} neighbouring questions kept their answer; "
-            f"{percent(changed) if changed else 'none'} changed, whether the answer was right before or not."
-        )
-    else:
-        sentences.append("Neighbouring questions were not measured.")
-    return sentences + _retention(summary)
+    return sentences + _locality(summary) + _retention(summary)
 
 
 def known_facts_were_dropped(summary: Summary, config: str = "") -> bool:
@@ -69,6 +61,18 @@ def _deferral(summary: Summary, facts: pa.Table) -> list[str]:
     return [f"{number} {verb} brought back and trained from epoch {deferred[0]} on (epochs count from 0)."]
 
 
+def _locality(summary: Summary) -> list[str]:
+    locality = summary.score("locality").kept.after
+    if locality is None:
+        return ["Neighbouring questions were not measured."]
+    changed = 1 - locality.mean
+    return [
+        f"Beside a kept fact, {percent(locality.mean)} of the neighbouring questions kept their answer (mean over "
+        f"{_count(locality.num_facts, 'fact')}); {percent(changed) if changed else 'none'} changed, whether the answer "
+        "was right before or not."
+    ]
+
+
 def _retention(summary: Summary) -> list[str]:
     retention = summary.retention
     if retention is None or retention.nll_before is None or retention.nll_after is None:
@@ -84,21 +88,24 @@ def _retention(summary: Summary) -> list[str]:
 
 def _recall(summary: Summary) -> list[str]:
     sentences = []
-    generated, forced = summary.recall.kept.generated, summary.recall.kept.teacher_forced
+    generated, forced = summary.score("efficacy").kept, summary.score("efficacy_teacher_forced").kept
     if generated.after is not None:
-        before = f" ({percent(generated.before)} before)" if generated.before is not None else ""
-        sentences.append(f"The trained model generates {percent(generated.after)} of the kept facts exactly{before}.")
+        before = f" ({mean_percent(generated.before)} before)" if generated.before is not None else ""
+        sentences.append(
+            f"The trained model generates {mean_percent(generated.after)} of the kept facts exactly{before}."
+        )
     else:
         sentences.append("Generated recall was not measured.")
     if forced.after is not None:
-        before = f" ({percent(forced.before)} before)" if forced.before is not None else ""
+        before = f" ({mean_percent(forced.before)} before)" if forced.before is not None else ""
         sentences.append(
-            f"Shown the true beginning of the answer, it picks every token of {percent(forced.after)} of them{before}."
+            f"Shown the true beginning of the answer, it picks every token of {mean_percent(forced.after)} of "
+            f"them{before}."
         )
-    dropped = summary.recall.dropped.generated
+    dropped = summary.score("efficacy").dropped
     if summary.num_dropped and dropped.after is not None and dropped.before is not None:
         sentences.append(
-            f"Of the dropped facts it generates {percent(dropped.after)} ({percent(dropped.before)} before)."
+            f"Of the dropped facts it generates {mean_percent(dropped.after)} ({mean_percent(dropped.before)} before)."
         )
     return sentences
 
@@ -131,10 +138,10 @@ def _interference(summary: Summary, facts: pa.Table) -> list[str]:
         )
     else:
         sentences.append(f"None {of} loses more to the others than it gains from its own gradient.")
-    course = [record for record in summary.interference if record.conflict_rate is not None]
-    if len(course) > 1:
-        first, last = course[0], course[-1]
-        worst = max(course, key=lambda record: record.conflict_rate or 0.0)
+    history = [record for record in summary.interference if record.conflict_rate is not None]
+    if len(history) > 1:
+        first, last = history[0], history[-1]
+        worst = max(history, key=lambda record: record.conflict_rate or 0.0)
         between = (
             f", by way of {percent(worst.conflict_rate)} after epoch {worst.epoch}"
             if (worst.conflict_rate or 0.0) > max(first.conflict_rate or 0.0, last.conflict_rate or 0.0)

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.scores import SCORES
 from lit_semantic_peft.files import atomic_path
+from lit_semantic_peft.statistics import gram_cosine
 
 EXTRA_DISTANCE_PREFIX = "distance_"
 """Further distances may be added to the fact table as `distance_<Name>`, float64."""
@@ -30,12 +31,14 @@ class Column:
         type: Its Arrow type.
         description: One sentence for the glossary, with unit and direction.
         required: Whether a table without it is refused, and so is a null in it.
+        holds_fact_text: Whether it holds words of facts or answers, which some users keep off dashboards.
     """
 
     name: str
     type: pa.DataType
     description: str
     required: bool = False
+    holds_fact_text: bool = False
 
 
 _TEXT, _INT, _FLOAT, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
@@ -52,11 +55,11 @@ _SCORE_COLUMNS = tuple(
 FACT_COLUMNS: tuple[Column, ...] = (
     Column("fact_id", _TEXT, "Stable name of the fact, unique in the table.", required=True),
     Column("fact_index", _INT, "Dense number of the fact in this run."),
-    Column("subject", _TEXT, "What the fact is about."),
+    Column("subject", _TEXT, "What the fact is about.", holds_fact_text=True),
     Column("relation", _TEXT, "Kind of fact; groups facts in reports."),
-    Column("prompt", _TEXT, "Text before the answer.", required=True),
-    Column("target", _TEXT, "The answer to learn.", required=True),
-    Column("target_true", _TEXT, "What the base model may have believed, where that is known."),
+    Column("prompt", _TEXT, "Text before the answer.", required=True, holds_fact_text=True),
+    Column("target", _TEXT, "The answer to learn.", required=True, holds_fact_text=True),
+    Column("target_true", _TEXT, "What the base model may have believed, where that is known.", holds_fact_text=True),
     Column("split", _TEXT, "`inject` (to be trained), `retain` (must not change) or `probe` (only measured)."),
     Column("source", _TEXT, "Where the fact comes from."),
     Column("kept", _FLAG, "Whether the filters kept the fact for training."),
@@ -79,6 +82,12 @@ FACT_COLUMNS: tuple[Column, ...] = (
     Column("nll_delta", _FLOAT, "`nll_after` − `nll_before`; positive is harm."),
     Column("loss_weight", _FLOAT, "Factor of the fact's loss, mean 1 over the trained facts, 0 for the others."),
     Column(
+        "loss_weight_used",
+        _FLOAT,
+        "Mean over the training of the factor that the loss had: with what `Scheduled`, `Online` and "
+        "`InterferenceWeighting` made of it; null for a fact that was in no optimizer step.",
+    ),
+    Column(
         "efficacy_teacher_forced_before",
         _FLAG,
         "Teacher-forced recall, base model: every target token wins under the true prefix.",
@@ -86,8 +95,8 @@ FACT_COLUMNS: tuple[Column, ...] = (
     Column("efficacy_teacher_forced_after", _FLAG, "The same after training."),
     Column("efficacy_before", _FLAG, "Generated recall, base model: the normalised free answer is the target exactly."),
     Column("efficacy_after", _FLAG, "The same after training."),
-    Column("answer_before", _TEXT, "What the base model answers, greedily."),
-    Column("answer_after", _TEXT, "What the trained model answers, greedily."),
+    Column("answer_before", _TEXT, "What the base model answers, greedily.", holds_fact_text=True),
+    Column("answer_after", _TEXT, "What the trained model answers, greedily.", holds_fact_text=True),
     Column(
         "locality", _FLOAT, "Share of the fact's neighbours whose answer stayed as it was; null without neighbours."
     ),
@@ -100,11 +109,17 @@ FACT_COLUMNS: tuple[Column, ...] = (
     Column("conflict_rate", _FLOAT, "Share of the sampled facts whose gradient cosine with this fact is below −0.05."),
     Column("harm_done", _FLOAT, "Sum of what this fact's weighted gradient takes from the other sampled facts."),
     Column("worst_aggressor", _TEXT, "`fact_id` of the fact that hurts this one most; null where none does."),
+    Column(
+        "undone_by_worst",
+        _FLOAT,
+        "Share of the fact's own step that one step of its worst aggressor takes back, −w_j K_ij / (w_i K_ii), with "
+        "the weights planned for the moment of the measurement; 0 where no fact hurts it.",
+    ),
     Column("first_learned_epoch", _INT, "First epoch at whose end the fact was recalled; null if never."),
     Column("forgetting_events", _INT, "How often the fact went from recalled to not recalled between two validations."),
     Column("learned_at_end", _FLAG, "Whether the fact was recalled at the end of training."),
 )
-"""Columns of `facts.parquet`. Null means: not measured, or not there (as each description says)."""
+"""Columns of the fact table. Null means: not measured, or not there (as each description says)."""
 
 PROBE_COLUMNS: tuple[Column, ...] = (
     Column("fact_id", _TEXT, "The fact that the probe belongs to.", required=True),
@@ -115,10 +130,10 @@ PROBE_COLUMNS: tuple[Column, ...] = (
         "`doubt_chat` (should stay).",
         required=True,
     ),
-    Column("prompt", _TEXT, "The probe's prompt.", required=True),
-    Column("target", _TEXT, "The expected answer."),
-    Column("answer_before", _TEXT, "What the base model answers, greedily."),
-    Column("answer_after", _TEXT, "What the trained model answers, greedily."),
+    Column("prompt", _TEXT, "The probe's prompt.", required=True, holds_fact_text=True),
+    Column("target", _TEXT, "The expected answer.", holds_fact_text=True),
+    Column("answer_before", _TEXT, "What the base model answers, greedily.", holds_fact_text=True),
+    Column("answer_after", _TEXT, "What the trained model answers, greedily.", holds_fact_text=True),
     Column("unchanged", _FLAG, "Whether both answers are equal once normalised."),
     Column("correct_before", _FLAG, "Whether the base model's answer is the expected one."),
     Column("correct_after", _FLAG, "Whether the trained model's answer is the expected one."),
@@ -126,7 +141,7 @@ PROBE_COLUMNS: tuple[Column, ...] = (
     Column("nll_before", _FLOAT, "Mean negative log-likelihood of the expected answer, base model, nats per token."),
     Column("nll_after", _FLOAT, "The same after training."),
 )
-"""Columns of `probes.parquet`."""
+"""Columns of the probe table."""
 
 
 def fact_table(columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> pa.Table:
@@ -156,44 +171,75 @@ def fact_table(columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> pa.Table:
     return table
 
 
-def write_fact_table(path: str | Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
-    """Writes `facts.parquet`, atomically.
+def write_fact_table(path: str | Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> pa.Table:
+    """Writes the fact table, atomically.
 
     Args:
         path: The file.
         columns: As for `fact_table`.
 
+    Returns:
+        The table.
+
     Raises:
         ValueError: As `fact_table`.
     """
-    _write_parquet(path, fact_table(columns))
+    return _write_parquet(path, fact_table(columns))
 
 
-def write_probe_table(path: str | Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
-    """Writes `probes.parquet`, atomically; one entry per probe, otherwise as `write_fact_table`.
+def write_probe_table(path: str | Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> pa.Table:
+    """Writes the probe table, atomically; one entry per probe, otherwise as `write_fact_table`.
 
     Args:
         path: The file.
         columns: Values by column name; names are those of `PROBE_COLUMNS`.
 
+    Returns:
+        The table.
+
     Raises:
         ValueError: An unknown name, a missing required column, unequal lengths, or values of another type.
     """
-    _write_parquet(path, _build_table(PROBE_COLUMNS, columns))
+    return _write_parquet(path, _build_table(PROBE_COLUMNS, columns))
 
 
-def read_table(path: str | Path, expected: Sequence[Column]) -> pa.Table:
+def merge_previous(columns: Mapping[str, Sequence[Any]], previous: pa.Table) -> dict[str, Sequence[Any]]:
+    """Fills what was not measured now with what an earlier table of the same facts holds.
+
+    So a `test` of a finished run, which measures answers but not the history of learning, keeps that history.
+
+    Args:
+        columns: Values by column name; None is "not measured".
+        previous: The earlier fact table.
+    """
+    earlier = {
+        name: previous.column(name).to_pylist()
+        for name in previous.column_names
+        if all(value is None for value in columns.get(name, ()))
+    }
+    return {**columns, **earlier}
+
+
+def without_fact_text(table: pa.Table) -> pa.Table:
+    """A fact or probe table without the columns that hold words of facts or answers."""
+    marked = {column.name for column in (*FACT_COLUMNS, *PROBE_COLUMNS) if column.holds_fact_text}
+    return table.drop_columns([name for name in table.column_names if name in marked])
+
+
+def read_table(path: str | Path, expected: Sequence[Column], *, only_expected: bool = False) -> pa.Table:
     """Reads a Parquet table and checks that it has the required columns.
 
     Args:
         path: The file.
-        expected: The columns that it should have; further ones are kept, missing optional ones are filled with null.
+        expected: The columns that it should have; missing optional ones are filled with null.
+        only_expected: Whether further columns are left out, instead of kept.
 
     Raises:
         InputError: The file cannot be read as Parquet, or lacks a required column.
     """
     try:
-        table = pq.read_table(path, partitioning=None)
+        names = [column.name for column in expected] if only_expected else None
+        table = pq.read_table(path, columns=names, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"`{path}`: expected a Parquet file, but it cannot be read as one ({error})") from error
     for column in expected:
@@ -213,7 +259,7 @@ def read_table(path: str | Path, expected: Sequence[Column]) -> pa.Table:
 
 @dataclass(frozen=True)
 class InterferenceMatrix:
-    """The Gram matrix of per-fact gradients, as `interference.safetensors` holds it.
+    """The Gram matrix of per-fact gradients.
 
     Attributes:
         gradient_dot: K_ij = ⟨g_i, g_j⟩, float32 `(k, k)`.
@@ -228,13 +274,10 @@ class InterferenceMatrix:
     global_step: int | None = None
 
     def gradient_cosine(self) -> NDArray[np.float64]:
-        """C_ij, float64 `(k, k)`: 0 where a gradient is zero, NaN where one is not finite."""
-        dot = self.gradient_dot.astype(np.float64)
-        norm = np.sqrt(np.clip(np.diagonal(dot), 0.0, None))
-        scale = np.outer(norm, norm)
-        with np.errstate(invalid="ignore"):
-            cosine = np.divide(dot, scale, out=np.zeros_like(dot), where=scale != 0)
-            return np.clip(np.where(np.isfinite(dot), cosine, np.nan), -1.0, 1.0)
+        """C_ij, float64 `(k, k)`, see `gram_cosine`: NaN where a gradient is zero or not finite."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            cosine: NDArray[np.float64] = gram_cosine(self.gradient_dot.astype(np.float64), np)
+        return cosine
 
 
 def write_interference(
@@ -245,7 +288,7 @@ def write_interference(
     epoch: int | None = None,
     global_step: int | None = None,
 ) -> None:
-    """Writes `interference.safetensors`, atomically.
+    """Writes the gradient matrix as a safetensors file, atomically.
 
     Args:
         path: The file.
@@ -322,6 +365,7 @@ def _array(column: Column, values: Sequence[Any] | NDArray[Any]) -> pa.Array:
         raise ValueError(f"column `{column.name}` must hold {column.type}: {error}") from error
 
 
-def _write_parquet(path: str | Path, table: pa.Table) -> None:
+def _write_parquet(path: str | Path, table: pa.Table) -> pa.Table:
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+    return table

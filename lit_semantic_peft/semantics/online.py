@@ -53,6 +53,7 @@ class Online(Weighting):
         """1 for every fact: the weights are only known in the training step."""
         return torch.ones_like(distance)
 
+    @override
     def prepare(self, distance: Distance, base_distance: FloatArray) -> None:
         """Stores the base model's distances of the kept facts if the distance is rank-based.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.semantics.distances import Distance
 from lit_semantic_peft.semantics.table import FloatArray, ScoredFacts
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,17 @@ class Weighting(ABC):
     def start_and_end(self) -> "tuple[Weighting, Weighting]":
         """The weightings at the start and at the end of training. In between, weights are interpolated linearly."""
         return self, self
+
+    def prepare(self, distance: Distance, base_distance: FloatArray) -> None:  # noqa: B027
+        """Is told what is measured, once the kept facts are known; a function of one fact's distance needs nothing.
+
+        Args:
+            distance: The configured distance.
+            base_distance: The kept facts' distances under the base model, float64 `(n,)`.
+
+        Raises:
+            InputError: If the weighting cannot be had with this distance.
+        """
 
     @abstractmethod
     def raw(self, distance: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ class Batch:
         attention_mask: int64 `(B, T)`, 0 on padding.
         labels: int64 `(B, T)`, the target's ids at the positions of the target, -100 elsewhere.
         fact_index: int64 `(B,)`, dense index of the fact that each row belongs to.
-        loss_weight: float32 `(B,)`, factor of each row's loss.
+        loss_weight: float32 `(B,)`, planned factor of each row's loss.
+        is_filler: bool `(B,)`, whether a row only keeps a process busy that has no fact of its own in the step.
     """
 
     input_ids: Tensor
@@ -29,6 +30,7 @@ class Batch:
     labels: Tensor
     fact_index: Tensor
     loss_weight: Tensor
+    is_filler: Tensor
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -36,6 +38,15 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device; Lightning calls this."""
         return replace(self, **{name: getattr(self, name).to(device) for name in self.__slots__})
+
+    def with_fillers(self, num_fillers: int) -> "Batch":
+        """The same batch, of which the last rows are fillers of loss weight 0.
+
+        Args:
+            num_fillers: How many of the last rows, ≥ 1.
+        """
+        is_filler = torch.arange(len(self)) >= len(self) - num_fillers
+        return replace(self, loss_weight=self.loss_weight.masked_fill(is_filler, 0.0), is_filler=is_filler)
 
 
 def collate(
@@ -75,4 +86,5 @@ def collate(
         labels[number, len(row.prompt_ids) : length] = ids[len(row.prompt_ids) :]
         attention_mask[number, :length] = 1
     weights = torch.ones(len(rows)) if loss_weight is None else torch.tensor(loss_weight, dtype=torch.float32)
-    return Batch(input_ids, attention_mask, labels, torch.tensor(fact_index, dtype=torch.long), weights)
+    index = torch.tensor(fact_index, dtype=torch.long)
+    return Batch(input_ids, attention_mask, labels, index, weights, torch.zeros(len(rows), dtype=torch.bool))

@@ -1,21 +1,29 @@
-"""What a training must have in common with the one that wrote a checkpoint, to go on with it."""
+"""What a checkpoint says of its training, and what a training must have in common with it to go on."""
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from peft import PeftConfig
+from typing_extensions import override
 
-from lit_semantic_peft.data import KnowledgeDataModule
-from lit_semantic_peft.data.measures import identity
+from lit_semantic_peft.data import from_all_ranks
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import facts_key
 from lit_semantic_peft.files import content_key
+from lit_semantic_peft.models import traits_of
 from lit_semantic_peft.models.peft_traits import OF_THE_TRAINING_ALONE, WRITTEN_BY_TRAINING
-from lit_semantic_peft.semantics import Online, Weighting
+from lit_semantic_peft.training.loss_weights import weighting_identity
 
+if TYPE_CHECKING:
+    from lit_semantic_peft.training.module import SemanticPeftModule
+
+_CHECKPOINT_KEY = "lit_semantic_peft"
+# Settings of an optimizer that decide how a step is computed, not what it is.
+_SPEED = {"foreach", "fused", "capturable", "differentiable"}
 # Entries of a PEFT configuration that say where it came from, or that training itself writes.
 _NOT_OF_THE_TRAINING = {"base_model_name_or_path", "inference_mode", "peft_version", "revision", *WRITTEN_BY_TRAINING}
 # Others that, like dropout, do not change what trained tensors mean.
@@ -28,14 +36,9 @@ class FreshCallback(Callback):
     def _forget(self) -> None:
         """Sets the state to what it is before any training."""
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets an earlier training, before a checkpoint may bring something to go on with.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            stage: `fit`, `validate`, `test` or `predict`.
-        """
+        # Before a checkpoint may bring something to go on with.
         if stage == "fit" and trainer.global_step == 0:
             self._forget()
 
@@ -51,31 +54,116 @@ class TrainingCallback(FreshCallback):
         return ", ".join(f"{name}={getattr(self, name)}" for name in inspect.signature(type(self)).parameters)
 
 
-def training_identity(
-    data: KnowledgeDataModule, trainer: Trainer, of_module: Mapping[str, object], peft_config: PeftConfig
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Resumed:
+    """What a checkpoint gave that can be used only when training starts.
+
+    Attributes:
+        adapter: `PeftTraits.extra_state` of the adapter.
+        random: This rank's random generators by kind of device.
+    """
+
+    adapter: Mapping[str, Any]
+    random: Mapping[str, torch.Tensor]
+
+    def restore_random_state(self, device: torch.device) -> None:
+        """Goes on with the random numbers of the checkpoint.
+
+        Args:
+            device: This rank's.
+        """
+        torch.set_rng_state(self.random["cpu"])
+        if "cuda" in self.random:
+            torch.cuda.set_rng_state(self.random["cuda"], device)
+
+
+def write_training_state(module: "SemanticPeftModule", checkpoint: dict[str, Any]) -> None:
+    """Adds to a checkpoint what its adapter belongs to, and where its training stands. A collective.
+
+    Args:
+        module: In a training.
+        checkpoint: Lightning's; changed.
+    """
+    random = {"cpu": torch.get_rng_state()}
+    if module.device.type == "cuda":
+        random["cuda"] = torch.cuda.get_rng_state(module.device)
+    checkpoint[_CHECKPOINT_KEY] = {
+        "base_model": module.base_model.source.public_name,
+        "base_fingerprint": module.base_model.source.fingerprint,
+        **training_identity(module),
+        "dynamics": module.dynamics.state_dict(),
+        "epoch_loss": module.epoch_loss.state_dict(),
+        "loss_weights": module.loss_weights.state_dict(),
+        "rank_budget": traits_of(module.model).extra_state(module.model),
+        "rng": from_all_ranks(random),
+    }
+
+
+def resume_training(module: "SemanticPeftModule", checkpoint: Mapping[str, Any]) -> Resumed | None:
+    """Takes what `write_training_state` wrote. Refuses to go on with a training that would not be the same.
+
+    Args:
+        module: After `setup`.
+        checkpoint: Lightning's.
+
+    Returns:
+        What is left to be done when training starts; None where the checkpoint is only evaluated.
+
+    Raises:
+        InputError: If the checkpoint is of another base model, adapter or training; names each setting that differs,
+            with both values.
+    """
+    about = checkpoint.get(_CHECKPOINT_KEY)
+    if about is None:
+        raise InputError("The checkpoint was not written by lit-semantic-peft, so it cannot be loaded here.")
+    if about["base_fingerprint"] != module.base_model.source.fingerprint:
+        raise InputError(
+            f"`base_model`: the checkpoint belongs to {about['base_model']!r}; this is "
+            f"{module.base_model.source.public_name!r}, or the same model with other weights."
+        )
+    if module.trainer.state.fn != "fit":
+        refuse_another_adapter(about, module.model.active_peft_config)
+        return None
+    name = type(module.data).__qualname__  # under which Lightning keeps and looks for its state
+    if name not in checkpoint:
+        raise InputError(
+            f"The checkpoint does not say where a data module of class {name} went on. Resume with the class that "
+            "it was trained with."
+        )
+    refuse_another_training(
+        about,
+        training_identity(module),
+        [fact.id for fact in module.data.prepared.facts],
+        is_within_epoch=checkpoint[name]["num_done"] > 0,
+    )
+    rank = module.trainer.global_rank
+    module.dynamics.load_state_dict(about["dynamics"])
+    module.epoch_loss.load_state_dict(about["epoch_loss"])
+    module.loss_weights.load_state_dict(about["loss_weights"], rank)
+    return Resumed(about["rank_budget"], about["rng"][rank % len(about["rng"])])
+
+
+def training_identity(module: "SemanticPeftModule") -> dict[str, Any]:
     """What makes a training this one, for the checkpoint. How long it shall be is not among it.
 
     Args:
-        data: After `setup`.
-        trainer: The trainer.
-        of_module: Settings of the module, by name.
-        peft_config: The adapter's configuration.
+        module: After `setup`.
 
     Returns:
         `settings` as text, by the name under which a user sets them; `loss_weight`, float64 `(2, n)`, at the start and
         at the end of training, or `(4, n)` with deferred facts; `accumulate_grad_batches`.
     """
+    data, trainer = module.data, module.trainer
     prepared, encoding, batches = data.prepared, data.encoding, data.batches
     kept = prepared.kept_index
     settings = {
         "facts": f"{len(prepared.facts)} facts (content {facts_key(prepared.facts)[:12]})",
         "filters": f"{len(kept)} facts kept (content {content_key(kept)[:12]})",
-        **_of_weighting(data),
+        **weighting_identity(data),
         **({"strata": str(vars(data.preparation.strata))} if batches.mix_strata else {}),
         **({"chat_template_kwargs": str(encoding.chat_template_kwargs)} if encoding.chat_template_kwargs else {}),
         "deferred_from_epoch": str(data.selection.deferred_from_epoch),
-        "template": str(encoding.template),
+        "template": encoding.template,
         "append_eos": str(encoding.append_eos),
         "seed": str(data.seed),
         "bucket_steps": str(batches.bucket_steps),
@@ -87,15 +175,16 @@ def training_identity(
             f"trainer.{name}": str(getattr(trainer, name))
             for name in ("precision", "gradient_clip_val", "gradient_clip_algorithm")
         },
-        **{name: str(value) for name, value in of_module.items()},
+        **_module_settings(module),
         **{
             f"callbacks.{type(callback).__name__}": callback.training_settings()
             for callback in trainer.callbacks  # type: ignore[attr-defined]
             if isinstance(callback, TrainingCallback)
         },
-        **_adapter_settings(peft_config),
+        **_adapter_settings(module.model.peft_config[module.model.active_adapter]),
     }
-    weights = (prepared.loss_weight, prepared.final_loss_weight, *prepared.deferred_loss_weight)
+    planned = prepared.weights
+    weights = (planned.start, planned.end, *(planned.deferred or ()))
     return {
         "settings": settings,
         "loss_weight": torch.stack([torch.tensor(one) for one in weights]),
@@ -143,10 +232,10 @@ def refuse_another_training(
         old, new = there["loss_weight"], here["loss_weight"]
         # Scored anew on another machine the weights may differ in the last digits.
         if not torch.allclose(old, new, rtol=1e-4, atol=1e-6):
-            end, row = divmod(int((old - new).abs().argmax()), new.shape[1])
+            moment, row = divmod(int((old - new).abs().argmax()), new.shape[1])
             problems.append(
-                f"`weighting`: fact {fact_ids[row]!r} weighs {old[end, row]:.4g} in the checkpoint, "
-                f"{new[end, row]:.4g} here"
+                f"`weighting`: fact {fact_ids[row]!r} weighs {old[moment, row]:.4g} in the checkpoint, "
+                f"{new[moment, row]:.4g} here"
             )
         old, new = there["accumulate_grad_batches"], here["accumulate_grad_batches"]
         if is_within_epoch and old != new:
@@ -158,6 +247,25 @@ def refuse_another_training(
             f"The checkpoint was trained with other settings:{_listed(problems)}\n"
             "Resume with the configuration in the run's config.yaml, or start a new run."
         )
+
+
+def _module_settings(module: "SemanticPeftModule") -> dict[str, str]:
+    """Of the module and its optimizer.
+
+    Lightning puts the checkpoint's own settings back into the optimizer, so that other ones would do nothing.
+    """
+    names = ["normalization", "schedule", "warmup_ratio", "retain_weight"]
+    if module.retain_weight:
+        names += ["retain_batch_size", "retain_known"]
+    # Of the trained parameters: an optimizer may refuse those of another shape, as Muon does all but matrices.
+    optimizer = module.optimizer_of(module.trained_parameters())
+    settings = {
+        "dtype": module.base_model.dtype,
+        **{name: getattr(module, name) for name in names},
+        "optimizer": type(optimizer).__name__,
+        **{f"optimizer.{name}": value for name, value in optimizer.defaults.items() if name not in _SPEED},
+    }
+    return {name: str(value) for name, value in settings.items()}
 
 
 def _adapter_settings(peft_config: PeftConfig) -> dict[str, str]:
@@ -179,20 +287,3 @@ def _differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]
 
 def _listed(problems: Sequence[str]) -> str:
     return "".join(f"\n  {problem}" for problem in problems)
-
-
-def _of_weighting(data: KnowledgeDataModule) -> dict[str, str]:
-    """Weights that come from the base model are compared as numbers; of others only the recipe is known."""
-    if not isinstance(data.weighting, Online):
-        return {"weighting": "of the base model"}
-    return {"weighting": _described(data.weighting), "distance": str(identity(data.distances[0]))}
-
-
-def _described(weighting: Weighting) -> str:
-    """Class and settings, such as `Online(weighting=Focal(gamma=2.0))`."""
-    settings = {
-        name: _described(value) if isinstance(value, Weighting) else value
-        for name, value in sorted(vars(weighting).items())
-        if isinstance(value, Weighting | float | int | str | None)
-    }
-    return f"{type(weighting).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())})"

@@ -1,20 +1,26 @@
-"""What must not change: the divergence from the base model on facts of the split `retain`."""
+"""What is added to the loss beside the facts: the penalty of retained facts, and that of the adapter's type."""
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Trainer
 from peft import PeftModel
 from torch import Tensor, nn
 
+from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference.undisturbed import undisturbed
-from lit_semantic_peft.models import target_logits
+from lit_semantic_peft.models import target_logits, traits_of
+from lit_semantic_peft.models.compiled import eagerly
 from lit_semantic_peft.models.objective import predicting_mask
 from lit_semantic_peft.tokens import Batch
-from lit_semantic_peft.training.own_gradient import flattened
+from lit_semantic_peft.training.own_gradient import flattened, sum_over_ranks, unflattened
 from lit_semantic_peft.training.rotation import rotating_choice
+
+logger = logging.getLogger(__name__)
 
 
 def retain_kl(model: PeftModel, batch: Batch) -> Tensor:
@@ -52,7 +58,7 @@ class RetainPenalty:
     Args:
         weight: λ > 0.
         batch_size: Facts per optimizer step over all ranks, ≥ 1; all of them where there are fewer.
-        retained: Fact indices of what must not change.
+        retained: Fact indices whose answers must not change.
         seed: Of the choice.
 
     Raises:
@@ -114,3 +120,80 @@ class RetainPenalty:
                 gradient += flattened(torch.autograd.grad(share, parameters, allow_unused=True), parameters)
                 mean += share.detach()
         return mean, self.weight * gradient
+
+    def of_step(
+        self, trainer: Trainer, data: KnowledgeDataModule, model: PeftModel, parameters: Sequence[nn.Parameter]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The penalty of the coming optimizer step, each rank a share of its facts. A collective.
+
+        Args:
+            trainer: The trainer.
+            data: Gives the facts, in batches of its `micro_batch_size`.
+            model: The model with its adapter.
+            parameters: What trains.
+
+        Returns:
+            Mean `retain_kl` over all ranks, without λ, nats per token, a scalar; and λ times its gradient, one tensor
+            for each parameter.
+        """
+        rows = self.rows(trainer.global_step)[trainer.global_rank :: trainer.world_size]
+        batches = data.training_batches(rows, data.batches.micro_batch_size, with_end=False)
+        with eagerly():
+            mean, gradient = self.gradient(model, parameters, batches, trainer.precision_plugin.train_step_context)
+        total = sum_over_ranks(trainer, torch.cat([mean[None], gradient]))
+        return total[0], unflattened(total[1:], parameters)
+
+
+def retained_rows(prepared: PreparedFacts, *, with_known: bool) -> list[int]:
+    """Facts whose answers a training retains.
+
+    Args:
+        prepared: The facts.
+        with_known: Whether those are among them that are not trained because the base model says them already.
+
+    Returns:
+        Fact indices, ascending.
+    """
+    is_known = prepared.scored.is_known & ~prepared.is_trained
+    return [
+        row
+        for row, fact in enumerate(prepared.facts)
+        if fact.split == "retain" or (with_known and fact.split == "inject" and is_known[row])
+    ]
+
+
+def retain_penalty(
+    weight: float, batch_size: int, retained: Sequence[int], seed: int, *, with_known: bool
+) -> RetainPenalty | None:
+    """The penalty of a training; None, with a warning, where the known facts that it asks for are none.
+
+    Args:
+        weight: λ > 0.
+        batch_size: Facts per optimizer step.
+        retained: Of `retained_rows`.
+        seed: Of the choice.
+        with_known: Whether known facts were asked for.
+
+    Raises:
+        InputError: If nothing is retained, and no known facts were asked for.
+    """
+    if with_known and not retained:
+        logger.warning("`retain_weight` does nothing: no fact was dropped as known, none has split `retain`")
+        return None
+    return RetainPenalty(weight, batch_size, retained, seed)
+
+
+def adapter_penalty_gradient(model: PeftModel, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+    """Gradient of the penalty that the adapter's type has, such as AdaLoRA's orthogonality; independent of the facts.
+
+    Args:
+        model: The model with its adapter.
+        parameters: What trains.
+
+    Returns:
+        One for each parameter, None for zero.
+    """
+    penalty = traits_of(model).penalty(model)
+    if penalty is None:
+        return [None] * len(parameters)
+    return list(torch.autograd.grad(penalty, parameters, allow_unused=True))

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from lit_semantic_peft.__main__ import main
+from lit_semantic_peft.callbacks import fact_report
 from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.facts import read_facts
 from lit_semantic_peft.reports import RunFolder
@@ -56,6 +57,13 @@ def files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+def test_fit_makes_the_report_once(settings, monkeypatch):
+    made, build_report = [], fact_report.build_report
+    monkeypatch.setattr(fact_report, "build_report", lambda *given: made.append(build_report(*given)) or made[-1])
+    assert main(["fit", *settings, "--trainer.default_root_dir=runs/one"]) == 0
+    assert made == [RunFolder("runs/one").paths.report]
+
+
 def test_fit_leaves_a_whole_run_folder(settings, capsys):
     status = main(
         [
@@ -73,22 +81,22 @@ def test_fit_leaves_a_whole_run_folder(settings, capsys):
         "interference.safetensors", "interference_by_group.json", "logs", "manifest.json", "plots", "probes.parquet",
         "report.html", "summary.json",
     }  # fmt: skip
-    rows = folder.read_facts().to_pylist()
+    rows = folder.facts.to_pylist()
     assert len(rows) == 12
     dropped = [row for row in rows if not row["kept"]]
     assert {row["drop_reason"] for row in dropped} == {"too_far"}
     assert all(row["loss_weight"] == 0 for row in dropped)
     # Dropped is not lost: it is evaluated, and written down as it was read.
     assert all(row["nll_after"] is not None and row["answer_after"] is not None for row in rows)
-    lines = [json.loads(line) for line in folder.dropped.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in folder.paths.dropped.read_text(encoding="utf-8").splitlines()]
     assert {line["id"] for line in lines} == {row["fact_id"] for row in dropped}
     # ... in the form that `data.facts` reads, for a second adapter.
-    assert {fact.id for fact in read_facts(str(folder.dropped)).facts} == {row["fact_id"] for row in dropped}
+    assert {fact.id for fact in read_facts(str(folder.paths.dropped)).facts} == {row["fact_id"] for row in dropped}
     assert sum(row["net_transfer"] is not None for row in rows) == 6
-    assert {row["kind"] for row in folder.read_probes().to_pylist()} == {
+    assert {row["kind"] for row in folder.probes.to_pylist()} == {
         "neighborhood", "paraphrase", "portability", "reversed",
     }  # fmt: skip
-    summary = folder.read_summary()
+    summary = folder.summary
     assert (summary.num_facts, summary.num_kept) == (12, 12 - len(dropped))
     assert [record.epoch for record in summary.epochs] == [0, 1]
     assert [record.epoch for record in summary.interference] == [0, 2]
@@ -107,20 +115,20 @@ def test_validate_test_predict_export_and_report_work_on_the_run(settings, tiny_
     assert main(["validate", *config, "--ckpt_path=last"]) == 0
     shown = capsys.readouterr().out
     assert all(f"val/{name}" in shown for name in ("recall", "recall_low", "recall_high", "nll_low", "nll_high"))
-    scores = RunFolder("runs/one").read_summary().scores
+    scores = RunFolder("runs/one").summary.scores
     assert {"efficacy", "generalization", "locality", "portability"} <= {one.name for one in scores}
     assert main(["test", *config, "--ckpt_path=last"]) == 0
     after = pq.read_table("runs/one/facts.parquet").to_pylist()
     assert [row["answer_after"] for row in after] == [row["answer_after"] for row in before]
     assert [row["net_transfer"] for row in after] == [row["net_transfer"] for row in before]  # not measured: stays
-    assert len(RunFolder("runs/one").read_summary().epochs) == 2
-    assert RunFolder("runs/one").read_summary().scores == scores
+    assert len(RunFolder("runs/one").summary.epochs) == 2
+    assert RunFolder("runs/one").summary.scores == scores
     # An exported adapter in a folder of its own gives the same scores, in every file.
     assert main(["test", *config, "--model.adapter=runs/one/adapter", "--trainer.default_root_dir=runs/again"]) == 0
     again = RunFolder("runs/again")
-    assert again.read_summary().scores == scores
-    assert again.read_summary().retention is not None
-    assert again.read_summary().retention == RunFolder("runs/one").read_summary().retention
+    assert again.summary.scores == scores
+    assert again.summary.retention is not None
+    assert again.summary.retention == RunFolder("runs/one").summary.retention
     assert "<code>portability</code>" in again.report.read_text(encoding="utf-8")
     assert main(["compare", "runs/one", "runs/again"]) == 0
     assert "Facts lost: 0" in capsys.readouterr().out
@@ -196,7 +204,10 @@ def test_the_best_epoch_is_chosen_where_not_every_epoch_is_validated(settings, c
     ]
     status = main(["fit", *settings, *monitored, "--trainer.default_root_dir=runs/one"])
     assert status == 0, capsys.readouterr().err
-    assert sorted(path.name for path in RunFolder("runs/one").checkpoints.iterdir()) == ["epoch001.ckpt", "last.ckpt"]
+    assert sorted(path.name for path in RunFolder("runs/one").paths.checkpoints.iterdir()) == [
+        "epoch001.ckpt",
+        "last.ckpt",
+    ]
     assert step_of("runs/one/checkpoints/epoch001.ckpt") == 6
     assert step_of("runs/one/checkpoints/last.ckpt") == 9  # also where no validation says that it is better
 
@@ -270,9 +281,9 @@ def test_an_interrupted_run_goes_on_to_the_same_adapter(settings):
         Path(f"runs/{name}/adapter/adapter_model.safetensors").read_bytes() for name in ("plain", "parts")
     )
     assert plain == resumed
-    left, right = (RunFolder(f"runs/{name}").read_facts().to_pylist() for name in ("plain", "parts"))
+    left, right = (RunFolder(f"runs/{name}").facts.to_pylist() for name in ("plain", "parts"))
     assert left == right
-    assert len(RunFolder("runs/parts").read_summary().epochs) == 2
+    assert len(RunFolder("runs/parts").summary.epochs) == 2
 
 
 def test_monitor_on_or_off_is_the_same_run(settings):
@@ -280,7 +291,7 @@ def test_monitor_on_or_off_is_the_same_run(settings):
     assert main(["fit", *settings, "--trainer.default_root_dir=runs/off", "--interference.num_facts=0"]) == 0
     on, off = (Path(f"runs/{name}/adapter/adapter_model.safetensors").read_bytes() for name in ("on", "off"))
     assert on == off
-    assert not RunFolder("runs/off").interference.exists()
+    assert not RunFolder("runs/off").paths.interference.exists()
 
 
 def test_score_says_what_a_filter_would_do_and_trains_nothing(settings, capsys):
@@ -377,7 +388,7 @@ def test_every_shipped_configuration_runs(path, tiny_model, facts_file, capsys):
     else:
         overrides.append("--data.num_facts=12")
     assert main(["fit", f"--config={path}", *overrides]) == 0, capsys.readouterr().err
-    assert RunFolder("runs/shipped").report.is_file()
+    assert RunFolder("runs/shipped").paths.report.is_file()
     launch = f"lit-semantic-peft fit --config experiments/{path.name}"
     assert launch in path.read_text(encoding="utf-8")
 

@@ -21,7 +21,7 @@ def write_run(name, **changed):
         "generalization_after": [0.5] * SIZE,
         "locality_kl": [0.25] * 4 + [None] * (SIZE - 4),
     }
-    write_fact_table(RunFolder(name).facts, columns | changed)
+    write_fact_table(RunFolder(name).paths.facts, columns | changed)
     return name
 
 
@@ -47,8 +47,8 @@ def test_differences_are_paired_and_flips_are_named(runs):
 
 def test_facts_pair_by_id_not_by_row(runs):
     order = np.random.default_rng(0).permutation(SIZE)
-    table = RunFolder("b").read_facts().take(order)
-    pq.write_table(table, RunFolder("b").facts)
+    table = RunFolder("b").facts.take(order)
+    pq.write_table(table, RunFolder("b").paths.facts)
     assert [row["fact_id"] for row in compare_runs(*runs).lost] == ["f3"]
 
 

@@ -81,7 +81,7 @@ def test_a_published_file_is_trained_on_as_it_is(tiny_model, counterfact, capsys
     assert main(["fit", *run, "--trainer.enable_progress_bar=false"]) == 0, capsys.readouterr().err
     log = capsys.readouterr().err
     assert "CounterFact, 6 records; left out: record (1: another answer to the prompt of an earlier record)" in log
-    rows = RunFolder("runs/one").read_facts().to_pylist()
+    rows = RunFolder("runs/one").facts.to_pylist()
     assert [row["fact_id"] for row in rows] == [f"counterfact-{number}" for number in (0, 1, 3, 4, 5)]
     assert main(["validate", *run, "--ckpt_path=last"]) == 0, capsys.readouterr().err
     assert main(["score", *settings, "--output=scores"]) == 0, capsys.readouterr().err

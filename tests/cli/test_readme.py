@@ -89,8 +89,8 @@ def test_the_three_parts_under_lightnings_own_trainer(tiny_model, facts_file):
     assert isinstance(monitor, InterferenceMonitor)
     assert [record.epoch for record in monitor.records] == [0, 2]
     run = RunFolder("runs/python")
-    assert {row["answer_after"] is None for row in run.read_facts().to_pylist()} == {False}
-    assert run.report.is_file()
+    assert {row["answer_after"] is None for row in run.facts.to_pylist()} == {False}
+    assert run.paths.report.is_file()
     assert (run.path / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -105,7 +105,7 @@ def test_early_stopping_by_configuration(tiny_model, facts_file):
     small = [one for one in SMALL if "max_epochs" not in one]
     arguments = ["--config=stop.yaml", f"--data.facts={facts_file}", f"--model.base_model={tiny_model}", *small]
     assert main(["fit", *arguments, "--trainer.max_epochs=9", "--trainer.default_root_dir=runs/stop"]) == 0
-    assert len(RunFolder("runs/stop").read_summary().epochs) == 2
+    assert len(RunFolder("runs/stop").summary.epochs) == 2
 
 
 def test_every_public_class_is_in_the_readme_or_the_docs():

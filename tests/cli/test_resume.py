@@ -75,8 +75,8 @@ def test_cut_off_anywhere(fit):
         assert fit(name, "--ckpt_path=last") == 0
         left, right = (one.path / "adapter" / "adapter_model.safetensors" for one in (whole, found))
         assert left.read_bytes() == right.read_bytes(), name
-        assert whole.read_facts().to_pylist() == found.read_facts().to_pylist(), name
-        assert whole.read_summary().epochs == found.read_summary().epochs, name
+        assert whole.facts.to_pylist() == found.facts.to_pylist(), name
+        assert whole.summary.epochs == found.summary.epochs, name
 
 
 def test_ctrl_c_says_how_to_go_on(fit, capsys):
@@ -88,7 +88,7 @@ def test_ctrl_c_says_how_to_go_on(fit, capsys):
     said = capsys.readouterr().err
     assert "Interrupted. Go on with `--ckpt_path last`." in said
     assert "Traceback" not in said
-    assert not RunFolder("runs/run").report.exists()
+    assert not RunFolder("runs/run").paths.report.exists()
     assert fit("run", "--ckpt_path=last") == 0
 
 

@@ -208,8 +208,8 @@ def test_metrics_table_plots_and_configuration_are_logged(settings):
     assert plots.keys() >= {"distance_histogram", "interference", "learning", "recall"}
     for name, path in plots.items():
         assert run.logged(f"plots/{name}").read_bytes() == path.read_bytes()
-    headline = {"recall_generated", "recall_teacher_forced", "locality", "pushed_away"}
-    assert headline <= {name.removeprefix("facts/") for name in run.summary}
+    outcome = {"efficacy", "efficacy_teacher_forced", "locality", "pushed_away"}
+    assert outcome <= {name.removeprefix("test/") for name in run.summary}
 
     files = run.run_files()
     folder = Path("runs/wandb")

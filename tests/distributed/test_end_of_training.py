@@ -62,6 +62,6 @@ def test_metrics_gather_on_the_device_only(tiny_model, facts_file, tmp_path):
         assert "gather" not in had_ended["training"]
         assert set(had_ended["after"][1:-1]) == {"gather"}
         assert (had_ended["after"][0], had_ended["after"][-1]) == ("to", "cpu")
-    facts = RunFolder(tmp_path / "run").read_facts()
+    facts = RunFolder(tmp_path / "run").facts
     assert None not in facts["learned_at_end"].to_pylist()
     assert None not in facts["net_transfer"].to_pylist()

@@ -42,7 +42,7 @@ def test_two_processes_give_the_scores_of_one(tiny_model, facts_file):
     run("test", *settings, *two_processes, *adapter, "--trainer.default_root_dir=runs/two")
 
     one, two = RunFolder("runs/one"), RunFolder("runs/two")
-    left, right = one.read_facts().to_pylist(), two.read_facts().to_pylist()
+    left, right = one.facts.to_pylist(), two.facts.to_pylist()
     for score in _RATIOS:
         columns = [column for column in (score.before, score.after) if column is not None]
         for column in columns:
@@ -53,7 +53,7 @@ def test_two_processes_give_the_scores_of_one(tiny_model, facts_file):
     for column in ("nll_after", "locality_kl", "efficacy_probability_after"):
         assert [row[column] for row in left] == pytest.approx([row[column] for row in right], rel=1e-4, abs=1e-6)
 
-    summaries = [folder.read_summary() for folder in (one, two)]
+    summaries = [folder.summary for folder in (one, two)]
     by_name = [{record.name: record for record in summary.scores} for summary in summaries]
     for name in measured:
         assert by_name[0][name] == by_name[1][name]

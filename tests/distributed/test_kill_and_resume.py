@@ -130,9 +130,9 @@ def assert_nothing_is_half_written(folder: RunFolder) -> None:
             assert torch.load(path, weights_only=True)["state_dict"]
         elif path.suffix == ".safetensors":
             assert load_file(path)
-    if folder.facts.exists():
-        assert folder.read_facts().num_rows == 12
-        assert folder.read_summary().epochs
+    if folder.paths.facts.exists():
+        assert folder.facts.num_rows == 12
+        assert folder.summary.epochs
 
 
 def assert_same_outcome(expected: RunFolder, found: RunFolder) -> None:
@@ -141,11 +141,11 @@ def assert_same_outcome(expected: RunFolder, found: RunFolder) -> None:
         assert left.is_file() == right.is_file()
         if left.is_file():
             assert left.read_bytes() == right.read_bytes(), name
-    assert expected.read_facts().to_pylist() == found.read_facts().to_pylist()
-    assert expected.read_probes().to_pylist() == found.read_probes().to_pylist()
-    left, right = expected.read_interference(), found.read_interference()
+    assert expected.facts.to_pylist() == found.facts.to_pylist()
+    assert expected.probes.to_pylist() == found.probes.to_pylist()
+    left, right = expected.matrix, found.matrix
     np.testing.assert_equal(dataclasses.astuple(left), dataclasses.astuple(right))
-    left, right = expected.read_summary(), found.read_summary()
+    left, right = expected.summary, found.summary
     assert left.epochs == right.epochs
     assert left.interference == right.interference
     assert not list(found.path.rglob(f"{LEFTOVER}*"))
@@ -206,7 +206,7 @@ def test_two_processes_killed_at_a_random_time(tiny_model, facts_file, seed):
     left, right = (load_file(f"runs/{name}/adapter/adapter_model.safetensors") for name in ("whole", "killed"))
     for key in left:
         assert np.linalg.norm(left[key] - right[key]) <= 1e-6 * np.linalg.norm(left[key])
-    left, right = (RunFolder(f"runs/{name}").read_facts().to_pylist() for name in ("whole", "killed"))
+    left, right = (RunFolder(f"runs/{name}").facts.to_pylist() for name in ("whole", "killed"))
     for one, other in zip(left, right, strict=True):
         assert one.keys() == other.keys()
         for column, value in one.items():

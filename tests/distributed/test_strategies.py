@@ -84,14 +84,14 @@ def assert_same(expected: RunFolder, found: RunFolder) -> None:
     assert left.keys() == right.keys()
     for key in left:
         assert np.linalg.norm(left[key] - right[key]) <= 1e-5 * np.linalg.norm(left[key]), key
-    assert [epoch.loss for epoch in found.read_summary().epochs] == pytest.approx(
-        [epoch.loss for epoch in expected.read_summary().epochs], rel=1e-5
+    assert [epoch.loss for epoch in found.summary.epochs] == pytest.approx(
+        [epoch.loss for epoch in expected.summary.epochs], rel=1e-5
     )
-    for one, other in zip(expected.read_facts().to_pylist(), found.read_facts().to_pylist(), strict=True):
+    for one, other in zip(expected.facts.to_pylist(), found.facts.to_pylist(), strict=True):
         for column in ("fact_id", "kept", "answer_before", "answer_after", "efficacy_teacher_forced_after"):
             assert one[column] == other[column], column
         assert one["nll_after"] == pytest.approx(other["nll_after"], rel=1e-4)
-    matrices = [one.read_interference().gradient_dot for one in (expected, found)]
+    matrices = [one.matrix.gradient_dot for one in (expected, found)]
     assert np.linalg.norm(matrices[0] - matrices[1]) <= 1e-4 * np.linalg.norm(matrices[0])
 
 
@@ -108,7 +108,7 @@ def test_sharded_base_model_is_the_same_run_and_resumes(one_process, settings):
     for key in whole:
         assert np.linalg.norm(whole[key] - resumed[key]) <= 1e-6 * np.linalg.norm(whole[key])
     # Submitted once more, with nothing left to train: the matrix is measured all the same.
-    RunFolder("runs/fsdp").interference.unlink()
+    RunFolder("runs/fsdp").paths.interference.unlink()
     finish(start(*run, "--ckpt_path=last"))
     assert_same(one_process, RunFolder("runs/fsdp"))
 

@@ -61,7 +61,7 @@ def test_two_processes_equal_one(settings, capsys):
     assert "facts kept" in capsys.readouterr().out
     assert two.stdout.count("facts kept") == 1  # one rank reports
     assert accumulated.stdout.count("facts kept") == 1
-    weights = [row["loss_weight"] for row in RunFolder("runs/one").read_facts().to_pylist()]
+    weights = [row["loss_weight"] for row in RunFolder("runs/one").facts.to_pylist()]
     assert max(weights) > 3 * min(weights)
     left = load_file("runs/one/adapter/adapter_model.safetensors")
     for name in ("two", "accumulated"):
@@ -73,7 +73,7 @@ def test_two_processes_equal_one(settings, capsys):
             assert np.linalg.norm(difference) <= 1e-4 * np.linalg.norm(left[key]) + 1e-9, (name, key)
             residuals.append(difference.mean() / (np.abs(left[key]).mean() + 1e-12))
         assert abs(np.mean(residuals)) < 1e-5
-        mine, other = RunFolder("runs/one").read_facts().to_pylist(), RunFolder(f"runs/{name}").read_facts().to_pylist()
+        mine, other = RunFolder("runs/one").facts.to_pylist(), RunFolder(f"runs/{name}").facts.to_pylist()
         for one_row, other_row in zip(mine, other, strict=True):
             assert one_row["fact_id"] == other_row["fact_id"]
             for column in (
@@ -86,8 +86,7 @@ def test_two_processes_equal_one(settings, capsys):
                 assert one_row[column] == other_row[column], column
             assert one_row["nll_after"] == pytest.approx(other_row["nll_after"], rel=1e-4)
     losses = [
-        [record.loss for record in RunFolder(f"runs/{name}").read_summary().epochs]
-        for name in ("one", "two", "accumulated")
+        [record.loss for record in RunFolder(f"runs/{name}").summary.epochs] for name in ("one", "two", "accumulated")
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)
@@ -149,13 +148,9 @@ def test_strata_drawn_answers_and_filters_do_not_depend_on_the_number_of_process
     ]
     one = ["--trainer.devices=1", "--trainer.strategy=auto", "--data.batches.micro_batch_size=8"]
     fit(*chosen, *one, "--trainer.default_root_dir=runs/one", "--data.cache_dir=cache_one")
-    fit(
-        *chosen,
-        "--data.batches.micro_batch_size=4",
-        "--trainer.default_root_dir=runs/two",
-        "--data.cache_dir=cache_two",
-    )
-    rows = [RunFolder(f"runs/{name}").read_facts().to_pylist() for name in ("one", "two")]
+    two = ["--data.batches.micro_batch_size=4"]
+    fit(*chosen, *two, "--trainer.default_root_dir=runs/two", "--data.cache_dir=cache_two")
+    rows = [RunFolder(f"runs/{name}").facts.to_pylist() for name in ("one", "two")]
     for column in ("fact_id", "kept", "drop_reason", "stratum", "distance", "loss_weight"):
         assert [row[column] for row in rows[0]] == [row[column] for row in rows[1]], column
     assert {row["kept"] for row in rows[0]} == {True, False}

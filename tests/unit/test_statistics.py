@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from lit_semantic_peft.statistics import discrimination, rank_correlation
+from lit_semantic_peft import statistics
+from lit_semantic_peft.statistics import bootstrap_interval, discrimination, rank_correlation
 from scipy.stats import rankdata
 from torchmetrics.functional.classification import binary_auroc
 
@@ -39,3 +40,14 @@ def test_rank_correlation_is_that_of_the_ranks():
     expected = np.corrcoef(rankdata(columns["a"]), rankdata(columns["b"]))
     np.testing.assert_allclose(found[:2, :2], expected, atol=1e-12)
     assert np.isnan(found[2]).all()
+
+
+def test_the_same_interval_is_resampled_once(monkeypatch):
+    resampled, interval = [], statistics.percentile_interval
+    monkeypatch.setattr(statistics, "percentile_interval", lambda *given: resampled.append(given) or interval(*given))
+    numbers = np.random.default_rng(11).random(50)
+    found = [bootstrap_interval(numbers), bootstrap_interval(numbers.tolist()), bootstrap_interval(numbers[::-1])]
+    assert found[0] == found[1]
+    assert len(resampled) == 2, "another order is another resampling"
+    assert found[0].mean == pytest.approx(found[2].mean)
+    assert bootstrap_interval(numbers, seed=1) != found[0]

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from typing_extensions import override
 
 from lit_semantic_peft.data import StepPlan
 from lit_semantic_peft.errors import InputError
@@ -183,39 +184,21 @@ class ConflictAwareBatching(TrainingCallback):
         self.sample: list[int] = []
         self.severity = torch.zeros(0, 0)
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a second decision on which facts share a step.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
-            stage: `fit`, `validate`, `test` or `predict`.
-
-        Raises:
-            InputError: If the data module mixes strata.
-        """
         assert isinstance(pl_module, SemanticPeftModule)
         if stage == "fit" and pl_module.data.batches.mix_strata:
             raise InputError("`mix_strata` and ConflictAwareBatching both decide which facts share a step: use one.")
         super().setup(trainer, pl_module, stage)
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Goes on with the conflicts of a checkpoint.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
-        """
-        if self.sample:
+        if self.sample:  # of a checkpoint
             self._arrange(trainer)
 
+    @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures the conflicts where it is time; the epoch's steps are planned when the first is asked for.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
-        """
+        # The epoch's steps are planned when the first is asked for, which is after this.
         epoch = trainer.current_epoch
         if epoch and epoch % self.every_n_epochs == 0:
             assert isinstance(pl_module, SemanticPeftModule)
@@ -226,16 +209,12 @@ class ConflictAwareBatching(TrainingCallback):
             plan = self._arrange(trainer)
             pl_module.log("train/conflicts_within_steps", self._share_within(plan.steps(epoch)), batch_size=1)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """The known conflicts, for the checkpoint."""
         return {"sample": self.sample, "severity": self.severity}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the conflicts from a checkpoint.
-
-        Args:
-            state_dict: From `state_dict`.
-        """
         self.sample, self.severity = list(state_dict["sample"]), state_dict["severity"]
 
     def _arrange(self, trainer: Trainer) -> StepPlan:

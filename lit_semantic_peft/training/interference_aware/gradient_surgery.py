@@ -8,11 +8,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference import gradient_cosine
 from lit_semantic_peft.models import fact_nll
-from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.identity import TrainingCallback
 from lit_semantic_peft.training.interference_aware.clusters import agreement_clusters
 from lit_semantic_peft.training.interference_aware.fact_sample import agreed_gradient_matrix, trained_sample
@@ -132,18 +132,9 @@ class GradientSurgery(TrainingCallback):
 
     def _forget(self) -> None:
         self.group_of: list[int] = []
-        self._step: list[Batch] = []
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forms the groups, unless a checkpoint brought them.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
-
-        Raises:
-            InputError: If all facts are in one group, or the loss is scaled.
-        """
         module = _module(pl_module)
         refuse_loss_scaling(trainer, "GradientSurgery")
         facts = module.data.prepared.facts
@@ -157,44 +148,21 @@ class GradientSurgery(TrainingCallback):
                     "`groups: relation` of GradientSurgery finds one relation only, so there is nothing between "
                     "groups. Give the facts a `relation`, or use `groups: conflict`."
                 )
-        elif not self.group_of:
+        elif not self.group_of:  # else a checkpoint brought the groups
             self._measure(module, epoch=0)
 
+    @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """An interrupted step of the epoch before must not leak into this one; forms the conflict groups anew.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
-        """
-        self._step = []
         epoch = trainer.current_epoch
         if self.groups == "conflict" and epoch and epoch % self.every_n_epochs == 0:
             self._measure(_module(pl_module), epoch)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Remembers the facts of the optimizer step.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
-            batch: A micro-batch.
-            batch_idx: Its number in the epoch.
-        """
-        self._step.append(batch)
-
+    @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Replaces the gradient of Σ w_i ℓ_i, which the module normalises afterwards.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
-            optimizer: The optimizer whose step follows.
-        """
-        module, batches = _module(pl_module), self._step
-        self._step = []
-        rows = torch.cat([batch.fact_index for batch in batches]).tolist()
-        weight = torch.cat([batch.loss_weight for batch in batches])
+        # This hook runs before the module's: the gradient is that of Σ w_i ℓ_i, which the module normalises afterwards.
+        module = _module(pl_module)
+        used = module.loss_weights.of_step()
+        rows, weight = used.fact_index.tolist(), used.weight
         counted = [number for number in range(len(rows)) if weight[number] > 0]
         group = np.array([self.group_of[rows[number]] for number in counted], dtype=np.int64)
         groups = _on_any_rank(trainer, group, num_groups=max(self.group_of) + 1, device=weight.device)
@@ -218,16 +186,12 @@ class GradientSurgery(TrainingCallback):
         pairs = dot[np.triu_indices(len(dot), k=1)]
         module.log("train/group_conflicts", float((pairs < 0).mean()), on_step=True, batch_size=1)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """The groups, for the checkpoint."""
         return {"group_of": self.group_of}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the groups from a checkpoint.
-
-        Args:
-            state_dict: From `state_dict`.
-        """
         self.group_of = list(state_dict["group_of"])
 
     def _measure(self, module: SemanticPeftModule, epoch: int) -> None:

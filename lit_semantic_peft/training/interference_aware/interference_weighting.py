@@ -5,6 +5,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.tokens import Batch
@@ -42,7 +43,7 @@ class InterferenceWeighting(TrainingCallback):
 
     Args:
         objective: `worst` or `mean`.
-        beta: β ≥ 0: how dear it is to leave the given weights, per nat of divergence from them.
+        beta: β ≥ 0: how expensive it is to leave the given weights, per nat of divergence from them.
         floor: Smallest factor on a fact's weight, in [0, 1].
         cap: Largest factor on a fact's weight, ≥ 1.
         every_n_steps: n ≥ 1.
@@ -89,41 +90,26 @@ class InterferenceWeighting(TrainingCallback):
         self.factor = torch.zeros(0)  # on each fact's loss weight, float32 (n,)
         self._solved_at = 0
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts with the given weights, unless a checkpoint brought others.
+        module = _module(pl_module)
+        if not len(self.factor):  # else a checkpoint brought the factors
+            self.factor = torch.ones(len(module.data.prepared.facts))
+        module.loss_weights.factor = self.factor
 
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
-        """
-        if not len(self.factor):
-            self.factor = torch.ones(len(_module(pl_module).data.prepared.facts))
-
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Solves anew where it is time, and puts the factors on the micro-batch's weights.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
-            batch: The micro-batch; its `loss_weight` is changed.
-            batch_idx: Its number in the epoch.
-        """
         step = trainer.global_step
         if step % self.every_n_steps == 0 and step > self._solved_at:
             self._solve(_module(pl_module), number=step // self.every_n_steps - 1)
             self._solved_at = step
-        batch.loss_weight.mul_(self.factor[batch.fact_index.cpu()].to(batch.loss_weight))
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """The factors, for the checkpoint."""
         return {"factor": self.factor, "solved_at": self._solved_at}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the factors from a checkpoint.
-
-        Args:
-            state_dict: From `state_dict`.
-        """
         self.factor, self._solved_at = state_dict["factor"], state_dict["solved_at"]
 
     def _solve(self, module: SemanticPeftModule, number: int) -> None:
@@ -131,7 +117,7 @@ class InterferenceWeighting(TrainingCallback):
         matrix = agreed_gradient_matrix(module, sample.tolist()).double().numpy()
         is_finite = np.isfinite(matrix.diagonal())
         sample, matrix = sample[is_finite], matrix[np.ix_(is_finite, is_finite)]
-        given = module.loss_weight_now(sample.tolist())
+        given = module.loss_weights.planned(sample.tolist())
         before = given * self.factor[sample].double().numpy()
         if len(sample) < 2:
             return
@@ -140,7 +126,8 @@ class InterferenceWeighting(TrainingCallback):
         )
         # A fact without weight now may get one from the schedule before it is sampled again.
         factor = np.divide(weight, given, out=np.ones_like(given), where=given > 0)
-        self.factor[sample] = torch.as_tensor(factor, dtype=torch.float32)
+        self.factor = self.factor.index_copy(0, torch.from_numpy(sample), torch.as_tensor(factor, dtype=torch.float32))
+        module.loss_weights.factor = self.factor
         for suffix, weights in (("_before", before), ("", weight)):
             progress = predicted_progress(matrix, weights)
             module.log(f"train/progress_worst{suffix}", float(progress.min()), on_step=True, batch_size=1)

@@ -104,14 +104,14 @@ def test_off_is_off(tiny_model, facts_file):
     run(tiny_model, facts_file, monitor)
     assert monitor.records == []
     assert monitor.latest is None
-    assert not RunFolder("run").interference.exists()
+    assert not RunFolder("run").paths.interference.exists()
 
 
 @pytest.mark.parametrize("final_facts", [512, 7])
 def test_the_matrix_after_training_is_of_all_facts_up_to_a_limit(tiny_model, facts_file, final_facts):
     monitor = InterferenceMonitor(num_facts=3, final_facts=final_facts)
     trainer, module = run(tiny_model, facts_file, monitor)
-    kept = read_interference(RunFolder("run").interference)
+    kept = read_interference(RunFolder("run").paths.interference)
     assert len(kept.fact_index) == min(final_facts, NUM_FACTS)
     expected = gradient_matrix(module.model, trainer.datamodule.training_batches(kept.fact_index.tolist(), 16))
     np.testing.assert_array_equal(kept.gradient_dot, expected.numpy())
@@ -149,9 +149,9 @@ def test_a_full_disk_costs_the_matrix_and_not_the_adapter(tiny_model, facts_file
     for step in (0, 4, 6):
         assert caplog.text.count(f"Interference after optimizer step {step} is not measured") == 1
     assert "`--interference.final_facts`" in caplog.text
-    assert not RunFolder("run").interference.exists()
+    assert not RunFolder("run").paths.interference.exists()
     assert Path("run/adapter/adapter_config.json").is_file()
-    assert RunFolder("run").read_facts().num_rows == NUM_FACTS
+    assert RunFolder("run").facts.num_rows == NUM_FACTS
 
 
 def test_facts_alone_start_where_training_started(tiny_model, facts_file):
@@ -178,7 +178,7 @@ def test_alone_only_what_was_taught(tiny_model, facts_file):
     monitor = InterferenceMonitor(num_facts=3, alone_facts=NUM_FACTS)
     weighed = {"distance": Surprisal(), "weighting": Proximity()}
     trainer, _ = run(tiny_model, facts_file, monitor, epochs=1, data=weighed)
-    weight = trainer.datamodule.prepared.loss_weight
+    weight = trainer.datamodule.prepared.weights.start
     assert (weight == 0).sum() == 1
     written = json.loads(Path("run/alone_versus_together.json").read_text())
     ids = [fact.id for fact in trainer.datamodule.prepared.facts]

@@ -10,6 +10,7 @@ from lit_semantic_peft.interference import (
     harm_done,
     is_conflict,
     net_transfer,
+    undone_by,
     worst_aggressor,
 )
 
@@ -92,6 +93,7 @@ def test_a_fact_with_zero_gradient_is_undefined_and_harmless():
     row, harm = worst_aggressor(matrix, weight)
     assert row.tolist() == [2, -1, 0]
     assert harm.tolist() == [2.0, 0.0, 2.0]
+    torch.testing.assert_close(undone_by(matrix, weight, harm), torch.tensor([0.5, NAN, 0.5]), equal_nan=True)
 
 
 @pytest.mark.parametrize("bad", [NAN, math.inf])

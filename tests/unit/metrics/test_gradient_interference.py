@@ -31,6 +31,8 @@ def test_it_says_what_the_pure_functions_say():
         pull = weight * matrix[i]
         pull[i] = math.inf
         assert aggressor == (10 * int(pull.argmin()) if pull.min() < 0 else -1)
+        undone = -min(float(pull.min()), 0.0) / float(weight[i] * matrix[i, i])
+        assert float(result["undone_by_worst"][i]) == pytest.approx(undone)
     summary = metric.summary()
     assert summary["conflict_rate"] == pytest.approx(result["conflict_rate"].mean().item())
     assert summary["net_transfer_median"] == pytest.approx(result["net_transfer"].quantile(0.5).item())

@@ -6,11 +6,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.reports.charts.interference import interference_history, worst_measurement
 from lit_semantic_peft.reports.html import build_report, render_report
-from lit_semantic_peft.reports.run_folder import RunFolder
-from lit_semantic_peft.reports.summary import InterferenceRecord, Summary, summarize
+from lit_semantic_peft.reports.records import InterferenceRecord, Summary
+from lit_semantic_peft.reports.run_folder import RunContents, RunFolder
+from lit_semantic_peft.reports.summarize import summarize
 from lit_semantic_peft.reports.tables import write_fact_table, write_interference
-from lit_semantic_peft.reports.views import interference_course
 
 HOSTILE = "<script>alert(1)</script></script><!-- & \"quoted\" 'text' {{ 7 * 7 }}"
 
@@ -30,8 +31,8 @@ class Tags(HTMLParser):
 
 def test_the_report_is_written_beside_its_plots_and_the_same_twice(run_folder):
     path = build_report(run_folder.path)
-    assert path == run_folder.report
-    assert (run_folder.plots / "recall.png").is_file()
+    assert path == run_folder.paths.report
+    assert (run_folder.paths.plots / "recall.png").is_file()
     first = path.read_bytes()
     assert build_report(str(run_folder.path)).read_bytes() == first
     assert not list(run_folder.path.rglob(".*"))
@@ -60,7 +61,7 @@ def test_fact_text_can_never_become_markup(tmp_path, write_run_folder):
 
 def test_hostile_text_everywhere_else_is_escaped_too(run_folder):
     summary = Summary(3, 2, 1, {HOSTILE: 1}, name=HOSTILE, base_model=HOSTILE, command=HOSTILE, distance_name=HOSTILE)
-    page = render_report(run_folder.read_facts(), summary, config=HOSTILE, matrix=run_folder.read_interference())
+    page = render_report(RunContents(run_folder.facts, summary, matrix=run_folder.matrix, config=HOSTILE))
     assert page.count("<script") == 2
     assert "&lt;script&gt;alert(1)" in page
 
@@ -74,32 +75,37 @@ def test_ten_thousand_facts_stay_below_five_megabytes(tmp_path, write_run_folder
     assert len(data["heat"]["names"]) == 128
 
 
-def test_the_course_of_interference_is_shown_before_anything_else_of_it(run_folder):
+def test_the_history_of_interference_is_shown_before_anything_else_of_it(run_folder):
     page = build_report(run_folder).read_text()
     tags = Tags()
     tags.feed(page)
     sections = [attrs["id"] for tag, attrs in tags.seen if tag == "section"]
     assert sections == ["summary", "learned", "interference", "training", "facts", "neighbours", "provenance"]
-    course = page.index("Interference over training</h3>")
-    assert course < page.index("Gradient cosine between facts</h3>") < page.index("Worst conflicts</h3>")
+    history = page.index("Interference over training</h3>")
+    assert history < page.index("Gradient cosine between facts</h3>") < page.index("Worst conflicts</h3>")
     # Start, worst and end, from the records: 3 %, 21 % after epoch 4, 15 %.
-    shown = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", page[course : page.index("Gradient cosine between facts</h3>")])
+    shown = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", page[history : page.index("Gradient cosine between facts</h3>")])
     assert shown[:7] == ["", "start (0)", "worst (4)", "end (7)", "pairs in conflict", "3\u00a0%", "21\u00a0%"]
 
 
-def test_measurements_within_an_epoch_are_shown_over_steps():
+def test_measurements_within_an_epoch_are_shown_over_steps(run_folder):
     records = [InterferenceRecord(epoch, step, rate) for epoch, step, rate in ((0, 0, 0.0), (0, 5, 0.2), (1, 10, 0.1))]
-    course = interference_course(records)
-    assert (course.x, course.x_label, course.worst) == ((0, 5, 10), "optimizer steps", 1)
-    assert list(course.shares) == ["pairs in conflict"]
-    assert interference_course([records[0], records[2]]).x == (0, 1)
-    assert interference_course([]) is None
+
+    def history(*measured):
+        return interference_history(RunContents(run_folder.facts, Summary(1, 1, 0, interference=measured)))
+
+    chart = history(*records)
+    assert (chart.x, chart.x_label, worst_measurement(records)) == ((0, 5, 10), "optimizer steps", 1)
+    assert [one.label for one in chart.series] == ["pairs in conflict"]
+    assert history(records[0], records[2]).x == (0, 1)
+    assert not history().is_measured
+    assert worst_measurement([]) is None
 
 
 def test_a_single_measurement_is_none_of_the_start(run_folder):
     def note(*records):
-        summary = replace(run_folder.read_summary(), interference=records)
-        page = render_report(run_folder.read_facts(), summary)
+        summary = replace(run_folder.summary, interference=records)
+        page = render_report(RunContents(run_folder.facts, summary))
         return (
             re.search(r"Pairs in conflict.*?(at the end[^<]*)", page, re.DOTALL)[1]
             .strip()
@@ -112,16 +118,17 @@ def test_a_single_measurement_is_none_of_the_start(run_folder):
 
 
 def test_long_texts_are_cut_in_the_page_and_it_says_so(tmp_path, write_run_folder):
-    facts = write_run_folder(tmp_path / "run", 5_000).read_facts()
+    facts = write_run_folder(tmp_path / "run", 5_000).facts
     long = ["word " * 400 + str(row) for row in range(len(facts))]
     position = facts.schema.get_field_index("prompt")
-    page = render_report(facts.set_column(position, facts.schema.field(position), [long]), Summary(5000, 5000, 0))
+    facts = facts.set_column(position, facts.schema.field(position), [long])
+    page = render_report(RunContents(facts, Summary(5000, 5000, 0)))
     assert len(page.encode()) < 5e6
     assert re.search(r"Texts longer than \d+ characters are cut", page)
 
 
 def test_what_was_not_measured_is_called_so(run_folder):
-    for path in (run_folder.probes, run_folder.interference, run_folder.config):
+    for path in (run_folder.paths.probes, run_folder.paths.interference, run_folder.paths.config):
         path.unlink()
     run_folder.write_summary(Summary(96, 96, 0))
     page = build_report(run_folder).read_text()
@@ -139,17 +146,17 @@ def test_recall_that_is_zero_by_construction_is_called_so(run_folder):
 @pytest.mark.parametrize("count", [0, 1])
 def test_hardly_any_facts_are_no_error(tmp_path, count):
     folder = RunFolder(tmp_path / "run")
-    write_fact_table(folder.facts, {"fact_id": ["a"][:count], "prompt": ["p"][:count], "target": ["t"][:count]})
-    write_interference(folder.interference, np.ones((count, count)), np.arange(count))
-    folder.write_summary(summarize(folder.read_facts()))
+    write_fact_table(folder.paths.facts, {"fact_id": ["a"][:count], "prompt": ["p"][:count], "target": ["t"][:count]})
+    write_interference(folder.paths.interference, np.ones((count, count)), np.arange(count))
+    folder.write_summary(summarize(folder.facts))
     assert page_data(build_report(folder).read_text())["facts"]["n"] == count
 
 
 def test_without_the_facts_there_is_no_report(run_folder):
-    run_folder.facts.unlink()
+    run_folder.paths.facts.unlink()
     with pytest.raises(InputError, match=r"facts\.parquet"):
         build_report(run_folder)
-    assert not run_folder.report.exists()
+    assert not run_folder.paths.report.exists()
 
 
 def test_scores_and_side_effects_are_shown(run_folder):
@@ -157,7 +164,7 @@ def test_scores_and_side_effects_are_shown(run_folder):
     section = page[page.index('<section id="learned"') : page.index('<section id="interference"')]
     for name in ("efficacy", "generalization", "locality_kl", "retention_nll", "retention_known"):
         assert f"<code>{name}</code>" in section
-    after = run_folder.read_summary().score("generalization").kept.after
+    after = run_folder.summary.score("generalization").kept.after
     assert f"{round(100 * after.mean)} % ({round(100 * after.low)}–{round(100 * after.high)})" in section
     assert "0.060 (0.010 to 0.120)" in section
     assert "side effects exceed chance; the largest:" in section

@@ -35,7 +35,7 @@ def texts(page: Page, css: str) -> list[str]:
 @pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (500, True)])
 def test_the_page_works_by_keyboard_and_mouse(folder, tmp_path, width, dark):
-    with Page(folder.report, tmp_path / "profile", width=width, dark=dark) as page:
+    with Page(folder.paths.report, tmp_path / "profile", width=width, dark=dark) as page:
         assert page.run(COUNT) == "2000 facts"
         assert page.run(f"{ROWS}.length") < 100  # of 2000: only what is in sight
         assert page.run("document.documentElement.scrollWidth - innerWidth") <= 0
@@ -68,7 +68,7 @@ def test_the_page_works_by_keyboard_and_mouse(folder, tmp_path, width, dark):
         up = [float(text) for text in texts(page, ".c-distance")]
         assert down == sorted(down, reverse=True)
         assert up == sorted(up)
-        distances = folder.read_facts().column("distance").to_numpy()
+        distances = folder.facts.column("distance").to_numpy()
         assert (down[0], up[0]) == (pytest.approx(distances.max(), abs=6e-3), pytest.approx(distances.min(), abs=6e-4))
 
         # Walk the table: down three, to the end, open the fact, close it; the focus is where it was.
@@ -106,7 +106,7 @@ def test_the_page_works_by_keyboard_and_mouse(folder, tmp_path, width, dark):
         # A view.
         page.run("document.getElementById('view').value = 'dropped'")
         page.run("document.getElementById('view').dispatchEvent(new Event('change'))")
-        assert set(texts(page, ".c-fate")) <= {"already known", "too far"}
+        assert set(texts(page, ".c-status")) <= {"already known", "too far"}
         assert page.problems == []
 
 
@@ -128,7 +128,7 @@ def test_ten_thousand_facts_scroll(tmp_path, write_run_folder):
 
 @pytest.mark.skipif(NODE is None, reason="no Node in the path")
 def test_search_order_and_window_without_a_browser(folder, tmp_path):
-    data = folder.report.read_text().split('id="data">', 1)[1].split("</script>", 1)[0]
+    data = folder.paths.report.read_text().split('id="data">', 1)[1].split("</script>", 1)[0]
     program = tmp_path / "logic.js"
     program.write_text(
         LOGIC.read_text()
@@ -148,7 +148,7 @@ process.stdout.write(JSON.stringify({{
     )
     done = subprocess.run([NODE, str(program)], capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
-    facts = folder.read_facts().to_pylist()
+    facts = folder.facts.to_pylist()
     needle, capital, both, dropped, undone, far_first, transfer = result["found"]
     assert needle == [0]
     assert capital == [row for row, fact in enumerate(facts) if "capital of" in fact["prompt"]]
@@ -164,6 +164,6 @@ process.stdout.write(JSON.stringify({{
     assert result["distances"] == sorted(result["distances"])
     assert result["windows"] == [[0, 20], [1994, 2000], [0, 3]]
     assert result["numbers"] == ["–", "3", "−1.50", "0.123", "1235"]
-    cosine = folder.read_interference().gradient_cosine()
+    cosine = folder.matrix.gradient_cosine()
     assert result["worst"].startswith("cosine −")
     assert float(result["worst"].split("−")[1]) <= -cosine.min() + 0.006

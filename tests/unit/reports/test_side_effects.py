@@ -19,7 +19,7 @@ def tables(tmp_path):
     shift = np.repeat([-3.0, 1.0, 0.0], SIZE)
     folder = RunFolder(tmp_path)
     write_fact_table(
-        folder.facts,
+        folder.paths.facts,
         {
             "fact_id": [str(row) for row in range(3 * SIZE)],
             "relation": relation,
@@ -33,7 +33,7 @@ def tables(tmp_path):
     )
     # Two neighbours a fact, moved by 1 and 3; those beside a fact that was not taught say nothing of what it did.
     write_probe_table(
-        folder.probes,
+        folder.paths.probes,
         {
             "fact_id": [str(row) for row in range(2 * SIZE) for _ in range(2)],
             "kind": ["neighborhood"] * 4 * SIZE,
@@ -42,7 +42,7 @@ def tables(tmp_path):
             "nll_after": [3.0, 5.0] * 2 * SIZE,
         },
     )
-    return folder.read_facts(), folder.read_probes(), shift + noise
+    return folder.facts, folder.probes, shift + noise
 
 
 def test_cells_are_means_over_facts(tables):

@@ -2,7 +2,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.interference import gradient_cosine
 from lit_semantic_peft.reports.run_folder import RunFolder
 from lit_semantic_peft.reports.tables import (
     FACT_COLUMNS,
@@ -91,8 +93,11 @@ def test_the_interference_matrix_comes_back_with_its_step(tmp_path):
     np.testing.assert_array_equal(matrix.gradient_dot, dot)
     assert matrix.fact_index.tolist() == [5, 2, 9]
     assert (matrix.epoch, matrix.global_step) == (3, 17)
-    # The third gradient is zero: its cosines are defined as 0, without a warning.
-    np.testing.assert_allclose(matrix.gradient_cosine(), [[1, -0.5, 0], [-0.5, 1, 0], [0, 0, 0]])
+    # The third gradient is zero: its cosines are not defined, as in the metrics; without a warning.
+    nan = np.nan
+    np.testing.assert_allclose(matrix.gradient_cosine(), [[1, -0.5, nan], [-0.5, 1, nan], [nan, nan, nan]])
+    in_the_metrics = gradient_cosine(torch.tensor(dot))
+    np.testing.assert_array_equal(matrix.gradient_cosine(), in_the_metrics.numpy())
 
 
 def test_a_gradient_that_is_not_finite_is_not_measured(tmp_path):
@@ -113,10 +118,10 @@ def test_a_matrix_of_the_wrong_shape_is_refused(tmp_path):
 
 def test_a_missing_file_names_itself_and_the_command_that_makes_it(tmp_path, run_folder):
     with pytest.raises(InputError, match=r"expected a run folder.*fit --config"):
-        RunFolder(tmp_path / "nowhere").read_facts()
-    run_folder.summary.unlink()
+        _ = RunFolder(tmp_path / "nowhere").facts
+    run_folder.paths.summary.unlink()
     with pytest.raises(InputError, match=r"`summary.json` is missing.*lit-semantic-peft fit"):
-        run_folder.read_summary()
+        _ = run_folder.summary
 
 
 def test_an_empty_folder_is_free(tmp_path, run_folder):

@@ -51,3 +51,12 @@ def test_rows_and_indices_must_be_equally_many_and_present():
 def test_to_moves_every_tensor():
     moved = collate(ROWS, range(3), 0).to("meta")
     assert all(getattr(moved, field.name).device.type == "meta" for field in dataclasses.fields(moved))
+
+
+def test_fillers_weigh_nothing_and_are_known_as_such():
+    batch = collate(ROWS, range(3), 0, loss_weight=[0.0, 2.5, 0.5])
+    assert batch.is_filler.tolist() == [False, False, False]
+    filled = batch.with_fillers(1).to("cpu")
+    assert filled.is_filler.tolist() == [False, False, True]
+    assert filled.loss_weight.tolist() == [0.0, 2.5, 0.0]
+    assert batch.loss_weight.tolist() == [0.0, 2.5, 0.5]

@@ -136,7 +136,7 @@ def test_weight_zero_is_the_fact_removed(tiny_model, facts_file, monkeypatch, no
     """The same planned steps, once with facts of weight 0 in them and once without these facts."""
     settings = {"micro_batch_size": 8, "data": {"weighting": Ramp(4)}, "model": {"normalization": normalization}}
     with_zeros = fit_ramped(tiny_model, facts_file, **settings)
-    weights = with_zeros.data.prepared.loss_weight
+    weights = with_zeros.data.prepared.weights.start
     steps = StepPlan.steps
 
     def without(self, epoch):

@@ -155,7 +155,7 @@ def test_an_interrupted_run_goes_on_with_its_groups(tiny_model, contradiction, t
     def surgery():
         return GradientSurgery("conflict", every_n_epochs=4)
 
-    settings = {"data": CONTRADICTING, "optimizer": torch.optim.AdamW}
+    settings = {"data": CONTRADICTING, "model": {"optimizer": torch.optim.AdamW}}
     whole = fit(tiny_model, contradiction, callbacks=[surgery()], trainer={"max_epochs": 6}, **settings).module
     half = fit(tiny_model, contradiction, callbacks=[surgery()], trainer={"max_epochs": 3}, **settings).module
     half.trainer.save_checkpoint(tmp_path / "half.ckpt")

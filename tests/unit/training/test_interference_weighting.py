@@ -5,9 +5,10 @@ import pytest
 import torch
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference import feature_store, gradient_matrix, one_backward_per_fact
-from lit_semantic_peft.training import GradientSurgery, InterferenceWeighting, SemanticPeftModule
+from lit_semantic_peft.training import GradientSurgery, InterferenceWeighting
 from lit_semantic_peft.training.interference_aware import fact_sample
 from lit_semantic_peft.training.interference_aware.progress_weights import predicted_progress, progress_weights
+from lit_semantic_peft.training.loss_weights import LossWeights
 
 from fixtures.training import CONTRADICTING, WEIGHTED, assert_same_adapter, fit, is_same_adapter, losses
 
@@ -96,7 +97,7 @@ def test_every_fact_has_its_turn_and_sums_stay(tiny_model, facts_file):
     weighting = InterferenceWeighting(every_n_steps=1, num_facts=4)
     module = fit(tiny_model, facts_file, data=WEIGHTED, callbacks=[weighting], trainer={"max_steps": 4}).module
     assert (weighting.factor != 1).all()
-    given = module.data.prepared.loss_weight
+    given = module.data.prepared.weights.start
     assert (given * weighting.factor.numpy()).sum() == pytest.approx(given.sum(), rel=1e-5)
 
 
@@ -104,7 +105,7 @@ def test_a_fact_without_weight_yet_is_trained_when_the_schedule_gives_it_one(tin
     weighting = InterferenceWeighting(every_n_steps=1)
     given = np.ones(12)
     given[[2, 5]] = 0.0
-    monkeypatch.setattr(SemanticPeftModule, "loss_weight_now", lambda module, rows: given[rows])
+    monkeypatch.setattr(LossWeights, "planned", lambda weights, rows: given[rows])
     fit(tiny_model, facts_file, callbacks=[weighting], trainer={"max_steps": 2})
     assert weighting.factor[[2, 5]].tolist() == [1.0, 1.0]
     assert (weighting.factor != 1).sum() == 10

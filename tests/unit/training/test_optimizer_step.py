@@ -39,7 +39,7 @@ def test_loss_and_gradient_equal_an_obvious_loop(tiny_model, facts_file, normali
     )
     fresh = build(tiny_model, facts_file).module
     fresh.configure_model()
-    data, weights = run.data, run.data.prepared.loss_weight
+    data, weights = run.data, run.data.prepared.weights.start
     assert np.count_nonzero(weights == 0) == 3
     total = torch.zeros(())
     for row in range(12):

@@ -86,6 +86,7 @@ def test_objects_that_were_used_before_train_as_new_ones(tiny_model, facts_file)
     trainer("cut").fit(module, datamodule=data, ckpt_path="cut/checkpoints/last.ckpt")
     assert is_same_adapter(module, whole)
     assert module.dynamics.compute()["num_measured_epochs"].tolist() == [1] * 12
+    assert module.loss_weights.used() == whole.loss_weights.used()
 
     again = new_module()
     trainer("again").fit(again, datamodule=data)

@@ -1,11 +1,14 @@
 """Weightings that change in training, through whole runs."""
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from lit_semantic_peft.callbacks import InterferenceMonitor, LossWeightDistribution
+from lit_semantic_peft.callbacks import FactReport, InterferenceMonitor, LossWeightDistribution
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.reports import RunFolder
+from lit_semantic_peft.reports.views import worst_conflicts
 from lit_semantic_peft.semantics import Focal, Online, Proximity, Remoteness, Scheduled, Uniform
 from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, SemanticPeftModule
 from peft import PrefixTuningConfig
@@ -24,7 +27,7 @@ class Weights(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         rows = batch.fact_index.tolist()
-        self.foretold.append(dict(zip(rows, pl_module.loss_weight_now(rows).tolist(), strict=True)))
+        self.foretold.append(dict(zip(rows, pl_module.loss_weights.planned(rows).tolist(), strict=True)))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.of_step.append(dict(zip(batch.fact_index.tolist(), batch.loss_weight.tolist(), strict=True)))
@@ -56,12 +59,12 @@ def test_a_schedule_goes_from_the_first_weighting_to_the_last(tiny_model, facts_
     module = fit(tiny_model, facts_file, data={"weighting": Scheduled(Proximity(), FAR)}, callbacks=[weights]).module
     prepared = module.data.prepared
     for expected, found in (
-        (prepared.loss_weight, weights.of_step[0]),
-        (prepared.final_loss_weight, weights.of_step[-1]),
+        (prepared.weights.start, weights.of_step[0]),
+        (prepared.weights.end, weights.of_step[-1]),
     ):
         assert found == pytest.approx({row: expected[row] for row in found})
     middle = weights.of_step[len(weights.of_step) // 2]
-    ends = {row: sorted((prepared.loss_weight[row], prepared.final_loss_weight[row])) for row in middle}
+    ends = {row: sorted((prepared.weights.start[row], prepared.weights.end[row])) for row in middle}
     assert all(ends[row][0] - 1e-6 <= weight <= ends[row][1] + 1e-6 for row, weight in middle.items())
     for found, foretold in zip(weights.of_step, weights.foretold, strict=True):
         assert found == pytest.approx(foretold)
@@ -72,8 +75,33 @@ def test_interference_is_measured_with_the_weights_of_its_time(tiny_model, facts
     data = {"weighting": Scheduled(Proximity(), FAR)}
     module = fit(tiny_model, facts_file, data=data, callbacks=[monitor]).module
     latest = monitor.latest
-    at_the_end = module.data.prepared.final_loss_weight[latest.fact_index.tolist()]
+    at_the_end = module.data.prepared.weights.end[latest.fact_index.tolist()]
     assert latest.loss_weight.tolist() == pytest.approx(at_the_end.tolist())
+
+
+def test_the_report_tells_what_is_undone_by_the_weights_of_the_measurement(tiny_model, facts_file, tmp_path):
+    """Not by those of the start, which the fact table has as `loss_weight`."""
+    weighting = Scheduled(Proximity(gamma=8.0), FAR)
+    trainer = {"max_epochs": 4, "default_root_dir": tmp_path}
+    callbacks = [InterferenceMonitor(num_facts=4), FactReport(show_summary=False)]
+    module = fit(tiny_model, facts_file, data={"weighting": weighting}, trainer=trainer, callbacks=callbacks).module
+    folder = RunFolder(tmp_path)
+    facts, matrix = folder.read_facts(), folder.read_interference()
+    assert matrix.fact_index.tolist() == list(range(12))
+    undone = {}
+    for moment in ("start", "end"):
+        w = getattr(module.data.prepared.weights, moment)
+        share = -(matrix.gradient_dot * w[None, :]) / (w * matrix.gradient_dot.diagonal())[:, None]
+        np.fill_diagonal(share, 0.0)
+        undone[moment] = share.max(axis=1).clip(min=0)
+    found = facts.column("undone_by_worst").to_pylist()
+    assert found == pytest.approx(undone["end"].tolist(), rel=1e-4)
+    assert found != pytest.approx(undone["start"].tolist(), rel=0.1)
+    assert facts.column("loss_weight").to_pylist() == module.data.prepared.weights.start.tolist()
+    assert facts.column("loss_weight_used").to_pylist() == module.loss_weights.used()
+    worst = worst_conflicts(facts, matrix, count=12)
+    assert [item.undone for item in worst] == sorted((one for one in found if one > 0), reverse=True)
+    assert worst
 
 
 def test_a_schedule_ends_where_the_steps_end(tiny_model, facts_file):
@@ -81,14 +109,14 @@ def test_a_schedule_ends_where_the_steps_end(tiny_model, facts_file):
     trainer = {"max_epochs": -1, "max_steps": 4}
     data = {"weighting": Scheduled(Proximity(), FAR)}
     module = fit(tiny_model, facts_file, data=data, trainer=trainer, callbacks=[weights]).module
-    final = module.data.prepared.final_loss_weight
+    final = module.data.prepared.weights.end
     assert weights.of_step[-1] == pytest.approx({row: final[row] for row in weights.of_step[-1]})
 
 
 def test_the_distribution_of_the_weights_is_logged(tiny_model, facts_file):
     module = fit(tiny_model, facts_file, data={"weighting": FAR}, callbacks=[LossWeightDistribution()]).module
     logged = module.trainer.callback_metrics
-    weight = torch.tensor(module.data.prepared.loss_weight)
+    weight = torch.tensor(module.data.prepared.weights.start)
     assert float(logged["weights/min"]) == pytest.approx(float(weight.min()))
     assert float(logged["weights/max"]) == pytest.approx(float(weight.max()))
     share = float(weight.sum() ** 2 / (len(weight) * (weight**2).sum()))

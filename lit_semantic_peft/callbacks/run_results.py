@@ -1,0 +1,236 @@
+"""Writes down what a run has found: the fact table, the probe table, the summary."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, Trainer
+
+from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
+from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.evaluation import Comparison, Scores
+from lit_semantic_peft.files import write_text
+from lit_semantic_peft.models import peft_type_name
+from lit_semantic_peft.reports import (
+    EpochRecord,
+    Estimate,
+    Manifest,
+    RetentionRecord,
+    RunContents,
+    RunFolder,
+    Seconds,
+    merge_previous,
+    summarize,
+    write_fact_table,
+    write_probe_table,
+)
+from lit_semantic_peft.reports.provenance import about_process, keep_earlier
+from lit_semantic_peft.stopwatch import Stopwatch
+from lit_semantic_peft.training import SemanticPeftModule
+
+
+def write_selection(folder: RunFolder, module: SemanticPeftModule) -> tuple[int, int]:
+    """Writes which facts were dropped and why, and which facts and base model the folder's results are of.
+
+    Args:
+        folder: The run folder.
+        module: The module.
+
+    Returns:
+        Number of kept and of dropped facts.
+    """
+    prepared, source = module.data.prepared, module.base_model.source
+    dropped = [
+        json.dumps({**fact.to_json(), "drop_reason": reason}, ensure_ascii=False)
+        for fact, reason in zip(prepared.facts, prepared.reason, strict=True)
+        if reason is not None and fact.split == "inject"
+    ]
+    num_kept = len(prepared.kept_index)
+    write_text(folder.paths.dropped, "".join(f"{line}\n" for line in dropped))
+    folder.write_manifest(Manifest(prepared.key, source.public_name, source.fingerprint, len(prepared.facts), num_kept))
+    return num_kept, len(dropped)
+
+
+def write_results(
+    trainer: Trainer, module: SemanticPeftModule, epochs: Sequence[EpochRecord], stopwatch: Stopwatch
+) -> RunContents | None:
+    """Writes tables and summary. What was not measured now is kept from an earlier evaluation of the same facts.
+
+    Args:
+        trainer: The trainer.
+        module: The module.
+        epochs: The numbers of the epochs.
+        stopwatch: Where the time went.
+
+    Returns:
+        What the run folder now holds; None on other ranks than the first. All ranks take part.
+    """
+    columns = fact_columns(trainer, module)
+    if not trainer.is_global_zero:
+        return None
+    folder = RunFolder(trainer.default_root_dir)
+    paths = folder.paths
+    previous = folder.facts if paths.facts.is_file() else None
+    is_same = previous is not None and previous.column("fact_id").to_pylist() == columns["fact_id"]
+    facts = write_fact_table(paths.facts, merge_previous(columns, previous) if is_same else columns)
+    probes = None
+    if module.comparisons:
+        probes = write_probe_table(paths.probes, _probe_columns(module.comparisons, module.data.prepared))
+    elif paths.probes.is_file():
+        probes = folder.probes
+    earlier = folder.summary if is_same and paths.summary.is_file() else None
+    config = folder.config if paths.config.is_file() else ""
+    summary = summarize(facts, **keep_earlier(_about_run(trainer, module, folder, epochs, stopwatch, config), earlier))
+    folder.write_summary(summary)
+    matrix = folder.matrix if paths.interference.is_file() else None
+    return RunContents(facts, summary, probes, matrix, config, folder.name)
+
+
+def _about_run(
+    trainer: Trainer,
+    module: SemanticPeftModule,
+    folder: RunFolder,
+    epochs: Sequence[EpochRecord],
+    stopwatch: Stopwatch,
+    config: str,
+) -> dict[str, Any]:
+    monitor = _monitor(trainer)
+    return about_process() | {
+        "name": folder.name,
+        "base_model": module.base_model.source.public_name,
+        "base_model_note": module.base_model.source.note or None,
+        "peft_type": peft_type_name(module.model),
+        "trainable_parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
+        "distance_name": module.data.distances[0].name,
+        "epochs": tuple(epochs),
+        "interference": tuple(monitor.records) if monitor else (),
+        "retention": _retention(module.scores) if module.scores else None,
+        "seconds": Seconds(**stopwatch.seconds),
+        "config": yaml.safe_load(config) or {},
+    }
+
+
+def _monitor(trainer: Trainer) -> InterferenceMonitor | None:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    monitors = [callback for callback in callbacks if isinstance(callback, InterferenceMonitor)]
+    return monitors[0] if monitors else None
+
+
+def fact_columns(trainer: Trainer, module: SemanticPeftModule) -> dict[str, list[Any]]:
+    """The columns of the fact table that are known so far. All ranks take part.
+
+    Args:
+        trainer: The trainer.
+        module: The module.
+    """
+    prepared, monitor = module.data.prepared, _monitor(trainer)
+    columns = prepared.columns()
+    if hasattr(module, "dynamics"):
+        columns |= _dynamics_columns(module) | {"loss_weight_used": module.loss_weights.used()}
+    if monitor is not None and monitor.latest is not None:
+        columns |= monitor.latest.columns(columns["fact_id"])
+    if module.comparisons:
+        columns |= _answer_columns(module, len(prepared.facts))
+        if module.trainer.precision != "32-true":  # both sides rounded alike; the filters saw distances in float32
+            name = module.data.distances[0].name
+            for row in module.comparisons:
+                if row.question.kind == "fact":
+                    columns["distance"][row.question.fact_index] = row.before.distances[name]
+    return columns
+
+
+def _dynamics_columns(module: SemanticPeftModule) -> dict[str, list[Any]]:
+    history = {name: values.tolist() for name, values in module.dynamics.compute().items()}
+    measured = [count > 0 for count in history["num_measured_epochs"]]
+
+    def where_measured(values: list[Any]) -> list[Any]:
+        return [value if known else None for value, known in zip(values, measured, strict=True)]
+
+    return {
+        "first_learned_epoch": [epoch if epoch >= 0 else None for epoch in history["first_learned"]],
+        "forgetting_events": where_measured(history["forgetting_events"]),
+        "learned_at_end": where_measured(history["is_recalled"]),
+    }
+
+
+def _answer_columns(module: SemanticPeftModule, size: int) -> dict[str, list[Any]]:
+    distance_name = module.data.distances[0].name
+    columns: dict[str, list[Any]] = defaultdict(lambda: [None] * size)
+    for row in module.comparisons:
+        index, before, after = row.question.fact_index, row.before, row.after
+        if row.question.kind != "fact":
+            continue
+        measured = {
+            "nll_before": before.nll,
+            "nll_after": after.nll,
+            "nll_delta": after.nll - before.nll,
+            "efficacy_teacher_forced_before": before.is_recalled,
+            "efficacy_teacher_forced_after": after.is_recalled,
+            "efficacy_before": before.is_correct,
+            "efficacy_after": after.is_correct,
+            "answer_before": before.text,
+            "answer_after": after.text,
+            "distance_after": after.distances[distance_name],
+            "pushed_away": bool(module.is_pushed_away[index]),
+        }
+        for name, value in measured.items():
+            columns[name][index] = value
+    assert module.scores is not None
+    # Of a fact's own prompt the table says yes or no, as set above.
+    return module.scores.columns() | dict(columns)
+
+
+def _retention(scores: Scores) -> RetentionRecord | None:
+    measured = {name: value for name, value in scores.retention.items() if value == value}
+    if not measured:
+        return None
+    return RetentionRecord(
+        nll_before=measured.get("nll_before"),
+        nll_after=measured.get("nll_after"),
+        nll_delta=Estimate.of(scores.text_nll_delta),
+        known=Estimate.of(scores.is_still_known),
+    )
+
+
+def _probe_columns(comparisons: list[Comparison], prepared: PreparedFacts) -> dict[str, list[Any]]:
+    probes = [row for row in comparisons if row.question.max_new_tokens and row.question.kind not in ("fact", "known")]
+    return {
+        "fact_id": [prepared.facts[row.question.fact_index].id for row in probes],
+        "kind": [row.question.kind for row in probes],
+        "prompt": [row.question.prompt for row in probes],
+        "target": [row.question.target for row in probes],
+        "answer_before": [row.before.text for row in probes],
+        "answer_after": [row.after.text for row in probes],
+        "unchanged": [row.is_unchanged for row in probes],
+        "correct_before": [row.before.is_correct for row in probes],
+        "correct_after": [row.after.is_correct for row in probes],
+        "turn": [row.question.turn for row in probes],
+        "nll_before": [row.before.nll for row in probes],
+        "nll_after": [row.after.nll for row in probes],
+    }
+
+
+def refuse_other_results(folder: RunFolder, prepared: PreparedFacts) -> None:
+    """Refuses to overwrite what cannot be merged with.
+
+    Args:
+        folder: The run folder.
+        prepared: The facts that are to be tested.
+
+    Raises:
+        InputError: If the folder holds the results of other facts, or a summary that cannot be read.
+    """
+    found = folder.fact_ids()
+    if found is None:
+        return
+    if found != [fact.id for fact in prepared.facts]:
+        raise InputError(
+            f"The run folder {folder.path} holds the results of other facts than those to be tested; they would be "
+            "overwritten. Choose another folder by `--trainer.default_root_dir runs/NAME`, and name the checkpoint by "
+            f"its file, `--ckpt_path {folder.paths.last_checkpoint}`."
+        )
+    if folder.paths.summary.is_file():
+        folder.summary  # noqa: B018  # now, not when all questions have been asked

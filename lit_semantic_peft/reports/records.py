@@ -1,0 +1,285 @@
+"""The records that a run's JSON files hold: read strictly, written in the order of their fields."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import field
+from typing import Any, Self
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.statistics import bootstrap_interval
+
+_STRICT = ConfigDict(strict=True, extra="forbid")  # "1" is no number, and a field that nobody knows is an error
+
+_EXPECTED = {
+    "bool_type": "bool", "dataclass_type": "an object", "dict_type": "an object", "float_type": "float",
+    "int_type": "int", "string_type": "str", "tuple_type": "a list",
+}  # fmt: skip
+
+
+class Record:
+    """To and from plain JSON types, for records of numbers, texts, mappings and one another."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON types, in their order; None and NaN are "not measured"."""
+        value: dict[str, Any] = json.loads(TypeAdapter(type(self)).dump_json(self))
+        return value
+
+    @classmethod
+    def from_json(cls, value: Any, where: str = "record") -> Self:
+        """Builds the record from JSON types; a missing optional field has its default.
+
+        Args:
+            value: What `to_json` gave.
+            where: Name of the value in messages.
+
+        Raises:
+            InputError: A field is unknown, missing or of another type; all such fields are named.
+        """
+        try:  # as JSON text: of Python values the strict reader takes no list for a tuple
+            return TypeAdapter(cls).validate_json(json.dumps(value))
+        except ValidationError as error:
+            raise InputError("\n".join(_problems(error, where))) from error
+
+
+def _problems(error: ValidationError, where: str) -> list[str]:
+    """A line for each value of another type, and one for all unknown or missing fields of an object."""
+    names: dict[tuple[str, str], list[str]] = {}
+    lines = []
+    for problem in error.errors(include_url=False):
+        kind, place = problem["type"], problem["loc"]
+        if kind in ("unexpected_keyword_argument", "missing"):
+            what = "missing" if kind == "missing" else "unknown"
+            names.setdefault((_path(where, place[:-1]), what), []).append(str(place[-1]))
+        else:
+            expected = _EXPECTED.get(kind, problem["msg"])
+            lines.append(f"`{_path(where, place)}`: expected {expected}, got {problem['input']!r}")
+    lines += [f"`{path}`: {what} field(s) {', '.join(found)}" for (path, what), found in names.items()]
+    if any(what == "unknown" for _, what in names):
+        lines.append("Another version of lit-semantic-peft may have written it; evaluate the run anew with this one.")
+    return lines
+
+
+def _path(where: str, place: tuple[int | str, ...]) -> str:
+    return where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Estimate(Record):
+    """A mean with its 95 % bootstrap interval over facts (`bootstrap_interval`).
+
+    Attributes:
+        mean: The mean.
+        low: Lower end.
+        high: Upper end.
+        num_facts: Number of facts, or of what else is said, that it is a mean of.
+    """
+
+    mean: float
+    low: float
+    high: float
+    num_facts: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Self | None:
+        """The estimate from one number per fact; None is "not measured", and so is the result where all are."""
+        interval = bootstrap_interval([float(value) for value in values if value is not None])
+        return None if interval is None else cls(interval.mean, interval.low, interval.high, interval.num_facts)
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Sides(Record):
+    """A score under the base model and after training; a score that compares the two is in `after` alone."""
+
+    before: Estimate | None = None
+    after: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class ScoreRecord(Record):
+    """One of `SCORES`, of the kept and of the dropped facts.
+
+    Attributes:
+        name: Name of the score.
+        kept: Over the kept facts.
+        dropped: Over the facts that a filter dropped.
+    """
+
+    name: str
+    kept: Sides = Sides()
+    dropped: Sides = Sides()
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class RetentionRecord(Record):
+    """What happened to everything else.
+
+    Attributes:
+        nll_before: Mean negative log-likelihood of unrelated text, base model, nats per token, over all tokens.
+        nll_after: The same after training.
+        nll_delta: After minus before by text, positive is harm; `num_facts` is the number of texts. Its mean is over
+            texts, so it may differ from `nll_after` − `nll_before`.
+        known: Share of the facts without a part in training that the base model answers right and that the trained
+            model still does.
+    """
+
+    nll_before: float | None = None
+    nll_after: float | None = None
+    nll_delta: Estimate | None = None
+    known: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class EpochRecord(Record):
+    """What an epoch of training ended with.
+
+    Attributes:
+        epoch: Number of the epoch, counted from 0.
+        global_step: Optimizer steps taken by its end.
+        loss: Mean training loss of the epoch, weighted as in training, nats per token.
+        val_nll: Mean negative log-likelihood of the kept facts at its end, nats per token.
+        recall: Teacher-forced recall of the kept facts at its end, in [0, 1].
+    """
+
+    epoch: int
+    global_step: int | None = None
+    loss: float | None = None
+    val_nll: float | None = None
+    recall: float | None = None
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class InterferenceRecord(Record):
+    """One measurement of the gradient matrix.
+
+    Attributes:
+        epoch: Epoch of the measurement; the matrix after the last epoch carries the number of epochs.
+        global_step: Optimizer steps taken before.
+        conflict_rate: Share of the pairs of sampled facts with gradient cosine below −0.05.
+        net_transfer_median: Median of the sampled facts' net transfer.
+        share_net_transfer_below_minus_1: Share of the sampled facts whose learning the others undo.
+        share_net_transfer_below_0: Share of the sampled facts that the others hurt on balance.
+    """
+
+    epoch: int
+    global_step: int | None = None
+    conflict_rate: float | None = None
+    net_transfer_median: float | None = None
+    share_net_transfer_below_minus_1: float | None = None
+    share_net_transfer_below_0: float | None = None
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Seconds(Record):
+    """Wall-clock seconds by part of the run, those of an interrupted run with it up to its last checkpoint.
+
+    They add up to what the user waited, without the start of the program and the making of the last report.
+
+    Attributes:
+        setup: Reading facts, filtering, loading the base model.
+        scoring: What the base model says of the facts, for distances and strata; next to nothing where it is known.
+        training: The epochs, and the interference measured during and after them.
+        evaluation: Asking the trained model, and writing down what is known.
+    """
+
+    setup: float | None = None
+    scoring: float | None = None
+    training: float | None = None
+    evaluation: float | None = None
+
+    @property
+    def measured(self) -> Mapping[str, float]:
+        """The parts that were measured, by name."""
+        return {part: value for part, value in self.to_json().items() if value is not None}
+
+    @property
+    def total(self) -> float | None:
+        """The sum of what was measured; None where nothing was."""
+        return sum(self.measured.values()) if self.measured else None
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class FactCounts(Record):
+    """What follows from the fact table alone, over the facts that were there to be trained (split `inject`).
+
+    Attributes:
+        num_facts: Facts that were offered to the filters.
+        num_kept: Facts that were trained.
+        num_dropped: Facts that a filter dropped.
+        dropped_by_reason: Number of dropped facts by reason, the most frequent first.
+        pushed_away: Share of the kept facts whose distance grew.
+        scores: Every score that was measured, in the order of `SCORES`.
+    """
+
+    num_facts: int
+    num_kept: int
+    num_dropped: int
+    dropped_by_reason: dict[str, int] = field(default_factory=dict)
+    pushed_away: float | None = None
+    scores: tuple[ScoreRecord, ...] = ()
+
+    def score(self, name: str) -> ScoreRecord:
+        """A score by name; one without numbers where it was not measured."""
+        return next((one for one in self.scores if one.name == name), ScoreRecord(name))
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Summary(FactCounts):
+    """The numbers of a run. Everything but the three counts is optional; None is "not measured".
+
+    Attributes:
+        name: Name of the run.
+        created: When it ended, ISO 8601 with time zone.
+        command: The command line.
+        base_model: Name by which a user can load the base model.
+        base_model_note: What else must be known about it (dequantised weights, for example).
+        peft_type: Kind of adapter, as `peft` names it.
+        trainable_parameters: Number of trained parameters.
+        distance_name: Class name of the configured distance.
+        epochs: One record per epoch.
+        interference: One record per measurement of the gradient matrix, in order.
+        retention: What happened to unrelated text and to known facts.
+        seconds: Where the time went.
+        peak_memory_gb: Peak resident memory of the process, 10⁹ bytes.
+        versions: Package versions by name.
+        config: The configuration as plain types.
+    """
+
+    name: str | None = None
+    created: str | None = None
+    command: str | None = None
+    base_model: str | None = None
+    base_model_note: str | None = None
+    peft_type: str | None = None
+    trainable_parameters: int | None = None
+    distance_name: str | None = None
+    epochs: tuple[EpochRecord, ...] = ()
+    interference: tuple[InterferenceRecord, ...] = ()
+    retention: RetentionRecord | None = None
+    seconds: Seconds | None = None
+    peak_memory_gb: float | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Manifest(Record):
+    """Which facts and base model a run's results are of.
+
+    Attributes:
+        facts_key: Content key of the facts.
+        base_model: Name by which a user can load the base model.
+        base_fingerprint: Fingerprint of its weights.
+        num_facts: Facts that were read.
+        num_kept: Facts that the filters kept.
+    """
+
+    facts_key: str
+    base_model: str
+    base_fingerprint: str
+    num_facts: int
+    num_kept: int

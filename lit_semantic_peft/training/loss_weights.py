@@ -1,0 +1,178 @@
+"""What a fact weighs: in the plan, in an optimizer step, and on average over a training. Nothing else decides it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from lit_semantic_peft.data import KnowledgeDataModule, from_all_ranks
+from lit_semantic_peft.data.measures import identity
+from lit_semantic_peft.models import FrozenLayers, fact_nll
+from lit_semantic_peft.semantics import Online, Weighting
+from lit_semantic_peft.semantics.online import nll_and_online_weight
+from lit_semantic_peft.tokens import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class UsedWeights:
+    """The rows of one rank in an optimizer step, and what they weighed in its loss.
+
+    Attributes:
+        fact_index: int64 `(B,)`.
+        weight: float32 `(B,)`, ≥ 0.
+        is_filler: bool `(B,)`, see `Batch`.
+    """
+
+    fact_index: Tensor
+    weight: Tensor
+    is_filler: Tensor
+
+
+class LossWeights:
+    """The loss weight of each fact: planned × factor × online.
+
+    - *planned*: of the data module's weighting, by epoch and progress, see `PlannedWeights`. It comes with the batch.
+    - *factor*: of a callback that weighs facts anew during training (`InterferenceWeighting`); 1 without one.
+    - *online*: of an `Online` weighting, from the step's own logits; 1 for any other weighting.
+
+    What each fact weighed in the loss is noted: for the optimizer step that runs, and as a mean over the whole
+    training, which goes on after a resume. A batch is never changed.
+
+    Args:
+        data: After `setup`, in a trainer.
+
+    Attributes:
+        factor: float32 `(n,)`, ≥ 0, by fact index; None for 1.
+    """
+
+    def __init__(self, data: KnowledgeDataModule) -> None:
+        self._data = data
+        self.factor: Tensor | None = None
+        self._step: list[UsedWeights] = []
+        # Of this rank. In float64 and on the CPU: sums of float32 are exact there, in whatever order they come.
+        num_facts = len(data.prepared.facts)
+        self._total = torch.zeros(num_facts, dtype=torch.float64)
+        self._count = torch.zeros(num_facts, dtype=torch.long)
+
+    def planned(self, rows: Sequence[int], epoch: int | None = None) -> np.ndarray:
+        """Planned weights in the coming optimizer step, which a `Scheduled` weighting moves.
+
+        Args:
+            rows: Fact indices.
+            epoch: The epoch among whose facts the weights count; the current one where None.
+
+        Returns:
+            float64 `(len(rows),)`, without the factors of the step.
+        """
+        trainer = self._data.trainer
+        assert trainer is not None
+        assert trainer.train_dataloader is not None
+        progress = trainer.train_dataloader.sampler.progress_at(trainer.global_step)
+        return self._data.prepared.weights.at(rows, trainer.current_epoch if epoch is None else epoch, progress)
+
+    def nll_and_weight(self, model: PeftModel, batch: Batch, frozen: FrozenLayers | None) -> tuple[Tensor, Tensor]:
+        """ℓ_i and w_i of a micro-batch, from one forward pass; notes w_i.
+
+        Args:
+            model: The model, in training mode.
+            batch: The facts.
+            frozen: As in `target_logits`.
+
+        Returns:
+            Mean negative log-likelihoods, float32 `(B,)`, with a graph, and loss weights, float32 `(B,)`, without.
+        """
+        weight = batch.loss_weight
+        if self.factor is not None:
+            weight = weight * self.factor[batch.fact_index.cpu()].to(weight)
+        weighting = self._data.weighting
+        if isinstance(weighting, Online):
+            distance, has_end = self._data.distances[0], self._data.encoding.append_eos
+            nll, factor = nll_and_online_weight(model, batch, weighting, distance, has_end=has_end, frozen=frozen)
+            weight = weight * factor.to(weight)
+        else:
+            nll = fact_nll(model, batch, frozen=frozen)
+        self._step.append(UsedWeights(batch.fact_index, weight, batch.is_filler))
+        return nll, weight
+
+    def of_step(self) -> UsedWeights:
+        """What this rank's facts weigh in the optimizer step that runs, micro-batch by micro-batch."""
+        return UsedWeights(*(torch.cat([getattr(part, name) for part in self._step]) for name in UsedWeights.__slots__))
+
+    def end_step(self) -> None:
+        """Adds the weights of the optimizer step to those of the training."""
+        step = self.of_step()
+        counted = ~step.is_filler.cpu()
+        rows = step.fact_index.cpu()[counted]
+        self._total.index_add_(0, rows, step.weight.cpu()[counted].double())
+        self._count.index_add_(0, rows, torch.ones_like(rows))
+        self._step = []
+
+    def drop_step(self) -> None:
+        """Forgets an optimizer step that was interrupted."""
+        self._step = []
+
+    def used(self) -> list[float | None]:
+        """Mean over the training of the weight that a fact had in the loss, of all ranks. A collective.
+
+        Returns:
+            One number for each fact, without unit, ≥ 0; None for a fact that was in no optimizer step.
+        """
+        state = self.state_dict()
+        counts = state["count"].tolist()
+        return [total / count if count else None for total, count in zip(state["total"].tolist(), counts, strict=True)]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What all ranks have noted, for the checkpoint. A collective."""
+        ranks = from_all_ranks((self._total, self._count))
+        return {
+            "total": torch.stack([total for total, _ in ranks]).sum(dim=0),
+            "count": torch.stack([count for _, count in ranks]).sum(dim=0),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], rank: int) -> None:
+        """Goes on after a checkpoint.
+
+        Args:
+            state_dict: From `state_dict`.
+            rank: This rank; the first one takes over the sums of all.
+        """
+        if rank == 0:
+            self._total, self._count = state_dict["total"].clone(), state_dict["count"].clone()
+
+
+def needs_whole_embeddings(weighting: Weighting) -> bool:
+    """Whether the weights of a step are of a distance, for which its process must have the whole embeddings.
+
+    Args:
+        weighting: The data module's.
+    """
+    return isinstance(weighting, Online) and not weighting.weighting.needs_nll
+
+
+def weighting_identity(data: KnowledgeDataModule) -> dict[str, str]:
+    """What must stay the same of the weighting when a training is resumed.
+
+    Weights that come from the base model are compared as numbers; of others only the recipe is known.
+
+    Args:
+        data: The data module.
+
+    Returns:
+        Settings as text, by the name under which a user sets them.
+    """
+    if not isinstance(data.weighting, Online):
+        return {"weighting": "of the base model"}
+    return {"weighting": _described(data.weighting), "distance": str(identity(data.distances[0]))}
+
+
+def _described(weighting: Weighting) -> str:
+    """Class and settings, such as `Online(weighting=Focal(gamma=2.0))`."""
+    settings = {
+        name: _described(value) if isinstance(value, Weighting) else value
+        for name, value in sorted(vars(weighting).items())
+        if isinstance(value, Weighting | float | int | str | None)
+    }
+    return f"{type(weighting).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())})"

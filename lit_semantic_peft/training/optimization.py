@@ -1,0 +1,61 @@
+"""How long a training is, and how its learning rate moves."""
+
+from typing import Literal
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.optim import Optimizer
+from transformers import get_scheduler
+
+from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.errors import InputError
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def num_optimizer_steps(trainer: Trainer, prepared: PreparedFacts) -> float:
+    """Optimizer steps of the whole training; infinite where neither `max_epochs` nor `max_steps` ends it.
+
+    Lightning takes every epoch to be as long as the one that runs, which deferred facts make wrong.
+
+    Args:
+        trainer: The trainer.
+        prepared: The facts.
+    """
+    estimate = trainer.estimated_stepping_batches  # loads the training data
+    if prepared.weights.deferred_from_epoch is None or trainer.max_epochs in (None, -1):
+        return estimate
+    assert trainer.train_dataloader is not None
+    num_steps: int = trainer.train_dataloader.sampler.steps_before(trainer.max_epochs)
+    return num_steps if trainer.max_steps == -1 else min(num_steps, trainer.max_steps)
+
+
+def with_schedule(
+    optimizer: Optimizer, schedule: Schedule, warmup_ratio: float, num_steps: float
+) -> OptimizerLRScheduler:
+    """An optimizer and its learning rate over all optimizer steps, as Lightning takes them.
+
+    Args:
+        optimizer: The optimizer.
+        schedule: What the learning rate does after warm-up.
+        warmup_ratio: Share of the steps over which it rises, in [0, 1).
+        num_steps: Optimizer steps of the training; may be infinite.
+
+    Raises:
+        InputError: If the schedule needs to know the length of a training that has none.
+    """
+    if num_steps == float("inf"):
+        if schedule != "constant" or warmup_ratio > 0:
+            raise InputError(
+                "`schedule` and `warmup_ratio` need to know how long training is: set `trainer.max_epochs` or "
+                "`trainer.max_steps`, or use `schedule: constant` with `warmup_ratio: 0`."
+            )
+        return optimizer
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    scheduler = get_scheduler(
+        name,
+        optimizer,
+        num_warmup_steps=round(warmup_ratio * num_steps),
+        num_training_steps=int(num_steps),
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,41 @@
+"""Whether what the frozen layers make of a fact is kept during a training."""
+
+import logging
+
+import numpy as np
+from peft import PeftModel
+
+from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models import FrozenLayers, frozen_layers_obstacle
+
+logger = logging.getLogger(__name__)
+
+
+def reused_layers(
+    model: PeftModel, prepared: PreparedFacts, reuse: bool | None, memory_mb: int, is_sharded: bool
+) -> FrozenLayers | None:
+    """The frozen layers whose outputs a training keeps; None for none.
+
+    Args:
+        model: The model with its adapter.
+        prepared: The facts.
+        reuse: None: where the model allows it and the outputs fit into memory. True: always.
+        memory_mb: How much of them each process keeps in memory at most, in MB (10⁶ bytes).
+        is_sharded: Whether the strategy cuts the base model up.
+
+    Raises:
+        InputError: If `reuse` is True and model or strategy do not allow it.
+    """
+    if reuse is False:
+        return None
+    if reuse is None and (is_sharded or frozen_layers_obstacle(model)):
+        return None
+    if is_sharded:  # ranks would wait for each other's shards while they need them for different facts
+        raise InputError("`reuse_frozen_layers` cannot be used: the strategy shards the layers over the ranks.")
+    num_tokens = sum(len(prepared.encoded[row]) for row in np.flatnonzero(prepared.is_trained))
+    frozen = FrozenLayers(model, num_tokens, memory_mb)
+    if reuse is None and not frozen.fits_in_memory:
+        return None
+    logger.info("The %d lowest layers run once for each fact, not in every epoch", frozen.num_layers)
+    return frozen

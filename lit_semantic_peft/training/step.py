@@ -1,0 +1,116 @@
+"""The optimizer step: from the losses and weights of its facts to the gradient that the optimizer gets.
+
+    loss      L = Σ w_i ℓ_i / S, over all facts of the step
+    S         Σ w_i (`step_weights`), or the number of facts with w_i > 0 (`step_count`)
+    gradient  (A·K / S) · g + gradients of the penalties
+
+g is the gradient that the backward passes leave: Lightning divides each micro-batch's Σ w_i ℓ_i by A =
+`accumulate_grad_batches` (also in a partial last window), and the strategy averages over the K ranks. S is known only
+when the step is complete, so the gradient is normalised then, and not the loss of a micro-batch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models import weight_normalizer
+from lit_semantic_peft.training.own_gradient import sum_over_ranks
+from lit_semantic_peft.training.penalties import RetainPenalty, adapter_penalty_gradient
+
+if TYPE_CHECKING:
+    from lit_semantic_peft.training.module import SemanticPeftModule
+
+Normalization = Literal["step_weights", "step_count"]
+
+
+def micro_batch_terms(nll: Tensor, weight: Tensor, normalization: Normalization) -> tuple[Tensor, Tensor]:
+    """What a micro-batch adds to the step.
+
+    Args:
+        nll: ℓ_i, float32 `(B,)`, nats per token, with a graph.
+        weight: w_i, float32 `(B,)`, ≥ 0.
+        normalization: What S is.
+
+    Returns:
+        Σ w_i ℓ_i with its graph, a scalar; and [Σ w_i ℓ_i, its part of S], float32 `(2,)`, without.
+    """
+    weighted_sum = (weight * nll).sum()
+    return weighted_sum, torch.stack([weighted_sum.detach(), weight_normalizer(weight, normalization)])
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What an optimizer step logs.
+
+    Attributes:
+        loss: Σ w_i ℓ_i / S, nats per token; None where no fact counts.
+        retain_kl: Mean divergence on the retained facts, nats per token; None without a penalty.
+        gradient_norm: Euclidean norm of the whole gradient, before clipping.
+    """
+
+    loss: float | None
+    retain_kl: Tensor | None
+    gradient_norm: Tensor
+
+
+def finish_step(
+    module: "SemanticPeftModule", terms: Tensor, parameters: Sequence[nn.Parameter], retain: RetainPenalty | None
+) -> StepResult | None:
+    """Turns the accumulated gradient into that of the step's loss and penalties. A collective.
+
+    Args:
+        module: After the last backward pass of the step.
+        terms: This rank's sum of what `micro_batch_terms` gives, float32 `(2,)`.
+        parameters: What trains; their gradients are changed.
+        retain: The penalty of retained facts; None for none.
+
+    Returns:
+        None where nothing counts: without gradients the optimizer skips its parameters.
+
+    Raises:
+        InputError: On all ranks alike, if the loss of the step is not finite.
+    """
+    trainer = module.trainer
+    weighted_sum, normalizer = sum_over_ranks(trainer, terms).tolist()
+    if normalizer == 0 and retain is None:
+        for parameter in parameters:
+            parameter.grad = None
+        return None
+    loss = weighted_sum / normalizer if normalizer else weighted_sum
+    _require_finite(loss, normalizer, trainer.global_step + 1)
+
+    average = getattr(trainer.strategy, "average_gradients", None)
+    if average is not None:  # `ShardedBaseStrategy`; other strategies averaged in the backward pass
+        average(parameters)
+    # Where no fact counts the gradients are zero, and only the penalties remain.
+    factor = trainer.accumulate_grad_batches * trainer.world_size / normalizer if normalizer else 0.0
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    torch._foreach_mul_(gradients, factor)
+
+    # Penalties have normalisers of their own.
+    _add(parameters, adapter_penalty_gradient(module.model, parameters))
+    retain_kl = None
+    if retain is not None:
+        retain_kl, retain_gradient = retain.of_step(trainer, module.data, module.model, parameters)
+        _add(parameters, retain_gradient)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return StepResult(loss if normalizer else None, retain_kl, norm)
+
+
+def _require_finite(loss: float, normalizer: float, step: int) -> None:
+    if not (math.isfinite(loss) and math.isfinite(normalizer)):
+        raise InputError(
+            f"`train/loss` is {loss} at optimizer step {step}; training cannot go on. Lower the "
+            "learning rate, clip gradients (`trainer.gradient_clip_val: 1.0`), or use `dtype: float32`."
+        )
+
+
+def _add(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None and parameter.grad is not None:
+            parameter.grad += gradient
