@@ -78,7 +78,7 @@ class SemanticPeftCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Checks run folder and checkpoint before anything is loaded."""
         config = self.config[self.subcommand]
-        refuse_what_would_be_ignored(config)
+        refuse_what_would_be_ignored(self.subcommand, config)
         config.trainer.default_root_dir = config.trainer.default_root_dir or _DEFAULT_RUN
         self.run_folder = RunFolder(config.trainer.default_root_dir)
         self._run_folder_existed = self.run_folder.path.exists()
@@ -157,12 +157,7 @@ class SemanticPeftCLI(LightningCLI):
             logger.info("The trial run by `fast_dev_run` went through; its folder is removed")
 
     def before_fit(self) -> None:
-        """Makes the run folder, by which a run that is killed before its first checkpoint is known.
-
-        Raises:
-            InputError: If an exported adapter is given; the facts are not scored first.
-        """
-        self.model.refuse_adapter()
+        """Makes the run folder, by which a run that is killed before its first checkpoint is known."""
         if is_first_process():
             remove_leftovers(self.run_folder.path)
             self.run_folder.paths.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,11 @@ from rich.console import Console
 
 from lit_semantic_peft.cli.conflicts import Conflicts, find_conflicts
 from lit_semantic_peft.cli.score_tables import print_scores
+from lit_semantic_peft.compatibility import refuse_incompatible
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
 from lit_semantic_peft.data.prepare import base_model_of
 from lit_semantic_peft.data.scoring import encoder_of
+from lit_semantic_peft.data.situation import situation_of
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import write_json
 from lit_semantic_peft.models import BaseModel
@@ -63,8 +65,12 @@ class KnowledgeTrainer(Trainer):
         Raises:
             InputError: If the facts or settings cannot be used.
         """
-        if self.world_size > 1:
-            raise InputError(f"`score` runs in one process, but the trainer has {self.world_size}: set `devices` to 1.")
+        refuse_incompatible(
+            situation_of(
+                self, "score", selection=datamodule.selection, batches=datamodule.batches,
+                weighting=datamodule.weighting, distance=datamodule.distances[0],
+            )
+        )  # fmt: skip
         if warmup_steps < 0:
             raise InputError(f"`warmup_steps` must be at least 0, got {warmup_steps}")
         if num_conflict_facts < 2:

@@ -143,15 +143,6 @@ class LossWeights:
             self._total, self._count = state_dict["total"].clone(), state_dict["count"].clone()
 
 
-def needs_whole_embeddings(weighting: Weighting) -> bool:
-    """Whether the weights of a step are of a distance, for which its process must have the whole embeddings.
-
-    Args:
-        weighting: The data module's.
-    """
-    return isinstance(weighting, Online) and not weighting.weighting.needs_nll
-
-
 def weighting_identity(data: KnowledgeDataModule) -> dict[str, str]:
     """What must stay the same of the weighting when a training is resumed.
 

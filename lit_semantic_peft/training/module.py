@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
+from lit_semantic_peft.compatibility import Situation
 from lit_semantic_peft.data import agreed
 from lit_semantic_peft.data.moved import refuse_moved
 from lit_semantic_peft.errors import InputError
@@ -29,14 +31,13 @@ from lit_semantic_peft.models import (
     traits_of,
 )
 from lit_semantic_peft.models.compiled import compile_layers
-from lit_semantic_peft.models.library_versions import refuse_misread_cache
+from lit_semantic_peft.models.library_versions import misreads_cache
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.evaluating import EvaluatingModule
 from lit_semantic_peft.training.identity import Resumed, resume_training, write_training_state
 from lit_semantic_peft.training.loss_weights import LossWeights
 from lit_semantic_peft.training.optimization import Schedule, num_optimizer_steps, with_schedule
 from lit_semantic_peft.training.penalties import RetainPenalty, retain_penalty, retained_rows
-from lit_semantic_peft.training.refusals import refuse_incompatible
 from lit_semantic_peft.training.reused_layers import reused_layers
 from lit_semantic_peft.training.step import Normalization, finish_step, micro_batch_terms
 
@@ -165,39 +166,37 @@ class SemanticPeftModule(EvaluatingModule):
         return model.train()  # Lightning keeps the modes that it finds; dropout belongs to training
 
     def _load(self) -> PeftModel:
-        if self.gradient_checkpointing and (reason := traits_of(self.peft_config).cannot.get("gradient_checkpointing")):
-            raise InputError(
-                f"`gradient_checkpointing` cannot be used with {type(self.peft_config).__name__}, which {reason}. "
-                "Leave it out."
-            )
         base = self.base_model.load()
-        model = (
-            load_adapter(base, self.adapter, self.base_model.source)
-            if self.adapter
-            else attach_adapter(base, self.peft_config)
-        )
-        refuse_misread_cache(model)
-        return model
-
-    def refuse_adapter(self) -> None:
-        """Refuses `adapter` for a training, which always makes a new one.
-
-        Raises:
-            InputError: If `adapter` is given.
-        """
         if self.adapter:
-            raise InputError(
-                f"`model.adapter` {self.adapter!r} is for `test` and `predict`; `fit` trains a new adapter. Leave it "
-                "out, or go on with an interrupted run by `--ckpt_path last`."
-            )
+            return load_adapter(base, self.adapter, self.base_model.source)
+        return attach_adapter(base, self.peft_config)
+
+    def complete_situation(self, situation: Situation) -> Situation:
+        """What the rules of `compatibility` need to know of this module, beside trainer and data module.
+
+        Args:
+            situation: Of trainer and data module.
+        """
+        traits = traits_of(self.peft_config)
+        return replace(
+            situation,
+            peft_config=type(self.peft_config).__name__,
+            works_through_cache=traits.virtual_tokens == "cache",
+            has_virtual_tokens=traits.virtual_tokens != "none",
+            reads_gradients="loss_scaling" in traits.cannot,
+            adapter=self.adapter,
+            gradient_checkpointing=self.gradient_checkpointing,
+            reuse_frozen_layers=self.reuse_frozen_layers,
+            retain_weight=self.retain_weight,
+            schedule=self.schedule,
+            warmup_ratio=self.warmup_ratio,
+            misreads_virtual_tokens=misreads_cache(),
+        )
 
     @override
     def setup(self, stage: str) -> None:
-        refuse_incompatible(self, stage)
         if stage == "predict":
             return
-        if stage == "fit":
-            self.refuse_adapter()
         data = self.data
         retained = retained_rows(data.prepared, with_known=self.retain_known) if self.retain_weight else []
         data.retain(retained)

@@ -11,11 +11,7 @@ from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.compiled import repeated_blocks
-from lit_semantic_peft.training.interference_aware.conflict_aware_batching import ConflictAwareBatching
-from lit_semantic_peft.training.interference_aware.gradient_surgery import GradientSurgery
-from lit_semantic_peft.training.interference_aware.interference_weighting import InterferenceWeighting
 from lit_semantic_peft.training.module import SemanticPeftModule
 from lit_semantic_peft.training.own_gradient import flattened, unflattened
 
@@ -51,21 +47,13 @@ class ShardedBaseStrategy(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
-        """Cuts the base model up.
+        """Shards the base model.
 
         Args:
             trainer: The trainer.
-
-        Raises:
-            InputError: If a callback needs the base model in a way that the processes do not share.
         """
         module = self.lightning_module
         assert isinstance(module, SemanticPeftModule)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ConflictAwareBatching | GradientSurgery | InterferenceWeighting):
-                raise InputError(
-                    f"`{type(callback).__name__}` cannot be used with a sharded base model. Use `strategy: ddp`."
-                )
         if not isinstance(module.model, FSDPModule):
             _shard_frozen(module.model, self.device_mesh["data_parallel"])
         super().setup(trainer)

@@ -17,7 +17,7 @@ from lit_semantic_peft.training.identity import TrainingCallback
 from lit_semantic_peft.training.interference_aware.clusters import agreement_clusters
 from lit_semantic_peft.training.interference_aware.fact_sample import agreed_gradient_matrix, trained_sample
 from lit_semantic_peft.training.module import SemanticPeftModule
-from lit_semantic_peft.training.own_gradient import flattened, refuse_loss_scaling, sum_over_ranks, unflattened
+from lit_semantic_peft.training.own_gradient import flattened, sum_over_ranks, unflattened
 
 Groups = Literal["relation", "conflict", "fact"]
 
@@ -136,7 +136,6 @@ class GradientSurgery(TrainingCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = _module(pl_module)
-        refuse_loss_scaling(trainer, "GradientSurgery")
         facts = module.data.prepared.facts
         if self.groups == "fact":
             self.group_of = list(range(len(facts)))
