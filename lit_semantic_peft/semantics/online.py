@@ -20,8 +20,8 @@ from lit_semantic_peft.tokens import IGNORE_INDEX, Batch
 class Online(Weighting):
     """Another weighting, applied to the distance (or likelihood) under the current model in each step.
 
-    The distance is `data.distance`, measured on the logits that the loss needs anyway, without the end token and
-    without a gradient. Weights are not normalised to mean 1 over the facts. This makes no difference under
+    The distance is `data.selection.distance`, measured on the logits that the loss needs anyway, without the end token
+    and without a gradient. Weights are not normalised to mean 1 over the facts. This makes no difference under
     `normalization: step_weights`; under `step_count`, steps with small weights make smaller updates. A rank-based
     distance (`Surprisal`) is ranked among the base model's values for the kept facts, so that a fact's weight does not
     depend on the other facts in the step. Range: that of the inner raw weight. Cost: no pass; the distance of the
@@ -66,7 +66,7 @@ class Online(Weighting):
         if distance.needs_answers and not self.weighting.needs_nll:
             raise InputError(
                 f"`weighting` Online needs a distance from the step's own logits; {distance.name} needs generated "
-                "answers. Use another `data.distance`, or the weighting without Online."
+                "answers. Use another `data.selection.distance`, or the weighting without Online."
             )
         self.reference = torch.from_numpy(np.sort(base_distance)) if distance.is_rank_based else None
 

@@ -154,6 +154,7 @@ def score_facts(
     facts: Sequence[Fact],
     distances: Sequence[Distance],
     *,
+    encoded: Sequence[EncodedFact] | None = None,
     batch_size: int = 64,
     on_batch: Callable[[int], object] | None = None,
 ) -> ScoredFacts:
@@ -168,13 +169,14 @@ def score_facts(
         encoder: Tokenizes the facts.
         facts: At least one.
         distances: Distances to measure; the first becomes the table's `distance`.
+        encoded: Tokens of the facts, where they are tokenized already.
         batch_size: Facts per batch.
         on_batch: Called with the number of facts done since the last call, for a progress bar.
 
     Returns:
         One row per fact, in order.
     """
-    encoded = encoder.encode_facts(facts)
+    encoded = encoder.encode_facts(facts) if encoded is None else encoded
     device = next(model.parameters()).device
     answers: list[list[int]] = [[] for _ in facts]
     columns: dict[str, FloatArray] = {distance.name: np.zeros(len(facts)) for distance in distances}
