@@ -53,7 +53,7 @@ class Situation:
         is_scheduled: Whether the weighting moves from the start to the end of training.
         deferred_from_epoch: Epoch from which dropped facts are trained too; None for never.
         mix_strata: Whether every optimizer step gets each stratum's share of the facts.
-        misreads_virtual_tokens: Whether the installed transformers and peft count virtual tokens wrongly.
+        misreads_virtual_tokens: Whether the installed peft misreads the cache (`library_versions.misreads_cache`).
     """
 
     stage: str = "fit"
@@ -218,9 +218,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "adapters with virtual tokens (prompt, prefix and p-tuning)",
         "transformers 5.24 with peft 0.21",
-        "`peft_config` {peft_config} puts virtual tokens before the input, which the installed transformers and peft "
-        "count wrongly, so that answers would be wrong. Install transformers below 5.24 or peft 0.22.",
-        lambda s: s.has_virtual_tokens and s.misreads_virtual_tokens,
+        "`peft_config` {peft_config} has virtual tokens, whose key-value cache the installed peft misreads, so that "
+        "answers would be wrong. Install transformers<5.24, or use an adapter without virtual tokens, such as "
+        "LoraConfig.",
+        lambda s: (s.has_virtual_tokens or s.works_through_cache) and s.misreads_virtual_tokens,
         _ALWAYS,
     ),
     # ------------------------------------------------- gradients of a scaled loss

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fixtures.facts import write_facts
-from fixtures.tiny import save_tiny_model
+from fixtures.models import save_tiny_model
 
 # Nothing here talks to a network; a test that tries fails at once instead of waiting.
 os.environ["HF_HUB_OFFLINE"] = "1"

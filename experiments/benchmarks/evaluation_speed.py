@@ -22,7 +22,7 @@ from experiments.benchmarks.subject import with_moved_lora
 from lit_semantic_peft.evaluation import Comparison, Evaluation, EvaluationPlan, Evaluator, Question
 from lit_semantic_peft.evaluation.questions import doubt_questions, fact_questions, retention_questions
 from lit_semantic_peft.facts import Fact, builtin_facts
-from lit_semantic_peft.models import greedy_answers, load_base_model, load_tokenizer, resolve_base_model
+from lit_semantic_peft.models import BaseModel, greedy_answers
 from lit_semantic_peft.semantics import ExpectedEmbeddingDistance, Surprisal
 from lit_semantic_peft.tokens import FactEncoder
 from peft import PeftModel
@@ -38,10 +38,10 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         SystemExit: If batched and single generation do not give the same answers.
     """
-    source = resolve_base_model(options["base_model"])
-    encoder = FactEncoder(load_tokenizer(source))
+    base = BaseModel(options["base_model"])
+    encoder = FactEncoder(base.load_tokenizer())
     torch.manual_seed(0)
-    model = with_moved_lora(load_base_model(source))
+    model = with_moved_lora(base.load())
     facts = _with_probes(builtin_facts("world", options["num_facts"]))
     evaluator = Evaluator(
         encoder,

@@ -24,10 +24,10 @@ from experiments.benchmarks.measured import provenance
 from experiments.study.facts import StudyFacts, facts_of
 from experiments.study.plan import ROOT, Role, Run, Setting, config_of, runs_of
 from experiments.study.results import ResultFolder, choose_learning_rate, measured, unfairness
-from lit_semantic_peft.cli.lightning_cli import run as run_command
+from lit_semantic_peft.cli.run import run as run_command
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import content_key, remove_leftovers, write_text
-from lit_semantic_peft.models import resolve_base_model
+from lit_semantic_peft.models import BaseModel
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def order_of(run: Run, setting: Setting, learning_rate: float) -> Order:
 
 @cache  # it reads the whole file of the weights
 def _fingerprint(base_model: str) -> str:
-    return resolve_base_model(base_model).fingerprint
+    return BaseModel(base_model).source.fingerprint
 
 
 def pending(setting: Setting, results: ResultFolder, role: Role, arms: Collection[str] | None = None) -> list[Order]:
@@ -145,13 +145,13 @@ def _in_processes(
     orders: Sequence[Order], setting: Setting, processes: int, deadline: float | None, slowness: float
 ) -> Iterator[tuple[str, str, float]]:
     if processes == 1:
-        _set_up(setting.threads)
+        set_up(setting.threads)
         yield from (execute(order, setting, deadline, slowness) for order in orders)
         return
     signal.signal(signal.SIGTERM, _cancel)
     environment = {"OMP_NUM_THREADS": str(setting.threads), "TOKENIZERS_PARALLELISM": "false"}
     os.environ.update(environment)  # read by the libraries of the processes that are started now
-    with ProcessPoolExecutor(processes, get_context("spawn"), _set_up, (setting.threads,)) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), set_up, (setting.threads,)) as pool:
         futures = [pool.submit(_execute_here, order, setting, deadline, slowness) for order in orders]
         try:
             yield from (future.result() for future in as_completed(futures))
@@ -172,7 +172,12 @@ def _execute_here(order: Order, setting: Setting, deadline: float | None, slowne
         os._exit(1)
 
 
-def _set_up(threads: int) -> None:
+def set_up(threads: int) -> None:
+    """Prepares a process for runs: its threads, and that a request to end cancels the run.
+
+    Args:
+        threads: Of torch.
+    """
     torch.set_num_threads(threads)
     signal.signal(signal.SIGTERM, _cancel)
 

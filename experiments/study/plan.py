@@ -20,7 +20,7 @@ Pace = Literal["steps", "exposures"]
 Role = Literal["tune", "report"]
 
 FREE = {
-    "data": {"distance", "filters", "mix_strata", "strata", "weighting"},
+    "data": {"selection.distance", "selection.filters", "selection.strata", "selection.weighting"},
     "model": {"normalization"},
     "trainer": {"callbacks"},
 }
@@ -53,7 +53,7 @@ class Arm:
     @property
     def has_filter(self) -> bool:
         """Whether some facts are not trained."""
-        return bool(self.config.get("data", {}).get("filters"))
+        return bool(self.config.get("data", {}).get("selection", {}).get("filters"))
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def load_arm(name: str, folder: Path = HERE / "arms") -> Arm:
     if group not in get_args(Group):
         raise InputError(f"{path.name}: `group` must be one of {', '.join(get_args(Group))}, got {group!r}")
     for section, values in config.items():
-        for key in values if isinstance(values, dict) else [None]:
+        for key in _settings(values) if isinstance(values, dict) else [None]:
             if key not in FREE.get(section, ()):
                 allowed = ", ".join(f"{one}.{key}" for one, keys in FREE.items() for key in sorted(keys))
                 raise InputError(
@@ -276,13 +276,15 @@ def config_of(run: Run, setting: Setting, learning_rate: float, facts: Path) -> 
     block, arm = run.block, _with_seed(copy.deepcopy(dict(run.arm.config)), run.seed)
     config = _merged(copy.deepcopy(_defaults()), arm)
     if run.is_control:
-        (inner,) = config["data"]["filters"]
+        selection = config["data"]["selection"]
+        (inner,) = selection["filters"]
         control = {"filter": inner, "seed": run.seed}
-        config["data"]["filters"] = [{"class_path": "experiments.study.control.RandomLike", "init_args": control}]
+        selection["filters"] = [{"class_path": "experiments.study.control.RandomLike", "init_args": control}]
     config["seed_everything"] = run.seed
     config["model"] |= {"base_model": setting.base_model, "peft_config": setting.methods[block.method]}
     config["model"]["optimizer"]["init_args"]["lr"] = learning_rate
-    config["data"] |= {"facts": str(facts), "seed": run.seed, "micro_batch_size": block.facts_per_step}
+    config["data"] |= {"facts": str(facts), "seed": run.seed}
+    config["data"]["batches"]["micro_batch_size"] = block.facts_per_step
     trainer = config["trainer"]
     trainer |= {"accelerator": setting.accelerator, "max_epochs": block.epochs}
     if run.arm.has_filter and run.pace == "steps":
@@ -357,6 +359,13 @@ def _check(setting: Setting, path: Path) -> None:
                 raise InputError(f"{where}`tuned_in` must be a block that tunes all its arms, got {block.tuned_in!r}")
         if TUNE_SEED in block.seeds or len(set(block.seeds)) < len(block.seeds):
             raise InputError(f"{where}`seeds` must differ from each other and from {TUNE_SEED}, which chooses")
+
+
+def _settings(section: Mapping[str, Any]) -> list[str]:
+    """The keys of a section, those of the group `selection` one by one."""
+    groups = {key: values for key, values in section.items() if key == "selection" and isinstance(values, dict)}
+    inner = [f"{group}.{key}" for group, values in groups.items() for key in values]
+    return [key for key in section if key not in groups] + inner
 
 
 def _merged(base: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class CourseRecorder(Callback):
         assert isinstance(pl_module, SemanticPeftModule)
         data = pl_module.data
         kept = data.prepared.kept_index
-        matrix = gradient_matrix(pl_module.model, data.training_batches(kept, data.micro_batch_size)).cpu()
+        matrix = gradient_matrix(pl_module.model, data.training_batches(kept, data.batches.micro_batch_size)).cpu()
         weight = torch.as_tensor(data.prepared.weights.start[kept], dtype=matrix.dtype)
         transfer = net_transfer(matrix, weight, len(kept))
         self.start_transfer = dict(zip(kept, transfer.tolist(), strict=True))

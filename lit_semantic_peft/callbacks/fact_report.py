@@ -3,6 +3,8 @@
 import dataclasses
 import logging
 import math
+import time
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -41,8 +43,11 @@ class FactReport(FreshCallback):
         wandb_artifact: Whether W&B gets the run's files (adapter, tables, plots, report) at the end.
 
     Attributes:
+        clock: Gives the time in seconds, for where the time went.
         is_test_next: Whether a `test` follows the `fit`, so that the report is left to it.
     """
+
+    clock: Callable[[], float] = time.monotonic
 
     def __init__(
         self,
@@ -68,11 +73,11 @@ class FactReport(FreshCallback):
         self.epochs: list[EpochRecord] = []
         self._epoch_columns: dict[str, list[Any]] = {}
         self._is_validated = False  # in this epoch
-        self._stopwatch = Stopwatch()
+        self._stopwatch = Stopwatch(self.clock)
 
     def _forget(self) -> None:
         if self.epochs:  # else the time is that of preparing this training
-            self._stopwatch = Stopwatch()
+            self._stopwatch = Stopwatch(self.clock)
         self.epochs, self._epoch_columns, self._is_validated = [], {}, False
 
     @override
@@ -87,7 +92,7 @@ class FactReport(FreshCallback):
             return
         assert isinstance(pl_module, SemanticPeftModule)
         super().setup(trainer, pl_module, stage)
-        seconds, pl_module.data.stopwatch = pl_module.data.stopwatch.seconds, Stopwatch()
+        seconds, pl_module.data.stopwatch = pl_module.data.stopwatch.seconds, pl_module.data.stopwatch.fresh()
         if stage == "test":
             agreed(lambda: refuse_other_results(RunFolder(trainer.default_root_dir), pl_module.data.prepared))
             # Reading the facts again is part of it where the training was another process.
@@ -153,7 +158,8 @@ class FactReport(FreshCallback):
         if first_late is not None and trainer.current_epoch <= first_late:
             logger.warning(
                 "Training ended after %d epochs, so what the filters dropped never came back: `trained_from_epoch` and "
-                "`loss_weight` of these facts in the table say what `data.deferred_from_epoch: %d` had planned.",
+                "`loss_weight` of these facts in the table say what `data.selection.deferred_from_epoch: %d` had "
+                "planned.",
                 trainer.current_epoch, first_late,
             )  # fmt: skip
         run = self._write(trainer, pl_module)

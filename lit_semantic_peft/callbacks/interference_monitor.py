@@ -74,9 +74,14 @@ class InterferenceMonitor(FreshCallback):
         seed: Of the samples. A smaller sample is part of a larger one.
         batch_size: Facts per forward pass of a measurement.
 
+    Attributes:
+        clock: Gives the time in seconds, for the time budget.
+
     Raises:
         InputError: If a setting is out of its range.
     """
+
+    clock: Callable[[], float] = time.perf_counter
 
     def __init__(
         self,
@@ -211,10 +216,10 @@ class InterferenceMonitor(FreshCallback):
             write_json(paths.interference_by_group, _without_nan(by_group))
 
     def _timed(self, work: Callable[..., Any], trainer: Trainer, *arguments: Any) -> Any:
-        begin = time.perf_counter()
+        begin = self.clock()
         with whole_base(trainer):
             result = work(trainer, *arguments)
-        self.seconds_in_training += time.perf_counter() - begin
+        self.seconds_in_training += self.clock() - begin
         return result
 
     def _decide_sample_size(self, trainer: Trainer, pl_module: LightningModule) -> int:
@@ -238,16 +243,16 @@ class InterferenceMonitor(FreshCallback):
 
     def _size_for_budget(self, trainer: Trainer, module: SemanticPeftModule) -> int:
         """Facts whose measurements take the budget: share × training time = pilot + measurements × facts × seconds."""
-        begin = time.perf_counter()
+        begin = self.clock()
         batches = self._batches(module, self._sample(module, _PILOT_FACTS))
         num_pilot = sum(len(batch) for batch in batches)
         precision = trainer.precision_plugin.train_step_context
         time_forward_and_backward(module.model, self._batches(module, self._sample(module, 1)), precision)  # warms up
         trained = time_forward_and_backward(module.model, batches, precision) / num_pilot
-        measuring = time.perf_counter()
+        measuring = self.clock()
         gradient_matrix(module.model, batches)
-        measured = (time.perf_counter() - measuring) / num_pilot
-        pilot = time.perf_counter() - begin
+        measured = (self.clock() - measuring) / num_pilot
+        pilot = self.clock() - begin
 
         num_kept = len(module.data.prepared.kept_index)
         steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)

@@ -41,7 +41,7 @@ def write_selection(folder: RunFolder, module: SemanticPeftModule) -> tuple[int,
     Returns:
         Number of kept and of dropped facts.
     """
-    prepared, source = module.data.prepared, module.source
+    prepared, source = module.data.prepared, module.base_model.source
     dropped = [
         json.dumps({**fact.to_json(), "drop_reason": reason}, ensure_ascii=False)
         for fact, reason in zip(prepared.facts, prepared.reason, strict=True)
@@ -99,8 +99,8 @@ def _about_run(
     monitor = _monitor(trainer)
     return about_process() | {
         "name": folder.name,
-        "base_model": module.source.public_name,
-        "base_model_note": module.source.note or None,
+        "base_model": module.base_model.source.public_name,
+        "base_model_note": module.base_model.source.note or None,
         "peft_type": peft_type_name(module.model),
         "trainable_parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
         "distance_name": module.data.distances[0].name,

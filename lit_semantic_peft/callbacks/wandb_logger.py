@@ -16,10 +16,7 @@ from lit_semantic_peft.reports import RunFolder
 
 logger = logging.getLogger(__name__)
 
-_QUEUE_SIZE = 1000  # calls; one takes well below a millisecond
 _GIVE_UP_AFTER = 5  # failures in a row
-_WAIT_SECONDS = 30.0  # at the end of training, for the calls that are still in the queue
-_FINISH_SECONDS = 600.0  # at the end of the command, for uploads; wandb itself waits for ever
 
 _END = "the end of the run"  # is tried in any case
 _Call = tuple[str, Callable[[], Any]]
@@ -34,11 +31,19 @@ class NonBlockingWandbLogger(WandbLogger):
       fails is lost, and after five in a row nothing more is tried. The first loss is told with the names of what was
       lost, the number of all losses at the end of each stage.
     - Where W&B refuses the connection or there is no key, the run is written to a file for `wandb sync`.
-    - `records_terminal = False` keeps what the terminal shows off W&B.
     - `close` ends the run if this logger opened it, so that the next one in the same process is a run of its own.
+
+    Attributes:
+        records_terminal: Whether W&B gets what the terminal shows.
+        queue_size: Most calls that wait; one takes well below a millisecond.
+        wait_seconds: How long the end of training waits for the calls that are still in the queue.
+        finish_seconds: How long the end of the command waits for uploads; wandb itself waits for ever.
     """
 
     records_terminal = True
+    queue_size = 1000
+    wait_seconds = 30.0
+    finish_seconds = 600.0
 
     # Defaults of the class, so that the arguments stay those of the class above.
     _calls: "queue.Queue[_Call | None] | None" = None
@@ -82,7 +87,7 @@ class NonBlockingWandbLogger(WandbLogger):
             call: The call.
         """
         if self._calls is None:
-            self._calls = queue.Queue(_QUEUE_SIZE)
+            self._calls = queue.Queue(self.queue_size)
             threading.Thread(target=self._work, args=(self._calls,), name="wandb calls", daemon=True).start()
         try:
             self._calls.put_nowait((what, call))
@@ -121,7 +126,7 @@ class NonBlockingWandbLogger(WandbLogger):
         finalize = super().finalize
         if self._experiment is not None:
             self.submit("the checkpoints", lambda: finalize(status))
-            self._drain(_WAIT_SECONDS)
+            self._drain(self.wait_seconds)
 
     @rank_zero_only
     def close(self, exit_code: int) -> None:
@@ -133,7 +138,7 @@ class NonBlockingWandbLogger(WandbLogger):
         run = self._experiment
         if run is not None and self._is_opened_here:
             self.submit(_END, lambda: run.finish(exit_code=exit_code))
-            self._drain(_FINISH_SECONDS + _WAIT_SECONDS)
+            self._drain(self.finish_seconds + self.wait_seconds)
         # Only now: a queued call that found no run would open another one.
         calls, self._calls, self._experiment = self._calls, None, None
         if calls is not None and not calls.full():
@@ -149,7 +154,7 @@ class NonBlockingWandbLogger(WandbLogger):
         if isinstance(given := self._wandb_init.get("settings") or {}, dict):
             own: dict[str, Any] = {} if self.records_terminal else {"console": "off"}
             if "WANDB_FINISH_TIMEOUT" not in os.environ:
-                own["finish_timeout"] = _FINISH_SECONDS
+                own["finish_timeout"] = self.finish_seconds
             self._wandb_init["settings"] = own | given
         try:
             _ = super().experiment  # opens it

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_semantic_peft.evaluation.answers import Answer, AnswerCache
+    from lit_semantic_peft.evaluation.answers import Answer, load_answers, store_answers
     from lit_semantic_peft.evaluation.evaluator import EVALUATION_VERSION, Comparison, Evaluator
     from lit_semantic_peft.evaluation.plan import EvaluationPlan
     from lit_semantic_peft.evaluation.questions import (
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 # Loaded when first used: reports read the definitions of the scores, and need no torch for it.
 _MODULE_OF = {
     "Answer": "answers",
-    "AnswerCache": "answers",
+    "load_answers": "answers",
+    "store_answers": "answers",
     "Comparison": "evaluator",
     "EVALUATION_VERSION": "evaluator",
     "Evaluator": "evaluator",
@@ -45,7 +46,6 @@ __all__ = [
     "RETENTION",
     "SCORES",
     "Answer",
-    "AnswerCache",
     "Comparison",
     "Evaluation",
     "EvaluationPlan",
@@ -56,8 +56,10 @@ __all__ = [
     "doubt_questions",
     "doubted",
     "fact_questions",
+    "load_answers",
     "prompt_questions",
     "retention_questions",
+    "store_answers",
 ]
 
 

@@ -274,7 +274,7 @@ def _restricted(outputs: TargetPass, positions: Tensor, rows: Sequence[int]) -> 
     return replace(
         outputs,
         logits=outputs.logits[positions],
-        hidden=outputs.hidden[positions],
+        hidden=None if outputs.hidden is None else outputs.hidden[positions],
         targets=outputs.targets[positions],
         row=number[outputs.row[positions]],
         num_facts=len(rows),

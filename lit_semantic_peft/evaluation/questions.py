@@ -63,7 +63,14 @@ class Question:
         return self.accepted[0] if self.accepted else ""
 
 
-def fact_questions(facts: Sequence[Fact], encoder: FactEncoder, plan: EvaluationPlan, seed: int = 0) -> list[Question]:
+def fact_questions(
+    facts: Sequence[Fact],
+    encoder: FactEncoder,
+    plan: EvaluationPlan,
+    seed: int = 0,
+    *,
+    encoded: Sequence[EncodedFact] | None = None,
+) -> list[Question]:
     """The questions of a set of facts, each fact followed by its probes.
 
     Args:
@@ -71,6 +78,7 @@ def fact_questions(facts: Sequence[Fact], encoder: FactEncoder, plan: Evaluation
         encoder: Tokenizes them.
         plan: Which probes are asked.
         seed: Of the answers to choose from.
+        encoded: Tokens of the facts, where they are tokenized already.
 
     Raises:
         InputError: If a prompt and its answer cannot be tokenized; it names the fact, its file and its line. A question
@@ -90,8 +98,9 @@ def fact_questions(facts: Sequence[Fact], encoder: FactEncoder, plan: Evaluation
         joiner: str,
         needs: tuple[int, ...] = (),
     ) -> None:
+        tokens = encoded[fact_index] if encoded is not None and kind == "fact" else None
         try:
-            question = _question(len(questions), fact_index, kind, prompt, accepted, joiner, encoder)
+            question = _question(len(questions), fact_index, kind, prompt, accepted, joiner, encoder, tokens=tokens)
             questions.append(replace(question, needs=needs))
         except InputError as error:
             fact = facts[fact_index]
@@ -244,8 +253,9 @@ def _question(
     encoder: FactEncoder,
     history: tuple[tuple[str, str], ...] = (),
     turn: int = 0,
+    tokens: EncodedFact | None = None,
 ) -> Question:
-    encoded = encoder.encode(prompt, accepted[0], joiner, history)
+    encoded = tokens or encoder.encode(prompt, accepted[0], joiner, history)
     longest = max([encoded.num_target_tokens, *(encoder.count_answer_tokens(alias, joiner) for alias in accepted[1:])])
     max_new_tokens = 0 if kind in ("rival", "choice", "wrong_choice") else longest + ANSWER_MARGIN
     return Question(number, fact_index, kind, prompt, accepted, encoded.prompt_ids, encoded, max_new_tokens, turn)

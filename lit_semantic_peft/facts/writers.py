@@ -14,7 +14,8 @@ from lit_semantic_peft.files import atomic_path
 OUTPUT_SUFFIXES: tuple[str, ...] = (".jsonl", ".jsonl.gz", ".parquet")
 """Suffixes of the files that can be written."""
 
-_ROWS_AT_ONCE = 10_000
+ROWS_AT_ONCE = 10_000
+"""Facts in a part of a Parquet file."""
 
 
 def convert(
@@ -92,6 +93,6 @@ def _write_parquet(facts: Sequence[Fact], path: Path) -> None:
         + [(name, text) for name in ("question", "split", "source")]
     )
     with pq.ParquetWriter(path, schema) as writer:
-        for start in range(0, len(facts), _ROWS_AT_ONCE):
-            rows = [fact.to_json() for fact in facts[start : start + _ROWS_AT_ONCE]]
+        for start in range(0, len(facts), ROWS_AT_ONCE):
+            rows = [fact.to_json() for fact in facts[start : start + ROWS_AT_ONCE]]
             writer.write_table(pa.Table.from_pylist(rows, schema))

@@ -17,7 +17,8 @@ from lit_semantic_peft.models.disk_space import reserve
 # Each parameter's features begin at a multiple of so many numbers, so that rounding does not depend on the address.
 _ALIGNED = 64
 
-_BYTES_IN_MEMORY = 1e9
+BYTES_IN_MEMORY = 1e9
+"""More than that `folder_if_large` puts on disk."""
 
 
 def folder_if_large(model: nn.Module, num_facts: int, folder: str | Path) -> str | Path | None:
@@ -29,7 +30,7 @@ def folder_if_large(model: nn.Module, num_facts: int, folder: str | Path) -> str
         folder: The folder on disk.
     """
     num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return None if 4 * num_facts * num_parameters <= _BYTES_IN_MEMORY else folder
+    return None if 4 * num_facts * num_parameters <= BYTES_IN_MEMORY else folder
 
 
 class FeatureStore(Protocol):

@@ -81,7 +81,7 @@ def _linear(layer: nn.Linear) -> LayerRule | None:
 
             def on_backward(gradient: Tensor) -> None:
                 if weight is not None:
-                    recorder.add(weight, _outer(gradient, x))
+                    recorder.add(weight, outer_products(gradient, x))
                 if bias is not None:
                     recorder.add(bias, _sum(gradient))
 
@@ -148,8 +148,8 @@ def _adalora(layer: SVDLinear) -> LayerRule | None:
                 for name in adapters:
                     a, b, e = (part[name].detach() for part in (layer.lora_A, layer.lora_B, layer.lora_E))
                     factor = float(layer.scaling[name] / (layer.ranknum[name] + 1e-5))
-                    recorder.add(layer.lora_B[name], factor * _outer(gradient, activation @ (a * e).T))
-                    product = factor * _outer(gradient @ b, activation)
+                    recorder.add(layer.lora_B[name], factor * outer_products(gradient, activation @ (a * e).T))
+                    product = factor * outer_products(gradient @ b, activation)
                     recorder.add(layer.lora_A[name], product * e)
                     recorder.add(layer.lora_E[name], (product * a).sum(dim=2))
 
@@ -230,8 +230,16 @@ def _on_gradient(value: Tensor, hook: Callable[[Tensor], None]) -> None:
     value.register_hook(hook)  # type: ignore[no-untyped-call]
 
 
-def _outer(left: Tensor, right: Tensor) -> Tensor:
-    """Σ_t left_t ⊗ right_t, `(B, l, r)`."""
+def outer_products(left: Tensor, right: Tensor) -> Tensor:
+    """Σ_t left_t ⊗ right_t of each fact, in float32 at least.
+
+    Args:
+        left: `(B, T, l)`.
+        right: `(B, T, r)`.
+
+    Returns:
+        `(B, l, r)`.
+    """
     return at_least_float32(left).transpose(1, 2) @ at_least_float32(right)
 
 

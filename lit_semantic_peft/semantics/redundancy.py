@@ -13,8 +13,10 @@ from lit_semantic_peft.semantics.table import FloatArray, ScoredFacts
 
 Drops = Literal["near_duplicate", "contradiction"]
 
-_BLOCK = 2048
-_LEADING = (31, 63, 127, 255)  # numbers of coordinates to choose from for the bound; one more has the remaining length
+BLOCK = 2048
+"""Facts that are compared at once."""
+LEADING = (31, 63, 127, 255)
+"""Numbers of coordinates to choose from for the bound; one more has the remaining length."""
 _SAMPLE = 1024  # facts whose pairs decide which number is used
 _PER_CANDIDATE = 20_000  # cost of checking a candidate pair, in multiplications of the bound
 _SLACK = 1e-4  # tolerance of the bound, in float32
@@ -88,8 +90,8 @@ class RedundancyFilter(FactFilter):
         bound = _bounding_coordinates(prompt, self.prompt_similarity)
         kept: list[int] = []
         reasons: list[str | None] = []
-        for start in range(0, len(prompt), _BLOCK):
-            rows = np.arange(start, min(start + _BLOCK, len(prompt)))
+        for start in range(0, len(prompt), BLOCK):
+            rows = np.arange(start, min(start + BLOCK, len(prompt)))
             earlier = np.array(kept, dtype=np.intp)
             # Pairs within the block as well: which of its facts are kept is only decided one by one.
             candidates = [
@@ -139,7 +141,7 @@ def _bounding_coordinates(rows: FloatArray, similarity: float) -> np.ndarray[tup
         bound = _bounded(sample, vectors[:, :num_leading])
         return num_leading + _PER_CANDIDATE * float((bound @ bound.T >= similarity - _SLACK).mean())
 
-    return _bounded(rows, vectors[:, : min(_LEADING, key=cost)])
+    return _bounded(rows, vectors[:, : min(LEADING, key=cost)])
 
 
 def _bounded(rows: FloatArray, vectors: FloatArray) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
@@ -156,8 +158,8 @@ def _may_reach(
 ) -> dict[int, list[int]]:
     """For each row of `left`, the rows of `right` whose cosine with it may reach `similarity`, if any."""
     found: dict[int, list[int]] = {}
-    for start in range(0, len(right), _BLOCK):
-        reaches = left @ right[start : start + _BLOCK].T >= similarity - _SLACK
+    for start in range(0, len(right), BLOCK):
+        reaches = left @ right[start : start + BLOCK].T >= similarity - _SLACK
         for place in np.flatnonzero(reaches).tolist():  # many times faster than two-dimensional `nonzero`
             row, column = divmod(place, reaches.shape[1])
             found.setdefault(row, []).append(start + column)

@@ -81,7 +81,7 @@ class Strata(Feature):
         encoder = context.encoder
         asked: list[int] = []
         prompt_ids = []
-        for row, prompts in enumerate(self._prompts(facts)):
+        for row, prompts in enumerate(self.prompts(facts)):
             for prompt in prompts:
                 with suppress(InputError):  # with its examples it may be longer than the model takes
                     prompt_ids.append(encoder.encode_prompt(prompt))
@@ -110,8 +110,15 @@ class Strata(Feature):
                 shares[row, column] = sum(correct) / len(correct) if correct else 0.0
         return shares
 
-    def _prompts(self, facts: Sequence[Fact]) -> list[list[str]]:
-        """Up to `num_prompts` prompts of each fact, zero-shot prompts first."""
+    def prompts(self, facts: Sequence[Fact]) -> list[list[str]]:
+        """Up to `num_prompts` prompts of each fact, zero-shot prompts first.
+
+        Args:
+            facts: The facts; the others of a fact's relation are its examples.
+
+        Returns:
+            The prompts of each fact.
+        """
         of_relation: dict[str, list[Fact]] = defaultdict(list)
         prompts: list[list[str]] = []
         places = []
@@ -138,7 +145,7 @@ class StrataFilter(FactFilter):
     """Keeps the facts of some strata. The reason of a dropped fact is its stratum, such as `highly_known`.
 
     Gekhman et al. find that `MaybeKnown` facts help fine-tuning most, and that `Unknown` ones are learned late and
-    encourage hallucination. Cost: that of `Strata`, once. Its settings: `data.strata`.
+    encourage hallucination. Cost: that of `Strata`, once. Its settings: `data.selection.strata`.
 
     Args:
         keep_strata: The strata to keep, of `HighlyKnown`, `MaybeKnown`, `WeaklyKnown`, `Unknown`.
@@ -166,7 +173,7 @@ class StrataFilter(FactFilter):
     @override
     def select(self, facts: ScoredFacts) -> Selection:
         if len(facts.stratum) != len(facts):
-            raise InputError("StrataFilter needs the facts' strata; set `data.strata`.")
+            raise InputError("StrataFilter needs the facts' strata; set `data.selection.strata`.")
         kept = np.array([stratum in self.keep_strata for stratum in facts.stratum], dtype=np.bool_)
         return Selection(kept, tuple(None if one in self.keep_strata else _REASON[one] for one in facts.stratum))
 

@@ -8,7 +8,15 @@ from typing_extensions import override
 
 from lit_semantic_peft.data import KnowledgeDataModule, agreed, from_all_ranks
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.evaluation import EVALUATION_VERSION, Comparison, Evaluation, Evaluator, Question
+from lit_semantic_peft.evaluation import (
+    EVALUATION_VERSION,
+    Comparison,
+    Evaluation,
+    Evaluator,
+    Question,
+    load_answers,
+    store_answers,
+)
 from lit_semantic_peft.metrics import LearningDynamics, PerFactMean
 from lit_semantic_peft.models import base_changing_setting
 from lit_semantic_peft.models.compiled import eagerly
@@ -124,7 +132,7 @@ class EvaluatingModule(LightningModule):
             data.distances,
             data.evaluation.doubt_turns,
             [fact.joiner for fact in data.prepared.facts],
-            data.answer_cache.load(data.answer_manifest(EVALUATION_VERSION), data.questions),
+            load_answers(data.answer_cache, data.answer_manifest(EVALUATION_VERSION), data.questions),
         )
 
     @override
@@ -148,7 +156,7 @@ class EvaluatingModule(LightningModule):
         assert self.evaluation is not None
         answers = {row.question.number: row.before for row in self.evaluation.comparisons}
         if all(question.number in answers for question in self.data.questions):  # `limit_test_batches` asks some only
-            self.data.answer_cache.store(self.data.answer_manifest(EVALUATION_VERSION), answers)
+            store_answers(self.data.answer_cache, self.data.answer_manifest(EVALUATION_VERSION), answers)
 
     @override
     def predict_step(self, questions: list[Question], batch_idx: int) -> list[str]:

@@ -89,7 +89,7 @@ class LossWeights:
             weight = weight * self.factor[batch.fact_index.cpu()].to(weight)
         weighting = self._data.weighting
         if isinstance(weighting, Online):
-            distance, has_end = self._data.distances[0], self._data.append_eos
+            distance, has_end = self._data.distances[0], self._data.encoding.append_eos
             nll, factor = nll_and_online_weight(model, batch, weighting, distance, has_end=has_end, frozen=frozen)
             weight = weight * factor.to(weight)
         else:

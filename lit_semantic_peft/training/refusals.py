@@ -28,8 +28,8 @@ def refuse_incompatible(module: "SemanticPeftModule", stage: str) -> None:
     if precision in ("bf16-true", "16-true"):
         raise InputError(
             f"`trainer.precision: {precision}` would train the adapter itself in half precision, where small steps "
-            "are lost. Use `32-true` with `dtype: bfloat16` for a bfloat16 base under a float32 adapter, and "
-            "`bf16-mixed` for products in bfloat16."
+            "are lost. Use `32-true` with `model.base_model.dtype: bfloat16` for a bfloat16 base under a float32 "
+            "adapter, and `bf16-mixed` for products in bfloat16."
         )
     if precision not in _PRECISIONS:
         raise InputError(f"`trainer.precision` must be one of {', '.join(_PRECISIONS)}, got {precision}")

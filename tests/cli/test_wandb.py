@@ -40,7 +40,7 @@ def settings(tiny_model, facts_file) -> list[str]:
     return [
         f"--model.base_model={tiny_model}",
         f"--data.facts={facts_file}",
-        "--data.micro_batch_size=4",
+        "--data.batches.micro_batch_size=4",
         "--trainer.max_epochs=2",
         "--trainer.accelerator=cpu",
         "--trainer.devices=1",
@@ -227,7 +227,7 @@ def test_metrics_table_plots_and_configuration_are_logged(settings):
     logged = yaml.safe_load(run.config["config"])
     written = yaml.safe_load(Path("runs/wandb/config.yaml").read_text(encoding="utf-8"))
     assert logged["data"] == written["data"]
-    assert logged["data"]["micro_batch_size"] == 4
+    assert logged["data"]["batches"]["micro_batch_size"] == 4
     assert logged["interference"] == written["interference"]
 
 
@@ -368,7 +368,8 @@ def test_the_dashboard_recipe_names_what_is_logged(settings):
     in_rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     documented = {key for cell in in_rows for key in re.findall(r"`([^`]+)`", cell)}
     dropping = [
-        '--data.filters=[{"class_path": "lit_semantic_peft.semantics.RandomFilter", "init_args": {"keep": 0.5}}]',
+        "--data.selection.filters="
+        '[{"class_path": "lit_semantic_peft.semantics.RandomFilter", "init_args": {"keep": 0.5}}]',
         "--interference.num_facts=4",
     ]
     assert fit_with_wandb([*settings, *dropping], "runs/all") == 0

@@ -187,7 +187,7 @@ class ConflictAwareBatching(TrainingCallback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert isinstance(pl_module, SemanticPeftModule)
-        if stage == "fit" and pl_module.data.mix_strata:
+        if stage == "fit" and pl_module.data.batches.mix_strata:
             raise InputError("`mix_strata` and ConflictAwareBatching both decide which facts share a step: use one.")
         super().setup(trainer, pl_module, stage)
 

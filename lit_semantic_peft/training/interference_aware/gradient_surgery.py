@@ -208,7 +208,7 @@ def _gradient(
     """Gradient of Σ w_i ℓ_i over some facts of this rank, `(P,)`; in training mode, so that dropout is as it was."""
     gradient = flattened([None] * len(parameters), parameters)
     start = 0
-    for batch in module.data.training_batches(rows, module.data.micro_batch_size):
+    for batch in module.data.training_batches(rows, module.data.batches.micro_batch_size):
         batch = batch.to(module.device)
         with torch.enable_grad(), module.trainer.precision_plugin.train_step_context():
             loss = (weight[start : start + len(batch)] * fact_nll(module.model, batch)).sum()

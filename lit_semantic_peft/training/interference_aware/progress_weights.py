@@ -12,7 +12,6 @@ logger = logging.getLogger(__name__)
 
 Objective = Literal["worst", "mean"]
 
-_MAX_ITERATIONS = 20_000
 _CHECK_EVERY = 50
 _SMALLEST = 1e-300  # of a share before it is clipped
 
@@ -46,6 +45,7 @@ def progress_weights(
     floor: float = 0.25,
     cap: float = 4.0,
     tolerance: float = 1e-4,
+    max_iterations: int = 20_000,
 ) -> np.ndarray:
     """Weights with the same sum that maximise the worst or the mean predicted progress, kept near the given ones.
 
@@ -56,9 +56,9 @@ def progress_weights(
     (β = 0: as much as the cap allows on the largest c_i). `worst` with β = 0 is a linear programme, solved as such.
     With β > 0 it is a saddle point between v and a distribution over the facts, found by exponentiated gradients with
     an extra step on both sides (mirror prox, Nemirovski 2004, with the entropy as mirror map; steps as long as its
-    proof allows), until the gap between both sides' values is below `tolerance`, or, with a warning, for 20,000
-    iterations. The programme is our reading. Cost: no pass over the model; O(k²) an iteration, of which a smaller β
-    needs more. Measured on one core: 64 facts up to 1 s with β = 1 and 5 s with β = 0.1, 256 facts 9 s with β = 0.1.
+    proof allows), until the gap between both sides' values is below `tolerance`, or, with a warning, for
+    `max_iterations`. The programme is our reading. Cost: no pass over the model; O(k²) an iteration, of which a smaller
+    β needs more. Measured on one core: 64 facts up to 1 s with β = 1 and 5 s with β = 0.1, 256 facts 9 s with β = 0.1.
 
     Args:
         gradient_dot: K, float `(k, k)`, symmetric, finite.
@@ -68,6 +68,7 @@ def progress_weights(
         floor: Smallest factor of a weight, in [0, 1].
         cap: Largest factor of a weight, ≥ 1, or infinity.
         tolerance: Largest distance of the objective from its optimum, in units of the progress, for `worst` with β > 0.
+        max_iterations: Most iterations, for `worst` with β > 0.
 
     Returns:
         v, float64 `(k,)`.
@@ -91,7 +92,7 @@ def progress_weights(
     elif beta == 0:
         new = _worst_case_without_penalty(matrix, share, low, high)
     else:
-        new = _worst_case(matrix, beta, share, low, high, tolerance)
+        new = _worst_case(matrix, beta, share, low, high, tolerance, max_iterations)
     weight[rows] = total * new
     return weight
 
@@ -115,7 +116,13 @@ def _worst_case_without_penalty(matrix: np.ndarray, share: np.ndarray, low: np.n
 
 
 def _worst_case(
-    matrix: np.ndarray, beta: float, share: np.ndarray, low: np.ndarray, high: np.ndarray, tolerance: float
+    matrix: np.ndarray,
+    beta: float,
+    share: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    tolerance: float,
+    max_iterations: int,
 ) -> np.ndarray:
     """argmax_p min_q q·(M p) − β KL(p ‖ share)."""
     prior = np.log(share)
@@ -130,7 +137,7 @@ def _worst_case(
 
     best, best_value, gap = share, _value(matrix, beta, share, share), math.inf
     sum_p, sum_q, sum_step = np.zeros(len(share)), np.zeros(len(share)), 0.0
-    for iteration in range(1, _MAX_ITERATIONS + 1):
+    for iteration in range(1, max_iterations + 1):
         old_p, old_q = np.exp(mine), np.exp(theirs)
         half_mine, half_theirs = moved(step, old_p, old_q)
         p, q = np.exp(half_mine), np.exp(half_theirs)
@@ -161,7 +168,7 @@ def _worst_case(
         logger.warning(
             "Progress weights of %d facts: still up to %.2g from the best after %d iterations; a larger `beta` needs "
             "fewer.",
-            len(share), gap, _MAX_ITERATIONS,
+            len(share), gap, max_iterations,
         )  # fmt: skip
     return best
 

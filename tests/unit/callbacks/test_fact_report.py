@@ -1,60 +1,93 @@
 """Where the time went: the parts of a run add up to what the user waited, and scoring is one of them."""
 
-import time
-
-import lit_semantic_peft.data.module as data_module
 import pytest
+from lightning.pytorch import Callback
 from lit_semantic_peft.callbacks import FactReport, fact_report
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.reports import RunFolder, build_report
+from lit_semantic_peft.semantics import ExpectedEmbeddingDistance, NoFilter
+from lit_semantic_peft.stopwatch import Stopwatch
 
+from fixtures.clock import Clock
 from fixtures.training import ONLY_FACTS, build, fit
 
 
-def run(tiny_model, facts_file, folder, *stages: str, **settings: str) -> float:
-    """Fits or tests in a run folder, and says how long the user waited."""
+class Waits(Callback):
+    """Lets time pass in each part of a run: powers of two, so that sums are exact."""
+
+    def __init__(self) -> None:
+        self.clock = clock = Clock()
+        self.measuring = self.filtering = self.training = self.evaluation = self.report = 0.0
+
+        class SlowDistance(ExpectedEmbeddingDistance):
+            def measure(distance, outputs):
+                self._wait("measuring", 1.0)
+                return super().measure(outputs)
+
+        class SlowFilter(NoFilter):
+            def select(one, facts):
+                self._wait("filtering", 0.25)
+                return super().select(facts)
+
+        class Report(FactReport):
+            pass
+
+        Report.clock = staticmethod(clock)
+        self.data = {"distance": SlowDistance(), "filters": [SlowFilter()]}
+        self.fact_report = Report(show_summary=False)
+
+    def on_train_batch_end(self, *_):
+        self._wait("training", 2.0)
+
+    def on_test_batch_end(self, *_):
+        self._wait("evaluation", 4.0)
+
+    def build_report(self, *arguments):
+        build_report(*arguments)
+        self._wait("report", 8.0)
+
+    def _wait(self, part: str, seconds: float) -> None:
+        self.clock.passes(seconds)
+        setattr(self, part, getattr(self, part) + seconds)
+
+
+def run(tiny_model, facts_file, folder, *stages: str, waits: Waits | None = None, **settings: str) -> None:
+    """Fits or tests in a run folder."""
     parts = build(
         tiny_model,
         facts_file,
-        data={"evaluation": ONLY_FACTS, "cache_dir": str(folder / "cache")},
+        data={"evaluation": ONLY_FACTS, "cache_dir": str(folder / "cache"), **(waits.data if waits else {})},
         trainer={"max_epochs": 1, "limit_val_batches": None, "default_root_dir": folder / "run", **settings},
-        callbacks=[FactReport(show_summary=False)],
+        callbacks=[waits, waits.fact_report] if waits else [FactReport(show_summary=False)],
     )
-    begun = time.monotonic()
+    if waits:
+        parts.data.stopwatch = Stopwatch(waits.clock)
     for stage in stages:
         options = {"verbose": False} if stage == "test" else {}
         getattr(parts.trainer, stage)(parts.module, datamodule=parts.data, **options)
-    return time.monotonic() - begun
 
 
 def test_the_parts_add_up_and_scoring_is_one(tiny_model, facts_file, tmp_path, monkeypatch):
-    score, find = data_module.score_facts, data_module.resolve_base_model
-    monkeypatch.setattr(data_module, "score_facts", lambda *a, **k: time.sleep(1.0) or score(*a, **k))
-    monkeypatch.setattr(data_module, "resolve_base_model", lambda *a: time.sleep(0.3) or find(*a))
-    reports = []
-
-    def timed(folder, contents):
-        begun = time.monotonic()
-        build_report(folder, contents)
-        reports.append(time.monotonic() - begun)
-
-    # The last report is made after the summary that it shows.
-    monkeypatch.setattr(fact_report, "build_report", timed)
-    waited = run(tiny_model, facts_file, tmp_path, "fit", "test")
+    waits = Waits()
+    monkeypatch.setattr(fact_report, "build_report", waits.build_report)
+    run(tiny_model, facts_file, tmp_path, "fit", "test", waits=waits)
     folder = RunFolder(tmp_path / "run")
     seconds = folder.summary.seconds
-    assert seconds.scoring >= 1.0
-    assert seconds.setup >= 0.6  # looked for by `prepare_data` and by `setup`
-    assert seconds.training > 0
-    assert seconds.evaluation > reports[0]
-    assert seconds.total < waited
-    assert seconds.total == pytest.approx(waited - reports[-1], rel=0.1, abs=0.3)
+    assert seconds.scoring == 1.0
+    assert seconds.setup == waits.filtering == 0.25
+    assert seconds.training == waits.training == 2.0 * 3
+    # The last report is made after the summary that it shows, the one before it after training.
+    assert waits.report == 16.0
+    assert seconds.evaluation == waits.evaluation + (waits.measuring - 1.0) + 8.0  # the distances after training
+    assert seconds.total == waits.clock.now - 8.0
 
     # Another evaluation of the finished run replaces the first; what it does not measure stays.
-    run(tiny_model, facts_file, tmp_path, "test")
+    other = Waits()
+    monkeypatch.setattr(fact_report, "build_report", other.build_report)
+    run(tiny_model, facts_file, tmp_path, "test", waits=other)
     again = folder.summary.seconds
     assert (again.setup, again.scoring, again.training) == (seconds.setup, seconds.scoring, seconds.training)
-    assert again.evaluation >= 0.6
+    assert again.evaluation == other.filtering + other.evaluation + other.measuring
     assert f"scoring {again.scoring:.0f}" in folder.paths.report.read_text(encoding="utf-8")
 
 

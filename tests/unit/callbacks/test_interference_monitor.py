@@ -26,6 +26,7 @@ from lit_semantic_peft.semantics import Proximity, Surprisal
 from lit_semantic_peft.training.interference_aware import fact_sample
 from peft import LoraConfig
 
+from fixtures.clock import Clock
 from fixtures.training import fit
 
 NUM_FACTS = 12  # of the file; 12 facts in micro-batches of 4, two per step: steps of 8 and 4
@@ -133,7 +134,7 @@ def test_groups_are_written(tiny_model, facts_file):
 def test_many_gradients_wait_on_disk_and_leave_nothing(tiny_model, facts_file, monkeypatch):
     in_memory = InterferenceMonitor(num_facts=4)
     run(tiny_model, facts_file, in_memory, folder="memory")
-    monkeypatch.setattr(feature_store, "_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(feature_store, "BYTES_IN_MEMORY", 0)
     on_disk = InterferenceMonitor(num_facts=4)
     run(tiny_model, facts_file, on_disk, folder="disk")
     assert on_disk.records == in_memory.records
@@ -141,7 +142,7 @@ def test_many_gradients_wait_on_disk_and_leave_nothing(tiny_model, facts_file, m
 
 
 def test_a_full_disk_costs_the_matrix_and_not_the_adapter(tiny_model, facts_file, monkeypatch, full_disk, caplog):
-    monkeypatch.setattr(feature_store, "_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(feature_store, "BYTES_IN_MEMORY", 0)
     monitor = InterferenceMonitor(num_facts=4)
     run(tiny_model, facts_file, monitor, before=[AdapterExport(), FactReport(show_summary=False)])
     assert monitor.records == []
@@ -159,12 +160,13 @@ def test_facts_alone_start_where_training_started(tiny_model, facts_file):
     logger = CSVLogger("logs", name="csv", version="")
     trainer, module = run(tiny_model, facts_file, monitor, epochs=2, loggers=[logger])
     start = run(tiny_model, facts_file, epochs=0, folder="start")[1].model
-    batch = trainer.datamodule.training_batches(monitor._sample(module, 4), 4)[0]
+    result = monitor.alone.compute()
+    rows = (~result["difference"].isnan()).nonzero().flatten().tolist()
+    assert len(rows) == 4
+    batch = trainer.datamodule.training_batches(rows, 4)[0]
     alone = train_alone(start, batch, [1e-2, 1e-2], partial(torch.optim.AdamW, lr=1.0))
     expected = fact_log_probability(module.model, batch) - alone
-    result = monitor.alone.compute()
     torch.testing.assert_close(result["difference"][batch.fact_index], expected, rtol=1e-4, atol=1e-4)
-    assert int((~result["difference"].isnan()).sum()) == 4
     written = json.loads(Path("run/alone_versus_together.json").read_text())
     assert (written["steps_alone"], written["steps_together"]) == (2, 4)
     assert set(written["difference"]) == {trainer.datamodule.prepared.facts[i].id for i in batch.fact_index.tolist()}
@@ -203,38 +205,41 @@ def test_a_resumed_run_remembers_the_start(tiny_model, facts_file):
     trainer.save_checkpoint("half.ckpt")
     resumed = InterferenceMonitor(num_facts=3, alone_facts=3)
     run(tiny_model, facts_file, resumed, epochs=2, resume="half.ckpt")
-    assert all(torch.equal(a, b) for a, b in zip(whole._start, resumed._start, strict=True))
-    assert whole._rates == resumed._rates
+    left, right = whole.state_dict(), resumed.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(left["start"], right["start"], strict=True))
+    assert left["rates"] == right["rates"]
     assert resumed.alone.compute()["difference"].isnan().sum() == NUM_FACTS - 3
 
 
-class Clock:
-    """Time that passes only where a fake measurement lets it."""
+class Measurements(Clock):
+    """Time that passes only in measurements, and of how many facts these are."""
 
     def __init__(self, monkeypatch, *, training: float, measurement: float):
-        self.now, self.measured = 0.0, []
+        super().__init__()
+        self.measured = []
         real = interference_monitor.gradient_matrix
 
         def fake_training(model, batches, precision):
-            self.now += training * sum(len(batch) for batch in batches)
-            return training * sum(len(batch) for batch in batches)
+            seconds = training * sum(len(batch) for batch in batches)
+            self.passes(seconds)
+            return seconds
 
         def fake_matrix(model, batches, folder=None):
             self.measured.append(sum(len(batch) for batch in batches))
-            self.now += measurement * self.measured[-1]
+            self.passes(measurement * self.measured[-1])
             return real(model, batches)
 
         monkeypatch.setattr(interference_monitor, "time_forward_and_backward", fake_training)
         monkeypatch.setattr(interference_monitor, "gradient_matrix", fake_matrix)
         monkeypatch.setattr(fact_sample, "gradient_matrix", fake_matrix)
-        monkeypatch.setattr(interference_monitor.time, "perf_counter", lambda: self.now)
 
 
 @pytest.mark.parametrize("budget", [0.2, 0.5])
 def test_the_sample_is_as_large_as_the_budget_allows(tiny_model, facts_file, monkeypatch, budget):
     epochs = 20
-    clock = Clock(monkeypatch, training=1.0, measurement=1.5)
+    clock = Measurements(monkeypatch, training=1.0, measurement=1.5)
     monitor = InterferenceMonitor(time_budget=budget, every_n_epochs=7)
+    monitor.clock = clock
     run(tiny_model, facts_file, monitor, epochs=epochs)
     training = 1.0 * NUM_FACTS * epochs
     pilot = 1.0 + 8 * 1.0 + 8 * 1.5
@@ -259,8 +264,9 @@ def test_training_is_timed_in_its_precision(tiny_model, facts_file, monkeypatch)
 
 
 def test_a_budget_too_small_for_two_facts_measures_after_training_only(tiny_model, facts_file, monkeypatch):
-    clock = Clock(monkeypatch, training=1.0, measurement=1.5)
+    clock = Measurements(monkeypatch, training=1.0, measurement=1.5)
     monitor = InterferenceMonitor(time_budget=0.01)
+    monitor.clock = clock
     run(tiny_model, facts_file, monitor)
     assert clock.measured == [8, NUM_FACTS]
     assert steps_of(monitor) == [6]
@@ -269,13 +275,16 @@ def test_a_budget_too_small_for_two_facts_measures_after_training_only(tiny_mode
 def test_a_resumed_run_keeps_sample_and_records(tiny_model, facts_file, monkeypatch):
     whole = InterferenceMonitor(num_facts=5, every_n_epochs=1)
     run(tiny_model, facts_file, whole, epochs=4)
-    monkeypatch.setattr(InterferenceMonitor, "_size_for_budget", lambda self, trainer, module: 5)
-    first = InterferenceMonitor(every_n_epochs=1)
+    clock = Measurements(monkeypatch, training=10.0, measurement=1.0)
+    first = InterferenceMonitor(every_n_epochs=1, time_budget=0.455)
+    first.clock = clock
     trainer, _ = run(tiny_model, facts_file, first, epochs=2)
     trainer.save_checkpoint("half.ckpt")
-    monkeypatch.setattr(InterferenceMonitor, "_size_for_budget", lambda self, trainer, module: 9 / 0)
-    second = InterferenceMonitor(every_n_epochs=1)
+    assert clock.measured == [8, 5, 5, NUM_FACTS]  # the first to time it
+    clock.measured.clear()
+    second = InterferenceMonitor(every_n_epochs=1, time_budget=0.9)
     trainer, _ = run(tiny_model, facts_file, second, epochs=4, resume="half.ckpt")
+    assert clock.measured == [5, NUM_FACTS]
     assert steps_of(second) == steps_of(whole) == [0, 2, 4, 6, 8]
     assert second.records[:2] == whole.records[:2]
     assert second.state_dict()["sample_size"] == 5

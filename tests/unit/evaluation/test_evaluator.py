@@ -20,7 +20,7 @@ from lit_semantic_peft.semantics import HiddenStateDistance
 from lit_semantic_peft.tokens import FactEncoder
 from peft import LoraConfig
 
-from fixtures.tiny import byte_level_bpe, tiny_llama
+from fixtures.models import byte_level_bpe, tiny_llama
 
 ALL_PROBES = EvaluationPlan(probes=["paraphrase", "reversed", "choice", "neighborhood", "portability"], num_choices=3)
 TURNS = 2

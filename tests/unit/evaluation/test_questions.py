@@ -14,7 +14,7 @@ from lit_semantic_peft.facts import Fact, Probe
 from lit_semantic_peft.metrics import is_exact_match
 from lit_semantic_peft.tokens import FactEncoder
 
-from fixtures.tiny import byte_level_bpe
+from fixtures.models import byte_level_bpe
 
 FRANCE = Fact(
     "france",

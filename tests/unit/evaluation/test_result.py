@@ -33,7 +33,7 @@ from lit_semantic_peft.reports.tables import FACT_COLUMNS, PROBE_COLUMNS
 from lit_semantic_peft.statistics import bootstrap_interval
 from lit_semantic_peft.tokens import FactEncoder
 
-from fixtures.tiny import byte_level_bpe
+from fixtures.models import byte_level_bpe
 
 PLAN = EvaluationPlan(probes=["paraphrase", "reversed", "choice", "neighborhood", "portability"], num_choices=3)
 NUM_FACTS = 40

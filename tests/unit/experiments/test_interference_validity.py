@@ -8,7 +8,7 @@ from experiments.benchmarks import interference_validity, subject
 from lit_semantic_peft.interference import gradient_matrix, predicted_change
 from scipy.stats import spearmanr
 
-from fixtures.tiny import tiny_llama
+from fixtures.models import tiny_llama
 
 
 def test_a_small_step_changes_each_loss_as_predicted():

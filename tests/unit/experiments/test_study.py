@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -82,7 +83,7 @@ def few_resamples(request, monkeypatch):
 def study(tmp_path, tiny_model, monkeypatch):
     """A tiny study: its setting, and a function that runs one of its commands."""
     monkeypatch.setattr(execute, "WORK", tmp_path / "work")
-    monkeypatch.setattr(execute, "_set_up", lambda threads: None)  # the threads of the tests are theirs
+    monkeypatch.setattr(execute, "set_up", lambda threads: None)  # the threads of the tests are theirs
     monkeypatch.setattr("lit_semantic_peft.callbacks.fact_report.build_report", lambda folder: None)  # nobody reads it
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY), encoding="utf-8")
@@ -252,7 +253,8 @@ def test_the_cpu_setting_is_within_its_budget_and_its_ledger_is_written_down():
         "group: weighting\ntrainer: {max_epochs: 9}",
         "group: weighting\ndata: {num_facts: 9}",
         "group: weighting\ndata: {seed: 1}",
-        "group: weighting\ndata: {micro_batch_size: 4}",
+        "group: weighting\ndata: {batches: {micro_batch_size: 4}}",
+        "group: weighting\ndata: {selection: {deferred_from_epoch: 4}}",
         "group: weighting\nseed_everything: 1",
         "group: weighting\nmodel: {optimizer: {class_path: torch.optim.SGD}}",
     ],
@@ -691,7 +693,7 @@ def test_a_slow_machine_begins_no_run_that_would_end_after_its_time(some_results
     assert execute.slowness_of(replace(setting, results=Path("empty")), ResultFolder(Path("empty"))) == 1.0
     run = next(iter(runs_of(setting, "report")))
     order = Mock(run=run)
-    deadline = execute.time.monotonic() + 1.5 * run.seconds(setting)
+    deadline = time.monotonic() + 1.5 * run.seconds(setting)
     assert execute.execute(order, setting, deadline, slowness=2.0)[1] == "left for the next part"
 
 

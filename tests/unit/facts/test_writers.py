@@ -28,7 +28,7 @@ FACTS = [FULL, Fact("b", "Red is", "warm"), Fact("c", "Blue is", "cold", joiner=
 
 @pytest.mark.parametrize("suffix", OUTPUT_SUFFIXES)
 def test_written_facts_are_read_back_equal_and_written_alike(suffix, tmp_path, monkeypatch):
-    monkeypatch.setattr(writers_module, "_ROWS_AT_ONCE", 2)  # the last piece is a part of one
+    monkeypatch.setattr(writers_module, "ROWS_AT_ONCE", 2)  # the last piece is a part of one
     first, again = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
     write_facts(FACTS, first)
     assert list(read_facts(str(first)).facts) == FACTS
@@ -57,12 +57,11 @@ def test_nothing_is_left_where_reading_or_writing_fails(tmp_path, monkeypatch):
         convert([str(source)], str(output))
     assert list(tmp_path.iterdir()) == [source]
 
-    def full_disk(facts):
-        yield b"{}\n"
+    def full_disk(fact):
         raise OSError(28, "No space left on device")
 
     source.write_text(json.dumps([{"question": "Who?", "answers": ["Ida"]}]))
-    monkeypatch.setattr(writers_module, "_lines", full_disk)
+    monkeypatch.setattr(Fact, "to_json", full_disk)
     with pytest.raises(InputError, match=r"`OUT`: .*out\.jsonl cannot be written: No space left on device"):
         convert([str(source)], str(output))
     assert list(tmp_path.iterdir()) == [source]

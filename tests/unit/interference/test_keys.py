@@ -36,7 +36,7 @@ def test_keys_and_moment_equal_a_loop_over_single_facts(make, layer):
 def test_virtual_tokens_are_no_prompt():
     model = with_adapter(tiny_llama(), config=PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     batches = batches_of(encoded_facts(3), 3)
-    assert fact_keys(model, batches, "layers.0.mlp.down_proj").shape == (3, 24)
+    assert fact_keys(model, batches, "layers.0.mlp.down_proj").shape == (3, 48)
     _, count = key_second_moment(model, batches, "layers.0.mlp.down_proj")
     assert count == int(batches[0].attention_mask.sum())
 

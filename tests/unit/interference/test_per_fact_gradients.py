@@ -278,13 +278,13 @@ def test_nothing_is_left_changed_after_an_exception(monkeypatch):
 def test_activations_of_a_micro_batch_are_gone_before_the_next(monkeypatch):
     model = with_adapter(tiny_llama())
     held, num_alive = [], []
-    outer = layer_rules._outer
+    outer = layer_rules.outer_products
 
     def watched(gradient, activation):
         held.append(weakref.ref(activation))  # the tensor that the hook holds, not the layer's argument
         return outer(gradient, activation)
 
-    monkeypatch.setattr(layer_rules, "_outer", watched)
+    monkeypatch.setattr(layer_rules, "outer_products", watched)
     with model.register_forward_pre_hook(lambda *_: num_alive.append(sum(one() is not None for one in held))):
         gradient_matrix(model, batches_of(encoded_facts(6), 2))
     assert held

@@ -1,4 +1,4 @@
-"""Tiny random language models with adapters, facts for them, and a slow float64 oracle of their gradients."""
+"""Tiny models left in training mode, adapters and facts for them, and a slow float64 oracle of their gradients."""
 
 import copy
 import random
@@ -7,76 +7,25 @@ import numpy as np
 import torch
 from lit_semantic_peft.tokens import IGNORE_INDEX, EncodedFact, collate
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
 
-VOCABULARY = 61
+from fixtures import models
+from fixtures.models import VOCABULARY
 
 
-def tiny_llama(**overrides):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        attention_dropout=0.3,
-        initializer_range=0.2,
-        **overrides,
-    )
-    return LlamaForCausalLM(config)
+def tiny_llama():
+    return models.tiny_llama(dropout=0.3, tied=False).train()
 
 
 def tiny_gpt2():
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.2
-    )  # its dropout is 0.1 by default
-    return GPT2LMHeadModel(config)
+    return models.tiny_gpt2(dropout=0.1).train()
 
 
 def tiny_gpt_neox():
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        attention_dropout=0.1,
-        hidden_dropout=0.1,
-        initializer_range=0.2,
-    )
-    return GPTNeoXForCausalLM(config)
+    return models.tiny_gpt_neox(dropout=0.1).train()
 
 
 def tiny_qwen2():
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        attention_dropout=0.1,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-    )
-    return Qwen2ForCausalLM(config)
+    return models.tiny_qwen2(dropout=0.1).train()
 
 
 ARCHITECTURES = {"llama": tiny_llama, "gpt2": tiny_gpt2, "gpt_neox": tiny_gpt_neox, "qwen2": tiny_qwen2}

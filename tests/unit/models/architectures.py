@@ -1,40 +1,14 @@
-"""Tiny causal models of two architectures, rows for them, and adapters that have already moved."""
+"""Two architectures, rows for them, and adapters that have already moved."""
 
 import torch
 from lit_semantic_peft.models import attach_adapter
 from lit_semantic_peft.tokens import EncodedFact
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
-from fixtures.tiny import tiny_llama
+from fixtures.models import VOCABULARY, tiny_gpt2, tiny_llama
 
-VOCABULARY = 61
-
-
-def llama(seed=0):
-    return tiny_llama(VOCABULARY, seed)
-
-
-def gpt2(seed=0, num_positions=64):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=VOCABULARY,
-                n_positions=num_positions,
-                n_embd=16,
-                n_layer=2,
-                n_head=2,
-                initializer_range=0.2,
-                bos_token_id=None,
-                eos_token_id=1,
-                pad_token_id=0,
-            )
-        ).eval()
-
-
-ARCHITECTURES = {"llama": llama, "gpt2": gpt2}
+ARCHITECTURES = {"llama": tiny_llama, "gpt2": tiny_gpt2}
 ADAPTERS = {
     "none": None,
     "lora": lambda: LoraConfig(r=3, target_modules="all-linear", lora_dropout=0.1),

@@ -3,9 +3,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from architectures import ADAPTERS, gpt2, llama, trained
+from architectures import ADAPTERS, trained
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import (
+    BaseModel,
     BaseModelSource,
     adapter_state_dict,
     attach,
@@ -14,17 +15,16 @@ from lit_semantic_peft.models import (
     export_merged,
     load_adapter,
     load_adapter_state_dict,
-    load_base_model,
-    resolve_base_model,
 )
 from lit_semantic_peft.models.attach import linear_module_names
 from lit_semantic_peft.models.export import BASE_FILE
 from lit_semantic_peft.models.peft_traits import traits_of
 from lit_semantic_peft.reports.export import export_run
-from peft import AdaLoraConfig, IA3Config, KasaConfig, LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from fixtures.tiny import save_tiny_model
+from fixtures.models import save_tiny_model, tiny_gpt2, tiny_llama
+from fixtures.releases import of_this_peft
 
 WEIGHT_ADAPTERS = {
     "lora": lambda: LoraConfig(r=3, target_modules="all-linear"),
@@ -54,7 +54,7 @@ def logits(model):
 
 @pytest.mark.parametrize("name", EVERY_ADAPTER)
 def test_attach_trains_the_adapter_alone_and_in_float32(name):
-    base = llama().to(torch.bfloat16)
+    base = tiny_llama().to(torch.bfloat16)
     num_base = sum(1 for _ in base.parameters())
     model = attach_adapter(base, EVERY_ADAPTER[name]())
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -74,7 +74,7 @@ def test_what_no_checkpoint_would_hold_is_not_trained(monkeypatch):
 
     monkeypatch.setattr(attach, "adapter_state_dict", without_one)
     with pytest.raises(InputError, match=r"trains .*1\.self_attn\.q_proj\.lora_A.*neither saves nor exports"):
-        attach_adapter(llama(), WEIGHT_ADAPTERS["lora"]())
+        attach_adapter(tiny_llama(), WEIGHT_ADAPTERS["lora"]())
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,10 @@ def test_what_no_checkpoint_would_hold_is_not_trained(monkeypatch):
 )
 def test_target_modules_that_match_nothing_say_what_would_match(config):
     with pytest.raises(InputError, match=r"`target_modules`.*nope.*q_proj, up_proj, v_proj, or `all-linear`") as caught:
-        attach_adapter(llama(), config)
+        attach_adapter(tiny_llama(), config)
     assert "lm_head" not in str(caught.value)
-    for name in linear_module_names(llama()):
-        attach_adapter(llama(), LoraConfig(target_modules=[name]))
+    for name in linear_module_names(tiny_llama()):
+        attach_adapter(tiny_llama(), LoraConfig(target_modules=[name]))
 
 
 @pytest.mark.parametrize(
@@ -103,42 +103,42 @@ def test_target_modules_that_match_nothing_say_what_would_match(config):
         ({"init_lora_weights": "pissa"}, "init_lora_weights: pissa"),
         ({"init_lora_weights": "olora"}, "init_lora_weights: olora"),
         ({"layer_replication": [(0, 2), (1, 2)]}, "layer_replication"),
-        ({"kasa_config": KasaConfig()}, "kasa_config"),
+        *(({"kasa_config": config}, "kasa_config") for config in of_this_peft("KasaConfig")),
     ],
 )
 def test_what_changes_the_base_model_itself_is_refused(settings, named):
     """PEFT takes all of them, and the model with the adapter off is then another one than before."""
     with pytest.raises(InputError, match=f"`peft_config` with `{named}` cannot be used"):
-        attach_adapter(llama(), LoraConfig(target_modules=["q_proj"], **settings))
+        attach_adapter(tiny_llama(), LoraConfig(target_modules=["q_proj"], **settings))
 
 
 def test_a_copied_module_is_trained_in_float32_or_refused():
     config = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
-    model = attach_adapter(llama(), LoraConfig(**config))
+    model = attach_adapter(tiny_llama(), LoraConfig(**config))
     assert any("modules_to_save" in name for name, one in model.named_parameters() if one.requires_grad)
     with pytest.raises(InputError, match=r"trains .*modules_to_save.* bfloat16.*`dtype: float32`"):
-        attach_adapter(llama().to(torch.bfloat16), LoraConfig(**config))
+        attach_adapter(tiny_llama().to(torch.bfloat16), LoraConfig(**config))
 
 
 def test_other_architectures_name_their_own_modules():
-    assert linear_module_names(gpt2()) == ["c_attn", "c_fc", "c_proj"]
+    assert linear_module_names(tiny_gpt2()) == ["c_attn", "c_fc", "c_proj"]
     with pytest.raises(InputError, match="What would match: c_attn, c_fc, c_proj"):
-        attach_adapter(gpt2(), LoraConfig(target_modules=["q_proj"]))
+        attach_adapter(tiny_gpt2(), LoraConfig(target_modules=["q_proj"]))
 
 
 def test_the_same_seed_draws_the_same_adapter():
     states = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        states.append(adapter_state_dict(attach_adapter(llama(), WEIGHT_ADAPTERS["lora"]())))
+        states.append(adapter_state_dict(attach_adapter(tiny_llama(), WEIGHT_ADAPTERS["lora"]())))
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
 
 
 @pytest.mark.parametrize("name", EVERY_ADAPTER)
 def test_adapter_state_goes_into_another_model_and_back(name):
-    left = trained(llama(), EVERY_ADAPTER[name](), seed=1)
-    right = trained(llama(), EVERY_ADAPTER[name](), seed=2)
+    left = trained(tiny_llama(), EVERY_ADAPTER[name](), seed=1)
+    right = trained(tiny_llama(), EVERY_ADAPTER[name](), seed=2)
     state = {key: value.clone() for key, value in adapter_state_dict(left).items()}
     assert (logits(left) - logits(right)).abs().max() > 1e-3
     load_adapter_state_dict(right, state)
@@ -166,7 +166,7 @@ def spoil(state, how):
 
 @pytest.mark.parametrize("how", ["missing", "unexpected", "of another shape", "all"])
 def test_a_state_that_does_not_fit_is_named_and_changes_nothing(how):
-    model = trained(llama(), WEIGHT_ADAPTERS["lora"]())
+    model = trained(tiny_llama(), WEIGHT_ADAPTERS["lora"]())
     before = {key: value.clone() for key, value in adapter_state_dict(model).items()}
     state, messages = spoil({key: value + 1 for key, value in before.items()}, how)
     with pytest.raises(InputError) as caught:
@@ -178,20 +178,20 @@ def test_a_state_that_does_not_fit_is_named_and_changes_nothing(how):
 
 
 def test_many_missing_keys_are_counted():
-    model = trained(llama(), WEIGHT_ADAPTERS["lora"]())
+    model = trained(tiny_llama(), WEIGHT_ADAPTERS["lora"]())
     with pytest.raises(InputError, match=f"and {len(adapter_state_dict(model)) - 5} more"):
         load_adapter_state_dict(model, {})
 
 
 @pytest.mark.parametrize("name", EVERY_ADAPTER)
 def test_an_exported_adapter_serves_what_was_trained(name, source, tmp_path):
-    model = trained(llama(), EVERY_ADAPTER[name]())
+    model = trained(tiny_llama(), EVERY_ADAPTER[name]())
     export_adapter(model, tmp_path / "adapter", source)
-    served = PeftModel.from_pretrained(llama(), tmp_path / "adapter")
+    served = PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter")
     torch.testing.assert_close(logits(served), logits(model), atol=1e-5, rtol=1e-5)
-    base_logits = logits(llama())
+    base_logits = logits(tiny_llama())
     assert (logits(served)[:, -1] - base_logits[:, -1]).abs().max() > 1e-2, "the base was served"
-    torch.testing.assert_close(logits(load_adapter(llama(), tmp_path / "adapter", source)), logits(served))
+    torch.testing.assert_close(logits(load_adapter(tiny_llama(), tmp_path / "adapter", source)), logits(served))
 
 
 def test_an_export_from_training_is_no_random_sample(source, tmp_path):
@@ -202,12 +202,12 @@ def test_an_export_from_training_is_no_random_sample(source, tmp_path):
         encoder_num_layers=2,
         encoder_dropout=0.5,
     )
-    model = trained(llama(), config)
+    model = trained(tiny_llama(), config)
     expected = logits(model)
     model.train()
     export_adapter(model, tmp_path / "adapter", source)
     assert model.training
-    torch.testing.assert_close(logits(PeftModel.from_pretrained(llama(), tmp_path / "adapter")), expected)
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter")), expected)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_what_cannot_be_merged_says_why(settings, said, tmp_path, monkeypatch):
         raise NotImplementedError
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", of_4_bits)
-    model = attach_adapter(llama(), LoraConfig(target_modules=["q_proj"], **settings))
+    model = attach_adapter(tiny_llama(), LoraConfig(target_modules=["q_proj"], **settings))
     with pytest.raises(InputError, match=rf"cannot be merged into the base weights: .*{said}\. Export it without"):
         export_merged(model, None, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
@@ -231,7 +231,7 @@ def test_what_cannot_be_merged_says_why(settings, said, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 def test_one_end_of_a_tied_model_is_not_merged(target, tmp_path):
-    model = trained(llama(), LoraConfig(target_modules=["q_proj", target]))
+    model = trained(tiny_llama(), LoraConfig(target_modules=["q_proj", target]))
     with pytest.raises(InputError, match="cannot be merged: it changes the embedding or the output projection"):
         export_merged(model, None, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
@@ -239,7 +239,7 @@ def test_one_end_of_a_tied_model_is_not_merged(target, tmp_path):
 
 def test_the_exported_folder_names_its_base(source, tmp_path):
     folder = tmp_path / "a" / "adapter"
-    model = trained(llama(), WEIGHT_ADAPTERS["lora"]())
+    model = trained(tiny_llama(), WEIGHT_ADAPTERS["lora"]())
     model.active_peft_config.base_model_name_or_path = "somewhere/local"
     export_adapter(model, folder, source, about="Twelve facts about towns.")
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -256,7 +256,7 @@ def test_the_exported_folder_names_its_base(source, tmp_path):
 
 
 def test_an_export_that_fails_leaves_the_old_folder(source, tmp_path, monkeypatch):
-    model = trained(llama(), WEIGHT_ADAPTERS["lora"]())
+    model = trained(tiny_llama(), WEIGHT_ADAPTERS["lora"]())
     export_adapter(model, tmp_path / "out" / "adapter", source)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out" / "adapter").iterdir()}
 
@@ -273,40 +273,40 @@ def test_an_export_that_fails_leaves_the_old_folder(source, tmp_path, monkeypatc
 
 def test_an_export_replaces_the_folder_as_a_whole(source, tmp_path):
     folder = tmp_path / "adapter"
-    export_adapter(trained(llama(), WEIGHT_ADAPTERS["lora"](), seed=1), folder, source)
+    export_adapter(trained(tiny_llama(), WEIGHT_ADAPTERS["lora"](), seed=1), folder, source)
     (folder / "leftover.bin").touch()
-    newer = trained(llama(), WEIGHT_ADAPTERS["lora"](), seed=2)
+    newer = trained(tiny_llama(), WEIGHT_ADAPTERS["lora"](), seed=2)
     export_adapter(newer, folder, source)
     assert not (folder / "leftover.bin").exists()
-    torch.testing.assert_close(logits(load_adapter(llama(), folder, source)), logits(newer))
+    torch.testing.assert_close(logits(load_adapter(tiny_llama(), folder, source)), logits(newer))
 
 
 def test_folders_that_hold_no_fitting_adapter_are_refused(source, tmp_path):
     with pytest.raises(InputError, match=r"holds no adapter \(adapter_config.json is missing\)"):
-        load_adapter(llama(), tmp_path, source)
-    export_adapter(trained(llama(), WEIGHT_ADAPTERS["lora"]()), tmp_path / "adapter", source)
+        load_adapter(tiny_llama(), tmp_path, source)
+    export_adapter(trained(tiny_llama(), WEIGHT_ADAPTERS["lora"]()), tmp_path / "adapter", source)
     other = replace(source, name="gpt2", public_name="gpt2", fingerprint="0" * 32)
     said = r"trained on the base model './my-base' and does not fit 'gpt2': .*Say `--model.base_model ./my-base`"
     with pytest.raises(InputError, match=said):
-        load_adapter(gpt2(), tmp_path / "adapter", other)
+        load_adapter(tiny_gpt2(), tmp_path / "adapter", other)
 
 
 @pytest.mark.filterwarnings("error::FutureWarning")
 def test_attaching_and_loading_say_nothing_that_a_user_cannot_act_on(source, tmp_path):
-    export_adapter(attach_adapter(llama(), WEIGHT_ADAPTERS["lora"]()), tmp_path / "adapter", source)
-    load_adapter(llama(), tmp_path / "adapter", source)
+    export_adapter(attach_adapter(tiny_llama(), WEIGHT_ADAPTERS["lora"]()), tmp_path / "adapter", source)
+    load_adapter(tiny_llama(), tmp_path / "adapter", source)
 
 
 def test_an_adapter_of_other_weights_is_loaded_with_a_warning(source, tmp_path, caplog):
-    export_adapter(trained(llama(), WEIGHT_ADAPTERS["lora"]()), tmp_path / "adapter", source)
-    load_adapter(llama(), tmp_path / "adapter", source)
+    export_adapter(trained(tiny_llama(), WEIGHT_ADAPTERS["lora"]()), tmp_path / "adapter", source)
+    load_adapter(tiny_llama(), tmp_path / "adapter", source)
     assert not caplog.text
-    load_adapter(llama(), tmp_path / "adapter", replace(source, name="./newer", fingerprint="0" * 32))
+    load_adapter(tiny_llama(), tmp_path / "adapter", replace(source, name="./newer", fingerprint="0" * 32))
     assert "trained on the base model './my-base'" in caplog.text
     assert "./newer" in caplog.text
     caplog.clear()
     (tmp_path / "adapter" / BASE_FILE).unlink()  # as another tool writes it: nothing is known of the weights
-    load_adapter(llama(), tmp_path / "adapter", replace(source, fingerprint="0" * 32))
+    load_adapter(tiny_llama(), tmp_path / "adapter", replace(source, fingerprint="0" * 32))
     assert not caplog.text
 
 
@@ -329,12 +329,12 @@ def test_a_merged_model_is_plain_and_says_the_same(name, tiny_model, tmp_path):
 )
 def test_virtual_tokens_cannot_be_merged(name, kind, tmp_path):
     with pytest.raises(InputError, match=f"type {kind} cannot be merged.*without --merge"):
-        export_merged(trained(llama(), EVERY_ADAPTER[name]()), None, tmp_path / "merged")
+        export_merged(trained(tiny_llama(), EVERY_ADAPTER[name]()), None, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_orthogonality_penalty_is_what_peft_adds_itself():
-    model = trained(llama(), WEIGHT_ADAPTERS["adalora"]())
+    model = trained(tiny_llama(), WEIGHT_ADAPTERS["adalora"]())
     penalty = traits_of(model).penalty(model)
     labels = INPUT_IDS.clone()
     with_penalty = model(input_ids=INPUT_IDS, labels=labels).loss
@@ -346,11 +346,11 @@ def test_orthogonality_penalty_is_what_peft_adds_itself():
 
 
 def test_other_adapters_have_no_orthogonality_penalty():
-    lora = trained(llama(), WEIGHT_ADAPTERS["lora"]())
+    lora = trained(tiny_llama(), WEIGHT_ADAPTERS["lora"]())
     assert traits_of(lora).penalty(lora) is None
     config = WEIGHT_ADAPTERS["adalora"]()
     config.orth_reg_weight = 0.0
-    without = attach_adapter(llama(), config)
+    without = attach_adapter(tiny_llama(), config)
     assert traits_of(without).penalty(without) is None
 
 
@@ -358,9 +358,9 @@ def test_a_run_is_merged_into_the_commit_that_it_was_trained_on(tmp_path, monkey
     commits = {name: save_tiny_model(tmp_path / name, seed) for seed, name in enumerate(("moved", "trained"))}
     branches = {None: commits["moved"], "stable": commits["trained"], **commits}
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision, allow_patterns: branches[revision])
-    source = resolve_base_model("Somebody/Some-Base", "stable")
-    model = trained(load_base_model(source), WEIGHT_ADAPTERS["lora"]())
-    export_adapter(model, tmp_path / "adapter", source)
+    base = BaseModel("Somebody/Some-Base", "stable")
+    model = trained(base.load(), WEIGHT_ADAPTERS["lora"]())
+    export_adapter(model, tmp_path / "adapter", base.source)
     export_run(tmp_path / "adapter", tmp_path / "merged", merge=True)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(merged), logits(model))

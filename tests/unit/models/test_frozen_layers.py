@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from architectures import gpt2, llama, trained
+from architectures import trained
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import FrozenLayers, fact_nll
 from lit_semantic_peft.tokens import EncodedFact, collate
@@ -17,6 +17,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from fixtures.models import tiny_gpt2, tiny_llama
 
 # Three templates, one fact that is the beginning of another, the same prompt with two targets, a fact twice.
 FACTS = [
@@ -52,7 +54,7 @@ def small(config, model):
 
 
 MODELS = {
-    "llama": llama,
+    "llama": tiny_llama,
     "mistral": lambda: small(MistralConfig, MistralForCausalLM),
     "qwen2": lambda: small(Qwen2Config, Qwen2ForCausalLM),
     "qwen3": lambda: small(Qwen3Config, Qwen3ForCausalLM),
@@ -119,7 +121,7 @@ def test_reused_layers_give_the_losses_and_gradients_of_all_layers(base, batch, 
 
 
 def test_kept_facts_do_not_run_the_lower_layers_again(batch):
-    model = upper_lora(llama())
+    model = upper_lora(tiny_llama())
     runs = []
     model.get_base_model().model.layers[0].register_forward_hook(lambda *_: runs.append(1))
     frozen = FrozenLayers(model, num_tokens=sum(map(len, FACTS)))
@@ -131,13 +133,13 @@ def test_kept_facts_do_not_run_the_lower_layers_again(batch):
 def test_a_full_disk_is_said(batch, full_disk, monkeypatch, tmp_path):
     """By default the values are in the cache, not in the system's temporary folder, which may be memory."""
     monkeypatch.setenv("LIT_SEMANTIC_PEFT_CACHE", str(tmp_path / "cache"))
-    frozen = FrozenLayers(upper_lora(llama()), num_tokens=100, memory_mb=0)
+    frozen = FrozenLayers(upper_lora(tiny_llama()), num_tokens=100, memory_mb=0)
     with pytest.raises(InputError, match=rf"{tmp_path / 'cache'} has no room .*`--model.reuse_frozen_layers=false`"):
         frozen.hidden(batch)
 
 
 def test_another_fact_under_the_same_number_is_refused(batch):
-    model = upper_lora(llama())
+    model = upper_lora(tiny_llama())
     frozen = FrozenLayers(model, num_tokens=100)
     fact_nll(model, batch, frozen=frozen)
     with pytest.raises(ValueError, match="fact 0 has 4 tokens and had 7"):
@@ -148,12 +150,12 @@ def test_another_fact_under_the_same_number_is_refused(batch):
     ("make", "config", "message"),
     [
         (
-            llama,
+            tiny_llama,
             LoraConfig(r=2, target_modules="all-linear"),
             r"layer 0 .* trained.*_transform: \[1, \.\.\., 1\]",
         ),
-        (gpt2, LoraConfig(r=2, target_modules=["c_attn"], layers_to_transform=[1]), "the model is of type 'gpt2'"),
-        (llama, PromptTuningConfig(num_virtual_tokens=2), "an adapter of type PROMPT_TUNING"),
+        (tiny_gpt2, LoraConfig(r=2, target_modules=["c_attn"], layers_to_transform=[1]), "the model is of type 'gpt2'"),
+        (tiny_llama, PromptTuningConfig(num_virtual_tokens=2), "an adapter of type PROMPT_TUNING"),
     ],
 )
 def test_what_cannot_be_reused_is_refused(make, config, message):

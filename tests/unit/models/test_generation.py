@@ -1,8 +1,10 @@
 import pytest
 import torch
-from architectures import ADAPTERS, ARCHITECTURES, VOCABULARY, gpt2, llama, trained
+from architectures import ADAPTERS, ARCHITECTURES, trained
 from lit_semantic_peft.models import greedy_answers, greedy_continuations, prompt_cache
-from transformers import MistralConfig, MistralForCausalLM
+from lit_semantic_peft.models.library_versions import cache_argument
+
+from fixtures.models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_mistral
 
 LENGTHS = [3, 11, 1, 6, 6, 2, 9]
 MAX_NEW = [5, 2, 8, 1, 5, 3, 8]
@@ -52,7 +54,7 @@ def test_answers_stop_before_the_first_of_their_ends(architecture):
 @pytest.mark.parametrize("batch_size", [3, 32])
 def test_answers_end_where_the_positions_do(batch_size):
     """In one batch the longest prompt would run on to the longest answer, past the end of a learned table."""
-    small = gpt2(num_positions=14)
+    small = tiny_gpt2(num_positions=14)
     allowed = [min(most, 14 - len(prompt) + 1) for prompt, most in zip(prompts(), MAX_NEW, strict=True)]
     answers = greedy_answers(small, prompts(), MAX_NEW, pad_id=0, stop_ids=(), batch_size=batch_size)
     assert answers == [by_argmax(small, *row) for row in zip(prompts(), allowed, strict=True)]
@@ -62,7 +64,7 @@ def test_answers_end_where_the_positions_do(batch_size):
 
 
 def test_the_end_token_may_be_the_padding():
-    model = llama()
+    model = tiny_llama()
     end = expected(model)[0][1]
     answers = greedy_answers(model, prompts(), MAX_NEW, pad_id=end, stop_ids=[end], batch_size=4)
     assert answers == expected(model, [end])
@@ -70,17 +72,17 @@ def test_the_end_token_may_be_the_padding():
 
 @pytest.mark.parametrize("adapter", ["lora", "prompt_tuning", "prefix_tuning", "p_tuning"])
 def test_answers_of_an_adapter_are_its_own(adapter):
-    model = trained(llama(), ADAPTERS[adapter]())
+    model = trained(tiny_llama(), ADAPTERS[adapter]())
     answers = greedy_answers(model, prompts(), MAX_NEW, pad_id=0, stop_ids=(), batch_size=3)
     assert answers == expected(model)
-    assert answers != expected(llama())
+    assert answers != expected(tiny_llama())
     with model.disable_adapter():
-        assert greedy_answers(model, prompts(), MAX_NEW, pad_id=0, stop_ids=()) == expected(llama())
+        assert greedy_answers(model, prompts(), MAX_NEW, pad_id=0, stop_ids=()) == expected(tiny_llama())
 
 
 def test_settings_that_come_with_the_model_do_not_count():
-    free = expected(llama())
-    model = llama()
+    free = expected(tiny_llama())
+    model = tiny_llama()
     model.generation_config.repetition_penalty = 3.0
     model.generation_config.eos_token_id = [1, free[2][2]]
     own = model.generation_config.to_dict()
@@ -93,13 +95,13 @@ def test_settings_that_come_with_the_model_do_not_count():
 
 def test_progress_counts_every_prompt():
     done = []
-    greedy_answers(llama(), prompts(), MAX_NEW, pad_id=0, stop_ids=(), batch_size=3, on_batch=done.append)
+    greedy_answers(tiny_llama(), prompts(), MAX_NEW, pad_id=0, stop_ids=(), batch_size=3, on_batch=done.append)
     assert done == [3, 3, 1]
     done.clear()
-    model = trained(llama(), ADAPTERS["prompt_tuning"]())
+    model = trained(tiny_llama(), ADAPTERS["prompt_tuning"]())
     greedy_answers(model, prompts(), MAX_NEW, pad_id=0, stop_ids=(), batch_size=3, on_batch=done.append)
     assert done == [1, 1, 2, 1, 1, 1], "with virtual tokens equally long prompts run together"
-    assert greedy_answers(llama(), [], [], pad_id=0, stop_ids=(), on_batch=done.append) == []
+    assert greedy_answers(tiny_llama(), [], [], pad_id=0, stop_ids=(), on_batch=done.append) == []
     assert sum(done) == len(LENGTHS)
 
 
@@ -112,7 +114,8 @@ def read(model, texts):
         input_ids[row, : len(text)] = torch.tensor(text)
         attention_mask[row, : len(text)] = 1
     with torch.no_grad():
-        model(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
+        caching = {cache_argument(model): cache, "use_cache": True}
+        model(input_ids=input_ids, attention_mask=attention_mask, **caching)
     return cache
 
 
@@ -135,24 +138,10 @@ def test_continuations_equal_one_argmax_after_the_other(architecture, adapter, e
     assert (answers != free) == ends
 
 
-def sliding_window():
-    return MistralForCausalLM(
-        MistralConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            sliding_window=3,
-        )
-    ).eval()
-
-
 def test_nobody_goes_on_from_a_cache_that_lacks_something():
-    assert prompt_cache(sliding_window()) is None
+    assert prompt_cache(tiny_mistral(sliding_window=3)) is None
     for adapter in ("prompt_tuning", "prefix_tuning", "p_tuning"):
-        model = trained(llama(), ADAPTERS[adapter]())
+        model = trained(tiny_llama(), ADAPTERS[adapter]())
         assert prompt_cache(model) is None
         with model.disable_adapter():
             assert prompt_cache(model) is not None

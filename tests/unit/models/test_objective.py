@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from architectures import ADAPTERS, ARCHITECTURES, WithoutLogitsToKeep, llama, rows, trained
+from architectures import ADAPTERS, ARCHITECTURES, WithoutLogitsToKeep, rows, trained
 from lit_semantic_peft.models.objective import (
     fact_nll,
     fact_nll_of,
@@ -13,6 +13,8 @@ from lit_semantic_peft.models.objective import (
     weight_normalizer,
 )
 from lit_semantic_peft.tokens import IGNORE_INDEX, EncodedFact, collate
+
+from fixtures.models import tiny_llama
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -105,7 +107,7 @@ def test_more_padding_changes_nothing(model):
 
 
 def test_gradients_equal_those_of_full_logits():
-    model = trained(llama(), ADAPTERS["lora"]())
+    model = trained(tiny_llama(), ADAPTERS["lora"]())
     batch = collate(rows(4), range(4), 0)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     count = (batch.labels != IGNORE_INDEX).sum(dim=1)
@@ -119,7 +121,7 @@ def test_gradients_equal_those_of_full_logits():
 
 @pytest.mark.parametrize("adapter", ["lora", "prompt_tuning", "prefix_tuning"])
 def test_a_batch_without_targets_is_a_zero_that_backward_can_pass(adapter):
-    model = trained(llama(), ADAPTERS[adapter]())
+    model = trained(tiny_llama(), ADAPTERS[adapter]())
     batch = collate(rows(3), range(3), 0)
     empty = dataclasses.replace(batch, labels=torch.full_like(batch.labels, IGNORE_INDEX))
     loss = fact_nll(model, empty)
@@ -131,7 +133,7 @@ def test_a_batch_without_targets_is_a_zero_that_backward_can_pass(adapter):
 
 
 def test_a_row_without_target_costs_nothing_and_changes_no_other():
-    model = llama()
+    model = tiny_llama()
     batch = collate([*rows(2), EncodedFact((5, 6), (), ())], range(3), 0)
     nll = fact_nll(model, batch)
     assert nll[2] == 0
@@ -139,7 +141,7 @@ def test_a_row_without_target_costs_nothing_and_changes_no_other():
 
 
 def test_losses_are_float32_whatever_the_base_is():
-    model = llama().to(torch.bfloat16)
+    model = tiny_llama().to(torch.bfloat16)
     nll = fact_nll(model, collate(rows(3), range(3), 0))
     assert nll.dtype == torch.float32
     assert nll.isfinite().all()

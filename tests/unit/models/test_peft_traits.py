@@ -1,6 +1,6 @@
 import pytest
 import torch
-from architectures import ADAPTERS, llama, trained
+from architectures import ADAPTERS, trained
 from lit_semantic_peft.models.peft_traits import (
     PeftTraits,
     base_changing_setting,
@@ -12,7 +12,6 @@ from lit_semantic_peft.models.peft_traits import (
 from peft import (
     AdaLoraConfig,
     BOFTConfig,
-    CartridgeConfig,
     CPTConfig,
     IA3Config,
     LoraConfig,
@@ -22,18 +21,24 @@ from peft import (
 )
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
+from fixtures.models import tiny_llama
+from fixtures.releases import of_this_peft
+
 BEFORE_THE_INPUT = [
     PromptTuningConfig(num_virtual_tokens=3),
     PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=8),
     CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=[1, 2, 3], cpt_tokens_type_mask=[1, 2, 4]),
 ]
-IN_THE_CACHE = [PrefixTuningConfig(num_virtual_tokens=3), CartridgeConfig(num_virtual_tokens=3)]
+IN_THE_CACHE = [
+    PrefixTuningConfig(num_virtual_tokens=3),
+    *of_this_peft("CartridgeConfig", num_virtual_tokens=3),
+]
 
 
 @pytest.mark.parametrize("config", [LoraConfig(), IA3Config()], ids=peft_type_name)
 def test_a_type_without_peculiarities_has_the_defaults(config):
     assert traits_of(config) == PeftTraits()
-    model = trained(llama(), LoraConfig(target_modules=["q_proj"]))
+    model = trained(tiny_llama(), LoraConfig(target_modules=["q_proj"]))
     traits = traits_of(model)
     before = [parameter.clone() for parameter in model.parameters()]
     traits.load_extra_state(model, {"anything": 1})
@@ -44,8 +49,8 @@ def test_a_type_without_peculiarities_has_the_defaults(config):
 
 
 def test_a_plain_model_has_nothing_peculiar():
-    assert traits_of(llama()) == PeftTraits()
-    assert num_virtual_tokens(llama()) == 0
+    assert traits_of(tiny_llama()) == PeftTraits()
+    assert num_virtual_tokens(tiny_llama()) == 0
 
 
 @pytest.mark.parametrize("config", [*BEFORE_THE_INPUT, *IN_THE_CACHE], ids=peft_type_name)
@@ -60,7 +65,7 @@ def test_virtual_tokens_stand_before_the_input_or_in_the_cache(config):
     ("name", "expected"), [("lora", 0), ("prompt_tuning", 3), ("p_tuning", 3), ("prefix_tuning", 0)]
 )
 def test_virtual_tokens_are_counted_while_the_adapter_is_on(name, expected):
-    model = trained(llama(), ADAPTERS[name]())
+    model = trained(tiny_llama(), ADAPTERS[name]())
     assert num_virtual_tokens(model) == expected
     with model.disable_adapter():
         assert num_virtual_tokens(model) == 0
@@ -78,7 +83,7 @@ def test_what_cannot_be_merged_is_what_peft_has_no_way_to_merge():
 
 def test_the_rank_budget_is_state_beside_the_tensors():
     config = AdaLoraConfig(init_r=4, target_r=2, total_step=20, tinit=2, tfinal=4, target_modules=["q_proj"])
-    left, right = (trained(llama(), config_of) for config_of in (config, AdaLoraConfig(**config.to_dict())))
+    left, right = (trained(tiny_llama(), config_of) for config_of in (config, AdaLoraConfig(**config.to_dict())))
     assert "loss_scaling" in traits_of(config).cannot
     traits = traits_of(left)
     for step in range(8):

@@ -18,9 +18,8 @@ from lit_semantic_peft.semantics import (
     score_facts,
 )
 from lit_semantic_peft.tokens import FactEncoder
-from transformers import BertConfig, BertModel
 
-from fixtures.tiny import byte_level_bpe, tiny_llama, wordpiece_like
+from fixtures.models import byte_level_bpe, tiny_bert, tiny_llama, wordpiece_like
 
 FACTS = [
     Fact("a", "The capital of France is", "Paris"),
@@ -35,10 +34,7 @@ def encoder_folder(tmp_path_factory):
     """A sentence encoder of two layers."""
     folder = tmp_path_factory.mktemp("encoder")
     tokenizer = wordpiece_like()
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    config = BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, initializer_range=0.5, **sizes)
-    BertModel(config).save_pretrained(folder)
+    tiny_bert(len(tokenizer), tokenizer.pad_token_id).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

@@ -9,7 +9,7 @@ from lit_semantic_peft.semantics.gradients import square_root
 from lit_semantic_peft.semantics.interference_filter import without_the_harmful
 from lit_semantic_peft.tokens import FactEncoder, collate
 
-from fixtures.tiny import byte_level_bpe, tiny_llama
+from fixtures.models import byte_level_bpe, tiny_llama
 from unit.semantics.tables import kept_ids, same_in_any_order, table
 
 TARGETS = ["Paris", "Lund", "the yen", "hay fever", "Rhine", "Volga"]

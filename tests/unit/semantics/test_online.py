@@ -16,7 +16,7 @@ from lit_semantic_peft.semantics.online import nll_and_online_weight
 from lit_semantic_peft.tokens import FactEncoder, collate
 from peft import LoraConfig
 
-from fixtures.tiny import byte_level_bpe, tiny_llama
+from fixtures.models import byte_level_bpe, tiny_llama
 
 PAIRS = [("The capital of France is", "Paris"), ("It is", "the yen"), ("The head office is in", "Lund in the north")]
 

@@ -5,7 +5,7 @@ from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.semantics import RedundancyFilter, ScoringContext, TextEmbedding, redundancy
 from lit_semantic_peft.tokens import FactEncoder
 
-from fixtures.tiny import byte_level_bpe, tiny_llama
+from fixtures.models import byte_level_bpe, tiny_llama
 from unit.semantics.tables import same_in_any_order, table
 
 
@@ -30,8 +30,8 @@ def one_by_one(distance, embedding, prompt_similarity, target_similarity):
 
 @pytest.mark.parametrize(("block", "leading"), [(2, (31, 63)), (7, (1,)), (2048, (2, 8, 24))])
 def test_equals_the_definition_whatever_the_blocks_and_the_bound(monkeypatch, block, leading):
-    monkeypatch.setattr(redundancy, "_BLOCK", block)
-    monkeypatch.setattr(redundancy, "_LEADING", leading)
+    monkeypatch.setattr(redundancy, "BLOCK", block)
+    monkeypatch.setattr(redundancy, "LEADING", leading)
     rng = np.random.default_rng(0)
     for size in (2, 10, 120):
         centers = rng.normal(size=(max(size // 3, 1), 2, 40))

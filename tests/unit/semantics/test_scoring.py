@@ -21,7 +21,7 @@ from lit_semantic_peft.semantics import (
 from lit_semantic_peft.tokens import FactEncoder, collate
 from peft import LoraConfig, PromptTuningConfig
 
-from fixtures.tiny import byte_level_bpe, tiny_llama
+from fixtures.models import byte_level_bpe, tiny_llama
 
 DISTANCES = [ExpectedEmbeddingDistance(), HiddenStateDistance(), ResponseDistance(), Surprisal()]
 FACTS = [

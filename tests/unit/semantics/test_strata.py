@@ -11,7 +11,7 @@ from lit_semantic_peft.models.sampling import Sampling, sampled_answers
 from lit_semantic_peft.semantics import STRATA, ScoringContext, Strata, StrataFilter, strata_of, with_strata
 from lit_semantic_peft.tokens import FactEncoder
 
-from fixtures.tiny import byte_level_bpe, tiny_llama
+from fixtures.models import byte_level_bpe, tiny_llama
 from unit.semantics.tables import same_in_any_order, table
 
 FACTS = [Fact(f"f{row}", f"The capital of {name} is", "Paris") for row, name in enumerate("ABCDE")]
@@ -78,7 +78,7 @@ def test_prompts_that_the_model_has_no_positions_for_are_left_out(context):
 
 def test_prompts_are_bare_then_behind_examples():
     fact = dataclasses.replace(FACTS[0], paraphrases=("The chief town of A is",))
-    prompts = Strata(num_prompts=4, num_shots=2)._prompts([fact, *FACTS[1:]])
+    prompts = Strata(num_prompts=4, num_shots=2).prompts([fact, *FACTS[1:]])
     assert all(len(mine) == 4 for mine in prompts)
     assert prompts[0][:2] == ["The capital of A is", "The chief town of A is"]
     examples, asked = prompts[0][2].rsplit("\n", 1)
@@ -86,8 +86,8 @@ def test_prompts_are_bare_then_behind_examples():
     assert len(examples.split("\n")) == 2
     assert "of A is Paris" not in examples
     assert prompts[0][2] != prompts[0][3]
-    assert Strata(num_prompts=4, num_shots=0)._prompts([fact]) == [prompts[0][:2]]
-    assert Strata()._prompts(FACTS[:1]) == [["The capital of A is"]]
+    assert Strata(num_prompts=4, num_shots=0).prompts([fact]) == [prompts[0][:2]]
+    assert Strata().prompts(FACTS[:1]) == [["The capital of A is"]]
 
 
 def test_examples_are_drawn_among_the_other_facts_in_linear_time():
@@ -100,7 +100,7 @@ def test_examples_are_drawn_among_the_other_facts_in_linear_time():
 
     names = [f"f{row}" for row in range(200)]
     facts = [Watched(name, f"It is {name}", name, relation=str(row % 40 // 38)) for row, name in enumerate(names)]
-    prompts = Strata(num_prompts=3, num_shots=9)._prompts(facts)
+    prompts = Strata(num_prompts=3, num_shots=9).prompts(facts)
     assert len(reads) < 200 * 100, "each fact was looked at for each fact"
     for row in (0, 38, 117, 199):
         others = [one for one in facts if one.relation == facts[row].relation and one.id != names[row]]

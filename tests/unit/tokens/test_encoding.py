@@ -8,7 +8,7 @@ from lit_semantic_peft.tokens import FactEncoder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from fixtures.tiny import byte_level_bpe, sentencepiece_like, wordpiece_like
+from fixtures.models import byte_level_bpe, sentencepiece_like, wordpiece_like
 
 FAMILIES = {
     "byte_level_bpe": byte_level_bpe,

@@ -13,7 +13,7 @@ from lit_semantic_peft.models.compiled import compile_layers
 from peft import LoraConfig
 from torch._dynamo.utils import counters
 
-from fixtures.tiny import tiny_llama
+from fixtures.models import tiny_llama
 from fixtures.training import (
     ONLY_FACTS,
     assert_same_adapter,

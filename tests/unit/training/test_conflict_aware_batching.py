@@ -95,11 +95,11 @@ def test_the_two_sides_are_parted_or_joined(tiny_model, contradiction, mode, num
     contradiction.write_text("\n".join([*rows, rows[3].replace('"one"', '"two"')]) + "\n", encoding="utf-8")
     callback = Plans(mode)
     data = {**CONTRADICTING, "num_facts": 4, "micro_batch_size": 2}
-    logged = fit(tiny_model, contradiction, data=data, callbacks=[callback], trainer={"max_epochs": 12})
-    module = logged.module
+    run = fit(tiny_model, contradiction, data=data, callbacks=[callback], trainer={"max_epochs": 12})
+    module = run.module
     side = [fact.target for fact in module.data.prepared.facts]
     assert sorted(side) == ["Lund", "Lund", "Paris", "Paris"]
-    last = logged.facts[-2:]
+    last = run.facts[-2:]
     assert sorted(itertools.chain(*last)) == [0, 1, 2, 3]
     assert [len({side[row] for row in step}) for step in last] == [num_sides] * 2
     assert float(module.trainer.callback_metrics["train/conflicts_within_steps"]) == pytest.approx(within)

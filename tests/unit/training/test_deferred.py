@@ -39,14 +39,14 @@ class Rates(Callback):
 
 
 def test_each_epoch_has_its_facts_once(tiny_model, facts_file):
-    steps = fit(tiny_model, facts_file, data=LATE, trainer=FOUR_EPOCHS)
-    module = steps.module
+    run = fit(tiny_model, facts_file, data=LATE, trainer=FOUR_EPOCHS)
+    module = run.module
     kept = module.data.prepared.kept_index
     assert len(kept) == 6
     # 6 facts are a step of 4 and one of 2; 12 facts are three steps of 4
-    assert [len(step) for step in steps.facts] == [4, 2, 4, 2, 4, 4, 4, 4, 4, 4]
+    assert [len(step) for step in run.facts] == [4, 2, 4, 2, 4, 4, 4, 4, 4, 4]
     first, second, third, fourth = (
-        sorted(chain(*steps.facts[start:stop])) for start, stop in ((0, 2), (2, 4), (4, 7), (7, 10))
+        sorted(chain(*run.facts[start:stop])) for start, stop in ((0, 2), (2, 4), (4, 7), (7, 10))
     )
     assert first == second == kept
     assert third == fourth == list(range(12))
@@ -129,10 +129,10 @@ def test_an_interrupted_run_goes_on_to_the_last_bit(tiny_model, facts_file, tmp_
         "trainer": FOUR_EPOCHS,
     }
     whole = fit(tiny_model, facts_file, callbacks=[Save()], **settings).module
-    steps = fit(tiny_model, facts_file, ckpt_path=str(tmp_path / "half.ckpt"), **settings)
-    resumed = steps.module
+    run = fit(tiny_model, facts_file, ckpt_path=str(tmp_path / "half.ckpt"), **settings)
+    resumed = run.module
     assert resumed.global_step == 10
-    assert sum(map(len, steps.facts)) == 36 - sum([4, 2, 4, 2, 4, 4, 4, 4, 4, 4][:step])
+    assert sum(map(len, run.facts)) == 36 - sum([4, 2, 4, 2, 4, 4, 4, 4, 4, 4][:step])
     assert is_same_adapter(whole, resumed)
 
 
@@ -152,8 +152,8 @@ def test_a_checkpoint_of_another_epoch_is_refused(tiny_model, facts_file, tmp_pa
 def test_methods_that_sample_facts_take_the_late_ones_when_they_are_trained(tiny_model, facts_file):
     weighting = InterferenceWeighting(beta=0, every_n_steps=2, num_facts=12)
     batching = ConflictAwareBatching(num_facts=12)
-    steps = fit(tiny_model, facts_file, data=LATE, trainer=FOUR_EPOCHS, callbacks=[weighting, batching])
-    assert sorted(chain(*steps.facts[4:7])) == list(range(12))
+    run = fit(tiny_model, facts_file, data=LATE, trainer=FOUR_EPOCHS, callbacks=[weighting, batching])
+    assert sorted(chain(*run.facts[4:7])) == list(range(12))
     assert batching.sample == list(range(12))
     assert (weighting.factor != 1).all()
 
@@ -196,9 +196,9 @@ class DropsFour(FactFilter):
 
 def test_what_need_not_or_must_not_be_taught_stays_dropped(tiny_model, facts_file):
     data = {"filters": [DropsFour()], "deferred_from_epoch": 1}
-    steps = fit(tiny_model, with_retained(facts_file), data=data)
-    module = steps.module
-    assert sorted(chain(*steps.facts[2:])) == [0, *range(4, 12)]
+    run = fit(tiny_model, with_retained(facts_file), data=data)
+    module = run.module
+    assert sorted(chain(*run.facts[2:])) == [0, *range(4, 12)]
     first_epoch = [1, None, None, None] + [0] * 8 + [None] * 5  # the last five have the split `retain`
     assert module.data.prepared.columns()["trained_from_epoch"] == first_epoch
 
@@ -227,8 +227,8 @@ def test_what_never_came_back_is_not_measured_and_said(tiny_model, facts_file, t
 @pytest.mark.parametrize(
     ("first", "trainer", "message"),
     [
-        (0, {}, "`deferred_from_epoch` must be at least 1, got 0"),
-        (-1, {}, "`deferred_from_epoch` must be at least 1, got -1"),
+        (0, {}, "`selection.deferred_from_epoch` must be at least 1, got 0"),
+        (-1, {}, "`selection.deferred_from_epoch` must be at least 1, got -1"),
         (2, {}, "`deferred_from_epoch` must be below `trainer.max_epochs`, which is 2, got 2"),
         (1, {"max_steps": 2}, "`deferred_from_epoch` 1 begins after 2 optimizer steps, but `trainer.max_steps` is 2"),
         (1, {"limit_train_batches": 1}, "`deferred_from_epoch` needs whole epochs"),

@@ -99,15 +99,15 @@ def test_the_minority_is_learned_better_than_in_the_plain_run(tiny_model, contra
     """Three against one: the plain optimum gives the minority a quarter, groups that pull equally hard give it half."""
     minority, majority = [], []
     for surgery in ([], [GradientSurgery()], [GradientSurgery(unit_norm=True)]):
-        logged = fit(tiny_model, contradiction, data=CONTRADICTING, callbacks=surgery, trainer={"max_epochs": 20})
-        module = logged.module
+        run = fit(tiny_model, contradiction, data=CONTRADICTING, callbacks=surgery, trainer={"max_epochs": 20})
+        module = run.module
         both = losses(module)
         majority.append(both[0])
         minority.append(both[3])
     assert minority[1] < minority[0] - 0.4
     assert minority[2] < minority[1] - 0.3
     assert majority[0] < majority[1] < majority[2] < 2.5  # what it costs; 5.3 at the start
-    assert logged.of("train/group_conflicts")[-1] == 1
+    assert run.of("train/group_conflicts")[-1] == 1
 
 
 @pytest.mark.parametrize(("micro_batch_size", "accumulate"), [(8, 1), (2, 4)])
@@ -118,12 +118,12 @@ def test_without_conflict_it_is_the_plain_run(tiny_model, facts_file, micro_batc
         "data": {"micro_batch_size": micro_batch_size, **WEIGHTED},
         "trainer": {"accumulate_grad_batches": accumulate},
     }
-    logged_plain = fit(tiny_model, facts_file, **settings)
-    plain = logged_plain.module
-    logged = fit(tiny_model, facts_file, callbacks=[GradientSurgery()], **settings)
-    same = logged.module
+    plain_run = fit(tiny_model, facts_file, **settings)
+    plain = plain_run.module
+    run = fit(tiny_model, facts_file, callbacks=[GradientSurgery()], **settings)
+    same = run.module
     assert_same_adapter(plain, same)
-    assert logged.of("train/grad_norm") == pytest.approx(logged_plain.of("train/grad_norm"), rel=1e-5)
+    assert run.of("train/grad_norm") == pytest.approx(plain_run.of("train/grad_norm"), rel=1e-5)
 
 
 @pytest.mark.parametrize("groups", ["relation", "conflict", "fact"])

@@ -38,16 +38,16 @@ def test_a_step_does_what_was_predicted_and_the_worst_fact_gains(tiny_model, con
 def test_the_worst_fact_is_learned_better_than_in_the_plain_run(tiny_model, contradiction):
     plain = losses(fit(tiny_model, contradiction, data=CONTRADICTING, trainer={"max_epochs": 20}).module)
     weighting = InterferenceWeighting(beta=0.1, every_n_steps=4)
-    logged = fit(tiny_model, contradiction, data=CONTRADICTING, callbacks=[weighting], trainer={"max_epochs": 20})
-    module = logged.module
+    run = fit(tiny_model, contradiction, data=CONTRADICTING, callbacks=[weighting], trainer={"max_epochs": 20})
+    module = run.module
     aware = losses(module)
     assert max(aware) < max(plain) - 0.5
     assert weighting.factor[3] > 1.5
     assert weighting.factor.mean() == pytest.approx(1, abs=1e-5)
     assert (weighting.factor >= 0.25).all()
-    for row in logged.logged[4:]:
+    for row in run.logged[4:]:
         assert row["train/progress_worst"] >= row["train/progress_worst_before"] - 1e-3
-    assert "train/progress_worst" not in logged.logged[3]
+    assert "train/progress_worst" not in run.logged[3]
 
 
 def test_large_gradients_wait_on_disk(tiny_model, facts_file, monkeypatch):
@@ -60,7 +60,7 @@ def test_large_gradients_wait_on_disk(tiny_model, facts_file, monkeypatch):
     monkeypatch.setattr(fact_sample, "gradient_matrix", watched)
     in_memory = fit(tiny_model, facts_file, callbacks=[InterferenceWeighting(every_n_steps=2)]).module
     assert set(folders) == {None}
-    monkeypatch.setattr(feature_store, "_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(feature_store, "BYTES_IN_MEMORY", 0)
     folders.clear()
     on_disk = fit(tiny_model, facts_file, callbacks=[InterferenceWeighting(every_n_steps=2)]).module
     assert folders

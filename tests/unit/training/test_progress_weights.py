@@ -102,9 +102,8 @@ def test_a_small_penalty_hardly_matters(objective):
         assert value(matrix, old, new, objective, beta) >= value(matrix, old, without, objective, beta) - 3e-4
 
 
-def test_a_solution_that_is_not_reached_is_said(monkeypatch, caplog):
-    monkeypatch.setattr("lit_semantic_peft.training.interference_aware.progress_weights._MAX_ITERATIONS", 50)
-    progress_weights(random_matrix(np.random.default_rng(3), 64), np.ones(64), beta=1e-3)
+def test_a_solution_that_is_not_reached_is_said(caplog):
+    progress_weights(random_matrix(np.random.default_rng(3), 64), np.ones(64), beta=1e-3, max_iterations=50)
     assert "after 50 iterations; a larger `beta`" in caplog.text
 
 

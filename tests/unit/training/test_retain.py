@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-import lit_semantic_peft.data.module as data_module
+import lit_semantic_peft.data.scoring as scoring
 import numpy as np
 import pytest
 import torch
@@ -83,20 +83,20 @@ def test_retained_facts_drift_less_and_more_weight_less_still(tiny_model, facts)
 @pytest.mark.parametrize(("micro_batch_size", "accumulate"), [(4, 2), (1, 8)])
 def test_the_penalty_does_not_depend_on_how_a_step_is_cut_up(tiny_model, facts, micro_batch_size, accumulate):
     settings = {"retain_weight": 2.0, "retain_batch_size": 3}
-    logged = fit(tiny_model, facts, model=settings, data={"micro_batch_size": 8})
-    whole = logged.module
-    logged_cut = fit(
+    run = fit(tiny_model, facts, model=settings, data={"micro_batch_size": 8})
+    whole = run.module
+    cut_run = fit(
         tiny_model,
         facts,
         model=settings,
         data={"micro_batch_size": micro_batch_size},
         trainer={"accumulate_grad_batches": accumulate},
     )
-    cut = logged_cut.module
+    cut = cut_run.module
     assert_same_adapter(whole, cut)
-    assert logged.of("train/retain_kl") == pytest.approx(logged_cut.of("train/retain_kl"), rel=1e-4, abs=1e-7)
-    assert logged.of("train/retain_kl")[0] == pytest.approx(0, abs=1e-7)  # the adapter starts as nothing
-    assert logged.of("train/retain_kl")[-1] > 1e-5
+    assert run.of("train/retain_kl") == pytest.approx(cut_run.of("train/retain_kl"), rel=1e-4, abs=1e-7)
+    assert run.of("train/retain_kl")[0] == pytest.approx(0, abs=1e-7)  # the adapter starts as nothing
+    assert run.of("train/retain_kl")[-1] > 1e-5
 
 
 class NothingCounts(Callback):
@@ -113,19 +113,19 @@ class NothingCounts(Callback):
 def test_what_is_held_is_held_in_steps_in_which_no_fact_counts(tiny_model, facts):
     settings = {"retain_weight": 30.0}
     six_steps = fit(tiny_model, facts, model=settings, trainer={"max_steps": 6, "max_epochs": -1}).module
-    logged = fit(tiny_model, facts, model=settings, trainer={"max_epochs": 8}, callbacks=[NothingCounts(6)])
-    more = logged.module
-    assert len(logged.logged) == 24
+    run = fit(tiny_model, facts, model=settings, trainer={"max_epochs": 8}, callbacks=[NothingCounts(6)])
+    more = run.module
+    assert len(run.logged) == 24
     assert drift(more) < 0.5 * drift(six_steps)
-    assert logged.of("train/loss")[6:] == [logged.of("train/loss")[5]] * 18  # none of its own
+    assert run.of("train/loss")[6:] == [run.of("train/loss")[5]] * 18  # none of its own
 
 
 def test_weight_0_is_the_run_without(tiny_model, facts):
-    logged = fit(tiny_model, facts)
-    plain = logged.module
+    run = fit(tiny_model, facts)
+    plain = run.module
     assert is_same_adapter(plain, fit(tiny_model, facts, model={"retain_weight": 0.0}).module)
     assert not is_same_adapter(plain, fit(tiny_model, facts, model={"retain_weight": 1.0}).module)
-    assert "train/retain_kl" not in logged.logged[-1]
+    assert "train/retain_kl" not in run.logged[-1]
 
 
 def test_each_rank_takes_a_share(tiny_model, facts):
@@ -167,26 +167,26 @@ def test_facts_that_the_base_model_knows_can_be_retained(tiny_model, facts_file,
     rows = [json.loads(line) for line in facts_file.read_text(encoding="utf-8").splitlines()]
     rows[11]["split"] = "probe"
     facts_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    score = data_module.score_facts
+    score = scoring.score_facts
 
     def as_if_known(*arguments, **options):
         scored = score(*arguments, **options)
         return replace(scored, is_known=np.isin(scored.fact_id, [f"town-{number}" for number in (2, 5, 7, 11)]))
 
-    monkeypatch.setattr(data_module, "score_facts", as_if_known)
+    monkeypatch.setattr(scoring, "score_facts", as_if_known)
     settings = {"model": {"retain_weight": 3.0, "retain_known": True}, "data": {"filters": [KnownFilter()]}}
-    logged = fit(tiny_model, facts_file, **settings)
-    module = logged.module
+    run = fit(tiny_model, facts_file, **settings)
+    module = run.module
     assert sorted(module._retain.retained) == [2, 5, 7]
     assert np.flatnonzero(module.data.prepared.is_untouched).tolist() == [11], "what is held does not measure retention"
     assert any(one.kind == "known" for one in module.data.questions), "so further known facts are asked"
-    assert logged.of("train/retain_kl")[-1] > 0
+    assert run.of("train/retain_kl")[-1] > 0
 
 
 def test_no_known_fact_is_a_warning(tiny_model, facts_file, caplog):
-    logged = fit(tiny_model, facts_file, model={"retain_weight": 1.0, "retain_known": True})
+    run = fit(tiny_model, facts_file, model={"retain_weight": 1.0, "retain_known": True})
     assert "`retain_weight` does nothing" in caplog.text
-    assert "train/retain_kl" not in logged.logged[-1]
+    assert "train/retain_kl" not in run.logged[-1]
 
 
 def test_loss_scaling_is_refused(tiny_model, facts, monkeypatch):
@@ -214,7 +214,7 @@ def test_settings_out_of_range(tiny_model, facts, settings, message):
 
 
 def test_autocast(tiny_model, facts):
-    logged = fit(tiny_model, facts, model={"retain_weight": 5.0}, trainer={"precision": "bf16-mixed"})
-    module = logged.module
-    assert logged.of("train/retain_kl")[-1] > 0
+    run = fit(tiny_model, facts, model={"retain_weight": 5.0}, trainer={"precision": "bf16-mixed"})
+    module = run.module
+    assert run.of("train/retain_kl")[-1] > 0
     assert drift(module) < drift(fit(tiny_model, facts, trainer={"precision": "bf16-mixed"}).module)

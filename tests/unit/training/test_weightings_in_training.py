@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lit_semantic_peft.callbacks import FactReport, InterferenceMonitor, LossWeightDistribution
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.reports import RunFolder
-from lit_semantic_peft.reports.views import worst_conflicts
+from lit_semantic_peft.reports.conflicts import worst_conflicts
 from lit_semantic_peft.semantics import Focal, Online, Proximity, Remoteness, Scheduled, Uniform
 from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, SemanticPeftModule
 from peft import PrefixTuningConfig
@@ -45,10 +45,10 @@ def test_surgery_sees_online_weights(tiny_model, facts_file):
     """Groups that do not conflict are left as they are, so the weights must be those of the plain run."""
     surgery = GradientSurgery(groups="relation", unit_norm=False)
     plain = fit(tiny_model, facts_file, data={"weighting": Online(FAR)}).module
-    steps = fit(tiny_model, facts_file, data={"weighting": Online(FAR)}, callbacks=[surgery])
-    operated = steps.module
+    run = fit(tiny_model, facts_file, data={"weighting": Online(FAR)}, callbacks=[surgery])
+    operated = run.module
     uniform = fit(tiny_model, facts_file, data={"weighting": Uniform()}).module
-    found = [row["train/group_conflicts"] for row in steps.logged if "train/group_conflicts" in row]
+    found = [row["train/group_conflicts"] for row in run.logged if "train/group_conflicts" in row]
     assert set(found) == {0.0}
     assert_same_adapter(plain, operated, tolerance=1e-4)
     assert not is_same_adapter(plain, uniform)
@@ -86,7 +86,7 @@ def test_the_report_tells_what_is_undone_by_the_weights_of_the_measurement(tiny_
     callbacks = [InterferenceMonitor(num_facts=4), FactReport(show_summary=False)]
     module = fit(tiny_model, facts_file, data={"weighting": weighting}, trainer=trainer, callbacks=callbacks).module
     folder = RunFolder(tmp_path)
-    facts, matrix = folder.read_facts(), folder.read_interference()
+    facts, matrix = folder.facts, folder.matrix
     assert matrix.fact_index.tolist() == list(range(12))
     undone = {}
     for moment in ("start", "end"):
