@@ -1,4 +1,4 @@
-"""A base model too large for every process to hold: its frozen weights cut up, the small adapter whole on each."""
+"""A base model too large for every process to hold: its frozen weights sharded, the small adapter whole on each."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from typing_extensions import override
 
 from lit_semantic_peft.models.compiled import repeated_blocks
 from lit_semantic_peft.training.module import SemanticPeftModule
@@ -41,17 +42,14 @@ class ShardedBaseStrategy(ModelParallelStrategy):
             **options,
         )
 
+    @override
     def setup_environment(self) -> None:
-        """Starts the process group, and lets every process see other facts."""
+        # Every process sees other facts.
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    @override
     def setup(self, trainer: Trainer) -> None:
-        """Shards the base model.
-
-        Args:
-            trainer: The trainer.
-        """
         module = self.lightning_module
         assert isinstance(module, SemanticPeftModule)
         if not isinstance(module.model, FSDPModule):
@@ -70,18 +68,18 @@ class ShardedBaseStrategy(ModelParallelStrategy):
             if parameter.grad is not None:
                 parameter.grad.copy_(gradient)
 
+    @override
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """One batch of validation, with the base model gathered."""
         with self.gathered():
             return super().validation_step(*args, **kwargs)
 
+    @override
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        """One batch of the final evaluation, with the base model gathered."""
         with self.gathered():
             return super().test_step(*args, **kwargs)
 
+    @override
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
-        """One batch of answers, with the base model gathered."""
         with self.gathered():
             return super().predict_step(*args, **kwargs)
 
@@ -124,7 +122,7 @@ def whole_base(trainer: Trainer) -> AbstractContextManager[None]:
 
 
 def _shard_frozen(model: PeftModel, mesh: Any) -> None:
-    """Cuts each block of the base model, and then what is outside of the blocks, into a share per process."""
+    """Shards each block of the base model, and then what is outside of the blocks."""
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for module in (*repeated_blocks(model), model):
         fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
