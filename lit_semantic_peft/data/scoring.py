@@ -135,9 +135,7 @@ def score(
         context = context_of(base, encoder, facts, encoded, batch_size, default_device(device))
         cache = ContentCache(cache_dir or cache_folder() / "scores")
         return FactScores(tuple(facts), cached_scores(facts, encoded, measured, base, context, cache))
-    if tokenizer is None:
-        raise InputError("`tokenizer` is missing: a model that is loaded needs the tokenizer that it was trained with.")
-    encoder = _encoder(tokenizer, encoding, stop_ids(model.generation_config), num_positions(model.config))
+    encoder = encoder_of_loaded(model, tokenizer, encoding)
     with modes_restored(model):
         scored = score_facts(model.eval(), encoder, facts, measured, batch_size=batch_size)
     return FactScores(tuple(facts), scored)
@@ -194,6 +192,24 @@ def encoder_of(base: BaseModel, encoding: EncodingPlan) -> FactEncoder:
             base.name,
         )
     return encoder
+
+
+def encoder_of_loaded(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, encoding: EncodingPlan
+) -> FactEncoder:
+    """How facts become the tokens of a model that is loaded already.
+
+    Args:
+        model: The model, with or without an adapter.
+        tokenizer: The model's.
+        encoding: The user's settings.
+
+    Raises:
+        InputError: If there is no tokenizer, or the settings do not fit it.
+    """
+    if tokenizer is None:
+        raise InputError("`tokenizer` is missing: a model that is loaded needs the tokenizer that it was trained with.")
+    return _encoder(tokenizer, encoding, stop_ids(model.generation_config), num_positions(model.config))
 
 
 def _encoder(
