@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lit_semantic_peft.training.module import SemanticPeftModule
 
 _CHECKPOINT_KEY = "lit_semantic_peft"
+_FORMAT = 2  # raised whenever a checkpoint holds something else of a training
 # Settings of an optimizer that decide how a step is computed, not what it is.
 _SPEED = {"foreach", "fused", "capturable", "differentiable"}
 # Entries of a PEFT configuration that say where it came from, or that training itself writes.
@@ -88,6 +89,7 @@ def write_training_state(module: "SemanticPeftModule", checkpoint: dict[str, Any
     if module.device.type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state(module.device)
     checkpoint[_CHECKPOINT_KEY] = {
+        "format": _FORMAT,
         "base_model": module.base_model.source.public_name,
         "base_fingerprint": module.base_model.source.fingerprint,
         **training_identity(module),
@@ -124,6 +126,11 @@ def resume_training(module: "SemanticPeftModule", checkpoint: Mapping[str, Any])
     if module.trainer.state.fn != "fit":
         refuse_another_adapter(about, module.model.active_peft_config)
         return None
+    if about.get("format") != _FORMAT:
+        raise InputError(
+            "The checkpoint was written by another version of lit-semantic-peft, whose training this one cannot go on "
+            "with. `test` and `predict` take it; to train, start a new run or install that version."
+        )
     name = type(module.data).__qualname__  # under which Lightning keeps and looks for its state
     if name not in checkpoint:
         raise InputError(
