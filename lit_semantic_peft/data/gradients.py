@@ -1,4 +1,4 @@
-"""Who hurts whom, for a model that is loaded: without a data module and without a trainer."""
+"""The gradient matrix of facts for a loaded model, without a data module and without a trainer."""
 
 from collections.abc import Sequence
 
@@ -26,13 +26,13 @@ def interference_matrix(
     encoding: EncodingPlan = _DEFAULT_ENCODING,
     batch_size: int = 16,
 ) -> InterferenceMatrix:
-    """Inner products K_ij = ⟨g_i, g_j⟩ of the facts' gradients, g_i = ∂ℓ_i/∂θ, in the model's adapter as it stands.
+    """Inner products K_ij = ⟨g_i, g_j⟩ of the facts' gradients, g_i = ∂ℓ_i/∂θ, θ the adapter's parameters.
 
-    Above 0 a small step on fact j helps fact i, below 0 it hurts. The model stays as it is. Cost: about one forward and
+    Above 0 a small step on fact j helps fact i, below 0 it hurts. The model is not changed. Cost: about one forward and
     one backward pass of the facts; 4 bytes of memory for each fact and trained parameter, see `gradient_matrix`.
 
     Args:
-        model: Any model of `peft`, on the device where it shall run.
+        model: Any model of `peft`, on the device to run on.
         facts: A built-in set, a file, a folder or a Hub data set, as `read_facts` takes it; or facts.
         tokenizer: The model's.
         num_facts: How many of the facts to take, chosen by `seed`; None for all.

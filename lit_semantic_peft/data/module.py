@@ -38,8 +38,9 @@ _ENCODING, _SELECTION, _BATCHES, _EVALUATION = EncodingPlan(), SelectionPlan(), 
 class KnowledgeDataModule(LightningDataModule):
     """Reads facts, measures how far each is from the base model, filters and weights them, and plans the batches.
 
-    Filtering happens in `setup`. Scores come from a cache keyed by everything they depend on; the ranks share what is
-    missing, and a killed job goes on with the parts that are there. Dropped facts are evaluated and reported too.
+    Filtering happens in `setup`. Scores come from a cache keyed by everything they depend on. The ranks share the
+    computation of missing scores, and a killed job resumes from the complete parts. Dropped facts are evaluated and
+    reported too.
 
     Args:
         facts: A built-in set (`world`, `counterfactual`, `fictional`), a file (.jsonl, .csv, .parquet, each also
@@ -55,8 +56,8 @@ class KnowledgeDataModule(LightningDataModule):
         prompts: Free prompts for `predict`; the facts themselves where None.
         max_new_tokens: Longest answer to a free prompt, in tokens.
         cache_dir: Where scores are kept; the user's cache where None.
-        base_model: The model that facts are measured against. None for that of the trainer's module, which it must be
-            in any case; it is needed where there is no trainer.
+        base_model: The model that facts are measured against. None for that of the trainer's module; another one is an
+            error. Required without a trainer.
 
     Raises:
         InputError: If a setting is out of its range; from `setup`, if the facts cannot be read, tokenized, or filtered
@@ -118,7 +119,7 @@ class KnowledgeDataModule(LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
-        """Downloads or converts the base model, in one process of each machine before `setup` looks for it on all."""
+        """Downloads or converts the base model, in one process per machine, before `setup` needs it in all."""
         with self.stopwatch.during("setup"), suppress(InputError):  # `setup` fails on all ranks
             self._find_base_model()
 
@@ -129,7 +130,7 @@ class KnowledgeDataModule(LightningDataModule):
         For `predict` with free prompts no fact is read.
         """
         if stage == "fit":
-            self._position = (0, 0)  # where an earlier training was resumed; a checkpoint is read after this
+            self._position = (0, 0)  # forgets where an earlier training was resumed; a checkpoint is read after this
         if self.trainer and stage:
             refuse_incompatible(
                 situation_of(
@@ -167,7 +168,7 @@ class KnowledgeDataModule(LightningDataModule):
 
     @override
     def test_dataloader(self) -> DataLoader[list[Question]]:
-        """Everything that is asked at the end, of all facts, kept and dropped."""
+        """All questions of the final evaluation, about kept and dropped facts."""
         return question_loader(self.questions, self.batches, **self._ranks)
 
     @override
@@ -190,7 +191,7 @@ class KnowledgeDataModule(LightningDataModule):
         return self._questions
 
     def retain(self, rows: Sequence[int]) -> None:
-        """Notes which facts training retains, so that they are not taken for a measure of what is retained.
+        """Notes which facts training retains (KL), so that retention is not measured on them.
 
         Args:
             rows: Fact indices.
@@ -229,7 +230,7 @@ class KnowledgeDataModule(LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Where training stands: the epoch, and how many micro-batches of it each rank has done."""
+        """The position in training: the epoch, and how many of its micro-batches each rank has done."""
         assert self.trainer is not None
         loop = self.trainer.fit_loop
         epoch, progress = self.trainer.current_epoch, loop.epoch_progress.current
@@ -242,7 +243,7 @@ class KnowledgeDataModule(LightningDataModule):
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch.to(device) if isinstance(batch, Batch) else batch  # questions are text and stay
+        return batch.to(device) if isinstance(batch, Batch) else batch  # questions are text and stay on the CPU
 
     @property
     def device(self) -> torch.device:

@@ -42,7 +42,7 @@ _DEFAULT_ENCODING = EncodingPlan()
 
 @dataclass(frozen=True)
 class FactScores:
-    """What a model says of facts, a row per fact.
+    """Scores of facts under a model, a row per fact.
 
     Attributes:
         facts: The facts, in order.
@@ -60,8 +60,8 @@ class FactScores:
 
         Returns:
             Columns `fact_id`, `subject`, `relation`, `prompt`, `target`, `split`; `distance_<name>` for each distance;
-            `base_nll` (nats per target token), `is_known` (whether the model says the target by itself) and
-            `base_answer` (what it says).
+            `base_nll` (nats per target token), `is_known` (whether the model already answers with the target)
+            and `base_answer` (its free answer).
         """
         about = ("subject", "relation", "prompt", "target", "split")
         return pa.table(
@@ -93,13 +93,13 @@ def score(
     device: str | torch.device | None = None,
     cache_dir: str | Path | None = None,
 ) -> FactScores:
-    """How far facts are from a model, how likely it finds them, and which of them it knows. Trains nothing.
+    """How far facts are from a model, how likely they are under it, and which of them it knows. Trains nothing.
 
     The scores of a model that is given by name come from the cache, where they are, and are kept there.
 
     Args:
         facts: A built-in set, a file, a folder or a Hub data set, as `read_facts` takes it; or facts.
-        model: A base model; or one that is loaded, with or without an adapter, which is used as it is and where it is.
+        model: A base model; or a loaded one, with or without an adapter, which is used unchanged on its device.
         distances: What to measure; `ExpectedEmbeddingDistance` where None. `Surprisal` is always measured.
         tokenizer: Of a model that is loaded.
         num_facts: How many of the facts to take, chosen by `seed`; None for all.
@@ -151,10 +151,10 @@ def default_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def all_distances(first: Distance, more: Sequence[Distance]) -> list[Distance]:
-    """What is measured: the configured distance first, surprisal always, no name twice.
+    """The distances to measure: the configured one first, surprisal always, no name twice.
 
     Args:
-        first: What filters and weightings go by.
+        first: The distance that filters and weightings use.
         more: Further ones.
 
     Raises:
@@ -180,7 +180,7 @@ def encoder_of(base: BaseModel, encoding: EncodingPlan) -> FactEncoder:
         encoding: The user's settings.
 
     Raises:
-        InputError: If the model cannot be had, or the settings do not fit its tokenizer.
+        InputError: If the model is not found, or the settings do not fit its tokenizer.
     """
     encoder = _encoder(base.load_tokenizer(), encoding, base.load_stop_ids(), base.load_num_positions())
     if encoder.depends_on_the_day:
@@ -281,7 +281,7 @@ def cached_scores(
 ) -> ScoredFacts:
     """Scores from the cache of the first rank; what it lacks is computed, a share of the parts on each rank.
 
-    Each part is written down at once, so that a killed job goes on with the parts that are there. A collective.
+    Each part is stored at once, so that a killed job resumes from the parts that are complete. A collective.
 
     Args:
         facts: The facts, in order.
@@ -306,7 +306,7 @@ def cached_scores(
         for number, rows in enumerate(parts):
             table = cache.load_part(manifest, number)
             part = None if table is None else scored_from_table(table, first)
-            # A part that was cut in another way counts as absent.
+            # A part of another split counts as absent.
             if part is not None and part.fact_id == tuple(facts[row].id for row in rows):
                 found[number] = part
         return found
@@ -330,10 +330,10 @@ def cached_scores(
 
     known = from_first_rank(cached)
     if isinstance(known, ScoredFacts):
-        logger.info("Scores of %d facts come from the cache; no model was touched", len(facts))
+        logger.info("Scores of %d facts come from the cache; no model was loaded", len(facts))
         return known
     if known:
-        logger.info("Scores of %d facts are there from an earlier job", sum(map(len, known.values())))
+        logger.info("Scores of %d facts are complete from an earlier job", sum(map(len, known.values())))
     mine, is_first = my_share([number for number in range(len(parts)) if number not in known])
     for others in from_all_ranks(agreed(lambda: score_parts(mine))):
         known |= others
@@ -367,7 +367,7 @@ def scored_from_table(table: pa.Table, distance: str) -> ScoredFacts:
 
     Args:
         table: From `scores_table`.
-        distance: Name of the distance that filters and weightings go by.
+        distance: Name of the distance that filters and weightings use.
     """
     columns: Mapping[str, list[Any]] = table.to_pydict()
     distances = {

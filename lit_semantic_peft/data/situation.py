@@ -19,7 +19,7 @@ def situation_of(
     weighting: Weighting,
     distance: Distance,
 ) -> Situation:
-    """The situation of a trainer and its data module, completed by the trainer's module where that has more to say.
+    """The situation of a trainer and its data module; the trainer's module adds its own fields, if it has any.
 
     Args:
         trainer: The trainer.
@@ -31,7 +31,7 @@ def situation_of(
     """
     of_trainer: Any = trainer
     start, end = weighting.start_and_end
-    inner = getattr(weighting, "weighting", weighting)  # what `Online` makes of the step's own logits
+    inner = getattr(weighting, "weighting", weighting)  # inside `Online`, which applies it to the step's own logits
     is_sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
     situation = Situation(
         stage=stage,

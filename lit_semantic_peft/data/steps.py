@@ -10,7 +10,7 @@ from lit_semantic_peft.errors import InputError
 
 
 def prepare_trainer(trainer: Trainer, deferred_from_epoch: int | None) -> None:
-    """Has a loader made for each epoch where epochs differ in length.
+    """Makes Lightning build a loader for each epoch if epochs differ in length.
 
     Args:
         trainer: The trainer.
@@ -26,13 +26,13 @@ def prepare_trainer(trainer: Trainer, deferred_from_epoch: int | None) -> None:
 
 
 def planned_steps(prepared: PreparedFacts, batches: BatchPlan, seed: int, trainer: Trainer | None) -> StepPlan:
-    """The optimizer steps of a training; without a trainer those of one process that goes on without end.
+    """The optimizer steps of a training; without a trainer those of one process without a limit.
 
     Args:
         prepared: The facts.
         batches: Which facts run together.
         seed: Of their order.
-        trainer: Says how long training is, and over how many processes.
+        trainer: Gives the length of the training and the number of processes.
 
     Raises:
         InputError: If training ends before the deferred facts come back.
