@@ -120,7 +120,7 @@ class EvaluatingModule(LightningModule):
 
     @override
     def on_test_start(self) -> None:
-        # Answers of the base model that are known already are not asked again.
+        # The base model is not asked again for answers that are in the cache.
         # Of a loaded adapter, whose configuration is known only now.
         changed = base_changing_setting(self.model.active_peft_config)
         refuse_incompatible(Situation(stage="test", base_changing_setting=changed))

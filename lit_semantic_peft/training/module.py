@@ -1,4 +1,4 @@
-"""The LightningModule: a PEFT model under a distance-weighted loss that is exact however a step is cut up."""
+"""The LightningModule: a PEFT model under a distance-weighted loss that is exact however a step is split."""
 
 import logging
 import math
@@ -66,25 +66,25 @@ class SemanticPeftModule(EvaluatingModule):
         peft_config: Any configuration of `peft`; LoRA of rank 8 on all linear layers where None.
         adapter: Folder of an exported adapter to load instead of a new one, for test and predict.
         optimizer: Builds the optimizer from the adapter's parameters.
-        schedule: Learning rate after warm-up: `constant`, or down by `linear` or `cosine` so that the step behind the
-            last one would have 0.
+        schedule: Learning rate after warm-up: `constant`, or `linear` or `cosine` decay that would reach 0 one step
+            after the last.
         warmup_ratio: Share of all optimizer steps over which the learning rate rises linearly, in [0, 1): from 0 in the
-            first step, which changes nothing then, to the whole in the first one after warm-up.
+            first step, which changes nothing, to the full rate in the first step after warm-up.
         normalization: S of the objective.
         retain_weight: λ ≥ 0; adds λ times the mean KL divergence from the base model at the target positions of
             facts of the split `retain` to the loss, see `RetainPenalty`. 0 costs nothing.
         retain_batch_size: `retain` facts per optimizer step, over all processes.
-        retain_known: Whether facts that are not trained because the base model says them already are retained too.
+        retain_known: Whether facts that are not trained because the base model knows them already are retained too.
         compile: Whether training runs compiled layers (`torch.compile`), which takes a minute at the first step and
             pays for long runs only; evaluation and measurements run the ordinary model. Needs a C++ compiler on a CPU.
         gradient_checkpointing: Whether activations are recomputed in the backward pass to save memory.
-        reuse_frozen_layers: Whether what the layers below the lowest adapter make of a fact is computed once and kept,
-            which is exact. None: where the model allows it and it fits into `frozen_layers_memory_mb`. True: always; an
-            error where the model does not allow it, on disk where it does not fit.
-        frozen_layers_memory_mb: How much of it each process keeps in memory at most, in MB (10⁶ bytes).
+        reuse_frozen_layers: Whether the output of the layers below the lowest adapter is computed once per fact and
+            reused, which is exact. None: where the model allows it and it fits into `frozen_layers_memory_mb`. True:
+            always; an error where the model does not allow it, on disk where it does not fit.
+        frozen_layers_memory_mb: Most memory for these outputs in each process, in MB (10⁶ bytes).
 
     Raises:
-        InputError: If a setting is out of its range; from `configure_model`, if the model cannot be had or the
+        InputError: If a setting is out of its range; from `configure_model`, if the model is not found or the
             adapter does not fit it; from `setup`, if `adapter` is given for a training; during training, if the loss
             is not finite.
     """
@@ -150,10 +150,10 @@ class SemanticPeftModule(EvaluatingModule):
             self._model = self.new_model()
 
     def new_model(self) -> PeftModel:
-        """The base model with an adapter of its own, as it is trained; this module keeps what it has. A collective.
+        """The base model with a new adapter, ready for training; this module's model is not changed. A collective.
 
         Raises:
-            InputError: If the model cannot be had, or the adapter does not fit it.
+            InputError: If the model is not found, or the adapter does not fit it.
         """
         model = agreed(self._load)
         if self.gradient_checkpointing:
@@ -172,7 +172,7 @@ class SemanticPeftModule(EvaluatingModule):
         return attach_adapter(base, self.peft_config)
 
     def complete_situation(self, situation: Situation) -> Situation:
-        """What the rules of `compatibility` need to know of this module, beside trainer and data module.
+        """Adds what the rules of `compatibility` need to know of this module.
 
         Args:
             situation: Of trainer and data module.
@@ -297,7 +297,7 @@ class SemanticPeftModule(EvaluatingModule):
         return isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
-        """What the optimizer gets: the adapter's parameters."""
+        """The parameters of the optimizer: the adapter's."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     # ------------------------------------------------------------ checkpoints
@@ -309,7 +309,7 @@ class SemanticPeftModule(EvaluatingModule):
 
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Puts an adapter back.
+        """Loads an adapter's tensors.
 
         Args:
             state_dict: From `state_dict`.

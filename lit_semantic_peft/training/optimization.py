@@ -15,7 +15,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 def num_optimizer_steps(trainer: Trainer, prepared: PreparedFacts) -> float:
     """Optimizer steps of the whole training; infinite where neither `max_epochs` nor `max_steps` ends it.
 
-    Lightning takes every epoch to be as long as the one that runs, which deferred facts make wrong.
+    Lightning assumes that all epochs are as long as the current one, which is wrong with deferred facts.
 
     Args:
         trainer: The trainer.

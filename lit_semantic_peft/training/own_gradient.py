@@ -1,4 +1,4 @@
-"""Gradients that a method computes beside the loss: one vector each, which ranks can add up in one go."""
+"""Gradients that a method computes beside the loss: one vector each, which ranks can sum in one collective."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 
 def flattened(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Gradients one behind the other, zeros where a parameter has none.
+    """Gradients concatenated to one vector, zeros where a parameter has none.
 
     Args:
         gradients: One per parameter.
-        parameters: What they belong to, P numbers in all.
+        parameters: Their parameters, P numbers in all.
 
     Returns:
         float32 `(P,)`, detached.
@@ -37,7 +37,7 @@ def unflattened(vector: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tens
 
     Args:
         vector: `(P,)`.
-        parameters: What it belongs to.
+        parameters: Those of `flattened`.
 
     Returns:
         One tensor per parameter, of its shape and type.
