@@ -22,7 +22,7 @@ _SECTIONS = {
 
 
 def refuse_what_would_be_ignored(command: str, config: Any) -> None:
-    """Refuses settings that another one overrides, and those that the command line cannot do without.
+    """Refuses settings that another one overrides, and those without which the command line cannot work.
 
     Args:
         command: The command.

@@ -42,18 +42,18 @@ class KnowledgeTrainer(Trainer):
         num_conflict_facts: int = 64,
         run: str | None = None,
     ) -> PreparedFacts:
-        """Says how far each fact is from the model, what the filter would keep and why, and what is suspicious.
+        """Measures how far each fact is from the model, what the filter would keep and why, and what is suspicious.
 
         Runs in one process, on the trainer's device. Facts with the same prompt and different targets are listed here
-        instead of refused. Module and data module stay as they are.
+        instead of refused. Module and data module are not changed.
 
         Args:
-            model: Names the base model and, for a warm-up, the adapter.
-            datamodule: Names the facts, distances, filters and weighting.
+            model: Gives the base model and, for a warm-up, the adapter's configuration.
+            datamodule: Gives the facts, distances, filters and weighting.
             output: Folder for `facts.parquet`, `report.html`, `distances.json`, `plots/distances.png` and, after a
                 warm-up, `interference.safetensors`; overwritten, unless it is the folder of a run.
-            warmup_steps: Train a throw-away adapter for so many steps and measure which facts conflict. 0 for not at
-                all: before training there are hardly any conflicts to see.
+            warmup_steps: Train a throw-away adapter for so many steps and measure which facts conflict. 0 measures no
+                conflicts: before training there are hardly any.
             warmup_learning_rate: Constant learning rate of the warm-up.
             num_conflict_facts: How many of the kept facts are measured then, chosen by the data's seed.
             run: Folder of a finished run on these facts and this base model: which distance predicts, from the base
