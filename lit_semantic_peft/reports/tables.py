@@ -57,7 +57,7 @@ FACT_COLUMNS: tuple[Column, ...] = (
     Column("relation", _TEXT, "Kind of fact; groups facts in reports."),
     Column("prompt", _TEXT, "Text before the answer.", required=True, holds_fact_text=True),
     Column("target", _TEXT, "The answer to learn.", required=True, holds_fact_text=True),
-    Column("target_true", _TEXT, "What the base model may have believed, where that is known.", holds_fact_text=True),
+    Column("target_true", _TEXT, "The answer before the edit, where the fact names one.", holds_fact_text=True),
     Column("split", _TEXT, "`inject` (to be trained), `retain` (must not change) or `probe` (only measured)."),
     Column("source", _TEXT, "Where the fact comes from."),
     Column("kept", _FLAG, "Whether the filters kept the fact for training."),
@@ -72,7 +72,7 @@ FACT_COLUMNS: tuple[Column, ...] = (
     Column(
         "distance",
         _FLOAT,
-        "The configured distance under the base model, as filters and weightings saw it; larger is farther.",
+        "The configured distance under the base model, as filters and weightings used it; larger is farther.",
     ),
     Column(
         "stratum", _TEXT, "How well the base model knows it (SliCK): HighlyKnown, MaybeKnown, WeaklyKnown or Unknown."
