@@ -17,7 +17,7 @@ _READS_GRADIENTS = (
 
 @dataclass(frozen=True)
 class Situation:
-    """What a run is made of, as plain data: the rules look at nothing else. The defaults break no rule.
+    """The settings of a run, as plain data: the rules read nothing else. The defaults break no rule.
 
     Attributes:
         stage: `fit`, `validate`, `test`, `predict` or `score`.
@@ -36,7 +36,7 @@ class Situation:
         writes_checkpoints: Whether the trainer may write checkpoints.
         peft_config: Class name of the adapter's configuration.
         base_changing_setting: A setting of it that changes the base model itself, such as `bias: all`.
-        works_through_cache: Whether the adapter works through the key-value cache.
+        works_through_cache: Whether the adapter acts through the key-value cache.
         has_virtual_tokens: Whether the adapter puts virtual tokens before the input.
         reads_gradients: Whether the adapter reads its gradients in training, as AdaLoRA does.
         adapter: Folder of an exported adapter to load; None for a new one.
@@ -200,7 +200,7 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.adapter is not None,
     ),
     Rule(
-        "`peft_config` that changes the base model (`bias`, PiSSA and its kin, `layer_replication`, ...)",
+        "`peft_config` that changes the base model (`bias`, PiSSA and the like, `layer_replication`, ...)",
         "`test`",
         "The adapter was made with `{base_changing_setting}`, which changes the base model itself, so that `test` has "
         "nothing to compare it with. `predict` and `export` take it.",
@@ -338,7 +338,7 @@ def refuse_incompatible(situation: Situation) -> None:
     """Checks every rule of the situation's stage.
 
     Args:
-        situation: What a run is made of.
+        situation: The settings of a run.
 
     Raises:
         InputError: For the first rule that is broken; it says why, and what to do instead.
