@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lit_semantic_peft.cache import ContentCache, cache_folder
-from lit_semantic_peft.compatibility import refuse_incompatible
 from lit_semantic_peft.data.loaders import FactBatches, fact_batches, loader, question_loader, validation_loader
 from lit_semantic_peft.data.moved import refuse_moved
 from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, SelectionPlan
@@ -21,8 +20,8 @@ from lit_semantic_peft.data.prepared import PreparedFacts
 from lit_semantic_peft.data.questions import answer_manifest, final_questions
 from lit_semantic_peft.data.ranks import agreed
 from lit_semantic_peft.data.scoring import default_device, encoder_of
-from lit_semantic_peft.data.situation import situation_of
-from lit_semantic_peft.data.steps import planned_steps, prepare_trainer
+from lit_semantic_peft.data.situation import check_trainer
+from lit_semantic_peft.data.steps import planned_steps
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
 from lit_semantic_peft.evaluation.questions import Question, fact_questions, prompt_questions
@@ -131,13 +130,7 @@ class KnowledgeDataModule(LightningDataModule):
         if stage == "fit":
             self._position = (0, 0)  # where an earlier training was resumed; a checkpoint is read after this
         if self.trainer and stage:
-            refuse_incompatible(
-                situation_of(
-                    self.trainer, stage, selection=self.selection, batches=self.batches,
-                    weighting=self.weighting, distance=self.distances[0],
-                )
-            )  # fmt: skip
-            prepare_trainer(self.trainer, self.selection.deferred_from_epoch)
+            check_trainer(self.trainer, stage, self.preparation)
         with self.stopwatch.during("setup"):
             base = agreed(self._find_base_model)
             if self._base is None or not self._base.is_same_as(base):
