@@ -190,11 +190,7 @@ class KnowledgeDataModule(LightningDataModule):
         return self._questions
 
     def retain(self, rows: Sequence[int]) -> None:
-        """Notes which facts training retains, so that they are not taken for a measure of what is retained.
-
-        Args:
-            rows: Fact indices.
-        """
+        """Notes the indices of facts that training retains, so that they are no measure of what is retained."""
         self._prepared = replace(self.prepared, retained_index=tuple(rows))
         self._questions = None
 
