@@ -78,7 +78,7 @@ class SemanticPeftCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Checks run folder and checkpoint before anything is loaded."""
         config = self.config[self.subcommand]
-        refuse_what_would_be_ignored(self.subcommand, config)
+        refuse_what_would_be_ignored(str(self.subcommand), config)
         config.trainer.default_root_dir = config.trainer.default_root_dir or _DEFAULT_RUN
         self.run_folder = RunFolder(config.trainer.default_root_dir)
         self._run_folder_existed = self.run_folder.path.exists()
