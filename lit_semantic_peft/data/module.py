@@ -155,12 +155,10 @@ class KnowledgeDataModule(LightningDataModule):
 
     @override
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Facts to measure after each epoch: all of them, or `max_val_facts` chosen by `seed`."""
         return validation_loader(self.prepared, self.encoder.pad_id, self.batches, self.seed, **self._ranks)
 
     @override
     def test_dataloader(self) -> DataLoader[list[Question]]:
-        """Everything that is asked at the end, of all facts, kept and dropped."""
         return question_loader(self.questions, self.batches, **self._ranks)
 
     @override
@@ -183,20 +181,12 @@ class KnowledgeDataModule(LightningDataModule):
         return self._questions
 
     def retain(self, rows: Sequence[int]) -> None:
-        """Notes which facts training retains, so that they are not taken for a measure of what is retained.
-
-        Args:
-            rows: Fact indices.
-        """
+        """Notes the indices of facts that training retains, so that they are no measure of what is retained."""
         self._prepared = replace(self.prepared, retained_index=tuple(rows))
         self._questions = None
 
     def answer_manifest(self, version: int) -> dict[str, Any]:
-        """Everything that the base model's answers depend on, as plain data.
-
-        Args:
-            version: Raised whenever the evaluation gives another answer than before.
-        """
+        """Everything that the base model's answers depend on, as plain data; `version` is the evaluation's."""
         return answer_manifest(
             self.questions,
             self.evaluation,
@@ -222,7 +212,6 @@ class KnowledgeDataModule(LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Where training stands: the epoch, and how many micro-batches of it each rank has done."""
         assert self.trainer is not None
         loop = self.trainer.fit_loop
         epoch, progress = self.trainer.current_epoch, loop.epoch_progress.current
