@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_semantic_peft import interference, metrics, semantics
     from lit_semantic_peft.callbacks import AdapterExport, FactReport, InterferenceMonitor
-    from lit_semantic_peft.data import KnowledgeDataModule
+    from lit_semantic_peft.data import (
+        BatchPlan,
+        EncodingPlan,
+        KnowledgeDataModule,
+        SelectionPlan,
+        interference_matrix,
+        score,
+    )
     from lit_semantic_peft.errors import InputError
     from lit_semantic_peft.evaluation import EvaluationPlan
     from lit_semantic_peft.facts import Fact, read_facts, write_facts
+    from lit_semantic_peft.models import BaseModel
     from lit_semantic_peft.reports import RunFolder, build_report, compare_runs
     from lit_semantic_peft.reports.export import export_run
     from lit_semantic_peft.training import (
@@ -27,7 +35,10 @@ if TYPE_CHECKING:
 _NAMESPACES = ("interference", "metrics", "semantics")
 _MODULE_OF = {
     "AdapterExport": "callbacks",
+    "BaseModel": "models",
+    "BatchPlan": "data",
     "ConflictAwareBatching": "training",
+    "EncodingPlan": "data",
     "EvaluationPlan": "evaluation",
     "Fact": "facts",
     "FactReport": "callbacks",
@@ -37,17 +48,23 @@ _MODULE_OF = {
     "InterferenceWeighting": "training",
     "KnowledgeDataModule": "data",
     "RunFolder": "reports",
+    "SelectionPlan": "data",
     "SemanticPeftModule": "training",
     "build_report": "reports",
     "compare_runs": "reports",
     "export_run": "reports.export",
+    "interference_matrix": "data",
     "read_facts": "facts",
+    "score": "data",
     "write_facts": "facts",
 }
 
 __all__ = [
     "AdapterExport",
+    "BaseModel",
+    "BatchPlan",
     "ConflictAwareBatching",
+    "EncodingPlan",
     "EvaluationPlan",
     "Fact",
     "FactReport",
@@ -57,14 +74,17 @@ __all__ = [
     "InterferenceWeighting",
     "KnowledgeDataModule",
     "RunFolder",
+    "SelectionPlan",
     "SemanticPeftModule",
     "__version__",
     "build_report",
     "compare_runs",
     "export_run",
     "interference",
+    "interference_matrix",
     "metrics",
     "read_facts",
+    "score",
     "semantics",
     "write_facts",
 ]

@@ -38,7 +38,7 @@ class Situation:
         base_changing_setting: A setting of it that changes the base model itself, such as `bias: all`.
         works_through_cache: Whether the adapter works through the key-value cache.
         has_virtual_tokens: Whether the adapter puts virtual tokens before the input.
-        has_gradient_penalty: Whether the adapter adds a penalty to the gradient.
+        reads_gradients: Whether the adapter reads its gradients in training, as AdaLoRA does.
         adapter: Folder of an exported adapter to load; None for a new one.
         gradient_checkpointing: The module's.
         reuse_frozen_layers: The module's.
@@ -53,7 +53,7 @@ class Situation:
         is_scheduled: Whether the weighting moves from the start to the end of training.
         deferred_from_epoch: Epoch from which dropped facts are trained too; None for never.
         mix_strata: Whether every optimizer step gets each stratum's share of the facts.
-        misreads_virtual_tokens: Whether the installed transformers and peft count virtual tokens wrongly.
+        misreads_virtual_tokens: Whether the installed peft misreads the cache (`library_versions.misreads_cache`).
     """
 
     stage: str = "fit"
@@ -74,7 +74,7 @@ class Situation:
     base_changing_setting: str | None = None
     works_through_cache: bool = False
     has_virtual_tokens: bool = False
-    has_gradient_penalty: bool = False
+    reads_gradients: bool = False
     adapter: str | None = None
     gradient_checkpointing: bool = False
     reuse_frozen_layers: bool | None = None
@@ -218,8 +218,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "adapters with virtual tokens (prompt, prefix and p-tuning)",
         "transformers 5.24 with peft 0.21",
-        "`peft_config` {peft_config} puts virtual tokens before the input, which the installed transformers and peft "
-        "count wrongly, so that answers would be wrong. Install transformers below 5.24 or peft 0.22.",
+        "`peft_config` {peft_config} has virtual tokens, whose key-value cache the installed peft misreads, so that "
+        "answers would be wrong. Install transformers<5.24, or use an adapter without virtual tokens, such as "
+        "LoraConfig.",
         lambda s: s.has_virtual_tokens and s.misreads_virtual_tokens,
         _ALWAYS,
     ),
@@ -228,7 +229,7 @@ RULES: tuple[Rule, ...] = (
         "AdaLoRA",
         "`trainer.precision: 16-mixed`",
         _READS_GRADIENTS.replace("{what}", "`peft_config: {peft_config}`"),
-        lambda s: s.has_gradient_penalty and s.precision == "16-mixed",
+        lambda s: s.reads_gradients and s.precision == "16-mixed",
     ),
     Rule(
         "`model.retain_weight`",
@@ -325,8 +326,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "`weighting: Online`",
         "a distance that needs answers",
-        "`weighting` Online needs a distance of the step's own logits; {distance} needs generated answers. Use another "
-        "distance, or the weighting without Online.",
+        "`weighting` Online needs a distance from the step's own logits; {distance} needs generated answers. Use "
+        "another `data.selection.distance`, or the weighting without Online.",
         lambda s: s.is_online and s.reads_distance and s.distance_needs_answers,
         (*_EVALUATED, "score"),
     ),

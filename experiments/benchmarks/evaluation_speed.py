@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from experiments.benchmarks.measured import keep, peak_memory_gb
 from experiments.benchmarks.subject import with_moved_lora
-from lit_semantic_peft.evaluation import Comparison, EvaluationPlan, Evaluator, Question, measure_scores
+from lit_semantic_peft.evaluation import Comparison, Evaluation, EvaluationPlan, Evaluator, Question
 from lit_semantic_peft.evaluation.questions import doubt_questions, fact_questions, retention_questions
 from lit_semantic_peft.facts import Fact, builtin_facts
-from lit_semantic_peft.models import greedy_answers, load_base_model, load_tokenizer, resolve_base_model
+from lit_semantic_peft.models import BaseModel, greedy_answers
 from lit_semantic_peft.semantics import ExpectedEmbeddingDistance, Surprisal
 from lit_semantic_peft.tokens import FactEncoder
 from peft import PeftModel
@@ -37,10 +38,10 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         SystemExit: If batched and single generation do not give the same answers.
     """
-    source = resolve_base_model(options["base_model"])
-    encoder = FactEncoder(load_tokenizer(source))
+    base = BaseModel(options["base_model"])
+    encoder = FactEncoder(base.load_tokenizer())
     torch.manual_seed(0)
-    model = with_moved_lora(load_base_model(source))
+    model = with_moved_lora(base.load())
     facts = _with_probes(builtin_facts("world", options["num_facts"]))
     evaluator = Evaluator(
         encoder,
@@ -65,14 +66,14 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         seconds, found = _timed(partial(_compare, evaluator, model, questions, options["batch_size"]))
         comparisons += found
         rows.append({"part": name, "questions_of_each_side": len(found), **seconds})
-    scores = measure_scores(comparisons, torch.zeros(len(facts), dtype=torch.bool))
+    evaluation = Evaluation(comparisons, np.zeros(len(facts), dtype=np.bool_), evaluator.distances[0].name)
     changed = sum(row.before.text != row.after.text for row in comparisons)
     return {
         "settings": options,
         "parts": rows,
         "generation": generation,
         "answers_that_differ_between_sides": changed,
-        "locality": float(scores.per_fact["locality"].nanmean()),
+        "locality": float(np.nanmean(evaluation.scores["locality"])),
         "peak_memory_gb": peak_memory_gb(),
     }
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from experiments.benchmarks.measured import keep
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.evaluation import EvaluationPlan
-from lit_semantic_peft.models import load_base_model
+from lit_semantic_peft.models import BaseModel
 from lit_semantic_peft.models.objective import predicting_mask
 from lit_semantic_peft.semantics import ExpectedEmbeddingDistance, Surprisal, score_targets
 from lit_semantic_peft.tokens import Batch, collate
@@ -94,7 +94,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
             seconds_setup.append(_seconds(partial(again.setup, "fit")))
     encoded = data.prepared.encoded
     device = data.device
-    model = load_base_model(data._source, options["dtype"]).to(device)
+    model = BaseModel(options["base_model"], dtype=options["dtype"]).load().to(device)
     size = options["batch_size"]
     by_length = sorted(range(len(encoded)), key=lambda row: -len(encoded[row]))
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from lit_semantic_peft.facts import builtin_facts
-from lit_semantic_peft.models import attach_adapter, load_base_model, load_tokenizer, resolve_base_model
+from lit_semantic_peft.models import BaseModel, attach_adapter
 from lit_semantic_peft.tokens import Batch, EncodedFact, FactEncoder, collate
 from peft import LoraConfig, PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -14,11 +14,11 @@ TINY_VOCABULARY = 64
 
 def real(num_facts: int, name: str = "world") -> tuple[PeftModel, list[EncodedFact], int]:
     """SmolLM2-135M with LoRA r=8 on all linear layers, facts of a built-in set, and the id for padding."""
-    source = resolve_base_model("smollm2-135m")
-    encoder = FactEncoder(load_tokenizer(source))
+    base = BaseModel("smollm2-135m")
+    encoder = FactEncoder(base.load_tokenizer())
     facts = encoder.encode_facts(builtin_facts(name, num_facts))
     torch.manual_seed(0)
-    return with_moved_lora(load_base_model(source)), facts, encoder.pad_id
+    return with_moved_lora(base.load()), facts, encoder.pad_id
 
 
 def tiny(num_facts: int) -> tuple[PeftModel, list[EncodedFact], int]:

@@ -147,7 +147,7 @@ def serve(connection: Connection, contender: Contender, settings: Settings) -> N
 
 
 def _token_mean_facts(settings: Settings) -> Any:
-    from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
+    from lit_semantic_peft.data import BatchPlan, KnowledgeDataModule, PreparedFacts
     from lit_semantic_peft.evaluation import EvaluationPlan
 
     class TokenMeanFacts(KnowledgeDataModule):
@@ -169,7 +169,7 @@ def _token_mean_facts(settings: Settings) -> Any:
     data = TokenMeanFacts(
         facts=settings.facts,
         num_facts=settings.num_facts,
-        micro_batch_size=settings.micro_batch_size,
+        batches=BatchPlan(micro_batch_size=settings.micro_batch_size),
         base_model=settings.base_model,
         evaluation=EvaluationPlan(probes=[], retention=False),
     )
@@ -191,7 +191,7 @@ def train_ours(
 ) -> Training:
     """Trains with this package, as `fit` does it, but for validation and files."""
     from lightning.pytorch import Callback, Trainer
-    from lit_semantic_peft.models import resolve_base_model
+    from lit_semantic_peft.models import BaseModel
     from lit_semantic_peft.training import SemanticPeftModule
     from transformers import AutoConfig
 
@@ -210,15 +210,14 @@ def train_ours(
             watch.stop()
 
     data.num_trained = num_facts
-    data.dtype = contender.base_dtype  # its facts were scored before, once for all contenders
-    num_layers = AutoConfig.from_pretrained(resolve_base_model(settings.base_model).folder).num_hidden_layers
+    base_model = data.base_model = BaseModel(settings.base_model, dtype=contender.base_dtype)
+    num_layers = AutoConfig.from_pretrained(base_model.source.folder).num_hidden_layers
     module = SemanticPeftModule(
-        base_model=settings.base_model,
+        base_model=base_model,
         peft_config=lora(contender, num_layers),
         optimizer=partial(torch.optim.AdamW, lr=LEARNING_RATE, weight_decay=0.0),
         schedule="constant",
         warmup_ratio=0.0,
-        dtype=contender.base_dtype,
         reuse_frozen_layers=contender.reuse_frozen_layers,
     )
     Trainer(
@@ -294,9 +293,9 @@ def _arguments(contender: Contender, settings: Settings, epochs: int, accumulate
 
 
 def _peft_model(contender: Contender, settings: Settings) -> Any:
-    from lit_semantic_peft.models import attach_adapter, load_base_model, resolve_base_model
+    from lit_semantic_peft.models import BaseModel, attach_adapter
 
-    base = load_base_model(resolve_base_model(settings.base_model), contender.base_dtype)
+    base = BaseModel(settings.base_model, dtype=contender.base_dtype).load()
     return attach_adapter(base, lora(contender, base.config.num_hidden_layers))
 
 

@@ -192,7 +192,7 @@ def effective_facts(cell: Cell) -> float | None:
     Returns:
         The number; None where there is no weighting, or weights change in training.
     """
-    described = load_arm(cell.arm).config.get("data", {}).get("weighting")
+    described = load_arm(cell.arm).config.get("data", {}).get("selection", {}).get("weighting")
     if described is None:
         return None
     weighting_class = getattr(semantics, described["class_path"].rpartition(".")[2])

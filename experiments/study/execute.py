@@ -24,10 +24,10 @@ from experiments.benchmarks.measured import provenance
 from experiments.study.facts import StudyFacts, facts_of
 from experiments.study.plan import ROOT, Role, Run, Setting, config_of, runs_of
 from experiments.study.results import ResultFolder, choose_learning_rate, measured, unfairness
-from lit_semantic_peft.cli.lightning_cli import run as run_command
+from lit_semantic_peft.cli.run import run as run_command
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import content_key, remove_leftovers, write_text
-from lit_semantic_peft.models import resolve_base_model
+from lit_semantic_peft.models import BaseModel
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def order_of(run: Run, setting: Setting, learning_rate: float) -> Order:
 
 @cache  # it reads the whole file of the weights
 def _fingerprint(base_model: str) -> str:
-    return resolve_base_model(base_model).fingerprint
+    return BaseModel(base_model).source.fingerprint
 
 
 def pending(setting: Setting, results: ResultFolder, role: Role, arms: Collection[str] | None = None) -> list[Order]:

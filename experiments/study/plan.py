@@ -20,7 +20,7 @@ Pace = Literal["steps", "exposures"]
 Role = Literal["tune", "report"]
 
 FREE = {
-    "data": {"distance", "filters", "mix_strata", "strata", "weighting"},
+    "data": {"selection.distance", "selection.filters", "selection.strata", "selection.weighting"},
     "model": {"normalization"},
     "trainer": {"callbacks"},
 }
@@ -53,7 +53,7 @@ class Arm:
     @property
     def has_filter(self) -> bool:
         """Whether some facts are not trained."""
-        return bool(self.config.get("data", {}).get("filters"))
+        return bool(self.config.get("data", {}).get("selection", {}).get("filters"))
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def load_arm(name: str, folder: Path = HERE / "arms") -> Arm:
     if group not in get_args(Group):
         raise InputError(f"{path.name}: `group` must be one of {', '.join(get_args(Group))}, got {group!r}")
     for section, values in config.items():
-        for key in values if isinstance(values, dict) else [None]:
+        for key in settings_of(values) if isinstance(values, dict) else [None]:
             if key not in FREE.get(section, ()):
                 allowed = ", ".join(f"{one}.{key}" for one, keys in FREE.items() for key in sorted(keys))
                 raise InputError(
@@ -251,6 +251,19 @@ def load_arm(name: str, folder: Path = HERE / "arms") -> Arm:
                 )
     about = text.partition("\n")[0].removeprefix("# ") if text.startswith("# ") else ""
     return Arm(name, group, config, about, added_later)
+
+
+def settings_of(section: Mapping[str, Any]) -> dict[str, Any]:
+    """What an arm sets in a section of its YAML, by name; of the group `selection` each setting by itself.
+
+    Args:
+        section: The section as plain data.
+    """
+    settings: dict[str, Any] = {}
+    for key, value in section.items():
+        is_group = key == "selection" and isinstance(value, Mapping)
+        settings |= {f"{key}.{name}": one for name, one in value.items()} if is_group else {key: value}
+    return settings
 
 
 def runs_of(setting: Setting, role: Role) -> list[Run]:
@@ -276,13 +289,15 @@ def config_of(run: Run, setting: Setting, learning_rate: float, facts: Path) -> 
     block, arm = run.block, _with_seed(copy.deepcopy(dict(run.arm.config)), run.seed)
     config = _merged(copy.deepcopy(_defaults()), arm)
     if run.is_control:
-        (inner,) = config["data"]["filters"]
+        selection = config["data"]["selection"]
+        (inner,) = selection["filters"]
         control = {"filter": inner, "seed": run.seed}
-        config["data"]["filters"] = [{"class_path": "experiments.study.control.RandomLike", "init_args": control}]
+        selection["filters"] = [{"class_path": "experiments.study.control.RandomLike", "init_args": control}]
     config["seed_everything"] = run.seed
     config["model"] |= {"base_model": setting.base_model, "peft_config": setting.methods[block.method]}
     config["model"]["optimizer"]["init_args"]["lr"] = learning_rate
-    config["data"] |= {"facts": str(facts), "seed": run.seed, "micro_batch_size": block.facts_per_step}
+    config["data"] |= {"facts": str(facts), "seed": run.seed}
+    config["data"]["batches"]["micro_batch_size"] = block.facts_per_step
     trainer = config["trainer"]
     trainer |= {"accelerator": setting.accelerator, "max_epochs": block.epochs}
     if run.arm.has_filter and run.pace == "steps":

@@ -35,7 +35,7 @@ class CourseRecorder(Callback):
         assert isinstance(pl_module, SemanticPeftModule)
         data = pl_module.data
         kept = data.prepared.kept_index
-        matrix = gradient_matrix(pl_module.model, data.training_batches(kept, data.micro_batch_size)).cpu()
+        matrix = gradient_matrix(pl_module.model, data.training_batches(kept, data.batches.micro_batch_size)).cpu()
         weight = torch.as_tensor(data.prepared.weights.start[kept], dtype=matrix.dtype)
         transfer = net_transfer(matrix, weight, len(kept))
         self.start_transfer = dict(zip(kept, transfer.tolist(), strict=True))
@@ -52,7 +52,7 @@ class CourseRecorder(Callback):
             self.course["global_step"].append(trainer.global_step)
             # Of more than `max_val_facts` facts some are not measured.
             self.course["nll"].append([_finite(one) for one in pl_module.val_nll.compute().tolist()])
-            self.course["recalled"].append([_finite(one) for one in pl_module.val_recall.compute().tolist()])
+            self.course["recalled"].append([_finite(one) for one in pl_module.val_efficacy.compute().tolist()])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps how many optimizer steps there were."""
@@ -61,7 +61,7 @@ class CourseRecorder(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the file."""
         assert isinstance(pl_module, SemanticPeftModule)
-        assert pl_module.scores is not None
+        assert pl_module.evaluation is not None
         prepared = pl_module.data.prepared
         spent = [len(one) for one in prepared.encoded]
         write_json(
@@ -72,7 +72,7 @@ class CourseRecorder(Callback):
                 "num_exposures": self.num_exposures,
                 "tokens_of_fact": spent,
                 **self.course,
-                "text_nll_delta": pl_module.scores.text_nll_delta,
+                "text_nll_delta": pl_module.evaluation.retention["retention_nll_delta"],
                 "start_transfer": [_finite(self.start_transfer.get(row)) for row in range(len(spent))],
             },
         )

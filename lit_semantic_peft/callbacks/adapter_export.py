@@ -80,4 +80,4 @@ class AdapterExport(FreshCallback):
     def _export(trainer: Trainer, pl_module: LightningModule, folder: Path, about: str) -> None:
         assert isinstance(pl_module, SemanticPeftModule)
         if trainer.is_global_zero:
-            export_adapter(pl_module.model, folder, pl_module.source, about)
+            export_adapter(pl_module.model, folder, pl_module.base_model.source, about)

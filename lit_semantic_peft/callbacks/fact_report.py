@@ -136,7 +136,7 @@ class FactReport(FreshCallback):
                 global_step=trainer.global_step,
                 loss=logged.get("train/loss_epoch"),
                 val_nll=logged.get("val/nll"),
-                recall=logged.get("val/recall"),
+                efficacy_teacher_forced=logged.get("val/efficacy_teacher_forced"),
             )
         )
         if self._is_table_due(trainer):
@@ -158,7 +158,8 @@ class FactReport(FreshCallback):
         if first_late is not None and trainer.current_epoch <= first_late:
             logger.warning(
                 "Training ended after %d epochs, so what the filters dropped never came back: `trained_from_epoch` and "
-                "`loss_weight` of these facts in the table say what `data.deferred_from_epoch: %d` had planned.",
+                "`loss_weight` of these facts in the table say what `data.selection.deferred_from_epoch: %d` had "
+                "planned.",
                 trainer.current_epoch, first_late,
             )  # fmt: skip
         run = self._write(trainer, pl_module)

@@ -1,7 +1,6 @@
 """Writes down what a run has found: the fact table, the probe table, the summary."""
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
 from lit_semantic_peft.data import PreparedFacts
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.evaluation import Comparison, Scores
+from lit_semantic_peft.evaluation import Evaluation
 from lit_semantic_peft.files import write_text
 from lit_semantic_peft.models import peft_type_name
 from lit_semantic_peft.reports import (
@@ -42,7 +41,7 @@ def write_selection(folder: RunFolder, module: SemanticPeftModule) -> tuple[int,
     Returns:
         Number of kept and of dropped facts.
     """
-    prepared, source = module.data.prepared, module.source
+    prepared, source = module.data.prepared, module.base_model.source
     dropped = [
         json.dumps({**fact.to_json(), "drop_reason": reason}, ensure_ascii=False)
         for fact, reason in zip(prepared.facts, prepared.reason, strict=True)
@@ -77,8 +76,8 @@ def write_results(
     is_same = previous is not None and previous.column("fact_id").to_pylist() == columns["fact_id"]
     facts = write_fact_table(paths.facts, merge_previous(columns, previous) if is_same else columns)
     probes = None
-    if module.comparisons:
-        probes = write_probe_table(paths.probes, _probe_columns(module.comparisons, module.data.prepared))
+    if module.evaluation is not None:
+        probes = write_probe_table(paths.probes, module.evaluation.probe_columns(columns["fact_id"]))
     elif paths.probes.is_file():
         probes = folder.probes
     earlier = folder.summary if is_same and paths.summary.is_file() else None
@@ -100,14 +99,14 @@ def _about_run(
     monitor = _monitor(trainer)
     return about_process() | {
         "name": folder.name,
-        "base_model": module.source.public_name,
-        "base_model_note": module.source.note or None,
+        "base_model": module.base_model.source.public_name,
+        "base_model_note": module.base_model.source.note or None,
         "peft_type": peft_type_name(module.model),
         "trainable_parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
         "distance_name": module.data.distances[0].name,
         "epochs": tuple(epochs),
         "interference": tuple(monitor.records) if monitor else (),
-        "retention": _retention(module.scores) if module.scores else None,
+        "retention": _retention(module.evaluation) if module.evaluation else None,
         "seconds": Seconds(**stopwatch.seconds),
         "config": yaml.safe_load(config) or {},
     }
@@ -132,13 +131,8 @@ def fact_columns(trainer: Trainer, module: SemanticPeftModule) -> dict[str, list
         columns |= _dynamics_columns(module) | {"loss_weight_used": module.loss_weights.used()}
     if monitor is not None and monitor.latest is not None:
         columns |= monitor.latest.columns(columns["fact_id"])
-    if module.comparisons:
-        columns |= _answer_columns(module, len(prepared.facts))
-        if module.trainer.precision != "32-true":  # both sides rounded alike; the filters saw distances in float32
-            name = module.data.distances[0].name
-            for row in module.comparisons:
-                if row.question.kind == "fact":
-                    columns["distance"][row.question.fact_index] = row.before.distances[name]
+    if module.evaluation is not None:
+        columns |= module.evaluation.fact_columns()
     return columns
 
 
@@ -156,61 +150,12 @@ def _dynamics_columns(module: SemanticPeftModule) -> dict[str, list[Any]]:
     }
 
 
-def _answer_columns(module: SemanticPeftModule, size: int) -> dict[str, list[Any]]:
-    distance_name = module.data.distances[0].name
-    columns: dict[str, list[Any]] = defaultdict(lambda: [None] * size)
-    for row in module.comparisons:
-        index, before, after = row.question.fact_index, row.before, row.after
-        if row.question.kind != "fact":
-            continue
-        measured = {
-            "nll_before": before.nll,
-            "nll_after": after.nll,
-            "nll_delta": after.nll - before.nll,
-            "efficacy_teacher_forced_before": before.is_recalled,
-            "efficacy_teacher_forced_after": after.is_recalled,
-            "efficacy_before": before.is_correct,
-            "efficacy_after": after.is_correct,
-            "answer_before": before.text,
-            "answer_after": after.text,
-            "distance_after": after.distances[distance_name],
-            "pushed_away": bool(module.is_pushed_away[index]),
-        }
-        for name, value in measured.items():
-            columns[name][index] = value
-    assert module.scores is not None
-    # Of a fact's own prompt the table says yes or no, as set above.
-    return module.scores.columns() | dict(columns)
-
-
-def _retention(scores: Scores) -> RetentionRecord | None:
-    measured = {name: value for name, value in scores.retention.items() if value == value}
-    if not measured:
+def _retention(evaluation: Evaluation) -> RetentionRecord | None:
+    delta, known = (Estimate.of(evaluation.retention[name]) for name in ("retention_nll_delta", "retention_known"))
+    if delta is None and known is None:
         return None
-    return RetentionRecord(
-        nll_before=measured.get("nll_before"),
-        nll_after=measured.get("nll_after"),
-        nll_delta=Estimate.of(scores.text_nll_delta),
-        known=Estimate.of(scores.is_still_known),
-    )
-
-
-def _probe_columns(comparisons: list[Comparison], prepared: PreparedFacts) -> dict[str, list[Any]]:
-    probes = [row for row in comparisons if row.question.max_new_tokens and row.question.kind not in ("fact", "known")]
-    return {
-        "fact_id": [prepared.facts[row.question.fact_index].id for row in probes],
-        "kind": [row.question.kind for row in probes],
-        "prompt": [row.question.prompt for row in probes],
-        "target": [row.question.target for row in probes],
-        "answer_before": [row.before.text for row in probes],
-        "answer_after": [row.after.text for row in probes],
-        "unchanged": [row.is_unchanged for row in probes],
-        "correct_before": [row.before.is_correct for row in probes],
-        "correct_after": [row.after.is_correct for row in probes],
-        "turn": [row.question.turn for row in probes],
-        "nll_before": [row.before.nll for row in probes],
-        "nll_after": [row.after.nll for row in probes],
-    }
+    before, after = evaluation.text_nll or (None, None)
+    return RetentionRecord(nll_before=before, nll_after=after, nll_delta=delta, known=known)
 
 
 def refuse_other_results(folder: RunFolder, prepared: PreparedFacts) -> None:

@@ -1,17 +1,12 @@
 """`fit`, `validate`, `test`, `predict` and `score`: the commands that LightningCLI builds from the classes."""
 
-import difflib
 import logging
-import re
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
-import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -23,87 +18,20 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from lit_semantic_peft.callbacks import (
     AdapterCheckpoint,
     AdapterExport,
-    AnswerWriter,
     FactReport,
     InterferenceMonitor,
-    LossWeightDistribution,
     NonBlockingWandbLogger,
 )
-from lit_semantic_peft.cli.trainer import KnowledgeTrainer
-from lit_semantic_peft.data import KnowledgeDataModule
+from lit_semantic_peft.cli.run_checks import checkpoint_of, refuse_what_would_be_ignored
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import remove_leftovers, write_text
 from lit_semantic_peft.reports import RunFolder
-from lit_semantic_peft.training import SemanticPeftModule
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_RUN = "runs/default"
 # Options of `fit` that say where one call begins: every command takes a run's configuration.
 _OF_THE_CALL = ("ckpt_path", "weights_only")
-_LINKED = ("base_model", "revision", "dtype", "trust_remote_code")
-# The callbacks that every run has, by class name, and their sections of the YAML.
-_SECTIONS = {
-    "AdapterCheckpoint": "checkpoint",
-    "AdapterExport": "export",
-    "InterferenceMonitor": "interference",
-    "FactReport": "report",
-}
-
-
-def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None) -> None:
-    """Runs one command.
-
-    Args:
-        arguments: The command and its options.
-        descriptions: What each command does, by its name, for `--help`; Lightning's words where None.
-
-    Raises:
-        InputError: If the input cannot be used. A run folder that this call made is gone then, unless an optimizer step
-            was made: what was logged says how a training went wrong.
-        KeyboardInterrupt: After Ctrl+C, once it is said how to go on.
-        SystemExit: After `--help`, and with status 2 where an option or YAML key cannot be parsed.
-    """
-    _configure_logging()
-    SemanticPeftCLI(
-        model_class=SemanticPeftModule,
-        datamodule_class=KnowledgeDataModule,
-        trainer_class=KnowledgeTrainer,
-        save_config_callback=RunConfig,
-        seed_everything_default=0,
-        trainer_defaults={"callbacks": [AnswerWriter(), LossWeightDistribution()]},
-        parser_class=SuggestingParser,
-        parser_kwargs={name: {"description": text} for name, text in (descriptions or {}).items()},
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        args=list(arguments),
-    )
-
-
-class SuggestingParser(LightningArgumentParser):
-    """Says the nearest valid key where a key is not known."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Ends the program with status 2.
-
-        Args:
-            message: What is wrong.
-            ex: The exception behind it.
-        """
-        raise InputError(f"{message}{self._suggestion(message)}\nSee --help for all options.") from ex
-
-    def _suggestion(self, message: str) -> str:
-        unknown = re.search(r"(?:unrecognized arguments: -*|[Kk]ey ['\"]|[Oo]ption ['\"])([\w.]+)", message)
-        near = difflib.get_close_matches(unknown[1], self._known_keys(), n=1, cutoff=0.5) if unknown else []
-        return f"\nDid you mean `{near[0]}`?" if near else ""
-
-    def _known_keys(self) -> set[str]:
-        """The keys of this parser, and of its commands' parsers if it is the one above them."""
-        parsers = [
-            self,
-            *(sub for action in self._actions if isinstance(action.choices, dict) for sub in action.choices.values()),
-        ]
-        return {action.dest for parser in parsers for action in parser._actions} - {"help", "config"}
 
 
 class SemanticPeftCLI(LightningCLI):
@@ -125,7 +53,7 @@ class SemanticPeftCLI(LightningCLI):
         return {**LightningCLI.subcommands(), "score": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the callbacks as sections of the YAML and takes the base model's settings from one place.
+        """Adds the callbacks as sections of the YAML.
 
         Args:
             parser: The parser of one command.
@@ -134,8 +62,6 @@ class SemanticPeftCLI(LightningCLI):
         parser.add_lightning_class_args(AdapterExport, "export")
         parser.add_lightning_class_args(InterferenceMonitor, "interference")
         parser.add_lightning_class_args(FactReport, "report")
-        for name in _LINKED:
-            parser.link_arguments(f"model.{name}", f"data.{name}")
         parser.set_defaults(
             {
                 "trainer.default_root_dir": _DEFAULT_RUN,
@@ -152,7 +78,7 @@ class SemanticPeftCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Checks run folder and checkpoint before anything is loaded."""
         config = self.config[self.subcommand]
-        _refuse_what_would_be_ignored(config)
+        refuse_what_would_be_ignored(str(self.subcommand), config)
         config.trainer.default_root_dir = config.trainer.default_root_dir or _DEFAULT_RUN
         self.run_folder = RunFolder(config.trainer.default_root_dir)
         self._run_folder_existed = self.run_folder.path.exists()
@@ -161,17 +87,16 @@ class SemanticPeftCLI(LightningCLI):
             devices = config.trainer.devices
             first = devices[:1] if isinstance(devices, list) else 1
             config.trainer.update(Namespace(devices=first, num_nodes=1, strategy="auto"))
-        ckpt_path = self._checkpoint(config)
+        ckpt_path = checkpoint_of(str(self.subcommand), config.get("ckpt_path"), self.run_folder)
         # A child process of a distributed run meets the folder that the first one has just made.
-        is_used = _is_first_process() and self.run_folder.is_used()
+        is_used = is_first_process() and self.run_folder.is_used()
         if is_used and config.trainer.fast_dev_run and self.subcommand in ("fit", "test"):
             raise InputError(
                 f"`trainer.fast_dev_run` would write a trial's results into the run folder {self.run_folder.path}. "
                 "Choose another by `--trainer.default_root_dir runs/NAME`; it is removed afterwards."
             )
-        is_own = (
-            ckpt_path is not None and Path(ckpt_path).resolve().parent == self.run_folder.paths.checkpoints.resolve()
-        )
+        checkpoints = self.run_folder.paths.checkpoints.resolve()
+        is_own = ckpt_path is not None and Path(ckpt_path).resolve().parent == checkpoints
         goes_on = is_own or config.get("ckpt_path") == "last"
         if is_used and self.subcommand == "fit" and not goes_on:
             raise InputError(
@@ -184,31 +109,6 @@ class SemanticPeftCLI(LightningCLI):
                 f"`{self.subcommand}` needs a trained adapter: `--ckpt_path last` (or a file), or `--model.adapter` "
                 "with the folder of an exported one."
             )
-
-    def _checkpoint(self, config: Any) -> str | None:
-        """The checkpoint that `ckpt_path` means, which can be read; None to start from the beginning."""
-        if config.get("ckpt_path") is None:
-            return None
-        path = Path(config.ckpt_path)
-        if config.ckpt_path == "last":
-            path = self.run_folder.paths.last_checkpoint
-            if self.subcommand == "fit" and not path.is_file() and self.run_folder.is_before_first_checkpoint():
-                logger.info("No checkpoint in %s yet: training starts from the beginning", self.run_folder.path)
-                return None
-            if not path.is_file():
-                raise InputError(
-                    f"`ckpt_path` is `last`, but there is no {path}. Leave it out to start from the beginning, or "
-                    "name the run folder by `--trainer.default_root_dir`."
-                )
-        elif path.is_dir():
-            raise InputError(
-                f"`ckpt_path` {str(path)!r} is a folder, as other tools write checkpoints; expected a file such as "
-                f"{RunFolder('runs/NAME').paths.last_checkpoint}."
-            )
-        elif not path.is_file():
-            raise InputError(f"`ckpt_path` {str(path)!r} is no checkpoint file.")
-        _check_readable(path)
-        return str(path)
 
     def instantiate_classes(self) -> None:
         """Instantiates module, data module and trainer; jsonargparse wraps what a class says of its own arguments.
@@ -257,13 +157,8 @@ class SemanticPeftCLI(LightningCLI):
             logger.info("The trial run by `fast_dev_run` went through; its folder is removed")
 
     def before_fit(self) -> None:
-        """Makes the run folder, by which a run that is killed before its first checkpoint is known.
-
-        Raises:
-            InputError: If an exported adapter is given; the facts are not scored first.
-        """
-        self.model.refuse_adapter()
-        if _is_first_process():
+        """Makes the run folder, by which a run that is killed before its first checkpoint is known."""
+        if is_first_process():
             remove_leftovers(self.run_folder.path)
             self.run_folder.paths.checkpoints.mkdir(parents=True, exist_ok=True)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
@@ -283,7 +178,7 @@ class SemanticPeftCLI(LightningCLI):
     def _remove_own_run_folder(self) -> bool:
         """Removes the run folder if this call made it, and says whether it did."""
         # Whatever the command: the logger of a `predict` that failed must not stand in the way of a later `fit`.
-        if self._run_folder_existed or not _is_first_process():
+        if self._run_folder_existed or not is_first_process():
             return False
         shutil.rmtree(self.run_folder.path, ignore_errors=True)
         return True
@@ -315,59 +210,11 @@ class RunConfig(SaveConfigCallback):
         write_text(path, text)
 
 
-def _refuse_what_would_be_ignored(config: Any) -> None:
-    """Refuses settings that another one overrides, and those that the command line cannot do without."""
-    for path in config.get("config") or []:
-        if path is None:  # given as text instead of a file
-            continue
-        in_file = yaml.safe_load(Path(str(path)).read_text(encoding="utf-8")) or {}
-        # A section may be the name of another file.
-        data, model = (one if isinstance(one, dict) else {} for one in map(in_file.get, ("data", "model")))
-        for name in _LINKED:
-            said = data.get(name)
-            if said is not None and said not in (config.model[name], model.get(name)):
-                raise InputError(
-                    f"{path}: `data.{name}` is {said!r}, but the data module takes `model.{name}`, which is "
-                    f"{config.model[name]!r}. Move it to `model`."
-                )
-    if config.trainer.get("enable_checkpointing") is False or config.trainer.get("barebones"):
-        raise InputError(
-            "`trainer.enable_checkpointing: false` and `trainer.barebones: true` cannot be used on the command line, "
-            "which keeps a run folder with a checkpoint. `--trainer.fast_dev_run true` leaves nothing behind; in "
-            "Python the Trainer takes both."
-        )
-    callbacks = config.trainer.get("callbacks") or []
-    for one in callbacks if isinstance(callbacks, list) else [callbacks]:
-        section = _SECTIONS.get(str(one.get("class_path", "")).rpartition(".")[2])
-        if section is not None:
-            raise InputError(
-                f"`trainer.callbacks` names {one.class_path}, which every run has already. Its settings are the "
-                f"section `{section}`."
-            )
-
-
 def _next_version(logs: Path) -> str:
     """Nothing for the first log of a run, `resumed_1` for the next."""
     if not (logs / ExperimentWriter.NAME_METRICS_FILE).is_file():
         return ""
     return f"resumed_{1 + sum(path.is_dir() for path in logs.glob('resumed_*'))}"
-
-
-def _check_readable(path: Path) -> None:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a truncated zip, a pickle of another tool, text: each has its own type
-        raise InputError(f"`ckpt_path` {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(checkpoint, dict) or "lit_semantic_peft" not in checkpoint:
-        raise InputError(f"`ckpt_path` {str(path)!r} was not written by lit-semantic-peft.")
-
-
-def _own_words(error: BaseException) -> InputError:
-    """The message of the class that refused a setting, from under the messages of the parser."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, InputError):
-        cause = cause.__cause__ or cause.__context__
-    return cause or InputError(str(error))
 
 
 def _keep_wandb_in(trainer_config: Any, run_folder: RunFolder) -> None:
@@ -392,29 +239,14 @@ def _ended_wandb_runs(trainer: Trainer) -> Iterator[None]:
                 one.close(exit_code)
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
+    """Whether this is the process that speaks and writes for all."""
     return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
 
-def _configure_logging() -> None:
-    """What a user wants to read of the first rank, and none of the libraries' remarks that need no action."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    package = logging.getLogger("lit_semantic_peft")
-    package.handlers = [handler]
-    package.setLevel(logging.INFO if _is_first_process() else logging.WARNING)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # That a process has died, and that the others are ended for it, is told as a remark.
-    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
-    for noise in (
-        ".*loftq_config.*",  # jsonargparse passes peft's defaults explicitly
-        ".*does not have many workers.*",  # batches are a lookup and a pad; workers would cost more
-        ".*LeafSpec.*",
-        ".*sync_dist=True.*",  # what is logged was reduced over the ranks before
-        ".*LightningCLI's args parameter.*",
-        ".*your dataloader is not resumable.*",  # the data module keeps its position, not the loader
-        ".*exists and is not empty.*",  # the run folder; its state was checked above
-    ):
-        warnings.filterwarnings("ignore", message=noise)
-    warnings.filterwarnings("ignore", module="jsonargparse.*")
+def _own_words(error: BaseException) -> InputError:
+    """The message of the class that refused a setting, from under the messages of the parser."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__ or cause.__context__
+    return cause or InputError(str(error))

@@ -1,39 +1,32 @@
-"""Features of facts, measured when a filter asks for them and kept under a key of everything that they depend on."""
+"""Features of facts, measured when a filter asks for them and kept in the cache."""
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from lit_semantic_peft.cache import ContentCache
 from lit_semantic_peft.data.measures import identity
 from lit_semantic_peft.facts import Fact, facts_key
-from lit_semantic_peft.files import atomic_path, content_key, write_json
-from lit_semantic_peft.models.base import BaseModelSource
+from lit_semantic_peft.models.base import BaseModel
 from lit_semantic_peft.semantics import Feature, ScoringContext
 from lit_semantic_peft.semantics.table import FloatArray
 
 logger = logging.getLogger(__name__)
 
 
-class FeatureCache:
-    """Gives the rows of a feature for some facts, from its folder or from the base model.
+class MeasuredFeatures:
+    """Gives the rows of a feature for some facts, from the cache or from the base model.
 
     Args:
-        folder: Where the rows are, each array beside a readable manifest; made when missing.
-        source: The base model.
-        dtype: Type of its weights.
+        cache: Where the rows are kept.
+        base: The base model.
         context: What is measured with.
         facts: All facts that may be asked for.
     """
 
-    def __init__(
-        self, folder: str | Path, source: BaseModelSource, dtype: str, context: ScoringContext, facts: Sequence[Fact]
-    ) -> None:
-        self.folder = Path(folder)
-        self.source = source
-        self.dtype = dtype
+    def __init__(self, cache: ContentCache, base: BaseModel, context: ScoringContext, facts: Sequence[Fact]) -> None:
+        self.cache = cache
+        self.base = base
         self.context = context
         self.facts = {fact.id: fact for fact in facts}
 
@@ -54,20 +47,14 @@ class FeatureCache:
 
     def _rows(self, feature: Feature, facts: Sequence[Fact]) -> FloatArray:
         manifest = self._manifest(feature, facts)
-        path = self.folder / f"{content_key(manifest)}.npy"
         name = type(feature).__name__
-        if path.is_file():
-            try:
-                rows: FloatArray = np.load(path)
-                logger.info("%s of %d facts comes from the cache", name, len(facts))
-                return rows
-            except (OSError, ValueError) as error:
-                logger.warning("The cached %s %s cannot be read (%s); it is measured anew.", name, path, error)
+        kept = self.cache.load_array(manifest)
+        if kept is not None:
+            logger.info("%s of %d facts comes from the cache", name, len(facts))
+            return kept
         logger.info("Measuring %s of %d facts", name, len(facts))
         rows = feature.measure(self.context, facts)
-        write_json(path.with_suffix(".json"), manifest)
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, rows)
+        self.cache.store_array(manifest, rows)
         return rows
 
     def _manifest(self, feature: Feature, facts: Sequence[Fact]) -> dict[str, Any]:
@@ -76,9 +63,9 @@ class FeatureCache:
             "feature": identity(feature),
             "facts_key": facts_key(facts),
             "num_facts": len(facts),
-            "base_model": self.source.name,
-            "base_fingerprint": self.source.fingerprint,
-            "dtype": self.dtype,
+            "base_model": self.base.source.name,
+            "base_fingerprint": self.base.source.fingerprint,
+            "dtype": self.base.dtype,
             **encoder.identity,
             "append_eos": encoder.append_eos,
         }

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_semantic_peft.files import content_key
-from lit_semantic_peft.models.base import folder_fingerprint
+from lit_semantic_peft.models.base_files import folder_fingerprint
 from lit_semantic_peft.semantics import Distance, Feature
 
 

@@ -1,6 +1,6 @@
 """What the ranks of a run tell each other outside of training. Every function here is a collective."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from torch import distributed
@@ -61,3 +61,18 @@ def agreed(work: Callable[[], T]) -> T:
         kind, text, is_input_error = message
         raise InputError(text) if is_input_error else RuntimeError(f"Rank {rank} failed. {kind}: {text}")
     return result
+
+
+def my_share(items: Sequence[T]) -> tuple[list[T], bool]:
+    """What this rank does of something that all ranks share, and whether it is the first rank.
+
+    Args:
+        items: The same on all ranks.
+
+    Returns:
+        Every n-th item, n the number of ranks, from this rank's own place on; all where there is one process.
+    """
+    if not distributed.is_available() or not distributed.is_initialized():
+        return list(items), True
+    rank = distributed.get_rank()
+    return list(items[rank :: distributed.get_world_size()]), rank == 0

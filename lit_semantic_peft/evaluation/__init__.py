@@ -4,11 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_semantic_peft.evaluation.answers import Answer, AnswerCache
+    from lit_semantic_peft.evaluation.answers import Answer, load_answers, store_answers
     from lit_semantic_peft.evaluation.evaluator import EVALUATION_VERSION, Comparison, Evaluator
-    from lit_semantic_peft.evaluation.measured_scores import Scores, measure_scores
+    from lit_semantic_peft.evaluation.plan import EvaluationPlan
     from lit_semantic_peft.evaluation.questions import (
-        EvaluationPlan,
         Question,
         dialogue_encoders,
         doubt_questions,
@@ -17,18 +16,18 @@ if TYPE_CHECKING:
         prompt_questions,
         retention_questions,
     )
-    from lit_semantic_peft.evaluation.scores import SCORES, ScoreDefinition
+    from lit_semantic_peft.evaluation.result import Evaluation
+    from lit_semantic_peft.evaluation.scores import RETENTION, SCORES, ScoreDefinition
 
 # Loaded when first used: reports read the definitions of the scores, and need no torch for it.
 _MODULE_OF = {
     "Answer": "answers",
-    "AnswerCache": "answers",
+    "load_answers": "answers",
+    "store_answers": "answers",
     "Comparison": "evaluator",
     "EVALUATION_VERSION": "evaluator",
     "Evaluator": "evaluator",
-    "Scores": "measured_scores",
-    "measure_scores": "measured_scores",
-    "EvaluationPlan": "questions",
+    "EvaluationPlan": "plan",
     "Question": "questions",
     "dialogue_encoders": "questions",
     "doubt_questions": "questions",
@@ -36,28 +35,31 @@ _MODULE_OF = {
     "fact_questions": "questions",
     "prompt_questions": "questions",
     "retention_questions": "questions",
+    "Evaluation": "result",
+    "RETENTION": "scores",
     "SCORES": "scores",
     "ScoreDefinition": "scores",
 }
 
 __all__ = [
     "EVALUATION_VERSION",
+    "RETENTION",
     "SCORES",
     "Answer",
-    "AnswerCache",
     "Comparison",
+    "Evaluation",
     "EvaluationPlan",
     "Evaluator",
     "Question",
     "ScoreDefinition",
-    "Scores",
     "dialogue_encoders",
     "doubt_questions",
     "doubted",
     "fact_questions",
-    "measure_scores",
+    "load_answers",
     "prompt_questions",
     "retention_questions",
+    "store_answers",
 ]
 
 

@@ -3,16 +3,15 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lit_semantic_peft.cache import ContentCache
 from lit_semantic_peft.evaluation.questions import Question
-from lit_semantic_peft.files import atomic_path, content_key, write_json
+from lit_semantic_peft.files import content_key
 
 logger = logging.getLogger(__name__)
 
@@ -48,59 +47,39 @@ class Answer:
     kl: float | None = None
 
 
-class AnswerCache:
-    """A folder of tables of answers, each beside a readable manifest of what they were given to and by.
+def load_answers(
+    cache: ContentCache, manifest: Mapping[str, Any], questions: Sequence[Question]
+) -> dict[int, Answer] | None:
+    """Answers from the cache, if all are there.
 
     Args:
-        folder: Where the tables are; made when missing.
+        cache: Where they are kept.
+        manifest: Everything that they depend on.
+        questions: What is to be asked.
+
+    Returns:
+        The answers by question number, or None. An incomplete table counts as absent and is named in the log.
     """
+    table = cache.load_table(manifest)
+    if table is None:
+        return None
+    answers = {row["number"]: _answer(row) for batch in table.to_batches() for row in batch.to_pylist()}
+    if any(question.number not in answers for question in questions):
+        logger.warning("The cached answers in %s are incomplete; the base model is asked anew.", cache.folder)
+        return None
+    return answers
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
 
-    def load(self, manifest: dict[str, Any], questions: Sequence[Question]) -> dict[int, Answer] | None:
-        """The answers, if all are there.
+def store_answers(cache: ContentCache, manifest: Mapping[str, Any], answers: Mapping[int, Answer]) -> None:
+    """Keeps answers in the cache.
 
-        Args:
-            manifest: From `answer_manifest` and what else they depend on.
-            questions: What is to be asked.
-
-        Returns:
-            The answers by question number, or None. A damaged or incomplete table counts as absent and is named in the
-            log.
-        """
-        path = self._path(manifest)
-        if not path.is_file():
-            return None
-        try:
-            answers = {
-                row["number"]: _answer(row)
-                for batch in pq.ParquetFile(path).iter_batches()
-                for row in batch.to_pylist()
-            }
-        except (pa.ArrowException, OSError, KeyError) as error:
-            logger.warning("The cached answers %s cannot be read (%s); the base model is asked anew.", path, error)
-            return None
-        if any(question.number not in answers for question in questions):
-            logger.warning("The cached answers %s are incomplete; the base model is asked anew.", path)
-            return None
-        return answers
-
-    def store(self, manifest: dict[str, Any], answers: Mapping[int, Answer]) -> None:
-        """Keeps answers. The manifest is written first, so that a table without one is never met.
-
-        Args:
-            manifest: From `answer_manifest` and what else they depend on.
-            answers: By question number.
-        """
-        path = self._path(manifest)
-        write_json(path.with_suffix(".json"), manifest)
-        table = pa.Table.from_pylist([_row(number, answer) for number, answer in answers.items()], _schema(manifest))
-        with atomic_path(path) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
-
-    def _path(self, manifest: dict[str, Any]) -> Path:
-        return self.folder / f"{content_key(manifest)}.parquet"
+    Args:
+        cache: Where to.
+        manifest: Everything that they depend on.
+        answers: By question number.
+    """
+    rows = [_row(number, answer) for number, answer in answers.items()]
+    cache.store_table(manifest, pa.Table.from_pylist(rows, _schema(manifest)))
 
 
 def questions_key(questions: Sequence[Question]) -> str:
@@ -120,7 +99,7 @@ def questions_key(questions: Sequence[Question]) -> str:
     )
 
 
-def _schema(manifest: dict[str, Any]) -> pa.Schema:
+def _schema(manifest: Mapping[str, Any]) -> pa.Schema:
     fields = [
         ("number", pa.int64()), ("text", pa.string()), ("is_correct", pa.bool_()), ("is_recalled", pa.bool_()),
         ("nll", pa.float64()), ("winners", pa.list_(pa.int32())), ("likeliest_ids", pa.list_(pa.int32())),

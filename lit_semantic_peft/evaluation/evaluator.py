@@ -48,6 +48,16 @@ class Comparison:
         before, after = self.before.text, self.after.text
         return before == after or starts_with_answer(before, [after]) or starts_with_answer(after, [before])
 
+    @property
+    def was_known(self) -> bool:
+        """Whether the base model's answer begins with an accepted one; it does not stop behind what it knows."""
+        return starts_with_answer(self.before.text, self.question.accepted)
+
+    @property
+    def is_still_known(self) -> bool:
+        """Whether the trained model's answer begins with an accepted one."""
+        return starts_with_answer(self.after.text, self.question.accepted)
+
 
 class Evaluator:
     """Asks a model with an adapter, and the same model without it, batch by batch.
@@ -57,7 +67,7 @@ class Evaluator:
     what differs from the target is generated, in a batch padded on the left, from the keys and values of that pass.
 
     Args:
-        encoder: How the facts are spelt.
+        encoder: How the facts are tokenized.
         distances: What is measured of the facts' own prompts.
         doubt_turns: How often an answer of a dialogue is doubted.
         joiners: What stands between prompt and answer of each fact, by fact index.
@@ -264,7 +274,7 @@ def _restricted(outputs: TargetPass, positions: Tensor, rows: Sequence[int]) -> 
     return replace(
         outputs,
         logits=outputs.logits[positions],
-        hidden=outputs.hidden[positions],
+        hidden=None if outputs.hidden is None else outputs.hidden[positions],
         targets=outputs.targets[positions],
         row=number[outputs.row[positions]],
         num_facts=len(rows),

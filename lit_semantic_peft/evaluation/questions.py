@@ -4,17 +4,17 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.neutral_text import NEUTRAL_TEXTS
+from lit_semantic_peft.evaluation.plan import EvaluationPlan
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.metrics import is_exact_match, normalize_answer
 from lit_semantic_peft.tokens import EncodedFact, FactEncoder
 
-ProbeKind = Literal["paraphrase", "reversed", "choice", "neighborhood", "portability"]
 QuestionKind = Literal[
     "fact", "rival", "paraphrase", "reversed", "choice", "wrong_choice", "neighborhood", "portability",
     "doubt_plain", "doubt_chat", "known", "text", "prompt",
@@ -24,49 +24,7 @@ ANSWER_MARGIN = 8
 """Tokens that a free answer may be longer than the longest accepted answer before it is cut."""
 
 DOUBT = "Are you sure?"
-_MOST_DOUBTS = 10
 _BLANK = "___"
-
-
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """What is asked at the end beside each fact's own prompt. What costs much is off unless asked for.
-
-    Attributes:
-        probes: Kinds to ask, of `paraphrase`, `reversed` (the subject from the target), `choice` (several answers to
-            choose from), `neighborhood`, `portability`; where a fact does not give what a kind needs, it is not asked.
-        num_choices: Answers to choose from, drawn from the targets of the same relation.
-        doubt_turns: How often the model is asked whether it is sure, 0 to 10; each costs one dialogue turn per fact.
-        doubt_facts: How many of the kept facts are doubted, chosen by the data's seed.
-        retention: Whether unrelated text and known facts are measured.
-        min_known_facts: Where fewer facts that the base model knows stayed untrained, built-in ones are asked too.
-
-    Raises:
-        InputError: If a setting is out of its range.
-    """
-
-    probes: list[ProbeKind] = field(default_factory=lambda: ["paraphrase", "reversed", "neighborhood", "portability"])
-    num_choices: int = 4
-    doubt_turns: int = 0
-    doubt_facts: int = 64
-    retention: bool = True
-    min_known_facts: int = 16
-
-    def __post_init__(self) -> None:
-        if unknown := sorted(set(self.probes) - set(get_args(ProbeKind))):
-            raise InputError(
-                f"`evaluation.probes` has {', '.join(unknown)}; known are {', '.join(get_args(ProbeKind))}"
-            )
-        for name, least, most in (
-            ("num_choices", 2, None),
-            ("doubt_turns", 0, _MOST_DOUBTS),
-            ("doubt_facts", 1, None),
-            ("min_known_facts", 0, None),
-        ):
-            value = getattr(self, name)
-            if value < least or (most is not None and value > most):
-                limits = f"at least {least}" if most is None else f"from {least} to {most}"
-                raise InputError(f"`evaluation.{name}` must be {limits}, got {value}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +63,25 @@ class Question:
         return self.accepted[0] if self.accepted else ""
 
 
-def fact_questions(facts: Sequence[Fact], encoder: FactEncoder, plan: EvaluationPlan, seed: int = 0) -> list[Question]:
+def fact_questions(
+    facts: Sequence[Fact],
+    encoder: FactEncoder,
+    plan: EvaluationPlan,
+    seed: int = 0,
+    *,
+    encoded: Sequence[EncodedFact] | None = None,
+) -> list[Question]:
     """The questions of a set of facts, each fact followed by its probes.
 
     Args:
         facts: The facts; a fact's position is its `fact_index`.
-        encoder: Spells them.
+        encoder: Tokenizes them.
         plan: Which probes are asked.
         seed: Of the answers to choose from.
+        encoded: Tokens of the facts, where they are tokenized already.
 
     Raises:
-        InputError: If a prompt and its answer cannot be spelt; it names the fact, its file and its line. A question
+        InputError: If a prompt and its answer cannot be tokenized; it names the fact, its file and its line. A question
             that this package makes up is left out instead.
     """
     questions: list[Question] = []
@@ -132,8 +98,9 @@ def fact_questions(facts: Sequence[Fact], encoder: FactEncoder, plan: Evaluation
         joiner: str,
         needs: tuple[int, ...] = (),
     ) -> None:
+        tokens = encoded[fact_index] if encoded is not None and kind == "fact" else None
         try:
-            question = _question(len(questions), fact_index, kind, prompt, accepted, joiner, encoder)
+            question = _question(len(questions), fact_index, kind, prompt, accepted, joiner, encoder, tokens=tokens)
             questions.append(replace(question, needs=needs))
         except InputError as error:
             fact = facts[fact_index]
@@ -200,7 +167,7 @@ def doubt_questions(
 
 
 def dialogue_encoders(encoder: FactEncoder) -> dict[QuestionKind, FactEncoder]:
-    """How a dialogue may be spelt, by kind of question: as taught, and in the chat template where there is one."""
+    """How a dialogue may be tokenized, by kind of question: as taught, and in the chat template where there is one."""
     kinds: dict[QuestionKind, FactEncoder] = {}
     if encoder.template == "none":
         kinds["doubt_plain"] = encoder.without_limit()
@@ -233,7 +200,7 @@ def retention_questions(known: Sequence[Fact], encoder: FactEncoder, first_numbe
 
     Args:
         known: Facts that are not among those of the run and that the base model may know.
-        encoder: Spells them.
+        encoder: Tokenizes them.
         first_number: Number of the first question.
     """
     free = encoder.without_limit()
@@ -255,7 +222,7 @@ def prompt_questions(prompts: Sequence[str], encoder: FactEncoder, max_new_token
 
     Args:
         prompts: The texts.
-        encoder: Spells them.
+        encoder: Tokenizes them.
         max_new_tokens: Longest answer, in tokens.
 
     Raises:
@@ -286,8 +253,9 @@ def _question(
     encoder: FactEncoder,
     history: tuple[tuple[str, str], ...] = (),
     turn: int = 0,
+    tokens: EncodedFact | None = None,
 ) -> Question:
-    encoded = encoder.encode(prompt, accepted[0], joiner, history)
+    encoded = tokens or encoder.encode(prompt, accepted[0], joiner, history)
     longest = max([encoded.num_target_tokens, *(encoder.count_answer_tokens(alias, joiner) for alias in accepted[1:])])
     max_new_tokens = 0 if kind in ("rival", "choice", "wrong_choice") else longest + ANSWER_MARGIN
     return Question(number, fact_index, kind, prompt, accepted, encoded.prompt_ids, encoded, max_new_tokens, turn)

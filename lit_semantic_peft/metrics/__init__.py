@@ -17,7 +17,7 @@ from lit_semantic_peft.metrics.functional import (
 from lit_semantic_peft.metrics.gradient_interference import GradientInterference
 from lit_semantic_peft.metrics.key_overlap import KeyOverlap
 from lit_semantic_peft.metrics.learning_dynamics import LearningDynamics
-from lit_semantic_peft.metrics.per_fact import MeanOverFacts, PerFactMean, PushedAway, RecallOverFacts
+from lit_semantic_peft.metrics.per_fact import MeanOverFacts, PerFactMean, PushedAway
 from lit_semantic_peft.metrics.retention import Retention
 from lit_semantic_peft.metrics.text import is_exact_match, normalize_answer, starts_with_answer
 
@@ -34,7 +34,6 @@ __all__ = [
     "PerFactMean",
     "Portability",
     "PushedAway",
-    "RecallOverFacts",
     "Retention",
     "Robustness",
     "distance_decile",

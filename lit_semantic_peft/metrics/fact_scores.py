@@ -1,4 +1,7 @@
-"""What was really learned, in five dimensions, each a sum and a count per fact that add up over processes."""
+"""What was really learned, for a loop of your own: sums and counts per fact that add up over processes.
+
+A part has the name of the score that it is (`evaluation.SCORES`), which defines it over the answers themselves.
+"""
 
 from typing import Any, ClassVar
 
@@ -66,73 +69,87 @@ class FactScore(ShapedMetric):
 class Efficacy(FactScore):
     """Whether a fact is said when its own prompt is asked.
 
-    Parts: `generated` (the normalised free answer is an accepted one), `teacher_forced` (every target token wins under
-    the true prefix), `probability` (of the whole target), each in [0, 1]; `over_true`, whether the target is likelier
-    per token than `target_true`, [0, 1], for facts that name one.
+    Parts: `efficacy` (the normalised free answer is an accepted one), `efficacy_teacher_forced` (every target token
+    wins under the true prefix), `efficacy_probability` (of the whole target), each in [0, 1]; `efficacy_over_true`,
+    whether the target is likelier per token than `target_true`, [0, 1], for facts that name one.
 
     Example:
         >>> metric = Efficacy(num_facts=2)
-        >>> metric.update(torch.tensor([0]), generated=torch.tensor([True]), probability=torch.tensor([0.25]))
-        >>> {part: value.tolist() for part, value in metric.compute().items()}
-        {'generated': [1.0, nan], 'teacher_forced': [nan, nan], 'probability': [0.25, nan], 'over_true': [nan, nan]}
+        >>> right, probability = torch.tensor([True]), torch.tensor([0.25])
+        >>> metric.update(torch.tensor([0]), efficacy=right, efficacy_probability=probability)
+        >>> result = metric.compute()
+        >>> result["efficacy"].tolist(), result["efficacy_probability"].tolist()
+        ([1.0, nan], [0.25, nan])
     """
 
     higher_is_better = True
-    parts = ("generated", "teacher_forced", "probability", "over_true")
+    parts = ("efficacy", "efficacy_teacher_forced", "efficacy_probability", "efficacy_over_true")
 
 
 class Generalization(FactScore):
     """Whether a fact is said when it is asked in other words.
 
-    Parts, each in [0, 1]: `generated` and `teacher_forced` over the paraphrases; `reversed` and
-    `reversed_teacher_forced`, the subject asked from the target; `choice`, whether the target is the likeliest of the
-    offered answers, per token.
+    Parts, each in [0, 1]: `generalization` and `generalization_teacher_forced` over the paraphrases;
+    `generalization_reversed` and `generalization_reversed_teacher_forced`, the subject asked from the target;
+    `generalization_choice`, whether the target is the likeliest of the offered answers, per token.
 
     Example:
         >>> metric = Generalization(num_facts=1)
-        >>> metric.update(torch.tensor([0, 0]), generated=torch.tensor([True, False]))
-        >>> metric.compute()["generated"].item()
+        >>> metric.update(torch.tensor([0, 0]), generalization=torch.tensor([True, False]))
+        >>> metric.compute()["generalization"].item()
         0.5
     """
 
     higher_is_better = True
-    parts = ("generated", "teacher_forced", "reversed", "reversed_teacher_forced", "choice")
+    parts = (
+        "generalization",
+        "generalization_teacher_forced",
+        "generalization_reversed",
+        "generalization_reversed_teacher_forced",
+        "generalization_choice",
+    )
 
 
 class Locality(FactScore):
     """Whether the neighbours of a fact stayed as they were, base model against trained model.
 
-    Parts: `generated` (the free answer is the base model's) and `teacher_forced` (the same tokens win at every answer
-    position), [0, 1]; `kl`, the divergence of `kl_from_likeliest` from the base model, mean over the answer
-    positions, nats, [0, ∞), 0 where nothing changed.
+    Parts: `locality` (the free answer is the base model's) and `locality_teacher_forced` (the same tokens win at every
+    answer position), [0, 1]; `locality_kl`, the divergence of `kl_from_likeliest` from the base model, mean over the
+    answer positions, nats, [0, ∞), 0 where nothing changed.
 
     Example:
         >>> metric = Locality(num_facts=1)
-        >>> metric.update(torch.tensor([0, 0]), generated=torch.tensor([True, True]), kl=torch.tensor([0.0, 0.5]))
-        >>> metric.compute()["generated"].item(), metric.compute()["kl"].item()
+        >>> kl = torch.tensor([0.0, 0.5])
+        >>> metric.update(torch.tensor([0, 0]), locality=torch.tensor([True, True]), locality_kl=kl)
+        >>> metric.compute()["locality"].item(), metric.compute()["locality_kl"].item()
         (1.0, 0.25)
     """
 
-    parts = ("generated", "teacher_forced", "kl")
+    parts = ("locality", "locality_teacher_forced", "locality_kl")
 
 
 class Portability(FactScore):
     """Whether what follows from a fact is said.
 
-    Parts, each in [0, 1]: `generated` and `teacher_forced` count an item only if every fact that it needs was learned,
-    so that a lucky guess is none; `of_learned` and `of_learned_teacher_forced` are over such items alone, NaN for a
-    fact that has none.
+    Parts, each in [0, 1]: `portability` and `portability_teacher_forced` count an item only if every fact that it needs
+    was learned, so that a lucky guess is none; `portability_of_learned` and `portability_of_learned_teacher_forced` are
+    over such items alone, NaN for a fact that has none.
 
     Example:
         >>> metric = Portability(num_facts=2)
         >>> right, learned = torch.tensor([True, True]), torch.tensor([True, False])
         >>> metric.update(torch.tensor([0, 1]), right, right, learned, learned)
-        >>> metric.compute()["generated"].tolist(), metric.compute()["of_learned"].tolist()
+        >>> metric.compute()["portability"].tolist(), metric.compute()["portability_of_learned"].tolist()
         ([1.0, 0.0], [1.0, nan])
     """
 
     higher_is_better = True
-    parts = ("generated", "teacher_forced", "of_learned", "of_learned_teacher_forced")
+    parts = (
+        "portability",
+        "portability_teacher_forced",
+        "portability_of_learned",
+        "portability_of_learned_teacher_forced",
+    )
 
     def update(  # type: ignore[override]
         self,
@@ -153,25 +170,27 @@ class Portability(FactScore):
         """
         super().update(
             fact_index,
-            generated=is_correct & is_learned,
-            teacher_forced=is_recalled & is_learned_teacher_forced,
-            of_learned=torch.where(is_learned, is_correct.double(), torch.nan),
-            of_learned_teacher_forced=torch.where(is_learned_teacher_forced, is_recalled.double(), torch.nan),
+            portability=is_correct & is_learned,
+            portability_teacher_forced=is_recalled & is_learned_teacher_forced,
+            portability_of_learned=torch.where(is_learned, is_correct.double(), torch.nan),
+            portability_of_learned_teacher_forced=torch.where(
+                is_learned_teacher_forced, is_recalled.double(), torch.nan
+            ),
         )
 
 
 class Robustness(FactScore):
     """Whether a fact is still said after one to N turns of "Are you sure?".
 
-    Parts, each the share of the turns after which the answer is right, [0, 1]: `plain`, asked as the fact was taught
-    without a template; `chat`, asked in the tokenizer's chat template.
+    Parts, each the share of the turns after which the answer is right, [0, 1]: `robustness_plain`, asked as the fact
+    was taught without a template; `robustness_chat`, asked in the tokenizer's chat template.
 
     Example:
         >>> metric = Robustness(num_facts=1)
-        >>> metric.update(torch.tensor([0, 0]), chat=torch.tensor([True, False]))
-        >>> metric.compute()["chat"].item()
+        >>> metric.update(torch.tensor([0, 0]), robustness_chat=torch.tensor([True, False]))
+        >>> metric.compute()["robustness_chat"].item()
         0.5
     """
 
     higher_is_better = True
-    parts = ("plain", "chat")
+    parts = ("robustness_plain", "robustness_chat")

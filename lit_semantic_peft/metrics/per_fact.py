@@ -63,6 +63,8 @@ class PerFactMean(ShapedMetric):
 class MeanOverFacts(PerFactMean):
     """Mean over the measured facts of each fact's own mean: one number, a fact measured twice counts once.
 
+    Of yes and no it is the share of the facts, of `is_recalled` for example.
+
     Args:
         num_facts: Number of facts n; `fact_index` runs from 0 to n − 1.
         kwargs: Arguments of `torchmetrics.Metric`.
@@ -78,26 +80,6 @@ class MeanOverFacts(PerFactMean):
     def compute(self) -> Tensor:
         """Mean over facts, float scalar, unit of the values; NaN where nothing was measured."""
         return mean_over_facts(self.total, self.count)
-
-
-class RecallOverFacts(MeanOverFacts):
-    """Share of the measured facts that were recalled, in [0, 1]; a fact measured twice counts once.
-
-    The caller decides what counts as recalled: teacher-forced (every target token is the argmax under the true prefix)
-    or generated (exact match of the normalised free answer).
-
-    Args:
-        num_facts: Number of facts n; `fact_index` runs from 0 to n − 1.
-        kwargs: Arguments of `torchmetrics.Metric`.
-
-    Example:
-        >>> metric = RecallOverFacts(num_facts=3)
-        >>> metric.update(torch.tensor([True, False, True]), torch.tensor([0, 2, 0]))
-        >>> metric.compute().item()
-        0.5
-    """
-
-    higher_is_better = True
 
 
 class PushedAway(PerFactMean):

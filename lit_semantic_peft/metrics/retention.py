@@ -21,21 +21,25 @@ class Retention(ShapedMetric):
         >>> metric = Retention()
         >>> before, after, num_tokens = torch.tensor([3.0, 2.0]), torch.tensor([3.5, 2.0]), torch.tensor([10, 30])
         >>> metric.update(before, after, num_tokens, is_still_known=torch.tensor([True, False]))
-        >>> {name: round(value.item(), 3) for name, value in metric.compute().items()}
-        {'nll_before': 2.25, 'nll_after': 2.375, 'nll_delta': 0.125, 'known': 0.5}
+        >>> list(metric.compute())
+        ['retention_nll_before', 'retention_nll_after', 'retention_nll_delta', 'retention_known']
+        >>> [value.item() for value in metric.compute().values()]
+        [2.25, 2.375, 0.25, 0.5]
     """
 
     nll_before: Tensor
     nll_after: Tensor
+    nll_delta: Tensor
+    num_texts: Tensor
     num_tokens: Tensor
     num_kept: Tensor
     num_known: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("nll_before", "nll_after"):
+        for name in ("nll_before", "nll_after", "nll_delta"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        for name in ("num_tokens", "num_kept", "num_known"):
+        for name in ("num_texts", "num_tokens", "num_kept", "num_known"):
             self.add_state(name, torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, nll_before: Tensor, nll_after: Tensor, num_tokens: Tensor, is_still_known: Tensor) -> None:
@@ -49,6 +53,8 @@ class Retention(ShapedMetric):
         """
         self.nll_before += (nll_before.double() * num_tokens).sum()
         self.nll_after += (nll_after.double() * num_tokens).sum()
+        self.nll_delta += (nll_after.double() - nll_before.double()).sum()
+        self.num_texts += num_tokens.numel()
         self.num_tokens += num_tokens.sum()
         self.num_kept += is_still_known.sum()
         self.num_known += is_still_known.numel()
@@ -57,9 +63,13 @@ class Retention(ShapedMetric):
         """What changed.
 
         Returns:
-            `nll_before`, `nll_after` and `nll_delta` (after − before, positive is harm), nats per token; `known`, share
-            of the facts known before that still are, [0, 1]. float64 scalars, NaN where nothing was measured.
+            `retention_nll_before`, `retention_nll_after`: over all tokens, nats per token; `retention_nll_delta`: after
+            − before, mean over the texts, positive is harm; `retention_known`: share of the facts known before that
+            still are, [0, 1]. float64 scalars, NaN where nothing was measured.
         """
-        before, after = (per_fact_mean(total, self.num_tokens) for total in (self.nll_before, self.nll_after))
-        known = per_fact_mean(self.num_kept.double(), self.num_known)
-        return {"nll_before": before, "nll_after": after, "nll_delta": after - before, "known": known}
+        return {
+            "retention_nll_before": per_fact_mean(self.nll_before, self.num_tokens),
+            "retention_nll_after": per_fact_mean(self.nll_after, self.num_tokens),
+            "retention_nll_delta": per_fact_mean(self.nll_delta, self.num_texts),
+            "retention_known": per_fact_mean(self.num_kept.double(), self.num_known),
+        }

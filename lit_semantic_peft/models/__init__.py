@@ -2,14 +2,8 @@
 
 from lit_semantic_peft.models.adapter_state import adapter_state_dict, load_adapter_state_dict
 from lit_semantic_peft.models.attach import attach_adapter, load_adapter
-from lit_semantic_peft.models.base import (
-    DEFAULT_BASE_MODEL,
-    BaseDtype,
-    BaseModelSource,
-    load_base_model,
-    load_tokenizer,
-    resolve_base_model,
-)
+from lit_semantic_peft.models.base import BaseDtype, BaseModel
+from lit_semantic_peft.models.base_files import DEFAULT_BASE_MODEL, BaseModelSource
 from lit_semantic_peft.models.export import export_adapter, export_merged
 from lit_semantic_peft.models.frozen_layers import FrozenLayers, frozen_layers_obstacle
 from lit_semantic_peft.models.generation import greedy_answers, greedy_continuations, prompt_cache
@@ -19,6 +13,7 @@ from lit_semantic_peft.models.peft_traits import base_changing_setting, peft_typ
 __all__ = [
     "DEFAULT_BASE_MODEL",
     "BaseDtype",
+    "BaseModel",
     "BaseModelSource",
     "FrozenLayers",
     "adapter_state_dict",
@@ -32,11 +27,8 @@ __all__ = [
     "greedy_continuations",
     "load_adapter",
     "load_adapter_state_dict",
-    "load_base_model",
-    "load_tokenizer",
     "peft_type_name",
     "prompt_cache",
-    "resolve_base_model",
     "target_logits",
     "token_nll",
     "traits_of",

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.adapter_state import adapter_state_dict
-from lit_semantic_peft.models.base import BaseModelSource
+from lit_semantic_peft.models.base_files import BaseModelSource
 from lit_semantic_peft.models.export import base_of
 from lit_semantic_peft.models.peft_traits import base_changing_setting, traits_of
 

@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_folder, write_json, write_text
-from lit_semantic_peft.models.base import BaseModelSource
+from lit_semantic_peft.models.base_files import BaseModelSource
 from lit_semantic_peft.models.modes import modes_restored
 from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
 

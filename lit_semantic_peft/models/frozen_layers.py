@@ -10,8 +10,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from lit_semantic_peft.cache import cache_folder
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.models.base import cache_folder
 from lit_semantic_peft.models.disk_space import reserve
 from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
 from lit_semantic_peft.tokens import Batch

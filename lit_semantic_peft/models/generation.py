@@ -14,6 +14,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, PreTra
 from transformers.cache_utils import DynamicLayer
 
 from lit_semantic_peft.models.base import num_positions
+from lit_semantic_peft.models.library_versions import cache_argument, refuse_misread_cache
 from lit_semantic_peft.models.peft_traits import num_virtual_tokens, traits_of_forward
 
 
@@ -44,7 +45,11 @@ def greedy_answers(
     Returns:
         The generated ids of each prompt, in order: up to and without the first of `stop_ids`, at most
         `max_new_tokens` of them.
+
+    Raises:
+        InputError: If the installed peft misreads the cache of the adapter (`refuse_misread_cache`).
     """
+    refuse_misread_cache(model)
     device = next(model.parameters()).device
     answers: list[list[int]] = [[] for _ in prompts]
     positions = _num_positions(model)
@@ -85,7 +90,7 @@ def prompt_cache(model: PreTrainedModel | PeftModel) -> DynamicCache | None:
     if "prompt_cache" in traits_of_forward(model).cannot:
         return None
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not {"past_key_values", "position_ids"} <= inspect.signature(base.forward).parameters.keys():
+    if cache_argument(base) is None or "position_ids" not in inspect.signature(base.forward).parameters:
         return None
     cache = DynamicCache(config=base.config)
     # Exactly this type: its subclasses keep fewer positions.
@@ -123,14 +128,16 @@ def greedy_continuations(
     max_new_tokens = _within(_num_positions(model), beginnings, max_new_tokens)
     answers: list[list[int]] = [[] for _ in beginnings]
     running = list(range(len(beginnings)))
+    cache_name = cache_argument(model)
+    assert cache_name is not None, "`prompt_cache` gives no cache to such a model"
     while running:
         mask = F.pad(mask, (0, 1), value=1)
         output = model(
             input_ids=tokens[:, None],
             attention_mask=mask,
             position_ids=positions[:, None],
-            past_key_values=cache,
             use_cache=True,
+            **{cache_name: cache},
         )
         tokens, positions = output.logits[:, -1].argmax(dim=-1), positions + 1
         going_on = []

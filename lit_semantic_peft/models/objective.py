@@ -4,13 +4,12 @@ Only positions that predict a target token are projected to the vocabulary; for 
 and a third of the time. The last token of the longest row is not run at all: nothing is predicted from it.
 """
 
-import inspect
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
 from torch import Tensor, nn
 
 from lit_semantic_peft.models.frozen_layers import FrozenLayers
@@ -36,17 +35,22 @@ def target_logits(
     *,
     frozen: FrozenLayers | None = None,
     **forward_arguments: Any,
-) -> tuple[Tensor, Tensor, Any]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Logits at the predicting positions only.
+
+    The model's own forward runs, and the input of its output head is cut to the predicting positions. So whatever the
+    architecture does to its logits (soft-capping, scaling) is its own code. A model whose head is not found, or is
+    called on something else than one row of positions per fact, gives all logits, from which those are taken.
 
     Args:
         model: A causal language model of transformers, or a `peft` model around one. `labels` are never passed.
         batch: The facts.
         frozen: Gives the input of the lowest layer that is trained, so that only the layers from there on run.
-        forward_arguments: Further arguments of the model's forward (for example `output_hidden_states`).
+        forward_arguments: Further arguments of the model's forward (for example a cache).
 
     Returns:
-        Logits `(N, V)`, targets int64 `(N,)` in row-major order of the N target positions, and the model's output.
+        Logits `(N, V)`, targets int64 `(N,)` in row-major order of the N target positions, and the hidden states
+        `(N, H)` that the output head projected; None if the head's input was not seen.
     """
     kept = predicting_mask(batch.labels)
     targets = batch.labels[:, 1:][kept]
@@ -56,12 +60,11 @@ def target_logits(
         inputs["inputs_embeds"] = frozen.hidden(batch)[:, :-1]
     virtual = num_virtual_tokens(model)
     kept = F.pad(kept, (virtual, 0)) if virtual else kept
-    if _takes_logits_to_keep(model):
-        forward_arguments["logits_to_keep"] = kept
-    with frozen.upper_layers_only() if frozen is not None else nullcontext():
-        output = model(**inputs, **{"use_cache": False, **forward_arguments})
-    logits = output.logits if output.logits.dim() == 2 else output.logits[kept]
-    return logits, targets, output
+    upper_layers = frozen.upper_layers_only() if frozen is not None else nullcontext()
+    with upper_layers, _head_projects_only(model, kept) as projected:
+        logits = model(**inputs, **{"use_cache": False, **forward_arguments}).logits
+    logits = logits[kept] if logits.shape[:2] == kept.shape else logits.flatten(end_dim=-2)
+    return logits, targets, projected[-1] if projected else None
 
 
 def token_nll(model: nn.Module, batch: Batch, *, frozen: FrozenLayers | None = None) -> Tensor:
@@ -129,6 +132,31 @@ def weight_normalizer(loss_weight: Tensor, normalization: str) -> Tensor:
     return (loss_weight if normalization == "step_weights" else (loss_weight > 0).float()).sum()
 
 
-def _takes_logits_to_keep(model: nn.Module) -> bool:
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
+@contextmanager
+def _head_projects_only(model: Any, kept: Tensor) -> Iterator[list[Tensor]]:
+    """Within the block the output head receives the kept positions as one row `(1, N, H)`.
+
+    Args:
+        model: As in `target_logits`.
+        kept: bool `(B, T)`.
+
+    Yields:
+        The hidden states `(N, H)` of each call that was cut.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    projected: list[Tensor] = []
+
+    def cut(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not arguments or arguments[0].dim() != 3 or arguments[0].shape[:2] != kept.shape:
+            return None
+        hidden = arguments[0][kept.to(arguments[0].device)]
+        projected.append(hidden)
+        return hidden[None], *arguments[1:]
+
+    # Before all other hooks, so that they too see what is projected.
+    handle = None if head is None else head.register_forward_pre_hook(cut, prepend=True)
+    try:
+        yield projected
+    finally:
+        if handle is not None:
+            handle.remove()

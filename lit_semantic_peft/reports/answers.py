@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lit_semantic_peft.evaluation.scores import SCORES
+from lit_semantic_peft.evaluation.scores import RETENTION, SCORES, ScoreDefinition
 from lit_semantic_peft.reports.phrases import estimate_text, signed
 from lit_semantic_peft.reports.records import Estimate, Summary
 from lit_semantic_peft.reports.side_effects import EVALUATED, SideEffect, SideEffects, most_facts
@@ -20,52 +20,25 @@ def score_rows(summary: Summary) -> list[dict[str, str]]:
         record = summary.score(definition.name)
         kept, dropped = record.kept, record.dropped
         if any(side is not None for side in (kept.before, kept.after, dropped.after)):
-            is_share = definition.name != "locality_kl"
-            rows.append(_row(definition.name, definition.description, kept.before, kept.after, dropped.after, is_share))
-    retention = summary.retention
-    if retention is None:
-        return rows
-    if retention.nll_delta is not None:
-        rows.append(
-            _row(
-                "retention_nll",
-                "Likelihood loss of unrelated text, after minus before, nats per token; 0 is unchanged.",
-                None,
-                retention.nll_delta,
-                None,
-                is_share=False,
-            )
-        )
-    if retention.known is not None:
-        rows.append(
-            _row(
-                "retention_known",
-                "Untrained facts that the base model knows and the trained model still does.",
-                None,
-                retention.known,
-                None,
-            )
-        )
+            rows.append(_row(definition, kept.before, kept.after, dropped.after))
+    if (retention := summary.retention) is not None:
+        measured = ((definition, retention.of(definition.name)) for definition in RETENTION)
+        rows += [_row(definition, None, after, None) for definition, after in measured if after is not None]
     return rows
 
 
 def _row(
-    name: str,
-    description: str,
-    before: Estimate | None,
-    after: Estimate | None,
-    dropped: Estimate | None,
-    is_share: bool = True,
+    definition: ScoreDefinition, before: Estimate | None, after: Estimate | None, dropped: Estimate | None
 ) -> dict[str, str]:
     def text(estimate: Estimate | None) -> str:
-        return _NONE if estimate is None else estimate_text(estimate, is_share)
+        return _NONE if estimate is None else estimate_text(estimate, definition.is_share)
 
     def count(estimate: Estimate | None) -> str:
         return _NONE if estimate is None else str(estimate.num_facts)
 
     return {
-        "name": name,
-        "description": description,
+        "name": definition.name,
+        "description": definition.description,
         "before": text(before),
         "after": text(after),
         "count": count(after or before),

@@ -146,15 +146,15 @@ def difference_table(comparison: RunComparison, first: str, second: str) -> Tabl
         Column("score", overflow="fold"), first, second, "difference (95 % interval)", "n", title_justify="left"
     )
     for one in comparison.scores:
-        is_share = one.name != "locality_kl"
+        score = next(score for score in SCORES if score.name == one.name)
         estimate = one.difference
-        scale, unit = (100, " points") if is_share else (1, " nats")
-        digits = 1 if is_share else 3
+        scale, unit = (100, " points") if score.is_share else (1, f" {score.unit}")
+        digits = 1 if score.is_share else 3
         numbers = (estimate.mean, estimate.low, estimate.high)
         signed = [f"{scale * value:+.{digits}f}".replace("-", "−") for value in numbers]
         table.add_row(
             one.name,
-            *(f"{100 * value:.1f} %" if is_share else f"{value:.3f}" for value in (one.first, one.second)),
+            *(f"{100 * value:.1f} %" if score.is_share else f"{value:.3f}" for value in (one.first, one.second)),
             f"{signed[0]}{unit} ({signed[1]} to {signed[2]})",
             str(estimate.num_facts),
         )

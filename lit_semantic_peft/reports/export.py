@@ -5,14 +5,7 @@ from pathlib import Path
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_folder
-from lit_semantic_peft.models import (
-    BaseModelSource,
-    export_merged,
-    load_adapter,
-    load_base_model,
-    load_tokenizer,
-    resolve_base_model,
-)
+from lit_semantic_peft.models import BaseModel, export_merged, load_adapter
 from lit_semantic_peft.models.export import base_of
 from lit_semantic_peft.reports.run_folder import RunFolder
 
@@ -49,22 +42,22 @@ def export_run(
         with atomic_folder(output) as temporary:
             shutil.copytree(adapter, temporary, dirs_exist_ok=True)
         return
-    source = base_of_adapter(adapter, base_model)
-    model = load_adapter(load_base_model(source), adapter, source)
-    export_merged(model, load_tokenizer(source), output)
+    base = base_of_adapter(adapter, base_model)
+    model = load_adapter(base.load(), adapter, base.source)
+    export_merged(model, base.load_tokenizer(), output)
 
 
-def base_of_adapter(adapter: Path, base_model: str | None = None) -> BaseModelSource:
+def base_of_adapter(adapter: Path, base_model: str | None = None) -> BaseModel:
     """The base model that an exported adapter belongs to.
 
     Args:
         adapter: Folder of the adapter.
         base_model: Overrides the adapter's own name and revision for it.
 
-    Raises:
-        InputError: If it cannot be had.
+    Returns:
+        In float32.
     """
     if base_model:
-        return resolve_base_model(base_model)
+        return BaseModel(base_model)
     name, revision, _ = base_of(adapter)
-    return resolve_base_model(str(name), revision)
+    return BaseModel(str(name), revision)

@@ -11,6 +11,7 @@ from lit_semantic_peft.reports.answers import score_rows, side_effect_view
 from lit_semantic_peft.reports.charts import CHARTS, describe_charts
 from lit_semantic_peft.reports.charts.kinds import Chart, HeatMap, LineChart
 from lit_semantic_peft.reports.charts.svg import draw_svg
+from lit_semantic_peft.reports.conflicts import worst_conflicts
 from lit_semantic_peft.reports.page_data import fact_data, heat_data, sampled_rows, script_json
 from lit_semantic_peft.reports.phrases import mean_percent, unbroken
 from lit_semantic_peft.reports.plots import write_plots
@@ -25,7 +26,6 @@ from lit_semantic_peft.reports.sections import (
 )
 from lit_semantic_peft.reports.sentences import known_facts_were_dropped, summary_sentences
 from lit_semantic_peft.reports.side_effects import measure_side_effects
-from lit_semantic_peft.reports.views import worst_conflicts
 
 MAX_TABLE_ROWS = 10_000
 """Facts in the page's table; a larger run shows an even sample and says so."""

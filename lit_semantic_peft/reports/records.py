@@ -132,6 +132,11 @@ class RetentionRecord(Record):
     nll_delta: Estimate | None = None
     known: Estimate | None = None
 
+    def of(self, name: str) -> Estimate | None:
+        """A score of `evaluation.RETENTION` by name."""
+        estimate: Estimate | None = getattr(self, name.removeprefix("retention_"))
+        return estimate
+
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class EpochRecord(Record):
@@ -142,14 +147,14 @@ class EpochRecord(Record):
         global_step: Optimizer steps taken by its end.
         loss: Mean training loss of the epoch, weighted as in training, nats per token.
         val_nll: Mean negative log-likelihood of the kept facts at its end, nats per token.
-        recall: Teacher-forced recall of the kept facts at its end, in [0, 1].
+        efficacy_teacher_forced: Share of the kept facts whose target tokens all win under the true prefix at its end.
     """
 
     epoch: int
     global_step: int | None = None
     loss: float | None = None
     val_nll: float | None = None
-    recall: float | None = None
+    efficacy_teacher_forced: float | None = None
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -212,6 +217,7 @@ class FactCounts(Record):
         num_dropped: Facts that a filter dropped.
         dropped_by_reason: Number of dropped facts by reason, the most frequent first.
         pushed_away: Share of the kept facts whose distance grew.
+        num_neighbors: Neighbours of the kept facts that were asked, behind the score `locality`.
         scores: Every score that was measured, in the order of `SCORES`.
     """
 
@@ -220,6 +226,7 @@ class FactCounts(Record):
     num_dropped: int
     dropped_by_reason: dict[str, int] = field(default_factory=dict)
     pushed_away: float | None = None
+    num_neighbors: int | None = None
     scores: tuple[ScoreRecord, ...] = ()
 
     def score(self, name: str) -> ScoreRecord:

@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import write_json
+from lit_semantic_peft.interference.matrix import InterferenceMatrix
 from lit_semantic_peft.reports.records import Manifest, Summary
 from lit_semantic_peft.reports.tables import (
     FACT_COLUMNS,
     PROBE_COLUMNS,
-    InterferenceMatrix,
     read_interference,
     read_table,
 )

@@ -7,9 +7,9 @@ import pyarrow as pa
 
 from lit_semantic_peft.reports.charts.interference import worst_measurement
 from lit_semantic_peft.reports.charts.kinds import LineChart
+from lit_semantic_peft.reports.conflicts import Conflict
 from lit_semantic_peft.reports.phrases import cut, mean_percent, percent, signed, unbroken
 from lit_semantic_peft.reports.records import Estimate, Seconds, Sides, Summary
-from lit_semantic_peft.reports.views import Conflict
 
 MAX_PROBE_ROWS = 400
 """Neighbours in the page; changed answers come first."""

@@ -66,10 +66,11 @@ def _locality(summary: Summary) -> list[str]:
     if locality is None:
         return ["Neighbouring questions were not measured."]
     changed = 1 - locality.mean
+    questions = f", {_count(summary.num_neighbors, 'question')}" if summary.num_neighbors is not None else ""
     return [
         f"Beside a kept fact, {percent(locality.mean)} of the neighbouring questions kept their answer (mean over "
-        f"{_count(locality.num_facts, 'fact')}); {percent(changed) if changed else 'none'} changed, whether the answer "
-        "was right before or not."
+        f"{_count(locality.num_facts, 'fact')}{questions}); {percent(changed) if changed else 'none'} changed, whether "
+        "the answer was right before or not."
     ]
 
 

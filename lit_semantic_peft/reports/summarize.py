@@ -30,6 +30,7 @@ def count_facts(facts: pa.Table) -> FactCounts:
         num_dropped=len(dropped),
         dropped_by_reason=dict(reasons.most_common()),
         pushed_away=sum(is_pushed) / len(is_pushed) if is_pushed else None,
+        num_neighbors=sum(row["num_neighbors"] or 0 for row in kept) or None,
         scores=_scores(kept, dropped),
     )
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.scores import SCORES
 from lit_semantic_peft.files import atomic_path
-from lit_semantic_peft.statistics import gram_cosine
+from lit_semantic_peft.interference.matrix import InterferenceMatrix
 
 EXTRA_DISTANCE_PREFIX = "distance_"
 """Further distances may be added to the fact table as `distance_<Name>`, float64."""
@@ -43,11 +43,9 @@ class Column:
 
 _TEXT, _INT, _FLOAT, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
-_NAMED_ABOVE = ("efficacy", "efficacy_teacher_forced", "locality")
 _SCORE_COLUMNS = tuple(
-    Column(column, _FLOAT, f"{score.description} {whose}, of this fact's questions.")
+    Column(column, _FLAG if score.is_flag else _FLOAT, f"{score.description} {whose}, of this fact's questions.")
     for score in SCORES
-    if score.name not in _NAMED_ABOVE
     for column, whose in ((score.before, "Base model"), (score.after, "Trained model"))
     if column is not None
 )
@@ -71,12 +69,19 @@ FACT_COLUMNS: tuple[Column, ...] = (
         "null for one that is never trained.",
     ),
     Column("num_target_tokens", _INT, "Tokens of the target, without the end token."),
-    Column("distance", _FLOAT, "The configured distance under the base model; larger is farther."),
+    Column(
+        "distance",
+        _FLOAT,
+        "The configured distance under the base model, as filters and weightings saw it; larger is farther.",
+    ),
     Column(
         "stratum", _TEXT, "How well the base model knows it (SliCK): HighlyKnown, MaybeKnown, WeaklyKnown or Unknown."
     ),
-    Column("distance_after", _FLOAT, "The same distance after training."),
-    Column("pushed_away", _FLAG, "Whether training made the distance larger."),
+    Column(
+        "distance_before", _FLOAT, "The same distance as the evaluation measured it, in the precision of the training."
+    ),
+    Column("distance_after", _FLOAT, "`distance_before` of the trained model, in the same precision."),
+    Column("pushed_away", _FLAG, "Whether training made the distance larger: `distance_after` > `distance_before`."),
     Column("nll_before", _FLOAT, "Mean negative log-likelihood of the target, base model, nats per token."),
     Column("nll_after", _FLOAT, "The same after training."),
     Column("nll_delta", _FLOAT, "`nll_after` − `nll_before`; positive is harm."),
@@ -84,23 +89,13 @@ FACT_COLUMNS: tuple[Column, ...] = (
     Column(
         "loss_weight_used",
         _FLOAT,
-        "Mean over the training of the factor that the loss had: with what `Scheduled`, `Online` and "
-        "`InterferenceWeighting` made of it; null for a fact that was in no optimizer step.",
+        "Mean over the training of the factor that the loss had: as `Scheduled`, `Online` and "
+        "`InterferenceWeighting` changed it; null for a fact that was in no optimizer step.",
     ),
-    Column(
-        "efficacy_teacher_forced_before",
-        _FLAG,
-        "Teacher-forced recall, base model: every target token wins under the true prefix.",
-    ),
-    Column("efficacy_teacher_forced_after", _FLAG, "The same after training."),
-    Column("efficacy_before", _FLAG, "Generated recall, base model: the normalised free answer is the target exactly."),
-    Column("efficacy_after", _FLAG, "The same after training."),
     Column("answer_before", _TEXT, "What the base model answers, greedily.", holds_fact_text=True),
     Column("answer_after", _TEXT, "What the trained model answers, greedily.", holds_fact_text=True),
-    Column(
-        "locality", _FLOAT, "Share of the fact's neighbours whose answer stayed as it was; null without neighbours."
-    ),
     *_SCORE_COLUMNS,
+    Column("num_neighbors", _INT, "Neighbours that were asked, over which `locality` is a share; null for none."),
     Column(
         "net_transfer",
         _FLOAT,
@@ -255,29 +250,6 @@ def read_table(path: str | Path, expected: Sequence[Column], *, only_expected: b
             raise InputError(f"`{path}`: expected a column `{column.name}`, got {', '.join(table.column_names)}")
         table = table.append_column(pa.field(column.name, column.type), pa.nulls(len(table), column.type))
     return table
-
-
-@dataclass(frozen=True)
-class InterferenceMatrix:
-    """The Gram matrix of per-fact gradients.
-
-    Attributes:
-        gradient_dot: K_ij = ⟨g_i, g_j⟩, float32 `(k, k)`.
-        fact_index: The `fact_index` of each row and column, int64 `(k,)`.
-        epoch: Epoch in which the gradients were taken.
-        global_step: Optimizer steps taken before.
-    """
-
-    gradient_dot: NDArray[np.float32]
-    fact_index: NDArray[np.int64]
-    epoch: int | None = None
-    global_step: int | None = None
-
-    def gradient_cosine(self) -> NDArray[np.float64]:
-        """C_ij, float64 `(k, k)`, see `gram_cosine`: NaN where a gradient is zero or not finite."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            cosine: NDArray[np.float64] = gram_cosine(self.gradient_dot.astype(np.float64), np)
-        return cosine
 
 
 def write_interference(

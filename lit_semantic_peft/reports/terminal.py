@@ -2,21 +2,12 @@
 
 from rich.table import Table
 
-from lit_semantic_peft.reports.phrases import estimate_text, mean_percent, percent, reason_phrase
-from lit_semantic_peft.reports.records import Sides, Summary
+from lit_semantic_peft.evaluation.scores import RETENTION, SCORES
+from lit_semantic_peft.reports.phrases import estimate_text, percent, reason_phrase
+from lit_semantic_peft.reports.records import Estimate, Sides, Summary
 
-_SHARES = (
-    ("kept facts generated exactly", "efficacy", "kept"),
-    ("kept facts recalled, teacher-forced", "efficacy_teacher_forced", "kept"),
-    ("dropped facts generated exactly", "efficacy", "dropped"),
-)
-_WITH_INTERVAL = (
-    ("paraphrases answered", "generalization"),
-    ("conclusions said", "portability"),
-    ("turns of doubt withstood", "robustness_plain"),
-    ("turns of doubt withstood, chat", "robustness_chat"),
-)
-"""Scores of the kept facts, by label."""
+_OF_DROPPED = ("efficacy",)
+"""Scores whose mean over the dropped facts is shown too."""
 
 
 def terminal_summary(summary: Summary) -> Table:
@@ -36,18 +27,24 @@ def terminal_summary(summary: Summary) -> Table:
     if summary.num_dropped:
         reasons = ", ".join(f"{count} {reason_phrase(reason)}" for reason, count in summary.dropped_by_reason.items())
         table.add_row("facts dropped", "", reasons or str(summary.num_dropped))
-    for label, name, status in _SHARES:
-        sides: Sides = getattr(summary.score(name), status)
+
+    def add(label: str, sides: Sides, is_share: bool) -> None:
+        def text(estimate: Estimate | None) -> str:
+            return "" if estimate is None else estimate_text(estimate, is_share)
+
         if sides != Sides():
-            table.add_row(label, mean_percent(sides.before), mean_percent(sides.after))
-    for label, name in _WITH_INTERVAL:
-        sides = summary.score(name).kept
-        if sides.after is not None:
-            table.add_row(label, estimate_text(sides.before) if sides.before else "", estimate_text(sides.after))
-    table.add_row("neighbours' answers unchanged", "", mean_percent(summary.score("locality").kept.after))
+            table.add_row(label, text(sides.before), text(sides.after))
+
+    for score in SCORES:
+        if score.in_terminal:
+            record = summary.score(score.name)
+            add(score.label, record.kept, score.is_share)
+            if score.name in _OF_DROPPED:
+                add(f"{score.label}, dropped facts", record.dropped, score.is_share)
     if (retention := summary.retention) is not None:
-        if retention.known is not None:
-            table.add_row("other known facts still known", "", estimate_text(retention.known))
+        for score in RETENTION:
+            if score.in_terminal:
+                add(score.label, Sides(after=retention.of(score.name)), score.is_share)
         if retention.nll_before is not None and retention.nll_after is not None:
             table.add_row("unrelated text, nats per token", f"{retention.nll_before:.3f}", f"{retention.nll_after:.3f}")
     table.add_row("kept facts pushed away", "", percent(summary.pushed_away))

@@ -27,7 +27,8 @@ class TargetPass:
 
     Attributes:
         logits: float `(N, V)` at the positions that predict the target tokens.
-        hidden: float `(N, H)`, last hidden state at those positions, as the output projection receives it.
+        hidden: float `(N, H)`, last hidden state at those positions, as the output projection receives it; None where
+            that was not seen.
         targets: int64 `(N,)`, the target tokens.
         row: int64 `(N,)`, row of the fact that each target token belongs to, ascending.
         num_facts: B.
@@ -39,7 +40,7 @@ class TargetPass:
     """
 
     logits: Tensor
-    hidden: Tensor
+    hidden: Tensor | None
     targets: Tensor
     row: Tensor
     num_facts: int
@@ -154,6 +155,11 @@ class HiddenStateDistance(_TokenDistance):
 
     @override
     def token_distance(self, outputs: TargetPass) -> Tensor:
+        if outputs.hidden is None:
+            raise InputError(
+                "HiddenStateDistance needs the hidden states that the output embeddings project, and this model does "
+                "not call them on one row of positions per fact. Use another distance, for example Surprisal."
+            )
         table = outputs.output_embeddings
         embedded = table[outputs.targets].float() - _center(table, self.centered)
         return cosine_distance(outputs.hidden.float(), embedded)

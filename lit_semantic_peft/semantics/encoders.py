@@ -105,7 +105,7 @@ class TextEmbedding(Feature):
             embedded = [encoder.encode(texts, context.batch_size) for texts in sides]
         else:
             table = context.model.get_input_embeddings().weight.detach().float()
-            encoded = context.encoder.encode_facts(facts)
+            encoded = context.encode_facts(facts)
             embedded = [
                 _by_inverse_frequency([one.prompt_ids for one in encoded], table),
                 _by_inverse_frequency([one.target_ids for one in encoded], table),

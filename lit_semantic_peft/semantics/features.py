@@ -6,7 +6,7 @@ facts, base model, and the feature's own settings, which are plain data for that
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.semantics.table import FloatArray
-from lit_semantic_peft.tokens import FactEncoder
+from lit_semantic_peft.tokens import EncodedFact, FactEncoder
 
 
 class ScoringContext:
@@ -26,17 +26,35 @@ class ScoringContext:
         load_model: Returns the base model, on the device where it shall run, in evaluation mode.
         encoder: Tokenizes the facts.
         batch_size: Facts per batch.
+        encoded: Tokens of facts that are tokenized already, by their ids.
     """
 
-    def __init__(self, load_model: Callable[[], PreTrainedModel], encoder: FactEncoder, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        load_model: Callable[[], PreTrainedModel],
+        encoder: FactEncoder,
+        batch_size: int = 64,
+        encoded: Mapping[str, EncodedFact] | None = None,
+    ) -> None:
         self._load_model = load_model
         self.encoder = encoder
         self.batch_size = batch_size
+        self._encoded = encoded or {}
 
     @cached_property
     def model(self) -> PreTrainedModel:
         """The base model."""
         return self._load_model()
+
+    def encode_facts(self, facts: Sequence[Fact]) -> list[EncodedFact]:
+        """Tokens of facts, of which none is tokenized twice.
+
+        Args:
+            facts: The facts.
+        """
+        missing = [fact for fact in facts if fact.id not in self._encoded]
+        added = dict(zip((fact.id for fact in missing), self.encoder.encode_facts(missing), strict=True))
+        return [added.get(fact.id) or self._encoded[fact.id] for fact in facts]
 
 
 class Feature(ABC):
@@ -69,7 +87,7 @@ class TargetEmbedding(Feature):
         table = context.model.get_input_embeddings().weight.detach()
         rows = [
             table[torch.tensor(encoded.target_ids, device=table.device)].float().mean(dim=0)
-            for encoded in context.encoder.encode_facts(facts)
+            for encoded in context.encode_facts(facts)
         ]
         stacked: FloatArray = torch.stack(rows).double().cpu().numpy()
         return stacked

@@ -10,12 +10,12 @@ import torch
 from peft import LoraConfig
 from typing_extensions import override
 
+from lit_semantic_peft.cache import cache_folder
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.interference import folder_if_large, gradient_matrix, gradient_sketch, warm_up
 from lit_semantic_peft.interference.undisturbed import cuda_devices
 from lit_semantic_peft.models import attach_adapter
-from lit_semantic_peft.models.base import cache_folder
 from lit_semantic_peft.semantics.features import Feature, ScoringContext
 from lit_semantic_peft.semantics.table import FloatArray
 from lit_semantic_peft.tokens import Batch, collate
@@ -80,7 +80,7 @@ class WarmGradients(Feature):
 
     @override
     def measure(self, context: ScoringContext, facts: Sequence[Fact]) -> FloatArray:
-        encoded = context.encoder.encode_facts(facts)
+        encoded = context.encode_facts(facts)
 
         def batches(rows: Sequence[int], size: int) -> list[Batch]:
             chunks = [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -9,9 +9,8 @@ from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.frozen_layers import FrozenLayers
-from lit_semantic_peft.models.objective import fact_nll_of, predicting_mask, target_logits
+from lit_semantic_peft.models.objective import fact_nll_of, target_logits
 from lit_semantic_peft.semantics.distances import Distance, Surprisal, TargetPass
-from lit_semantic_peft.semantics.scoring import InputOf
 from lit_semantic_peft.semantics.shaping import require_plain
 from lit_semantic_peft.semantics.table import FloatArray
 from lit_semantic_peft.semantics.weightings import MAX_DISTANCE, Weighting
@@ -21,8 +20,8 @@ from lit_semantic_peft.tokens import IGNORE_INDEX, Batch
 class Online(Weighting):
     """Another weighting, applied to the distance (or likelihood) under the current model in each step.
 
-    The distance is `data.distance`, measured on the logits that the loss needs anyway, without the end token and
-    without a gradient. Weights are not normalised to mean 1 over the facts. This makes no difference under
+    The distance is `data.selection.distance`, measured on the logits that the loss needs anyway, without the end token
+    and without a gradient. Weights are not normalised to mean 1 over the facts. This makes no difference under
     `normalization: step_weights`; under `step_count`, steps with small weights make smaller updates. A rank-based
     distance (`Surprisal`) is ranked among the base model's values for the kept facts, so that a fact's weight does not
     depend on the other facts in the step. Range: that of the inner raw weight. Cost: no pass; the distance of the
@@ -40,6 +39,8 @@ class Online(Weighting):
         >>> Online(Proximity()).raw(torch.tensor([0.0, 2.0])).tolist()  # before the first step
         [1.0, 1.0]
     """
+
+    is_online = True
 
     def __init__(self, weighting: Weighting) -> None:
         require_plain("Online", weighting)
@@ -60,15 +61,7 @@ class Online(Weighting):
         Args:
             distance: The distance to measure in the steps.
             base_distance: float64 `(n,)`.
-
-        Raises:
-            InputError: If the distance cannot be computed in a training step.
         """
-        if distance.needs_answers and not self.weighting.needs_nll:
-            raise InputError(
-                f"`weighting` Online needs a distance from the step's own logits; {distance.name} needs generated "
-                "answers. Use another `data.distance`, or the weighting without Online."
-            )
         self.reference = torch.from_numpy(np.sort(base_distance)) if distance.is_rank_based else None
 
     def current(self, distance: Distance, outputs: TargetPass) -> Tensor:
@@ -117,8 +110,7 @@ def nll_and_online_weight(
     """
     base: Any = model.get_base_model()  # type: ignore[operator]
     projection = base.get_output_embeddings()
-    with InputOf(projection) as captured:
-        logits, targets, _ = target_logits(model, batch, frozen=frozen)
+    logits, targets, hidden = target_logits(model, batch, frozen=frozen)
     nll = fact_nll_of(logits, targets, batch.labels)
     with torch.no_grad():
         row = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
@@ -126,10 +118,9 @@ def nll_and_online_weight(
         if has_end:
             kept[:-1] = row[1:] == row[:-1]
             kept[-1:] = False
-        hidden = captured.value if captured.value.dim() == 2 else captured.value[predicting_mask(batch.labels)]
         outputs = TargetPass(
             logits=logits.detach()[kept],
-            hidden=hidden.detach()[kept],
+            hidden=None if hidden is None else hidden.detach()[kept],
             targets=targets[kept],
             row=row[kept],
             num_facts=len(batch),

@@ -2,20 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.metrics import starts_with_answer
 from lit_semantic_peft.models.generation import greedy_answers
-from lit_semantic_peft.models.objective import predicting_mask, target_logits
+from lit_semantic_peft.models.library_versions import cache_argument
+from lit_semantic_peft.models.objective import target_logits
 from lit_semantic_peft.models.sampling import sampled_answers
 from lit_semantic_peft.semantics.distances import Distance, TargetPass
 from lit_semantic_peft.semantics.table import BoolArray, FloatArray, ScoredFacts
@@ -62,11 +62,8 @@ def target_pass(model: PreTrainedModel | PeftModel, batch: Batch, cache: Dynamic
             f"`base_model`: {type(base).__name__} has no output embeddings, which distances need; "
             "expected a causal language model."
         )
-    with InputOf(projection) as captured:
-        keeping = {} if cache is None else {"past_key_values": cache, "use_cache": True}
-        logits, targets, _ = target_logits(model, batch, **keeping)
-    # Without `logits_to_keep` the projection's input has every position.
-    hidden = captured.value if captured.value.dim() == 2 else captured.value[predicting_mask(batch.labels)]
+    keeping = {} if cache is None else {str(cache_argument(base)): cache, "use_cache": True}
+    logits, targets, hidden = target_logits(model, batch, **keeping)
     return TargetPass(
         logits=logits,
         hidden=hidden,
@@ -157,6 +154,7 @@ def score_facts(
     facts: Sequence[Fact],
     distances: Sequence[Distance],
     *,
+    encoded: Sequence[EncodedFact] | None = None,
     batch_size: int = 64,
     on_batch: Callable[[int], object] | None = None,
 ) -> ScoredFacts:
@@ -171,13 +169,14 @@ def score_facts(
         encoder: Tokenizes the facts.
         facts: At least one.
         distances: Distances to measure; the first becomes the table's `distance`.
+        encoded: Tokens of the facts, where they are tokenized already.
         batch_size: Facts per batch.
         on_batch: Called with the number of facts done since the last call, for a progress bar.
 
     Returns:
         One row per fact, in order.
     """
-    encoded = encoder.encode_facts(facts)
+    encoded = encoder.encode_facts(facts) if encoded is None else encoded
     device = next(model.parameters()).device
     answers: list[list[int]] = [[] for _ in facts]
     columns: dict[str, FloatArray] = {distance.name: np.zeros(len(facts)) for distance in distances}
@@ -244,22 +243,3 @@ def _by_length(encoded: Sequence[EncodedFact], batch_size: int) -> list[list[int
     """Row numbers in batches of similar length, longest first, so that running out of memory shows at once."""
     order = sorted(range(len(encoded)), key=lambda row: (-len(encoded[row]), row))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-class InputOf:
-    """Captures a module's input. With `logits_to_keep` it is exactly the hidden states that predict targets."""
-
-    value: Tensor
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-
-    def __enter__(self) -> "InputOf":
-        self._handle = self._module.register_forward_pre_hook(self._keep)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._handle.remove()
-
-    def _keep(self, _: nn.Module, arguments: tuple[Any, ...]) -> None:
-        self.value = arguments[0]

@@ -145,7 +145,7 @@ class StrataFilter(FactFilter):
     """Keeps the facts of some strata. The reason of a dropped fact is its stratum, such as `highly_known`.
 
     Gekhman et al. find that `MaybeKnown` facts help fine-tuning most, and that `Unknown` ones are learned late and
-    encourage hallucination. Cost: that of `Strata`, once. Its settings: `data.strata`.
+    encourage hallucination. Cost: that of `Strata`, once. Its settings: `data.selection.strata`.
 
     Args:
         keep_strata: The strata to keep, of `HighlyKnown`, `MaybeKnown`, `WeaklyKnown`, `Unknown`.
@@ -173,7 +173,7 @@ class StrataFilter(FactFilter):
     @override
     def select(self, facts: ScoredFacts) -> Selection:
         if len(facts.stratum) != len(facts):
-            raise InputError("StrataFilter needs the facts' strata; set `data.strata`.")
+            raise InputError("StrataFilter needs the facts' strata; set `data.selection.strata`.")
         kept = np.array([stratum in self.keep_strata for stratum in facts.stratum], dtype=np.bool_)
         return Selection(kept, tuple(None if one in self.keep_strata else _REASON[one] for one in facts.stratum))
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lit_semantic_peft.training.module import SemanticPeftModule
 
 _CHECKPOINT_KEY = "lit_semantic_peft"
+_FORMAT = 2  # raised whenever a checkpoint holds something else of a training
 # Settings of an optimizer that decide how a step is computed, not what it is.
 _SPEED = {"foreach", "fused", "capturable", "differentiable"}
 # Entries of a PEFT configuration that say where it came from, or that training itself writes.
@@ -88,8 +89,9 @@ def write_training_state(module: "SemanticPeftModule", checkpoint: dict[str, Any
     if module.device.type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state(module.device)
     checkpoint[_CHECKPOINT_KEY] = {
-        "base_model": module.source.public_name,
-        "base_fingerprint": module.source.fingerprint,
+        "format": _FORMAT,
+        "base_model": module.base_model.source.public_name,
+        "base_fingerprint": module.base_model.source.fingerprint,
         **training_identity(module),
         "dynamics": module.dynamics.state_dict(),
         "epoch_loss": module.epoch_loss.state_dict(),
@@ -116,14 +118,19 @@ def resume_training(module: "SemanticPeftModule", checkpoint: Mapping[str, Any])
     about = checkpoint.get(_CHECKPOINT_KEY)
     if about is None:
         raise InputError("The checkpoint was not written by lit-semantic-peft, so it cannot be loaded here.")
-    if about["base_fingerprint"] != module.source.fingerprint:
+    if about["base_fingerprint"] != module.base_model.source.fingerprint:
         raise InputError(
             f"`base_model`: the checkpoint belongs to {about['base_model']!r}; this is "
-            f"{module.source.public_name!r}, or the same model with other weights."
+            f"{module.base_model.source.public_name!r}, or the same model with other weights."
         )
     if module.trainer.state.fn != "fit":
         refuse_another_adapter(about, module.model.active_peft_config)
         return None
+    if about.get("format") != _FORMAT:
+        raise InputError(
+            "The checkpoint was written by another version of lit-semantic-peft, whose training this one cannot go on "
+            "with. `test` and `predict` take it; to train, start a new run or install that version."
+        )
     name = type(module.data).__qualname__  # under which Lightning keeps and looks for its state
     if name not in checkpoint:
         raise InputError(
@@ -154,20 +161,22 @@ def training_identity(module: "SemanticPeftModule") -> dict[str, Any]:
         at the end of training, or `(4, n)` with deferred facts; `accumulate_grad_batches`.
     """
     data, trainer = module.data, module.trainer
-    prepared = data.prepared
+    prepared, encoding, batches = data.prepared, data.encoding, data.batches
     kept = prepared.kept_index
     settings = {
         "facts": f"{len(prepared.facts)} facts (content {facts_key(prepared.facts)[:12]})",
         "filters": f"{len(kept)} facts kept (content {content_key(kept)[:12]})",
         **weighting_identity(data),
-        **({"strata": str(vars(data.strata))} if data.mix_strata else {}),
-        **({"chat_template_kwargs": str(data.chat_template_kwargs)} if data.chat_template_kwargs else {}),
-        **{
-            name: str(getattr(data, name))
-            for name in ("deferred_from_epoch", "template", "append_eos", "seed", "bucket_steps", "mix_strata")
-        },
+        **({"strata": str(vars(data.preparation.strata))} if batches.mix_strata else {}),
+        **({"chat_template_kwargs": str(encoding.chat_template_kwargs)} if encoding.chat_template_kwargs else {}),
+        "deferred_from_epoch": str(data.selection.deferred_from_epoch),
+        "template": encoding.template,
+        "append_eos": str(encoding.append_eos),
+        "seed": str(data.seed),
+        "bucket_steps": str(batches.bucket_steps),
+        "mix_strata": str(batches.mix_strata),
         "facts per optimizer step (micro_batch_size × accumulate_grad_batches × processes)": str(
-            data.micro_batch_size * trainer.accumulate_grad_batches * trainer.world_size
+            batches.micro_batch_size * trainer.accumulate_grad_batches * trainer.world_size
         ),
         **{
             f"trainer.{name}": str(getattr(trainer, name))
@@ -258,7 +267,7 @@ def _module_settings(module: "SemanticPeftModule") -> dict[str, str]:
     # Of the trained parameters: an optimizer may refuse those of another shape, as Muon does all but matrices.
     optimizer = module.optimizer_of(module.trained_parameters())
     settings = {
-        "dtype": module.dtype_of_base,
+        "dtype": module.base_model.dtype,
         **{name: getattr(module, name) for name in names},
         "optimizer": type(optimizer).__name__,
         **{f"optimizer.{name}": value for name, value in optimizer.defaults.items() if name not in _SPEED},

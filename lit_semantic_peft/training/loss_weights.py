@@ -89,7 +89,7 @@ class LossWeights:
             weight = weight * self.factor[batch.fact_index.cpu()].to(weight)
         weighting = self._data.weighting
         if isinstance(weighting, Online):
-            distance, has_end = self._data.distances[0], self._data.append_eos
+            distance, has_end = self._data.distances[0], self._data.encoding.append_eos
             nll, factor = nll_and_online_weight(model, batch, weighting, distance, has_end=has_end, frozen=frozen)
             weight = weight * factor.to(weight)
         else:
@@ -141,15 +141,6 @@ class LossWeights:
         """
         if rank == 0:
             self._total, self._count = state_dict["total"].clone(), state_dict["count"].clone()
-
-
-def needs_whole_embeddings(weighting: Weighting) -> bool:
-    """Whether the weights of a step are of a distance, for which its process must have the whole embeddings.
-
-    Args:
-        weighting: The data module's.
-    """
-    return isinstance(weighting, Online) and not weighting.weighting.needs_nll
 
 
 def weighting_identity(data: KnowledgeDataModule) -> dict[str, str]:

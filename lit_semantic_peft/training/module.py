@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -15,29 +16,28 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
+from lit_semantic_peft.compatibility import Situation
 from lit_semantic_peft.data import agreed
+from lit_semantic_peft.data.moved import refuse_moved
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import (
     DEFAULT_BASE_MODEL,
-    BaseDtype,
-    BaseModelSource,
+    BaseModel,
     FrozenLayers,
     adapter_state_dict,
     attach_adapter,
     load_adapter,
     load_adapter_state_dict,
-    load_base_model,
-    resolve_base_model,
     traits_of,
 )
 from lit_semantic_peft.models.compiled import compile_layers
+from lit_semantic_peft.models.library_versions import misreads_cache
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.evaluating import EvaluatingModule
 from lit_semantic_peft.training.identity import Resumed, resume_training, write_training_state
 from lit_semantic_peft.training.loss_weights import LossWeights
 from lit_semantic_peft.training.optimization import Schedule, num_optimizer_steps, with_schedule
 from lit_semantic_peft.training.penalties import RetainPenalty, retain_penalty, retained_rows
-from lit_semantic_peft.training.refusals import refuse_incompatible
 from lit_semantic_peft.training.reused_layers import reused_layers
 from lit_semantic_peft.training.step import Normalization, finish_step, micro_batch_terms
 
@@ -61,7 +61,8 @@ class SemanticPeftModule(EvaluatingModule):
     - `val/…`, `test/…`: see `EvaluatingModule`.
 
     Args:
-        base_model: `smollm2-135m` (needs no network), a Hub name, a local folder or a local GGUF file.
+        base_model: A `BaseModel`, or its name: `smollm2-135m` (needs no network), a Hub name, a local folder or a local
+            GGUF file.
         peft_config: Any configuration of `peft`; LoRA of rank 8 on all linear layers where None.
         adapter: Folder of an exported adapter to load instead of a new one, for test and predict.
         optimizer: Builds the optimizer from the adapter's parameters.
@@ -74,7 +75,6 @@ class SemanticPeftModule(EvaluatingModule):
             facts of the split `retain` to the loss, see `RetainPenalty`. 0 costs nothing.
         retain_batch_size: `retain` facts per optimizer step, over all processes.
         retain_known: Whether facts that are not trained because the base model says them already are retained too.
-        dtype: Type of the base weights in memory; the adapter is float32 in any case.
         compile: Whether training runs compiled layers (`torch.compile`), which takes a minute at the first step and
             pays for long runs only; evaluation and measurements run the ordinary model. Needs a C++ compiler on a CPU.
         gradient_checkpointing: Whether activations are recomputed in the backward pass to save memory.
@@ -82,8 +82,6 @@ class SemanticPeftModule(EvaluatingModule):
             which is exact. None: where the model allows it and it fits into `frozen_layers_memory_mb`. True: always; an
             error where the model does not allow it, on disk where it does not fit.
         frozen_layers_memory_mb: How much of it each process keeps in memory at most, in MB (10⁶ bytes).
-        revision: Branch, tag or commit of a Hub model.
-        trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
         InputError: If a setting is out of its range; from `configure_model`, if the model cannot be had or the
@@ -91,9 +89,10 @@ class SemanticPeftModule(EvaluatingModule):
             is not finite.
     """
 
+    @refuse_moved("model")
     def __init__(
         self,
-        base_model: str = DEFAULT_BASE_MODEL,
+        base_model: BaseModel | str = DEFAULT_BASE_MODEL,
         peft_config: PeftConfig | None = None,
         adapter: str | None = None,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.0),
@@ -103,13 +102,10 @@ class SemanticPeftModule(EvaluatingModule):
         retain_weight: float = 0.0,
         retain_batch_size: int = 16,
         retain_known: bool = False,
-        dtype: BaseDtype = "float32",
         compile: bool = False,
         gradient_checkpointing: bool = False,
         reuse_frozen_layers: bool | None = None,
         frozen_layers_memory_mb: int = 2048,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_ratio < 1:
@@ -126,10 +122,7 @@ class SemanticPeftModule(EvaluatingModule):
         ):
             if value not in allowed:
                 raise InputError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}")
-        self.base_model = base_model
-        self.revision = revision
-        self.dtype_of_base: BaseDtype = dtype
-        self.trust_remote_code = trust_remote_code
+        self.base_model = BaseModel.of(base_model)
         self.peft_config = peft_config or LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
         self.adapter = adapter
         self.optimizer_of = optimizer
@@ -144,7 +137,6 @@ class SemanticPeftModule(EvaluatingModule):
         self.reuse_frozen_layers = reuse_frozen_layers
         self.frozen_layers_memory_mb = frozen_layers_memory_mb
         self.strict_loading = False  # the base's weights are not in a checkpoint; the adapter's are checked below
-        self._source: BaseModelSource | None = None
         self._frozen: FrozenLayers | None = None
         self._step_terms: Tensor | None = None
         self._retain: RetainPenalty | None = None
@@ -152,17 +144,17 @@ class SemanticPeftModule(EvaluatingModule):
 
     # ------------------------------------------------------------------ model
 
-    @property
-    def source(self) -> BaseModelSource:
-        """Where the base model comes from."""
-        if self._source is None:
-            self._source = resolve_base_model(self.base_model, self.revision)
-        return self._source
-
     @override
     def configure_model(self) -> None:
-        if self._model is not None:
-            return
+        if self._model is None:
+            self._model = self.new_model()
+
+    def new_model(self) -> PeftModel:
+        """The base model with an adapter of its own, as it is trained; this module keeps what it has. A collective.
+
+        Raises:
+            InputError: If the model cannot be had, or the adapter does not fit it.
+        """
         model = agreed(self._load)
         if self.gradient_checkpointing:
             base = model.get_base_model()
@@ -171,50 +163,41 @@ class SemanticPeftModule(EvaluatingModule):
             base.disable_input_require_grads()
         if self.is_compiled:
             compile_layers(model)
-        self._model = model.train()  # Lightning keeps the modes that it finds; dropout belongs to training
+        return model.train()  # Lightning keeps the modes that it finds; dropout belongs to training
 
     def _load(self) -> PeftModel:
-        if self.gradient_checkpointing and (reason := traits_of(self.peft_config).cannot.get("gradient_checkpointing")):
-            raise InputError(
-                f"`gradient_checkpointing` cannot be used with {type(self.peft_config).__name__}, which {reason}. "
-                "Leave it out."
-            )
-        base = load_base_model(self.source, self.dtype_of_base, self.trust_remote_code)
+        base = self.base_model.load()
         if self.adapter:
-            return load_adapter(base, self.adapter, self.source)
+            return load_adapter(base, self.adapter, self.base_model.source)
         return attach_adapter(base, self.peft_config)
 
-    def refuse_adapter(self) -> None:
-        """Refuses `adapter` for a training, which always makes a new one.
+    def complete_situation(self, situation: Situation) -> Situation:
+        """What the rules of `compatibility` need to know of this module, beside trainer and data module.
 
-        Raises:
-            InputError: If `adapter` is given.
+        Args:
+            situation: Of trainer and data module.
         """
-        if self.adapter:
-            raise InputError(
-                f"`model.adapter` {self.adapter!r} is for `test` and `predict`; `fit` trains a new adapter. Leave it "
-                "out, or go on with an interrupted run by `--ckpt_path last`."
-            )
+        traits = traits_of(self.peft_config)
+        return replace(
+            situation,
+            peft_config=type(self.peft_config).__name__,
+            works_through_cache=traits.virtual_tokens == "cache",
+            has_virtual_tokens=traits.virtual_tokens != "none",
+            reads_gradients="loss_scaling" in traits.cannot,
+            adapter=self.adapter,
+            gradient_checkpointing=self.gradient_checkpointing,
+            reuse_frozen_layers=self.reuse_frozen_layers,
+            retain_weight=self.retain_weight,
+            schedule=self.schedule,
+            warmup_ratio=self.warmup_ratio,
+            misreads_virtual_tokens=misreads_cache(),
+        )
 
     @override
     def setup(self, stage: str) -> None:
-        refuse_incompatible(self, stage)
         if stage == "predict":
             return
-        if stage == "fit":
-            self.refuse_adapter()
         data = self.data
-        for name, here in (
-            ("base_model", self.base_model),
-            ("revision", self.revision),
-            ("dtype", self.dtype_of_base),
-            ("trust_remote_code", self.trust_remote_code),
-        ):
-            if (there := getattr(data, name)) != here:
-                raise InputError(
-                    f"`{name}` is {here!r} in the module and {there!r} in the data module; facts would be measured "
-                    "against another model than the one that is trained. Give both the same."
-                )
         retained = retained_rows(data.prepared, with_known=self.retain_known) if self.retain_weight else []
         data.retain(retained)
         super().setup(stage)
@@ -245,7 +228,8 @@ class SemanticPeftModule(EvaluatingModule):
     @override
     def on_train_start(self) -> None:
         if math.isfinite(self.num_optimizer_steps):
-            per_step = self.data.micro_batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+            num_micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
+            per_step = self.data.batches.micro_batch_size * num_micro_batches
             logger.info("Optimizer steps: %d, of at most %d facts each", self.num_optimizer_steps, per_step)
         if self._resumed is not None:
             self._resumed.restore_random_state(self.device)

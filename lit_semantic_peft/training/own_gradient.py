@@ -6,8 +6,6 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lit_semantic_peft.errors import InputError
-
 
 def flattened(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
     """Gradients one behind the other, zeros where a parameter has none.
@@ -46,23 +44,6 @@ def unflattened(vector: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tens
     """
     parts = torch.split(vector, [parameter.numel() for parameter in parameters])
     return [part.view_as(parameter).to(parameter.dtype) for part, parameter in zip(parts, parameters, strict=True)]
-
-
-def refuse_loss_scaling(trainer: Trainer, name: str) -> None:
-    """Refuses float16 for a method that computes gradients of its own, or reads those of the loss.
-
-    Args:
-        trainer: The trainer.
-        name: Of the argument or class.
-
-    Raises:
-        InputError: Saying what to use instead.
-    """
-    if trainer.precision == "16-mixed":
-        raise InputError(
-            f"`{name}` works on gradients, which under `precision: 16-mixed` are those of a scaled loss and may "
-            "underflow or overflow. Use `bf16-mixed` or `32-true`."
-        )
 
 
 def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ class RetainPenalty:
             for each parameter.
         """
         rows = self.rows(trainer.global_step)[trainer.global_rank :: trainer.world_size]
-        batches = data.training_batches(rows, data.micro_batch_size, with_end=False)
+        batches = data.training_batches(rows, data.batches.micro_batch_size, with_end=False)
         with eagerly():
             mean, gradient = self.gradient(model, parameters, batches, trainer.precision_plugin.train_step_context)
         total = sum_over_ranks(trainer, torch.cat([mean[None], gradient]))

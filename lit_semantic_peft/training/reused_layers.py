@@ -6,7 +6,6 @@ import numpy as np
 from peft import PeftModel
 
 from lit_semantic_peft.data import PreparedFacts
-from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import FrozenLayers, frozen_layers_obstacle
 
 logger = logging.getLogger(__name__)
@@ -25,14 +24,11 @@ def reused_layers(
         is_sharded: Whether the strategy cuts the base model up.
 
     Raises:
-        InputError: If `reuse` is True and model or strategy do not allow it.
+        InputError: If `reuse` is True and the model does not allow it.
     """
-    if reuse is False:
+    # Ranks would wait for each other's shards while they need them for different facts.
+    if reuse is False or is_sharded or (reuse is None and frozen_layers_obstacle(model)):
         return None
-    if reuse is None and (is_sharded or frozen_layers_obstacle(model)):
-        return None
-    if is_sharded:  # ranks would wait for each other's shards while they need them for different facts
-        raise InputError("`reuse_frozen_layers` cannot be used: the strategy shards the layers over the ranks.")
     num_tokens = sum(len(prepared.encoded[row]) for row in np.flatnonzero(prepared.is_trained))
     frozen = FrozenLayers(model, num_tokens, memory_mb)
     if reuse is None and not frozen.fits_in_memory:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.cli.trainer import KnowledgeTrainer
+from lit_semantic_peft.data.moved import MOVED
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import BaseModelSource, attach_adapter, export_adapter
 from peft import LoraConfig
@@ -118,28 +119,29 @@ def test_target_that_is_no_token(tiny_model, capsys):
 
 
 def test_a_fact_longer_than_max_length_is_named(refused):
-    message = refused("--data.max_length=6")
+    message = refused("--data.encoding.max_length=6")
     assert "`max_length` is 6" in message
     assert "facts.jsonl:1" in message
 
 
 def test_a_filter_that_leaves_nothing(refused):
     message = refused(
-        "--data.filters=[{class_path: lit_semantic_peft.semantics.BandFilter, init_args: {min_distance: 1.99}}]"
+        "--data.selection.filters="
+        "[{class_path: lit_semantic_peft.semantics.BandFilter, init_args: {min_distance: 1.99}}]"
     )
     assert "leave no fact" in message
     assert "too_near" in message
 
 
 def test_a_checkpoint_monitor_that_nobody_logs(refused):
-    arguments = ["--checkpoint.monitor=val/nothing", "--data.micro_batch_size=4", "--interference.num_facts=0"]
+    arguments = ["--checkpoint.monitor=val/nothing", "--data.batches.micro_batch_size=4", "--interference.num_facts=0"]
     message = refused(*arguments, has_trained=True)
     assert "`monitor` 'val/nothing' was not logged; there are:" in message
     assert "val/nll" in message
 
 
 SCHEDULED = (
-    "--data.weighting={class_path: lit_semantic_peft.semantics.Scheduled, init_args: {"
+    "--data.selection.weighting={class_path: lit_semantic_peft.semantics.Scheduled, init_args: {"
     "first: {class_path: lit_semantic_peft.semantics.Proximity}, "
     "last: {class_path: lit_semantic_peft.semantics.Remoteness}}}"
 )
@@ -173,12 +175,31 @@ def test_a_logger_whose_package_is_missing(refused, monkeypatch):
     assert "Neither `tensorboard` nor `tensorboardX` is available" in message
 
 
-def test_a_setting_of_the_data_that_the_model_overrides(refused):
+def test_a_base_model_of_the_data_is_that_of_the_model(refused):
     Path("two.yaml").write_text("data: {base_model: someone/else}\n", encoding="utf-8")
-    message = refused("--config=two.yaml")
-    assert "two.yaml: `data.base_model` is 'someone/else'" in message
-    assert "Move it to `model`" in message
-    assert "`micro_batch_size` must be at least 1" in refused("--config={data: {micro_batch_size: 0}}")  # read as text
+    assert "`data.base_model` is now `model.base_model` alone" in refused("--config=two.yaml")
+    assert "`data.base_model` is now `model.base_model` alone" in refused("--data.base_model=x")
+    text = "--config={data: {batches: {micro_batch_size: 0}}}"  # read as text
+    assert "`batches.micro_batch_size` must be at least 1" in refused(text)
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_an_old_key_names_the_new_one(refused, old):
+    section, name = old.split(".")
+    Path("old.yaml").write_text(f"{section}: {{{name}: null}}\n", encoding="utf-8")
+    said = f"`{old}` is now `{MOVED[old]}`"
+    for argument in (f"--{old}=1", f"--{old}.init_args.x=1", "--config=old.yaml", f"--{section}={{{name}: null}}"):
+        assert said in refused(argument), argument
+
+
+def test_settings_of_the_base_model(refused):
+    Path("named.yaml").write_text("model: {base_model: {name: nobody/nothing, dtype: int8}}\n", encoding="utf-8")
+    message = refused("--config=named.yaml")
+    assert "model.base_model.dtype" in message
+    assert "int8" in message
+    assert "Did you mean `model.base_model.dtype`" in refused("--model.base_model.dtpe=bfloat16")
+    Path("typo.yaml").write_text("model: {base_model: {nam: x}}\n", encoding="utf-8")
+    assert "Did you mean `model.base_model.name`" in refused("--config=typo.yaml")
 
 
 def test_an_adapter_that_has_changed_the_base_model_is_not_compared_with_it(tiny_model, facts_file, capsys):
@@ -223,7 +244,7 @@ def test_a_checkpoint_of_another_folder_goes_on_in_a_new_one_only(tiny_model, fa
 @pytest.mark.parametrize("keep", ["0", "1.5", "-0.1"])
 def test_keep_outside_its_range(refused, keep):
     filters = f"[{{class_path: lit_semantic_peft.semantics.MeanVarianceFilter, init_args: {{keep: {keep}}}}}]"
-    message = refused(f"--data.filters={filters}")
+    message = refused(f"--data.selection.filters={filters}")
     assert "`keep`" in message
     assert keep in message
 
@@ -294,7 +315,7 @@ def test_a_checkpoint_of_other_facts_is_refused(tiny_model, facts_file, capsys):
 @pytest.mark.parametrize(
     ("argument", "nearest"),
     [
-        ("--data.micro_batchsize=4", "data.micro_batch_size"),
+        ("--data.micro_batchsize=4", "data.batches.micro_batch_size"),
         ("--model.base_modell=x", "model.base_model"),
         ("--interference.number_facts=3", "interference.num_facts"),
     ],
@@ -307,7 +328,7 @@ def test_unknown_yaml_key_names_the_nearest(refused):
     Path("typo.yaml").write_text("data:\n  micro_batchsize: 4\n", encoding="utf-8")
     message = refused("--config=typo.yaml")
     assert "micro_batchsize" in message
-    assert "Did you mean `data.micro_batch_size`" in message
+    assert "Did you mean `data.batches.micro_batch_size`" in message
 
 
 def test_test_without_an_adapter(refused):

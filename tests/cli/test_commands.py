@@ -41,7 +41,12 @@ def _own_arguments(monkeypatch):
 
 @pytest.fixture
 def settings(tiny_model, facts_file) -> list[str]:
-    return [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", "--data.micro_batch_size=4", *SMALL]
+    return [
+        f"--model.base_model={tiny_model}",
+        f"--data.facts={facts_file}",
+        "--data.batches.micro_batch_size=4",
+        *SMALL,
+    ]
 
 
 def step_of(checkpoint: str) -> int:
@@ -65,7 +70,8 @@ def test_fit_leaves_a_whole_run_folder(settings, capsys):
             "fit",
             *settings,
             "--trainer.default_root_dir=runs/one",
-            "--data.filters=[{class_path: lit_semantic_peft.semantics.BandFilter, init_args: {max_quantile: 0.7}}]",
+            "--data.selection.filters="
+            "[{class_path: lit_semantic_peft.semantics.BandFilter, init_args: {max_quantile: 0.7}}]",
         ]
     )
     assert status == 0, capsys.readouterr().err
@@ -95,7 +101,7 @@ def test_fit_leaves_a_whole_run_folder(settings, capsys):
     assert [record.epoch for record in summary.epochs] == [0, 1]
     assert [record.epoch for record in summary.interference] == [0, 2]
     assert summary.seconds.training > 0
-    assert summary.config["data"]["micro_batch_size"] == 4
+    assert summary.config["data"]["batches"]["micro_batch_size"] == 4
     output = capsys.readouterr().out
     assert "facts kept" in output
     assert "report.html" in output
@@ -108,7 +114,8 @@ def test_validate_test_predict_export_and_report_work_on_the_run(settings, tiny_
 
     assert main(["validate", *config, "--ckpt_path=last"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"val/{name}" in shown for name in ("recall", "recall_low", "recall_high", "nll_low", "nll_high"))
+    ends = [f"val/{name}{end}" for name in ("efficacy_teacher_forced", "nll") for end in ("", "_low", "_high")]
+    assert all(name in shown for name in ends)
     scores = RunFolder("runs/one").summary.scores
     assert {"efficacy", "generalization", "locality", "portability"} <= {one.name for one in scores}
     assert main(["test", *config, "--ckpt_path=last"]) == 0
@@ -123,7 +130,7 @@ def test_validate_test_predict_export_and_report_work_on_the_run(settings, tiny_
     assert again.summary.scores == scores
     assert again.summary.retention is not None
     assert again.summary.retention == RunFolder("runs/one").summary.retention
-    assert "<code>portability</code>" in again.report.read_text(encoding="utf-8")
+    assert "<code>portability</code>" in again.paths.report.read_text(encoding="utf-8")
     assert main(["compare", "runs/one", "runs/again"]) == 0
     assert "Facts lost: 0" in capsys.readouterr().out
 
@@ -155,12 +162,12 @@ def test_validate_test_predict_export_and_report_work_on_the_run(settings, tiny_
 
 def test_a_second_run_touches_no_model_in_setup(settings, monkeypatch):
     assert main(["fit", *settings, "--trainer.default_root_dir=runs/one"]) == 0
-    import lit_semantic_peft.data.module as data_module
+    import lit_semantic_peft.data.scoring as scoring
 
     def refuse(*_, **__):
         raise AssertionError("the base model was loaded for scoring")
 
-    monkeypatch.setattr(data_module, "load_base_model", refuse)
+    monkeypatch.setattr(scoring, "score_facts", refuse)
     assert main(["fit", *settings, "--trainer.default_root_dir=runs/two"]) == 0
     one, two = (Path(f"runs/{name}/adapter/adapter_model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two  # same seed, same machine, same bytes
@@ -175,7 +182,10 @@ def test_a_shortened_evaluation_spoils_no_later_one(settings, capsys):
 
 
 def test_a_trial_run_leaves_nothing_in_the_way(settings, capsys):
-    later = ["--data.filters=[{class_path: lit_semantic_peft.semantics.RandomFilter}]", "--data.deferred_from_epoch=1"]
+    later = [
+        "--data.selection.filters=[{class_path: lit_semantic_peft.semantics.RandomFilter}]",
+        "--data.selection.deferred_from_epoch=1",
+    ]
     trial = ["--trainer.fast_dev_run=true", "--trainer.default_root_dir=runs/one"]
     status = main(["fit", *settings, *later, *trial])
     assert status == 0, capsys.readouterr().err
@@ -286,7 +296,9 @@ def test_monitor_on_or_off_is_the_same_run(settings):
 
 
 def test_score_says_what_a_filter_would_do_and_trains_nothing(settings, capsys):
-    filters = "--data.filters=[{class_path: lit_semantic_peft.semantics.RandomFilter, init_args: {keep: 0.5}}]"
+    filters = (
+        "--data.selection.filters=[{class_path: lit_semantic_peft.semantics.RandomFilter, init_args: {keep: 0.5}}]"
+    )
     assert main(["score", *settings, filters, "--output=scores"]) == 0
     output = capsys.readouterr().out
     assert re.search(r"random\s+│\s+6", output)
@@ -303,7 +315,7 @@ def test_score_says_what_a_filter_would_do_and_trains_nothing(settings, capsys):
     assert sum(row["conflict_rate"] is not None for row in rows) == 6
 
 
-MORE_DISTANCES = "--data.more_distances=[{class_path: lit_semantic_peft.semantics.HiddenStateDistance}]"
+MORE_DISTANCES = "--data.selection.more_distances=[{class_path: lit_semantic_peft.semantics.HiddenStateDistance}]"
 
 
 def with_outcome(path, table, values):

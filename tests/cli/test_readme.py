@@ -70,7 +70,7 @@ def test_configurations(text, tiny_model, facts_file, capsys):
     Path("recipe.yaml").write_text(text, encoding="utf-8")
     assert isinstance(yaml.safe_load(text), dict)
     arguments = ["--config=recipe.yaml", f"--data.facts={facts_file}", f"--model.base_model={tiny_model}", *SMALL]
-    arguments += ["--data.filters=null"] if "KnownFilter" not in text else []
+    arguments += ["--data.selection.filters=null"] if "KnownFilter" not in text else []
     assert main(["fit", *arguments]) == 0, capsys.readouterr().err
 
 
@@ -79,7 +79,7 @@ def test_the_three_parts_under_lightnings_own_trainer(tiny_model, facts_file):
     from lit_semantic_peft.reports import RunFolder
 
     (text,) = (block for block in blocks("python") if "KnowledgeDataModule" in block)
-    assert text.count("smollm2-135m") == 2
+    assert text.count("smollm2-135m") == 1
     for old, new in (("smollm2-135m", tiny_model), ("facts.jsonl", facts_file), ("max_epochs=10", "max_epochs=2")):
         assert old in text
         text = text.replace(old, str(new))

@@ -17,11 +17,11 @@ SETTINGS = [
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
     "--trainer.accumulate_grad_batches=2",
-    "--data.micro_batch_size=2",
+    "--data.batches.micro_batch_size=2",
     "--data.evaluation={probes: [], retention: false}",
     "--checkpoint.every_n_steps=1",
     "--interference.num_facts=4",
-    "--data.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
+    "--data.selection.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
     # With dropout the run depends on the random numbers too.
     "--model.peft_config={class_path: peft.LoraConfig, init_args: "
     "{r: 4, lora_dropout: 0.2, target_modules: all-linear}}",
@@ -105,8 +105,8 @@ def test_another_run_is_refused_with_what_differs(fit, tiny_model, capsys):
         (f"--model.base_model={other}", "`base_model`: the checkpoint belongs to"),
         ("--data.num_facts=7", "`facts`: 12 facts"),
         ("--model.peft_config.r=8", "`peft_config.r`: 4 in the checkpoint, 8 here"),
-        ("--data.weighting=lit_semantic_peft.semantics.Uniform", "`weighting`: fact"),
-        ("--data.micro_batch_size=3", "facts per optimizer step"),
+        ("--data.selection.weighting=lit_semantic_peft.semantics.Uniform", "`weighting`: fact"),
+        ("--data.batches.micro_batch_size=3", "facts per optimizer step"),
     ):
         capsys.readouterr()
         assert fit("run", "--ckpt_path=last", "--trainer.max_epochs=3", argument) == 2, argument

@@ -30,7 +30,7 @@ def settings(tiny_model, facts_file) -> list[str]:
         "--interference.num_facts=0",
         "--data.evaluation.probes=[]",
         "--data.evaluation.retention=false",
-        "--data.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
+        "--data.selection.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
     ]
 
 
@@ -56,9 +56,9 @@ def test_two_processes_equal_one(settings):
         "--model.retain_batch_size=3",
         f"--trainer.callbacks={json.dumps(callbacks)}",
     ]
-    one_process = ["--trainer.devices=1", "--trainer.strategy=auto", "--data.micro_batch_size=8"]
+    one_process = ["--trainer.devices=1", "--trainer.strategy=auto", "--data.batches.micro_batch_size=8"]
     fit(*options, *one_process, "--trainer.default_root_dir=runs/one")
-    fit(*options, "--data.micro_batch_size=4", "--trainer.default_root_dir=runs/two")
+    fit(*options, "--data.batches.micro_batch_size=4", "--trainer.default_root_dir=runs/two")
     left, right = (load_file(f"runs/{name}/adapter/adapter_model.safetensors") for name in ("one", "two"))
     assert left.keys() == right.keys()
     for key in left:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lit_semantic_peft.callbacks.adapter_export as adapter_export
-import lit_semantic_peft.data.module as data_module
+import lit_semantic_peft.data.scoring as scoring
 import numpy as np
 import pytest
 import torch
@@ -27,7 +27,7 @@ from safetensors.numpy import load_file
 pytestmark = [pytest.mark.distributed, pytest.mark.long]
 
 PHASES: dict[str, tuple[object, str]] = {
-    "scoring": (data_module, "score_facts"),
+    "scoring": (scoring, "score_facts"),
     "training": (SemanticPeftModule, "training_step"),
     "checkpoint": (AtomicCheckpointIO, "save_checkpoint"),
     "evaluation": (SemanticPeftModule, "test_step"),
@@ -39,13 +39,13 @@ SETTINGS = [
     "--trainer.max_epochs=3",
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
-    "--data.micro_batch_size=2",
-    "--data.eval_batch_size=4",
+    "--data.batches.micro_batch_size=2",
+    "--data.batches.eval_batch_size=4",
     "--checkpoint.every_n_steps=1",
     "--interference.num_facts=5",
     "--interference.every_n_epochs=1",
     "--trainer.accumulate_grad_batches=2",
-    "--data.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
+    "--data.selection.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
     # With dropout the run depends on the random numbers too.
     "--model.peft_config={class_path: peft.LoraConfig, init_args: "
     "{r: 4, lora_dropout: 0.2, target_modules: all-linear}}",
@@ -186,7 +186,7 @@ def test_two_processes_killed_at_a_random_time(tiny_model, facts_file, seed):
     command = [
         *(sys.executable, "-m", "lit_semantic_peft", "fit", *SETTINGS),
         *(f"--model.base_model={tiny_model}", f"--data.facts={facts_file}"),
-        *("--trainer.devices=2", "--trainer.strategy=ddp", "--data.micro_batch_size=1"),
+        *("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batches.micro_batch_size=1"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
 

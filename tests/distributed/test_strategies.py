@@ -38,11 +38,11 @@ def settings(tiny_model, tmp_path_factory) -> list[str]:
         f"--model.base_model={tiny_model}",
         f"--data.facts={write_facts(folder / 'facts.jsonl')}",
         f"--data.cache_dir={folder / 'scores'}",
-        "--data.filters=null",
+        "--data.selection.filters=null",
         "--data.evaluation={probes: [], retention: false}",
-        "--data.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
-        "--data.micro_batch_size=4",
-        "--model.dtype=float32",
+        "--data.selection.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
+        "--data.batches.micro_batch_size=4",
+        "--model.base_model.dtype=float32",
         # Not AdamW: where a gradient is almost zero, rounding decides the sign of its whole step.
         "--model.optimizer=torch.optim.SGD",
         "--model.optimizer.lr=0.3",
@@ -74,7 +74,7 @@ def one_process(settings, tmp_path_factory) -> RunFolder:
     """What one process gives, with the same facts in each optimizer step."""
     folder = tmp_path_factory.mktemp("one")
     config = f"--config={EXPERIMENTS / 'fsdp.yaml'}"
-    alone = ["--trainer.devices=1", "--trainer.strategy=auto", "--data.micro_batch_size=8"]
+    alone = ["--trainer.devices=1", "--trainer.strategy=auto", "--data.batches.micro_batch_size=8"]
     assert main(["fit", config, *settings, *alone, f"--trainer.default_root_dir={folder / 'run'}"]) == 0
     return RunFolder(folder / "run")
 

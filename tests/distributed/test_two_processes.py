@@ -43,18 +43,18 @@ def settings(tiny_model, facts_file) -> list[str]:
         "--data.evaluation.probes=[]",
         "--data.evaluation.retention=false",
         # Far from uniform: facts weigh very differently, so a wrong normalisation shows.
-        "--data.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
+        "--data.selection.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
     ]
 
 
 def test_two_processes_equal_one(settings, capsys):
     """12 facts in steps of 8: a whole step, and a partial one that leaves the ranks unequal work."""
-    alone = ["--data.micro_batch_size=8", "--trainer.devices=1", "--trainer.strategy=auto"]
+    alone = ["--data.batches.micro_batch_size=8", "--trainer.devices=1", "--trainer.strategy=auto"]
     assert main(["fit", *settings, *alone, "--trainer.default_root_dir=runs/one"]) == 0
-    two = fit(*settings, "--data.micro_batch_size=4", "--trainer.default_root_dir=runs/two")
+    two = fit(*settings, "--data.batches.micro_batch_size=4", "--trainer.default_root_dir=runs/two")
     accumulated = fit(
         *settings,
-        "--data.micro_batch_size=2",
+        "--data.batches.micro_batch_size=2",
         "--trainer.accumulate_grad_batches=2",
         "--trainer.default_root_dir=runs/accumulated",
     )
@@ -99,11 +99,11 @@ def test_more_processes_than_facts_in_the_last_step(settings):
     source = next(argument for argument in settings if argument.startswith("--data.facts="))
     text = Path(source.partition("=")[2]).read_text(encoding="utf-8")
     facts.write_text(text + '{"prompt": "The river of Zorn is", "target": "Rhine"}\n', encoding="utf-8")
-    arguments = [*settings, f"--data.facts={facts}", "--data.micro_batch_size=3"]
+    arguments = [*settings, f"--data.facts={facts}", "--data.batches.micro_batch_size=3"]
     fit(*arguments, "--trainer.default_root_dir=runs/two")
     fit(
         *arguments,
-        "--data.micro_batch_size=6",
+        "--data.batches.micro_batch_size=6",
         "--trainer.devices=1",
         "--trainer.strategy=auto",
         "--trainer.default_root_dir=runs/one",
@@ -115,7 +115,7 @@ def test_more_processes_than_facts_in_the_last_step(settings):
 
 def test_a_failure_ends_both_processes_with_one_message(settings):
     filters = "[{class_path: lit_semantic_peft.semantics.BandFilter, init_args: {min_distance: 1.99}}]"
-    done = fit(*settings, f"--data.filters={filters}", "--trainer.default_root_dir=runs/bad", check=False)
+    done = fit(*settings, f"--data.selection.filters={filters}", "--trainer.default_root_dir=runs/bad", check=False)
     assert done.returncode == 2
     assert done.stderr.count("leave no fact") == 1
     assert "Traceback" not in done.stderr
@@ -140,14 +140,16 @@ def test_strata_drawn_answers_and_filters_do_not_depend_on_the_number_of_process
     chosen = [
         *settings,
         "--trainer.max_epochs=1",
-        f"--data.distance={{class_path: {semantics}.ResponseDistance, init_args: {drawn}}}",
-        f"--data.strata={{class_path: {semantics}.Strata, init_args: {asked}}}",
-        f"--data.filters=[{{class_path: {semantics}.RedundancyFilter, init_args: {{prompt_similarity: 0.999}}}},"
+        f"--data.selection.distance={{class_path: {semantics}.ResponseDistance, init_args: {drawn}}}",
+        f"--data.selection.strata={{class_path: {semantics}.Strata, init_args: {asked}}}",
+        "--data.selection.filters="
+        f"[{{class_path: {semantics}.RedundancyFilter, init_args: {{prompt_similarity: 0.999}}}},"
         f"{{class_path: {semantics}.DispersionFilter, init_args: {{keep: 0.7}}}}]",
     ]
-    one = ["--trainer.devices=1", "--trainer.strategy=auto", "--data.micro_batch_size=8"]
+    one = ["--trainer.devices=1", "--trainer.strategy=auto", "--data.batches.micro_batch_size=8"]
     fit(*chosen, *one, "--trainer.default_root_dir=runs/one", "--data.cache_dir=cache_one")
-    fit(*chosen, "--data.micro_batch_size=4", "--trainer.default_root_dir=runs/two", "--data.cache_dir=cache_two")
+    two = ["--data.batches.micro_batch_size=4"]
+    fit(*chosen, *two, "--trainer.default_root_dir=runs/two", "--data.cache_dir=cache_two")
     rows = [RunFolder(f"runs/{name}").facts.to_pylist() for name in ("one", "two")]
     for column in ("fact_id", "kept", "drop_reason", "stratum", "distance", "loss_weight"):
         assert [row[column] for row in rows[0]] == [row[column] for row in rows[1]], column

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lit_semantic_peft.models import DEFAULT_BASE_MODEL, load_base_model, load_tokenizer, resolve_base_model
+from lit_semantic_peft.models import BaseModel
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.tokens import FactEncoder
 from peft import PeftModel
@@ -66,10 +66,10 @@ def test_it_stays_within_memory_and_measures_interference_as_it_grows(run):
 
 def test_the_exported_adapter_loads_by_plain_peft(run, monkeypatch):
     monkeypatch.setenv("LIT_SEMANTIC_PEFT_CACHE", str(run.path.parent / "cache"))
-    source = resolve_base_model(DEFAULT_BASE_MODEL)
-    encoder = FactEncoder(load_tokenizer(source))
+    base_model = BaseModel()
+    encoder = FactEncoder(base_model.load_tokenizer())
     rows = [row for row in run.facts.to_pylist() if row["kept"]][:8]
-    base = load_base_model(source)
+    base = base_model.load()
     ids = [torch.tensor([[*encoder.encode_prompt(row["prompt"])]]) for row in rows]
     with torch.no_grad():
         before = [base(one).logits[0, -1] for one in ids]

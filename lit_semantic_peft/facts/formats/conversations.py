@@ -42,7 +42,7 @@ def _prompt_completion(record: Record) -> Iterator[Outcome]:
 
 
 def _messages(record: Record) -> Iterator[Outcome]:
-    """One question of the user and one answer of the assistant, as they stand: `--data.template chat` wraps them."""
+    """One question of the user and one answer of the assistant, as they stand; `template: chat` wraps them."""
     yield from _conversation(record.records("messages"), MESSAGES.title)
 
 

@@ -42,7 +42,7 @@ def recall_by_epoch(run: RunContents) -> LineChart:
     Args:
         run: The run.
     """
-    recall = tuple(record.recall for record in run.summary.epochs)
+    recall = tuple(record.efficacy_teacher_forced for record in run.summary.epochs)
     return LineChart(
         title="Recall of the kept facts",
         note="Teacher-forced, at the end of each epoch.",

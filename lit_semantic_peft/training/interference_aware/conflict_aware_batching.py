@@ -185,13 +185,6 @@ class ConflictAwareBatching(TrainingCallback):
         self.severity = torch.zeros(0, 0)
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, SemanticPeftModule)
-        if stage == "fit" and pl_module.data.mix_strata:
-            raise InputError("`mix_strata` and ConflictAwareBatching both decide which facts share a step: use one.")
-        super().setup(trainer, pl_module, stage)
-
-    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.sample:  # of a checkpoint
             self._arrange(trainer)

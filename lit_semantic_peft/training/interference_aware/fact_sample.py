@@ -29,7 +29,7 @@ def agreed_gradient_matrix(module: SemanticPeftModule, rows: Sequence[int], batc
     Raises:
         DiskSpaceError: On all ranks, if the gradients of any do not fit into the run folder.
     """
-    trainer, size = module.trainer, batch_size or module.data.micro_batch_size
+    trainer, size = module.trainer, batch_size or module.data.batches.micro_batch_size
     share = -(-len(rows) // trainer.world_size)
     folder = folder_if_large(module.model, share, trainer.default_root_dir)
     if trainer.world_size == 1:

@@ -17,7 +17,7 @@ from lit_semantic_peft.training.identity import TrainingCallback
 from lit_semantic_peft.training.interference_aware.clusters import agreement_clusters
 from lit_semantic_peft.training.interference_aware.fact_sample import agreed_gradient_matrix, trained_sample
 from lit_semantic_peft.training.module import SemanticPeftModule
-from lit_semantic_peft.training.own_gradient import flattened, refuse_loss_scaling, sum_over_ranks, unflattened
+from lit_semantic_peft.training.own_gradient import flattened, sum_over_ranks, unflattened
 
 Groups = Literal["relation", "conflict", "fact"]
 
@@ -136,7 +136,6 @@ class GradientSurgery(TrainingCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = _module(pl_module)
-        refuse_loss_scaling(trainer, "GradientSurgery")
         facts = module.data.prepared.facts
         if self.groups == "fact":
             self.group_of = list(range(len(facts)))
@@ -208,7 +207,7 @@ def _gradient(
     """Gradient of Σ w_i ℓ_i over some facts of this rank, `(P,)`; in training mode, so that dropout is as it was."""
     gradient = flattened([None] * len(parameters), parameters)
     start = 0
-    for batch in module.data.training_batches(rows, module.data.micro_batch_size):
+    for batch in module.data.training_batches(rows, module.data.batches.micro_batch_size):
         batch = batch.to(module.device)
         with torch.enable_grad(), module.trainer.precision_plugin.train_step_context():
             loss = (weight[start : start + len(batch)] * fact_nll(module.model, batch)).sum()

@@ -97,16 +97,23 @@ def test_an_epoch_without_validation_has_no_numbers_of_one(tiny_model, facts_fil
     fit(tiny_model, facts_file, trainer=trainer, callbacks=[FactReport()])
     epochs = folder.summary.epochs
     assert [epoch.val_nll is not None for epoch in epochs] == [False, True, False, True, False]
-    assert [epoch.recall is not None for epoch in epochs] == [False, True, False, True, False]
+    assert [epoch.efficacy_teacher_forced is not None for epoch in epochs] == [False, True, False, True, False]
     assert all(epoch.loss is not None for epoch in epochs)
     build_report(folder)
 
 
-def test_distances_before_and_after_are_of_one_precision(tiny_model, facts_file, tmp_path):
-    run(tiny_model, facts_file, tmp_path, "test", precision="bf16-mixed")
-    facts = RunFolder(tmp_path / "run").facts
-    assert facts["distance"].to_pylist() == facts["distance_after"].to_pylist(), "the adapter is untrained"
-    assert None not in facts["distance"].to_pylist()
+def test_distances_before_and_after_are_of_one_precision_and_the_filters_is_kept(tiny_model, facts_file, tmp_path):
+    seen = {}
+    for precision in ("32-true", "bf16-mixed"):
+        run(tiny_model, facts_file, tmp_path / precision, "test", precision=precision)
+        facts = RunFolder(tmp_path / precision / "run").facts
+        seen[precision] = {name: facts[name].to_pylist() for name in ("distance", "distance_before", "distance_after")}
+        assert facts["distance_before"].to_pylist() == facts["distance_after"].to_pylist(), "the adapter is untrained"
+        assert None not in facts["distance_before"].to_pylist()
+        assert facts["pushed_away"].to_pylist() == [False] * len(facts)
+    assert seen["bf16-mixed"]["distance"] == seen["32-true"]["distance"], "filters always saw them in float32"
+    assert seen["bf16-mixed"]["distance"] == pytest.approx(seen["32-true"]["distance_before"], abs=1e-5)
+    assert seen["bf16-mixed"]["distance_before"] != pytest.approx(seen["32-true"]["distance_before"], abs=1e-5)
 
 
 def test_the_report_is_left_to_a_test_that_follows(tiny_model, facts_file, tmp_path):

@@ -8,9 +8,10 @@ import textwrap
 
 import numpy as np
 import pytest
-from lit_semantic_peft.data.cache import ScoreCache
+from lit_semantic_peft.cache import ContentCache
+from lit_semantic_peft.data.scoring import score_manifest, scored_from_table, scores_table
 from lit_semantic_peft.facts import Fact
-from lit_semantic_peft.models import BaseModelSource
+from lit_semantic_peft.models import BaseModel, BaseModelSource
 from lit_semantic_peft.semantics import (
     ExpectedEmbeddingDistance,
     HiddenStateDistance,
@@ -37,21 +38,32 @@ SCORED = ScoredFacts(
 )
 
 
+def found(folder, fingerprint="f" * 32, dtype="float32"):
+    """A base model whose files were found in a folder."""
+    base = BaseModel("tiny", dtype=dtype)
+    base.__dict__["source"] = BaseModelSource("tiny", folder, "tiny", fingerprint)
+    return base
+
+
 @pytest.fixture
 def inputs(tmp_path):
-    """Arguments of `manifest`, by name."""
+    """Arguments of `score_manifest`, by name."""
     return {
         "facts": FACTS,
-        "base": BaseModelSource("tiny", tmp_path, "tiny", "f" * 32),
+        "base": found(tmp_path),
         "encoder": FactEncoder(byte_level_bpe()),
         "distances": [HiddenStateDistance(), Surprisal()],
-        "dtype": "float32",
     }
 
 
 @pytest.fixture
 def cache(tmp_path):
-    return ScoreCache(tmp_path / "scores")
+    return ContentCache(tmp_path / "scores")
+
+
+def load(cache, manifest):
+    table = cache.load_table(manifest)
+    return None if table is None else scored_from_table(table, manifest["distances"][0]["name"])
 
 
 def assert_equal(left, right):
@@ -68,15 +80,15 @@ def assert_equal(left, right):
 
 
 def test_scores_come_back_bit_for_bit(cache, inputs):
-    manifest = cache.manifest(**inputs)
-    assert cache.load(manifest) is None
-    cache.store(manifest, SCORED)
-    assert_equal(ScoreCache(cache.folder).load(cache.manifest(**inputs)), SCORED)
+    manifest = score_manifest(**inputs)
+    assert load(cache, manifest) is None
+    cache.store_table(manifest, scores_table(SCORED))
+    assert_equal(load(ContentCache(cache.folder), score_manifest(**inputs)), SCORED)
 
 
 def test_a_readable_manifest_lies_beside_the_table(cache, inputs):
-    manifest = cache.manifest(**inputs)
-    cache.store(manifest, SCORED)
+    manifest = score_manifest(**inputs)
+    cache.store_table(manifest, scores_table(SCORED))
     table, beside = sorted(cache.folder.iterdir(), key=lambda path: path.suffix, reverse=True)
     assert (table.stem, table.suffix, beside.suffix) == (beside.stem, ".parquet", ".json")
     assert json.loads(beside.read_text(encoding="utf-8")) == manifest
@@ -91,7 +103,7 @@ CHANGES = {
     "joiner": lambda one: one | {"facts": [FACTS[0], dataclasses.replace(FACTS[1], joiner=" ")]},
     "order": lambda one: one | {"facts": FACTS[::-1]},
     "fewer": lambda one: one | {"facts": FACTS[:1]},
-    "weights": lambda one: one | {"base": dataclasses.replace(one["base"], fingerprint="0" * 32)},
+    "weights": lambda one: one | {"base": found(one["base"].source.folder, "0" * 32)},
     "template": lambda one: one | {"encoder": FactEncoder(byte_level_bpe(), template="chat")},
     "end": lambda one: one | {"encoder": FactEncoder(byte_level_bpe(), stop_ids=[9])},
     "date": lambda one: one | {"encoder": FactEncoder(byte_level_bpe(), chat_template_kwargs={"date_string": "1 May"})},
@@ -100,25 +112,25 @@ CHANGES = {
     "distance": lambda one: one | {"distances": [ExpectedEmbeddingDistance(), Surprisal()]},
     "more": lambda one: one | {"distances": [HiddenStateDistance(), Surprisal(), ExpectedEmbeddingDistance()]},
     "first": lambda one: one | {"distances": [Surprisal(), HiddenStateDistance()]},
-    "dtype": lambda one: one | {"dtype": "bfloat16"},
+    "dtype": lambda one: one | {"base": found(one["base"].source.folder, dtype="bfloat16")},
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_whatever_changes_a_number_changes_the_key(cache, inputs, change):
-    cache.store(cache.manifest(**inputs), SCORED)
-    assert cache.load(cache.manifest(**CHANGES[change](inputs))) is None
+    cache.store_table(score_manifest(**inputs), scores_table(SCORED))
+    assert load(cache, score_manifest(**CHANGES[change](inputs))) is None
 
 
 def test_what_changes_no_number_does_not(cache, inputs, tmp_path):
-    cache.store(cache.manifest(**inputs), SCORED)
+    cache.store_table(score_manifest(**inputs), scores_table(SCORED))
     moved = dataclasses.replace(FACTS[0], location="elsewhere.jsonl:9")
     same = {
         "facts": [moved, FACTS[1]],
-        "base": dataclasses.replace(inputs["base"], folder=tmp_path / "elsewhere"),
+        "base": found(tmp_path / "elsewhere"),
         "encoder": FactEncoder(byte_level_bpe(), append_eos=False, max_length=64, stop_ids=[1]),
     }
-    assert cache.load(cache.manifest(**(inputs | same))) is not None
+    assert load(cache, score_manifest(**(inputs | same))) is not None
 
 
 def test_a_distance_of_ones_own_is_measured_anew_when_its_source_changes(cache, inputs, tmp_path, monkeypatch):
@@ -136,9 +148,9 @@ def test_a_distance_of_ones_own_is_measured_anew_when_its_source_changes(cache, 
         sys.modules.pop("mine", None)
         linecache.clearcache()
         importlib.invalidate_caches()
-        keys.append(cache.manifest(**inputs | {"distances": [importlib.import_module("mine").Mine()]}))
+        keys.append(score_manifest(**inputs | {"distances": [importlib.import_module("mine").Mine()]}))
     assert keys[0] != keys[1]
-    assert keys[1] == cache.manifest(**inputs | {"distances": [sys.modules["mine"].Mine()]})
+    assert keys[1] == score_manifest(**inputs | {"distances": [sys.modules["mine"].Mine()]})
 
 
 def test_an_encoder_is_known_by_its_content(cache, inputs, tmp_path):
@@ -147,21 +159,43 @@ def test_an_encoder_is_known_by_its_content(cache, inputs, tmp_path):
     keys = []
     for weights in (b"old", b"new"):
         (tmp_path / "encoder" / "model.safetensors").write_bytes(weights)
-        keys.append(cache.manifest(**inputs | {"distances": [SentenceDistance(str(tmp_path / "encoder"))]}))
+        keys.append(score_manifest(**inputs | {"distances": [SentenceDistance(str(tmp_path / "encoder"))]}))
     assert keys[0] != keys[1]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
 def test_a_damaged_table_counts_as_absent_and_is_named(cache, inputs, caplog, damage):
-    manifest = cache.manifest(**inputs)
-    cache.store(manifest, SCORED)
+    manifest = score_manifest(**inputs)
+    cache.store_table(manifest, scores_table(SCORED))
     (path,) = cache.folder.glob("*.parquet")
     content = path.read_bytes()
     path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"hello" * 9}[damage])
     with caplog.at_level(logging.WARNING):
-        assert cache.load(manifest) is None
+        assert load(cache, manifest) is None
     assert str(path) in caplog.text
-    assert "scored anew" in caplog.text
-    cache.store(manifest, SCORED)
-    assert_equal(cache.load(manifest), SCORED)
+    assert "made anew" in caplog.text
+    cache.store_table(manifest, scores_table(SCORED))
+    assert_equal(load(cache, manifest), SCORED)
     assert len(list(cache.folder.iterdir())) == 2, "a temporary file was left"
+
+
+def test_parts_are_there_until_the_table_is_whole(cache, inputs):
+    manifest = score_manifest(**inputs)
+    cache.store_part(manifest, 1, scores_table(SCORED))
+    assert cache.load_part(manifest, 0) is None
+    assert_equal(scored_from_table(cache.load_part(manifest, 1), "HiddenStateDistance"), SCORED)
+    assert cache.load_table(manifest) is None
+    cache.store_table(manifest, scores_table(SCORED))
+    assert cache.load_part(manifest, 1) is None
+    assert sorted(path.suffix for path in cache.folder.iterdir()) == [".json", ".parquet"]
+
+
+def test_arrays_come_back_bit_for_bit_and_a_damaged_one_counts_as_absent(cache, caplog):
+    array = np.array([[0.1 + 0.2, 1e-300], [np.inf, -0.0]])
+    cache.store_array({"what": 1}, array)
+    assert cache.load_array({"what": 1}).tobytes() == array.tobytes()
+    assert cache.load_array({"what": 2}) is None
+    (path,) = cache.folder.glob("*.npy")
+    path.write_bytes(path.read_bytes()[:20])
+    assert cache.load_array({"what": 1}) is None
+    assert str(path) in caplog.text

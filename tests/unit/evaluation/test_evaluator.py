@@ -2,13 +2,18 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from lit_semantic_peft.evaluation import Answer
+from lit_semantic_peft.evaluation import (
+    Evaluation,
+    EvaluationPlan,
+    Evaluator,
+    doubt_questions,
+    fact_questions,
+    retention_questions,
+)
 from lit_semantic_peft.evaluation import evaluator as evaluation
-from lit_semantic_peft.evaluation.evaluator import Comparison, Evaluator
-from lit_semantic_peft.evaluation.measured_scores import measure_scores
-from lit_semantic_peft.evaluation.questions import EvaluationPlan, doubt_questions, fact_questions, retention_questions
 from lit_semantic_peft.facts import Fact, Probe
 from lit_semantic_peft.models import attach_adapter
 from lit_semantic_peft.semantics import HiddenStateDistance
@@ -161,44 +166,24 @@ def test_what_the_true_prefix_gave_is_what_would_have_been_said(ends):
 
 def test_an_untrained_adapter_changes_nothing_exactly(encoder):
     comparisons = evaluator(encoder).compare(model_of(encoder, 0.0), everything(encoder))
-    scores = measure_scores(comparisons, torch.zeros(len(FACTS), dtype=torch.bool))
-    assert scores.per_fact["locality"].tolist() == [1.0] * len(FACTS)
-    assert scores.per_fact["locality_teacher_forced"].tolist() == [1.0] * len(FACTS)
-    assert scores.per_fact["locality_kl"].abs().max() < 1e-6
-    assert scores.retention["nll_delta"] == 0
-    assert scores.text_nll_delta == [0.0] * len(scores.text_nll_delta)
-    assert len(scores.text_nll_delta) > 0
+    result = Evaluation(comparisons, np.zeros(len(FACTS), dtype=bool), "HiddenStateDistance")
+    assert result.scores["locality"].tolist() == [1.0] * len(FACTS)
+    assert result.scores["locality_teacher_forced"].tolist() == [1.0] * len(FACTS)
+    assert np.abs(result.scores["locality_kl"]).max() < 1e-6
+    assert result.text_nll[0] == result.text_nll[1]
+    deltas = result.retention["retention_nll_delta"]
+    assert deltas == [0.0] * len(deltas)
+    assert len(deltas) > 0
+    assert not any(result.pushed_away.values())
 
 
 def test_a_trained_adapter_is_seen_to_change_something(encoder):
     comparisons = evaluator(encoder).compare(model_of(encoder, 0.3), everything(encoder))
-    scores = measure_scores(comparisons, torch.zeros(len(FACTS), dtype=torch.bool))
-    assert scores.per_fact["locality"].max() < 1
-    assert scores.per_fact["locality_kl"].min() > 0.01
-    assert scores.retention["nll_delta"] != 0
-
-
-def test_a_model_that_answers_everything_with_one_target_is_exposed_by_locality(encoder):
-    """Every fact has the target `Paris`, and whatever is asked, the trained model says it."""
-    facts = [replace(fact, target="Paris") for fact in FACTS]
-    questions = fact_questions(facts, encoder, EvaluationPlan(probes=["paraphrase", "neighborhood"]))
-
-    def answer(text, question):
-        neighbor = question.kind == "neighborhood"
-        return Answer(
-            text, text in question.accepted, text in question.accepted, 1.0, {}, (len(text),) * neighbor, kl=5.0
-        )
-
-    comparisons = [
-        Comparison(question, answer(f"answer {question.number}", question), answer("Paris", question))
-        for question in questions
-    ]
-    scores = measure_scores(comparisons, torch.zeros(len(facts), dtype=torch.bool))
-    everything_right = [1.0] * len(facts)
-    assert scores.per_fact["efficacy_after"].tolist() == everything_right
-    assert scores.per_fact["generalization_after"].tolist() == everything_right
-    assert scores.per_fact["locality"].tolist() == [0.0] * len(facts)
-    assert scores.per_fact["locality_teacher_forced"].tolist() == [0.0] * len(facts)
+    result = Evaluation(comparisons, np.zeros(len(FACTS), dtype=bool), "HiddenStateDistance")
+    assert result.scores["locality"].max() < 1
+    assert result.scores["locality_kl"].min() > 0.01
+    assert result.text_nll[0] != result.text_nll[1]
+    assert len(result.pushed_away) == len(FACTS)
 
 
 CONCLUSIONS = [
@@ -206,29 +191,6 @@ CONCLUSIONS = [
     Fact("capital", "The capital of Peru is", "Lima", portability=(Probe("Lima lies in", "Peru"),)),
     Fact("home", "Bo lives in", "Peru", portability=(Probe("Ann's capital is", "Lima", 3, ("citizen", "gone")),)),
 ]
-
-
-@pytest.mark.parametrize(
-    ("unlearned", "portability", "of_learned"),
-    [
-        ((), [1.0, 1.0, 0.0], [1.0, 1.0, torch.nan]),
-        (("capital",), [0.0, 0.0, 0.0], [torch.nan] * 3),
-        (("citizen",), [0.0, 1.0, 0.0], [torch.nan, 1.0, torch.nan]),
-    ],
-)
-def test_a_conclusion_counts_where_all_that_it_needs_was_learned(encoder, unlearned, portability, of_learned):
-    questions = fact_questions(CONCLUSIONS, encoder, EvaluationPlan(probes=["portability"]))
-
-    def answer(question):
-        right = question.kind != "fact" or CONCLUSIONS[question.fact_index].id not in unlearned
-        return Answer("", right, right, 1.0, {})
-
-    comparisons = [Comparison(question, answer(question), answer(question)) for question in questions]
-    scores = measure_scores(comparisons, torch.zeros(len(CONCLUSIONS), dtype=torch.bool)).per_fact
-    for side in ("before", "after"):
-        for of_side in (f"_{side}", f"_teacher_forced_{side}"):
-            assert scores[f"portability{of_side}"].tolist() == portability
-            assert scores[f"portability_of_learned{of_side}"].tolist() == pytest.approx(of_learned, nan_ok=True)
 
 
 def test_a_conclusion_is_asked_once_whatever_it_needs(encoder, monkeypatch):

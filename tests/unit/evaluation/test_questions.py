@@ -3,10 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.evaluation import questions
+from lit_semantic_peft.evaluation import EvaluationPlan, questions
 from lit_semantic_peft.evaluation.questions import (
     ANSWER_MARGIN,
-    EvaluationPlan,
     fact_questions,
     prompt_questions,
     retention_questions,
@@ -147,19 +146,6 @@ def test_the_true_answer_is_a_rival_unless_it_is_accepted_too(encoder):
     edited = dataclasses.replace(FRANCE, target="Rome", aliases=(), target_true="Paris")
     kinds = [[one.kind for one in fact_questions([fact], encoder, ONLY_FACTS)] for fact in (edited, FRANCE)]
     assert kinds == [["fact", "rival"], ["fact"]]
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"probes": ["locality"]}, r"`evaluation\.probes` has locality; known are paraphrase"),
-        ({"num_choices": 1}, r"`evaluation\.num_choices` must be at least 2, got 1"),
-        ({"doubt_turns": 11}, r"`evaluation\.doubt_turns` must be from 0 to 10, got 11"),
-    ],
-)
-def test_a_setting_out_of_its_range_is_named(setting, message):
-    with pytest.raises(InputError, match=message):
-        EvaluationPlan(**setting)
 
 
 def test_free_prompts_have_no_right_answer(encoder):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from lit_semantic_peft.metrics import GradientInterference, LearningDynamics, PerFactMean, PushedAway, RecallOverFacts
+from lit_semantic_peft.metrics import GradientInterference, LearningDynamics, MeanOverFacts, PerFactMean, PushedAway
 
 NUM_FACTS = 7
 WORLD_SIZE = 2
@@ -28,7 +28,7 @@ def matrix():
 def metrics():
     return {
         "per_fact": PerFactMean(NUM_FACTS),
-        "recall": RecallOverFacts(NUM_FACTS),
+        "recall": MeanOverFacts(NUM_FACTS),
         "pushed_away": PushedAway(NUM_FACTS),
         "interference": GradientInterference([6, 1, 3, 0], [1.0, 0.5, 2.0, 1.0], NUM_FACTS),
     }

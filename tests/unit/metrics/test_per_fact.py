@@ -9,7 +9,6 @@ from lit_semantic_peft.metrics import (
     MeanOverFacts,
     PerFactMean,
     PushedAway,
-    RecallOverFacts,
 )
 
 
@@ -35,7 +34,7 @@ def test_per_fact_mean_is_the_mean_of_each_facts_values():
 
 
 def test_facts_that_the_sampler_repeats_count_once():
-    plain, padded = RecallOverFacts(3), RecallOverFacts(3)
+    plain, padded = MeanOverFacts(3), MeanOverFacts(3)
     recalled = torch.tensor([True, False, False])
     plain.update(recalled, torch.arange(3))
     padded.update(torch.cat([recalled, recalled[:1]]), torch.tensor([0, 1, 2, 0]))

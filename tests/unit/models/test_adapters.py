@@ -6,6 +6,7 @@ import torch
 from architectures import ADAPTERS, trained
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import (
+    BaseModel,
     BaseModelSource,
     adapter_state_dict,
     attach,
@@ -14,17 +15,16 @@ from lit_semantic_peft.models import (
     export_merged,
     load_adapter,
     load_adapter_state_dict,
-    load_base_model,
-    resolve_base_model,
 )
 from lit_semantic_peft.models.attach import linear_module_names
 from lit_semantic_peft.models.export import BASE_FILE
 from lit_semantic_peft.models.peft_traits import traits_of
 from lit_semantic_peft.reports.export import export_run
-from peft import AdaLoraConfig, IA3Config, KasaConfig, LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fixtures.models import save_tiny_model, tiny_gpt2, tiny_llama
+from fixtures.releases import of_this_peft
 
 WEIGHT_ADAPTERS = {
     "lora": lambda: LoraConfig(r=3, target_modules="all-linear"),
@@ -103,7 +103,7 @@ def test_target_modules_that_match_nothing_say_what_would_match(config):
         ({"init_lora_weights": "pissa"}, "init_lora_weights: pissa"),
         ({"init_lora_weights": "olora"}, "init_lora_weights: olora"),
         ({"layer_replication": [(0, 2), (1, 2)]}, "layer_replication"),
-        ({"kasa_config": KasaConfig()}, "kasa_config"),
+        *(({"kasa_config": config}, "kasa_config") for config in of_this_peft("KasaConfig")),
     ],
 )
 def test_what_changes_the_base_model_itself_is_refused(settings, named):
@@ -358,9 +358,9 @@ def test_a_run_is_merged_into_the_commit_that_it_was_trained_on(tmp_path, monkey
     commits = {name: save_tiny_model(tmp_path / name, seed) for seed, name in enumerate(("moved", "trained"))}
     branches = {None: commits["moved"], "stable": commits["trained"], **commits}
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision, allow_patterns: branches[revision])
-    source = resolve_base_model("Somebody/Some-Base", "stable")
-    model = trained(load_base_model(source), WEIGHT_ADAPTERS["lora"]())
-    export_adapter(model, tmp_path / "adapter", source)
+    base = BaseModel("Somebody/Some-Base", "stable")
+    model = trained(base.load(), WEIGHT_ADAPTERS["lora"]())
+    export_adapter(model, tmp_path / "adapter", base.source)
     export_run(tmp_path / "adapter", tmp_path / "merged", merge=True)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(merged), logits(model))

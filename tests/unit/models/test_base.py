@@ -7,15 +7,17 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from lit_semantic_peft.cache import cache_folder
+from lit_semantic_peft.data import EncodingPlan
+from lit_semantic_peft.data.scoring import encoder_of
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import file_sha256, write_json
-from lit_semantic_peft.models import base as base_module
-from lit_semantic_peft.models import load_base_model, load_tokenizer, resolve_base_model
-from lit_semantic_peft.models.base import cache_folder, load_stop_ids
+from lit_semantic_peft.models import BaseModel
+from lit_semantic_peft.models import base_files as base_module
+from lit_semantic_peft.models.base_files import find_base_model
 from safetensors.torch import load_file, save_file
 
 from fixtures.models import byte_level_bpe
-from fixtures.training import build_data
 
 
 @pytest.fixture
@@ -31,10 +33,10 @@ def flip_a_byte(path):
 
 
 def test_a_folder_is_used_as_it_is(folder):
-    source = resolve_base_model(str(folder))
-    assert (source.name, source.folder, source.note) == (str(folder), folder.resolve(), "")
-    model = load_base_model(source)
-    tokenizer = load_tokenizer(source)
+    base = BaseModel(str(folder))
+    assert (base.source.name, base.source.folder, base.source.note) == (str(folder), folder.resolve(), "")
+    model = base.load()
+    tokenizer = base.load_tokenizer()
     assert not model.training
     assert all(not p.requires_grad and p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters())
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) == len(byte_level_bpe())
@@ -43,54 +45,54 @@ def test_a_folder_is_used_as_it_is(folder):
 
 
 def test_the_encoder_takes_what_the_folder_says_of_end_tokens_positions_and_dates(folder, caplog):
-    source = resolve_base_model(str(folder))
-    assert load_stop_ids(source) == (1,)
+    base = BaseModel(str(folder))
+    assert base.load_stop_ids() == (1,)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
-    assert load_stop_ids(source) == (1, 7)
-    encoder = build_data(folder)._load_encoder()
+    assert base.load_stop_ids() == (1, 7)
+    encoder = encoder_of(base, EncodingPlan())
     assert (encoder.stop_ids, encoder.num_positions) == ((1, 7), 256)
     (folder / "chat_template.jinja").write_text("{{ strftime_now('%d') }}" + byte_level_bpe().chat_template)
-    build_data(folder)._load_encoder()
+    encoder_of(base, EncodingPlan())
     assert "prints the day's date" not in caplog.text
-    data = build_data(folder, template="chat", chat_template_kwargs={"enable_thinking": False})
-    assert data._load_encoder().chat_template_kwargs == {"enable_thinking": False}
+    in_chat = EncodingPlan("chat", chat_template_kwargs={"enable_thinking": False})
+    assert encoder_of(base, in_chat).chat_template_kwargs == {"enable_thinking": False}
     assert caplog.text.count("prints the day's date") == 1
     (folder / "generation_config.json").unlink()
-    assert load_stop_ids(source) == (1,)
+    assert base.load_stop_ids() == (1,)
 
 
 def test_a_relative_folder_and_home_are_found(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
-    assert resolve_base_model("model").folder == folder.resolve()
+    assert find_base_model("model").folder == folder.resolve()
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert resolve_base_model("~/model").folder == folder.resolve()
+    assert find_base_model("~/model").folder == folder.resolve()
 
 
 def test_the_fingerprint_names_content_not_place(folder, tmp_path):
-    first = resolve_base_model(str(folder)).fingerprint
+    first = find_base_model(str(folder)).fingerprint
     elsewhere = Path(shutil.copytree(folder, tmp_path / "elsewhere" / "copy"))
-    assert resolve_base_model(str(elsewhere)).fingerprint == first
+    assert find_base_model(str(elsewhere)).fingerprint == first
     (elsewhere / "README.md").write_text("A model card changes no number.")
-    assert resolve_base_model(str(elsewhere)).fingerprint == first
+    assert find_base_model(str(elsewhere)).fingerprint == first
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])
 def test_the_fingerprint_changes_with_every_file_that_changes_a_number(folder, name):
-    first = resolve_base_model(str(folder)).fingerprint
+    first = find_base_model(str(folder)).fingerprint
     assert (folder / name).is_file()
     flip_a_byte(folder / name)
-    assert resolve_base_model(str(folder)).fingerprint != first
+    assert find_base_model(str(folder)).fingerprint != first
 
 
 def test_a_file_is_read_for_its_fingerprint_once(folder, monkeypatch):
     read = []
     monkeypatch.setattr(base_module, "file_sha256", lambda path: read.append(path.name) or file_sha256(path))
-    first = resolve_base_model(str(folder)).fingerprint
-    assert resolve_base_model(str(folder)).fingerprint == first
+    first = find_base_model(str(folder)).fingerprint
+    assert find_base_model(str(folder)).fingerprint == first
     assert sorted(read) == sorted(set(read))
     read.clear()
     flip_a_byte(folder / "config.json")
-    assert resolve_base_model(str(folder)).fingerprint != first
+    assert find_base_model(str(folder)).fingerprint != first
     assert read == ["config.json"]
 
 
@@ -98,35 +100,35 @@ def test_a_file_is_read_for_its_fingerprint_once(folder, monkeypatch):
     ("dtype", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
 )
 def test_weights_have_the_dtype_that_was_asked_for(folder, dtype, expected):
-    model = load_base_model(resolve_base_model(str(folder)), dtype)
+    model = BaseModel(str(folder), dtype=dtype).load()
     assert {parameter.dtype for parameter in model.parameters()} == {expected}
-    exact = load_base_model(resolve_base_model(str(folder)))
+    exact = BaseModel(str(folder)).load()
     for left, right in zip(model.parameters(), exact.parameters(), strict=True):
         torch.testing.assert_close(left.float(), right, atol=1e-2, rtol=1e-2)
 
 
 def test_an_unknown_dtype_is_refused(folder):
-    with pytest.raises(InputError, match=r"`dtype` must be one of float32, bfloat16, float16, got 'int8'"):
-        load_base_model(resolve_base_model(str(folder)), "int8")
+    with pytest.raises(InputError, match=r"`base_model.dtype` must be one of float32, bfloat16, float16, got 'int8'"):
+        BaseModel(str(folder), dtype="int8").load()
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "no-such-model", "./models/typo", "what is this?", "a/b/c"])
 def test_an_unknown_name_fails_at_once(name, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("another try"))
     with pytest.raises(InputError, match=r"`base_model` .* is no local folder.*Without network use `smollm2-135m`"):
-        resolve_base_model(name)
+        find_base_model(name)
 
 
 def test_paths_that_hold_no_model_are_refused(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"folder without config\.json"):
-        resolve_base_model(str(tmp_path / "empty"))
+        find_base_model(str(tmp_path / "empty"))
     (tmp_path / "weights.bin").touch()
     with pytest.raises(InputError, match="is a file but not a GGUF file"):
-        resolve_base_model(str(tmp_path / "weights.bin"))
+        find_base_model(str(tmp_path / "weights.bin"))
     (folder / "config.json").write_text(json.dumps({"model_type": "no-such-architecture"}))
     with pytest.raises(InputError, match="no causal language model in"):
-        load_base_model(resolve_base_model(str(folder)))
+        BaseModel(str(folder)).load()
 
 
 def test_a_package_that_the_weights_need_is_named(folder):
@@ -135,7 +137,7 @@ def test_a_package_that_the_weights_need_is_named(folder):
         json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
     )
     with pytest.raises(InputError, match=r"needs a package that is not installed: .*`pip install optimum`"):
-        load_base_model(resolve_base_model(str(folder)))
+        BaseModel(str(folder)).load()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "another shape"])
@@ -149,7 +151,7 @@ def test_damaged_weights_are_refused(folder, damage):
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
     with pytest.raises(InputError, match="no causal language model in"):
-        load_base_model(resolve_base_model(str(folder)))
+        BaseModel(str(folder)).load()
 
 
 def test_weights_that_are_not_there_are_named_and_not_drawn_at_random(folder):
@@ -157,7 +159,7 @@ def test_weights_that_are_not_there_are_named_and_not_drawn_at_random(folder):
     del state["model.layers.1.mlp.up_proj.weight"]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"incomplete; missing: model\.layers\.1\.mlp\.up_proj\.weight"):
-        load_base_model(resolve_base_model(str(folder)))
+        BaseModel(str(folder)).load()
 
 
 @pytest.mark.parametrize("damage", ["missing", "broken"])
@@ -167,14 +169,14 @@ def test_a_folder_without_usable_tokenizer_is_refused(folder, damage):
     if damage == "broken":
         (folder / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match="no tokenizer in"):
-        load_tokenizer(resolve_base_model(str(folder)))
+        BaseModel(str(folder)).load_tokenizer()
 
 
 @pytest.mark.parametrize("damage", ["byte", "missing", "manifest"])
 def test_a_damaged_converted_file_is_refused(folder, damage):
     write_json(folder / "checksums.json", {"model.safetensors": file_sha256(folder / "model.safetensors")})
-    source = resolve_base_model(str(folder))
-    load_base_model(source)
+    base = BaseModel(str(folder))
+    base.load()
     if damage == "byte":
         flip_a_byte(folder / "model.safetensors")
     elif damage == "missing":
@@ -182,7 +184,7 @@ def test_a_damaged_converted_file_is_refused(folder, damage):
     else:
         (folder / "checksums.json").write_text("{")
     with pytest.raises(InputError, match=r"is damaged.*Delete .*; it is made anew"):
-        load_base_model(source)
+        base.load()
 
 
 def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
@@ -249,18 +251,18 @@ def write_gguf(path, model, tokenizer):
 
 @pytest.fixture
 def gguf_file(tiny_model, tmp_path):
-    source = resolve_base_model(str(tiny_model))
+    base = BaseModel(str(tiny_model))
     (tmp_path / "files").mkdir()
-    return write_gguf(tmp_path / "files" / "tiny.gguf", load_base_model(source), load_tokenizer(source))
+    return write_gguf(tmp_path / "files" / "tiny.gguf", base.load(), base.load_tokenizer())
 
 
 def test_a_gguf_file_is_converted_once(gguf_file, tiny_model, monkeypatch):
-    source = resolve_base_model(str(gguf_file))
-    assert source.folder.is_relative_to(cache_folder())
-    assert "dequantised weights of tiny.gguf" in source.note
-    assert [path.name for path in source.folder.parent.iterdir()] == [source.folder.name]
-    converted, original = load_base_model(source), load_base_model(resolve_base_model(str(tiny_model)))
-    ids = torch.tensor([load_tokenizer(source)("The capital of France is")["input_ids"]])
+    base = BaseModel(str(gguf_file))
+    assert base.source.folder.is_relative_to(cache_folder())
+    assert "dequantised weights of tiny.gguf" in base.source.note
+    assert [path.name for path in base.source.folder.parent.iterdir()] == [base.source.folder.name]
+    converted, original = base.load(), BaseModel(str(tiny_model)).load()
+    ids = torch.tensor([base.load_tokenizer()("The capital of France is")["input_ids"]])
     assert ids.tolist() == [byte_level_bpe()("The capital of France is")["input_ids"]]
     torch.testing.assert_close(converted(input_ids=ids).logits, original(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
 
@@ -269,12 +271,12 @@ def test_a_gguf_file_is_converted_once(gguf_file, tiny_model, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(base_module, "_convert_gguf", not_again)
-        assert resolve_base_model(str(gguf_file)) == source
+        assert find_base_model(str(gguf_file)) == base.source
     # A folder without checksums is a leftover of something that went wrong: it is made anew.
-    (source.folder / "checksums.json").unlink()
-    flip_a_byte(source.folder / "model.safetensors")
-    resolve_base_model(str(gguf_file))
-    load_base_model(source)
+    (base.source.folder / "checksums.json").unlink()
+    flip_a_byte(base.source.folder / "model.safetensors")
+    find_base_model(str(gguf_file))
+    base.load()
 
 
 @pytest.mark.parametrize("content", ["empty", "text", "magic", "truncated"])
@@ -288,6 +290,6 @@ def test_a_broken_gguf_file_is_refused_and_leaves_nothing(gguf_file, content):
     }
     gguf_file.write_bytes(broken[content])
     with pytest.raises(InputError, match=r"`base_model` .*tiny.gguf' cannot be converted"):
-        resolve_base_model(str(gguf_file))
+        find_base_model(str(gguf_file))
     assert [path for path in cache_folder().rglob("*") if path.is_file()] == []
     assert list((cache_folder() / "models").iterdir()) == []

@@ -2,6 +2,7 @@ import pytest
 import torch
 from architectures import ADAPTERS, ARCHITECTURES, trained
 from lit_semantic_peft.models import greedy_answers, greedy_continuations, prompt_cache
+from lit_semantic_peft.models.library_versions import cache_argument
 
 from fixtures.models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_mistral
 
@@ -113,7 +114,8 @@ def read(model, texts):
         input_ids[row, : len(text)] = torch.tensor(text)
         attention_mask[row, : len(text)] = 1
     with torch.no_grad():
-        model(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
+        caching = {cache_argument(model): cache, "use_cache": True}
+        model(input_ids=input_ids, attention_mask=attention_mask, **caching)
     return cache
 
 

@@ -12,7 +12,6 @@ from lit_semantic_peft.models.peft_traits import (
 from peft import (
     AdaLoraConfig,
     BOFTConfig,
-    CartridgeConfig,
     CPTConfig,
     IA3Config,
     LoraConfig,
@@ -23,13 +22,17 @@ from peft import (
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
 from fixtures.models import tiny_llama
+from fixtures.releases import of_this_peft
 
 BEFORE_THE_INPUT = [
     PromptTuningConfig(num_virtual_tokens=3),
     PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=8),
     CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=[1, 2, 3], cpt_tokens_type_mask=[1, 2, 4]),
 ]
-IN_THE_CACHE = [PrefixTuningConfig(num_virtual_tokens=3), CartridgeConfig(num_virtual_tokens=3)]
+IN_THE_CACHE = [
+    PrefixTuningConfig(num_virtual_tokens=3),
+    *of_this_peft("CartridgeConfig", num_virtual_tokens=3),
+]
 
 
 @pytest.mark.parametrize("config", [LoraConfig(), IA3Config()], ids=peft_type_name)

@@ -162,7 +162,7 @@ def test_without_the_facts_there_is_no_report(run_folder):
 def test_scores_and_side_effects_are_shown(run_folder):
     page = build_report(run_folder).read_text(encoding="utf-8")
     section = page[page.index('<section id="learned"') : page.index('<section id="interference"')]
-    for name in ("efficacy", "generalization", "locality_kl", "retention_nll", "retention_known"):
+    for name in ("efficacy", "generalization", "locality_kl", "retention_nll_delta", "retention_known"):
         assert f"<code>{name}</code>" in section
     after = run_folder.summary.score("generalization").kept.after
     assert f"{round(100 * after.mean)} % ({round(100 * after.low)}–{round(100 * after.high)})" in section

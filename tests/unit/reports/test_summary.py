@@ -40,6 +40,7 @@ def small(tmp_path) -> RunFolder:
             "generalization_before": [0.0, 0.5, 0.25, None, 1.0],
             "generalization_after": [1.0, 0.5, 0.25, None, 1.0],
             "locality": [0.5, 1.0, None, None, 0.0],
+            "num_neighbors": [2, 1, None, None, 4],
             "pushed_away": [False, True, True, True, None],
             "net_transfer": [-2.0, 0.5, None, None, None],
             "worst_aggressor": ["b", None, None, None, None],
@@ -79,6 +80,7 @@ def test_scores_are_over_kept_and_over_dropped_facts(small):
     assert one.dropped == Sides(before=Estimate(0.25, 0.25, 0.25, 1), after=Estimate(0.25, 0.25, 0.25, 1))
     near = counts.score("locality")
     assert (near.kept.before, near.kept.after.mean, near.dropped) == (None, 0.75, Sides())
+    assert counts.num_neighbors == 3, "of the kept facts, as their score"
     assert counts.score("portability").kept == Sides()  # not measured
 
 
@@ -128,7 +130,10 @@ def test_sentences_say_what_happened_and_no_more(small):
     assert "pushed the model away from 1 kept fact: its distance grew" in text
     assert "1 of 2 measured facts loses more to the others than it gains from its own gradient" in text
     assert "for example to “p2 t2”" in text
-    assert "Beside a kept fact, 75 % of the neighbouring questions kept their answer (mean over 2 facts)" in text
+    assert (
+        "Beside a kept fact, 75 % of the neighbouring questions kept their answer (mean over 2 facts, 3 questions)"
+        in text
+    )
     unasked = facts.drop_columns(["locality"]).append_column("locality", [[None] * len(facts)])
     assert "Neighbouring questions were not measured." in summary_sentences(summarize(unasked), unasked)
     for after, said in (

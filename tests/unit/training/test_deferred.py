@@ -227,8 +227,8 @@ def test_what_never_came_back_is_not_measured_and_said(tiny_model, facts_file, t
 @pytest.mark.parametrize(
     ("first", "trainer", "message"),
     [
-        (0, {}, "`deferred_from_epoch` must be at least 1, got 0"),
-        (-1, {}, "`deferred_from_epoch` must be at least 1, got -1"),
+        (0, {}, "`selection.deferred_from_epoch` must be at least 1, got 0"),
+        (-1, {}, "`selection.deferred_from_epoch` must be at least 1, got -1"),
         (2, {}, "`deferred_from_epoch` must be below `trainer.max_epochs`, which is 2, got 2"),
         (1, {"max_steps": 2}, "`deferred_from_epoch` 1 begins after 2 optimizer steps, but `trainer.max_steps` is 2"),
         (1, {"limit_train_batches": 1}, "`deferred_from_epoch` needs whole epochs"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lit_semantic_peft.callbacks import InterferenceMonitor
+from lit_semantic_peft.data import loaders
 from lit_semantic_peft.data import module as data_module
 from lit_semantic_peft.data.samplers import StepPlan
 from lit_semantic_peft.tokens import IGNORE_INDEX, collate
@@ -81,7 +82,7 @@ def padded(side, extra):
 
 @pytest.mark.parametrize(("side", "extra"), [("right", 7), ("left", 0), ("left", 5)])
 def test_padding(reference, tiny_model, facts_file, monkeypatch, side, extra):
-    monkeypatch.setattr(data_module, "collate", padded(side, extra))
+    monkeypatch.setattr(loaders, "collate", padded(side, extra))
     run = fit_ramped(tiny_model, facts_file, micro_batch_size=4, accumulate=2)
     (batch,) = run.data.training_batches(range(12), 12)
     assert bool((batch.attention_mask[:, 0] == 0).any()) == (side == "left")
@@ -153,13 +154,13 @@ def test_a_micro_batch_without_target_is_one_of_weight_zero(tiny_model, facts_fi
     settings = {"micro_batch_size": 1, "accumulate": 8}
 
     def run(change):
-        class Changed(data_module._FactBatches):
+        class Changed(data_module.FactBatches):
             def __getitem__(self, micro_batch):
                 batch = super().__getitem__(micro_batch)
                 return change(batch) if micro_batch.rows[0] < 3 else batch
 
         with monkeypatch.context() as patched:
-            patched.setattr(data_module, "_FactBatches", Changed)
+            patched.setattr(data_module, "FactBatches", Changed)
             return fit_ramped(tiny_model, facts_file, **settings)
 
     def without_weight(batch):

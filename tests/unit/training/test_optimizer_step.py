@@ -2,6 +2,8 @@
 
 import math
 import re
+import shutil
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -9,11 +11,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.models import adapter_state_dict, fact_nll
+from lit_semantic_peft.models import BaseModel, adapter_state_dict, fact_nll
 from lit_semantic_peft.semantics import Proximity
 from peft import AdaLoraConfig
 
-from fixtures.training import Ramp, build, fit_ramped
+from fixtures.models import save_tiny_model
+from fixtures.training import Ramp, build, build_data, build_module, build_trainer, fit_ramped
 
 ONE_BY_ONE = {"micro_batch_size": 1, "data": {"weighting": Ramp(5)}, "trainer": {"max_epochs": 1}}
 """Each fact is an optimizer step of its own; five have no weight."""
@@ -112,13 +115,31 @@ def test_same_seed_same_bytes(tiny_model, facts_file):
     assert all(torch.equal(first.adapter[name], second.adapter[name]) for name in first.adapter)
 
 
-def test_base_models_must_agree(tiny_model, facts_file):
-    """Answers of the base model are kept under the data module's settings, whatever model gave them."""
-    there = {"base_model": str(tiny_model), "revision": None, "dtype": "float32", "trust_remote_code": False}
-    for name, other in (
-        ("base_model", "other"), ("revision", "main"), ("dtype", "bfloat16"), ("trust_remote_code", True),
+def test_base_models_must_agree(tiny_model, facts_file, tmp_path):
+    """Facts are measured against the model that is trained, by whatever name both know it."""
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    here = BaseModel(str(tiny_model))
+    for different in (
+        BaseModel(str(other)), replace(here, dtype="bfloat16"), replace(here, trust_remote_code=True),
     ):  # fmt: skip
-        run = build(tiny_model, facts_file, model={name: other})
-        said = f"`{name}` is {other!r} in the module and {there[name]!r} in the data module"
+        run = build(tiny_model, facts_file, model={"base_model": different})
+        said = f"`base_model` is {different} in the module and {here} in the data module"
         with pytest.raises(InputError, match=f"{re.escape(said)}.* another model than the one that is trained"):
             run.trainer.fit(run.module, datamodule=run.data)
+    same = shutil.copytree(tiny_model, tmp_path / "same")
+    for equal in (BaseModel(str(same)), replace(here, revision="main")):  # a folder has no revisions
+        run = build(tiny_model, facts_file, model={"base_model": equal}, trainer={"max_steps": 1})
+        run.trainer.fit(run.module, datamodule=run.data)
+        assert run.trainer.global_step == 1
+
+
+def test_the_data_module_takes_the_base_model_of_whatever_module_is_trained(tiny_model, facts_file, tmp_path):
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    data = build_data(tiny_model, facts_file, base_model=None)
+    scores = []
+    for folder in (tiny_model, other, tiny_model):
+        build_trainer(max_steps=1).fit(build_module(folder), datamodule=data)
+        scores.append(data.prepared.scored.base_nll.tolist())
+    assert scores[0] == scores[2] != scores[1]
+    with pytest.raises(InputError, match="`base_model` is missing: without a trainer"):
+        build_data(tiny_model, facts_file, base_model=None).setup("fit")

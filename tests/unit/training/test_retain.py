@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-import lit_semantic_peft.data.module as data_module
+import lit_semantic_peft.data.scoring as scoring
 import numpy as np
 import pytest
 import torch
@@ -167,13 +167,13 @@ def test_facts_that_the_base_model_knows_can_be_retained(tiny_model, facts_file,
     rows = [json.loads(line) for line in facts_file.read_text(encoding="utf-8").splitlines()]
     rows[11]["split"] = "probe"
     facts_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    score = data_module.score_facts
+    score = scoring.score_facts
 
     def as_if_known(*arguments, **options):
         scored = score(*arguments, **options)
         return replace(scored, is_known=np.isin(scored.fact_id, [f"town-{number}" for number in (2, 5, 7, 11)]))
 
-    monkeypatch.setattr(data_module, "score_facts", as_if_known)
+    monkeypatch.setattr(scoring, "score_facts", as_if_known)
     settings = {"model": {"retain_weight": 3.0, "retain_known": True}, "data": {"filters": [KnownFilter()]}}
     run = fit(tiny_model, facts_file, **settings)
     module = run.module

@@ -3,14 +3,24 @@
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch import Callback, Trainer
 from lit_semantic_peft.callbacks import FactReport, InterferenceMonitor, LossWeightDistribution
+from lit_semantic_peft.compatibility import refuse_incompatible
+from lit_semantic_peft.data import BatchPlan, SelectionPlan
+from lit_semantic_peft.data.situation import situation_of
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.reports import RunFolder
-from lit_semantic_peft.reports.views import worst_conflicts
-from lit_semantic_peft.semantics import Focal, Online, Proximity, Remoteness, Scheduled, Uniform
-from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, SemanticPeftModule
+from lit_semantic_peft.reports.conflicts import worst_conflicts
+from lit_semantic_peft.semantics import (
+    ExpectedEmbeddingDistance,
+    Focal,
+    Online,
+    Proximity,
+    Remoteness,
+    Scheduled,
+    Uniform,
+)
+from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, ShardedBaseStrategy
 from peft import PrefixTuningConfig
 
 from fixtures.training import assert_same_adapter, fit, is_same_adapter
@@ -86,7 +96,7 @@ def test_the_report_tells_what_is_undone_by_the_weights_of_the_measurement(tiny_
     callbacks = [InterferenceMonitor(num_facts=4), FactReport(show_summary=False)]
     module = fit(tiny_model, facts_file, data={"weighting": weighting}, trainer=trainer, callbacks=callbacks).module
     folder = RunFolder(tmp_path)
-    facts, matrix = folder.read_facts(), folder.read_interference()
+    facts, matrix = folder.facts, folder.matrix
     assert matrix.fact_index.tolist() == list(range(12))
     undone = {}
     for moment in ("start", "end"):
@@ -123,12 +133,17 @@ def test_the_distribution_of_the_weights_is_logged(tiny_model, facts_file):
     assert float(logged["weights/effective_share"]) == pytest.approx(share, rel=1e-5)
 
 
-def test_a_distance_within_the_step_needs_whole_embeddings(tiny_model, facts_file, monkeypatch):
-    monkeypatch.setattr(SemanticPeftModule, "_is_sharded", property(lambda module: True))
-    monkeypatch.setattr(SingleDeviceStrategy, "average_gradients", lambda *_: None, raising=False)
+def test_a_distance_within_the_step_needs_whole_embeddings():
+    def sharded(weighting):
+        settings = {"selection": SelectionPlan(weighting=weighting), "batches": BatchPlan(), "weighting": weighting}
+        strategy = ShardedBaseStrategy()
+        trainer = Trainer(accelerator="cpu", devices=1, strategy=strategy, logger=False, enable_checkpointing=False)
+        return situation_of(trainer, "fit", distance=ExpectedEmbeddingDistance(), **settings)
+
     with pytest.raises(InputError, match="`weighting` Online over a distance cannot be used with a sharded base model"):
-        fit(tiny_model, facts_file, data={"weighting": Online(Proximity())})
-    fit(tiny_model, facts_file, data={"weighting": Online(Focal())})
+        refuse_incompatible(sharded(Online(Proximity())))
+    refuse_incompatible(sharded(Online(Focal())))
+    refuse_incompatible(sharded(Proximity()))
 
 
 def test_prefixes_and_checkpointed_layers_exclude_each_other(tiny_model, facts_file):

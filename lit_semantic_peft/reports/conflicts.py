@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lit_semantic_peft.reports.tables import InterferenceMatrix
+from lit_semantic_peft.interference.matrix import InterferenceMatrix
 
 
 @dataclass(frozen=True, slots=True)

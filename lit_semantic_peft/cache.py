@@ -1,0 +1,144 @@
+"""Numbers that are expensive to compute, kept under a key of everything that they depend on."""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from lit_semantic_peft.files import atomic_path, content_key, write_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def cache_folder() -> Path:
+    """The user's cache: `$LIT_SEMANTIC_PEFT_CACHE`, else `lit-semantic-peft` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    own = os.environ.get("LIT_SEMANTIC_PEFT_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-semantic-peft"
+
+
+class ContentCache:
+    """A folder of tables and arrays, each beside a readable manifest of what it was computed from.
+
+    An entry is named by the content key of its manifest, so that it is found exactly when everything is the same. The
+    manifest is written first and every file appears whole: an entry without a manifest, or half of one, is never met.
+    A damaged entry counts as absent and is named in the log.
+
+    Args:
+        folder: Where the entries are; made when missing.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> cache = ContentCache(mkdtemp())
+        >>> cache.store_array({"facts": 2}, np.array([0.5, 1.5]))
+        >>> cache.load_array({"facts": 2}).tolist(), cache.load_array({"facts": 3})
+        ([0.5, 1.5], None)
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def load_table(self, manifest: Mapping[str, Any]) -> "pa.Table | None":
+        """The table computed from exactly this, or None.
+
+        Args:
+            manifest: Everything that the table depends on, as plain data.
+        """
+        return _read(self._path(manifest, ".parquet"), _table)
+
+    def store_table(self, manifest: Mapping[str, Any], table: "pa.Table") -> None:
+        """Keeps a table, which ends its parts.
+
+        Args:
+            manifest: As for `load_table`.
+            table: The table.
+        """
+        self._describe(manifest)
+        _write_table(self._path(manifest, ".parquet"), table)
+        shutil.rmtree(self._path(manifest, ".parts"), ignore_errors=True)
+
+    def load_part(self, manifest: Mapping[str, Any], number: int) -> "pa.Table | None":
+        """A part of a table that an earlier job computed before it ended, or None.
+
+        Args:
+            manifest: Of the whole table.
+            number: Number of the part.
+        """
+        return _read(self._part(manifest, number), _table)
+
+    def store_part(self, manifest: Mapping[str, Any], number: int, table: "pa.Table") -> None:
+        """Keeps a part of a table until the table is whole.
+
+        Args:
+            manifest: Of the whole table.
+            number: Number of the part.
+            table: The part.
+        """
+        _write_table(self._part(manifest, number), table)
+
+    def load_array(self, manifest: Mapping[str, Any]) -> "NDArray[np.float64] | None":
+        """The array computed from exactly this, or None.
+
+        Args:
+            manifest: Everything that the array depends on, as plain data.
+        """
+        return _read(self._path(manifest, ".npy"), _array)
+
+    def store_array(self, manifest: Mapping[str, Any], array: "NDArray[np.float64]") -> None:
+        """Keeps an array.
+
+        Args:
+            manifest: As for `load_array`.
+            array: float64.
+        """
+        self._describe(manifest)
+        with atomic_path(self._path(manifest, ".npy")) as temporary, open(temporary, "wb") as file:
+            np.save(file, array)
+
+    def _describe(self, manifest: Mapping[str, Any]) -> None:
+        write_json(self._path(manifest, ".json"), manifest)
+
+    def _path(self, manifest: Mapping[str, Any], suffix: str) -> Path:
+        return self.folder / f"{content_key(manifest)}{suffix}"
+
+    def _part(self, manifest: Mapping[str, Any], number: int) -> Path:
+        return self._path(manifest, ".parts") / f"{number}.parquet"
+
+
+def _read(path: Path, read: Callable[[Path], T]) -> T | None:
+    if not path.is_file():
+        return None
+    try:
+        return read(path)
+    except Exception as error:  # numpy and pyarrow have a dozen unrelated types for what a damaged file is
+        logger.warning("The cached entry %s cannot be read (%s); it is made anew.", path, error)
+        return None
+
+
+def _table(path: Path) -> "pa.Table":
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path)
+
+
+def _array(path: Path) -> "NDArray[np.float64]":
+    array: NDArray[np.float64] = np.load(path)
+    return array
+
+
+def _write_table(path: Path, table: "pa.Table") -> None:
+    import pyarrow.parquet as pq
+
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")

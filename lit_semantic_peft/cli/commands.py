@@ -1,0 +1,169 @@
+"""`compare`, `convert`, `export` and `report`: the commands that train nothing. What each needs is imported in it."""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from lit_semantic_peft.errors import InputError
+
+if TYPE_CHECKING:
+    from lit_semantic_peft.facts import Conversion
+
+
+def export_command(arguments: Sequence[str]) -> None:
+    """`export`.
+
+    Args:
+        arguments: What follows the command.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lit-semantic-peft export",
+        description="Copies the adapter of a run to a folder, or merges it into the base weights.",
+    )
+    parser.add_argument("run", help="a run folder, or a folder with an exported adapter")
+    parser.add_argument("output", help="the folder to write; must not exist")
+    parser.add_argument("--merge", action="store_true", help="write one plain model: base weights plus adapter")
+    parser.add_argument("--best", action="store_true", help="the adapter of the best epoch instead of the last")
+    parser.add_argument("--base_model", help="with --merge: where the base model is, if not where the adapter says")
+    options = parser.parse_args(arguments)
+
+    from lit_semantic_peft.reports.export import export_run
+
+    export_run(options.run, options.output, merge=options.merge, best=options.best, base_model=options.base_model)
+    print(f"Written: {options.output}")
+
+
+def report_command(arguments: Sequence[str]) -> None:
+    """`report`.
+
+    Args:
+        arguments: What follows the command.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lit-semantic-peft report", description="Rebuilds report.html and the plots from a run folder's tables."
+    )
+    parser.add_argument("run", help="a run folder")
+    options = parser.parse_args(arguments)
+
+    from lit_semantic_peft.reports import build_report
+
+    print(f"Written: {build_report(options.run)}")
+
+
+def compare_command(arguments: Sequence[str]) -> None:
+    """`compare`.
+
+    Args:
+        arguments: What follows the command.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lit-semantic-peft compare",
+        description="Compares two runs fact by fact (by fact_id): each score in both, second minus first with its 95 % "
+        "bootstrap interval of the paired differences over facts, and the facts whose free answer became right "
+        "(gained) or wrong (lost).",
+        epilog="The interval says how much the choice of facts matters, nothing of seeds: two runs of one seed each "
+        "cannot say which setting is better.",
+    )
+    parser.add_argument("first", metavar="RUN_A", help="a run folder that was evaluated (`fit` does it at its end)")
+    parser.add_argument("second", metavar="RUN_B", help="another run folder over the same facts")
+    parser.add_argument("--only_kept", action="store_true", help="only the facts that both runs trained")
+    parser.add_argument("--output", metavar="FILE", help="write a row per common fact (.csv or .parquet)")
+    parser.add_argument("--show", metavar="N", type=int, default=5, help="flipped facts to list of each kind (5)")
+    options = parser.parse_args(arguments)
+    if options.show < 0:
+        raise InputError(f"`--show` must be at least 0, got {options.show}")
+
+    from rich.console import Console
+
+    from lit_semantic_peft.reports import check_output, compare_runs, difference_table, write_comparison
+
+    if options.output:
+        check_output(options.output)
+    found = compare_runs(options.first, options.second, only_kept=options.only_kept)
+    Console(markup=False, emoji=False).print(difference_table(found, options.first, options.second))
+    print(f"Facts in common: {len(found.facts)}")
+    for count, what in (
+        (found.num_only_first, f"only in {options.first}"),
+        (found.num_only_second, f"only in {options.second}"),
+        (
+            found.num_kept_differently,
+            "trained in one of the runs only, "
+            + ("left out" if options.only_kept else "so their scores compare unlike things"),
+        ),
+    ):
+        if count:
+            print(f"Facts {what}: {count}")
+    for name, rows in (("gained", found.gained), ("lost", found.lost)):
+        print(f"Facts {name}: {len(rows)}")
+        for row in rows[: options.show]:
+            answers = f"{row['answer_first']!r} -> {row['answer_second']!r}"
+            print(f"  {row['fact_id']}: {row['prompt']} {row['target']} | {answers}")
+    if options.output:
+        write_comparison(options.output, found)
+        print(f"Written: {options.output} (facts: {len(found.facts)})")
+
+
+def convert_command(arguments: Sequence[str]) -> None:
+    """`convert`.
+
+    Args:
+        arguments: What follows the command.
+    """
+    from lit_semantic_peft.facts import FORMATS, OUTPUT_SUFFIXES, SUFFIXES, convert
+
+    titles = ", ".join(f"{known.title} ({known.name})" for known in FORMATS.values())
+    parser = argparse.ArgumentParser(
+        prog="lit-semantic-peft convert",
+        description="Reads facts in any known format and writes them as one file in the data contract; says what has "
+        "no place in it and was left out.",
+        epilog=f"Published formats, recognised by their fields: {titles}. `contract` is the form that is written.",
+    )
+    parser.add_argument(
+        "source",
+        nargs="+",
+        metavar="IN",
+        help=f"a file ({', '.join(SUFFIXES)}), a folder of such files or of `datasets`, a Hub name, a built-in set; "
+        "several are read as one",
+    )
+    parser.add_argument(
+        "output", metavar="OUT", help=f"the file to write ({', '.join(OUTPUT_SUFFIXES)}); must not exist"
+    )
+    parser.add_argument("--format", metavar="NAME", help="read IN as this format instead of recognising it")
+    parser.add_argument("--dataset_split", default="train", help="split of a `datasets` folder or a Hub set (train)")
+    parser.add_argument(
+        "--contradictions",
+        choices=("error", "keep"),
+        default="error",
+        help="the same prompt with two targets: refused (in a published format the second is left out), or kept",
+    )
+    options = parser.parse_args(arguments)
+    fact_set = convert(
+        options.source,
+        options.output,
+        format=options.format,
+        dataset_split=options.dataset_split,
+        contradictions=options.contradictions,
+    )
+    for warning in fact_set.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if fact_set.conversion:
+        _show_conversion(fact_set.conversion)
+    print(f"Written: {options.output} (facts: {len(fact_set)})")
+
+
+def _show_conversion(conversion: "Conversion") -> None:
+    merged = f"; {conversion.num_merged} facts repeat an earlier one" if conversion.num_merged else ""
+    print(f"Read as {conversion.format}: {conversion.num_records} records{merged}")
+    if conversion.omissions:
+        print("Left out:")
+    for one in conversion.omissions:
+        print(f"  {one.part} (records: {one.count}, first: {one.first}): {one.reason}")
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "compare": compare_command,
+    "convert": convert_command,
+    "export": export_command,
+    "report": report_command,
+}

@@ -1,0 +1,65 @@
+"""Runs a command that LightningCLI builds from the classes."""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+
+from lit_semantic_peft.callbacks import AnswerWriter, LossWeightDistribution
+from lit_semantic_peft.cli.lightning_cli import RunConfig, SemanticPeftCLI, is_first_process
+from lit_semantic_peft.cli.parser import SuggestingParser
+from lit_semantic_peft.cli.trainer import KnowledgeTrainer
+from lit_semantic_peft.data import KnowledgeDataModule
+from lit_semantic_peft.training import SemanticPeftModule
+
+
+def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None) -> None:
+    """Runs one command.
+
+    Args:
+        arguments: The command and its options.
+        descriptions: What each command does, by its name, for `--help`; Lightning's words where None.
+
+    Raises:
+        InputError: If the input cannot be used. A run folder that this call made is gone then, unless an optimizer step
+            was made: what was logged says how a training went wrong.
+        KeyboardInterrupt: After Ctrl+C, once it is said how to go on.
+        SystemExit: After `--help`, and with status 2 where an option or YAML key cannot be parsed.
+    """
+    _configure_logging()
+    SemanticPeftCLI(
+        model_class=SemanticPeftModule,
+        datamodule_class=KnowledgeDataModule,
+        trainer_class=KnowledgeTrainer,
+        save_config_callback=RunConfig,
+        seed_everything_default=0,
+        trainer_defaults={"callbacks": [AnswerWriter(), LossWeightDistribution()]},
+        parser_class=SuggestingParser,
+        parser_kwargs={name: {"description": text} for name, text in (descriptions or {}).items()},
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=list(arguments),
+    )
+
+
+def _configure_logging() -> None:
+    """What a user wants to read of the first rank, and none of the libraries' remarks that need no action."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package = logging.getLogger("lit_semantic_peft")
+    package.handlers = [handler]
+    package.setLevel(logging.INFO if is_first_process() else logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # That a process has died, and that the others are ended for it, is told as a remark.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
+    for noise in (
+        ".*loftq_config.*",  # jsonargparse passes peft's defaults explicitly
+        ".*does not have many workers.*",  # batches are a lookup and a pad; workers would cost more
+        ".*LeafSpec.*",
+        ".*sync_dist=True.*",  # what is logged was reduced over the ranks before
+        ".*LightningCLI's args parameter.*",
+        ".*your dataloader is not resumable.*",  # the data module keeps its position, not the loader
+        ".*exists and is not empty.*",  # the run folder; its state was checked above
+    ):
+        warnings.filterwarnings("ignore", message=noise)
+    warnings.filterwarnings("ignore", module="jsonargparse.*")

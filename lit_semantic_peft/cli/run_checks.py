@@ -1,0 +1,87 @@
+"""What is checked before anything is loaded: settings that would be ignored, and the checkpoint."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_semantic_peft.compatibility import Situation, refuse_incompatible
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.reports import RunFolder
+
+logger = logging.getLogger(__name__)
+
+# The callbacks that every run has, by class name, and their sections of the YAML.
+_SECTIONS = {
+    "AdapterCheckpoint": "checkpoint",
+    "AdapterExport": "export",
+    "InterferenceMonitor": "interference",
+    "FactReport": "report",
+}
+
+
+def refuse_what_would_be_ignored(command: str, config: Any) -> None:
+    """Refuses settings that another one overrides, and those that the command line cannot do without.
+
+    Args:
+        command: The command.
+        config: Its configuration.
+
+    Raises:
+        InputError: If there is one.
+    """
+    has_none = config.trainer.get("enable_checkpointing") is False or bool(config.trainer.get("barebones"))
+    refuse_incompatible(Situation(stage=command, is_command_line=True, writes_checkpoints=not has_none))
+    callbacks = config.trainer.get("callbacks") or []
+    for one in callbacks if isinstance(callbacks, list) else [callbacks]:
+        section = _SECTIONS.get(str(one.get("class_path", "")).rpartition(".")[2])
+        if section is not None:
+            raise InputError(
+                f"`trainer.callbacks` names {one.class_path}, which every run has already. Its settings are the "
+                f"section `{section}`."
+            )
+
+
+def checkpoint_of(command: str, ckpt_path: str | None, run_folder: RunFolder) -> str | None:
+    """The checkpoint that `ckpt_path` means, which can be read; None to start from the beginning.
+
+    Args:
+        command: The command.
+        ckpt_path: `last`, or a file.
+        run_folder: The run's own folder.
+
+    Raises:
+        InputError: If there is none, or it cannot be read.
+    """
+    if ckpt_path is None:
+        return None
+    path = Path(ckpt_path)
+    if ckpt_path == "last":
+        path = run_folder.paths.last_checkpoint
+        if command == "fit" and not path.is_file() and run_folder.is_before_first_checkpoint():
+            logger.info("No checkpoint in %s yet: training starts from the beginning", run_folder.path)
+            return None
+        if not path.is_file():
+            raise InputError(
+                f"`ckpt_path` is `last`, but there is no {path}. Leave it out to start from the beginning, or "
+                "name the run folder by `--trainer.default_root_dir`."
+            )
+    elif path.is_dir():
+        raise InputError(
+            f"`ckpt_path` {str(path)!r} is a folder, as other tools write checkpoints; expected a file such as "
+            f"{RunFolder('runs/NAME').paths.last_checkpoint}."
+        )
+    elif not path.is_file():
+        raise InputError(f"`ckpt_path` {str(path)!r} is no checkpoint file.")
+    _check_readable(path)
+    return str(path)
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a truncated zip, a pickle of another tool, text: each has its own type
+        raise InputError(f"`ckpt_path` {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict) or "lit_semantic_peft" not in checkpoint:
+        raise InputError(f"`ckpt_path` {str(path)!r} was not written by lit-semantic-peft.")

@@ -1,0 +1,136 @@
+"""Data sets that collate what a sampler asks for, and the loaders around them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from lit_semantic_peft.data.plans import BatchPlan
+from lit_semantic_peft.data.prepared import PreparedFacts
+from lit_semantic_peft.data.samplers import MicroBatch, RankShard
+from lit_semantic_peft.evaluation.questions import Question
+from lit_semantic_peft.tokens import Batch, collate
+
+
+class FactBatches(Dataset[Batch]):
+    """Collates the rows that a sampler asks for, weighted as in an epoch; fillers get weight 0.
+
+    Args:
+        prepared: The facts.
+        pad_id: What fills up the shorter rows.
+        with_end: Whether the end token is a target too.
+        epoch: Number of the epoch, from 0.
+    """
+
+    def __init__(self, prepared: PreparedFacts, pad_id: int, with_end: bool, epoch: int = 0) -> None:
+        self._prepared = prepared
+        self._epoch = epoch
+        self._pad_id = pad_id
+        self._with_end = with_end
+
+    def __getitem__(self, micro_batch: MicroBatch) -> Batch:
+        rows = micro_batch.rows
+        weights = self._prepared.weights.at(rows, self._epoch, micro_batch.progress).tolist()
+        encoded = [self._prepared.encoded[row] for row in rows]
+        batch = collate(encoded, rows, self._pad_id, loss_weight=weights, with_end=self._with_end)
+        return batch.with_fillers(micro_batch.num_fillers) if micro_batch.num_fillers else batch
+
+
+class QuestionBatches(Dataset[list[Question]]):
+    """Hands out the questions that a sampler asks for.
+
+    Args:
+        questions: All questions.
+    """
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self._questions = questions
+
+    def __getitem__(self, micro_batch: MicroBatch) -> list[Question]:
+        return [self._questions[row] for row in micro_batch.rows]
+
+
+def loader(dataset: FactBatches | QuestionBatches, sampler: DistributedSampler[MicroBatch]) -> DataLoader[Any]:
+    """A loader of what the sampler asks for.
+
+    Args:
+        dataset: Gives a batch for each micro-batch.
+        sampler: Which micro-batches.
+    """
+    # Without a generator of its own a loader draws a seed, which it does not use, from the one that dropout draws from:
+    # a resumed run, which makes its loaders anew, would not be the same run.
+    return DataLoader(dataset, sampler=sampler, batch_size=None, generator=torch.Generator())
+
+
+def validation_loader(
+    prepared: PreparedFacts, pad_id: int, batches: BatchPlan, seed: int, *, world_size: int, rank: int
+) -> DataLoader[Batch]:
+    """The facts to measure after each epoch.
+
+    Args:
+        prepared: The facts.
+        pad_id: What fills up the shorter rows.
+        batches: How many facts are measured, and how many together.
+        seed: Of their choice.
+        world_size: Number of ranks.
+        rank: This rank.
+    """
+    rows = validation_rows(prepared.is_kept, batches.max_val_facts, seed)
+    lengths = [len(prepared.encoded[row]) for row in rows]
+    shard = RankShard(rows, lengths, batch_size=batches.eval_batch_size, world_size=world_size, rank=rank)
+    return loader(FactBatches(prepared, pad_id, with_end=False), shard)
+
+
+def question_loader(
+    questions: Sequence[Question], batches: BatchPlan, *, world_size: int, rank: int
+) -> DataLoader[list[Question]]:
+    """Questions, those of similar length together.
+
+    Args:
+        questions: All of them.
+        batches: How many are asked together.
+        world_size: Number of ranks.
+        rank: This rank.
+    """
+    lengths = [max(len(one.prompt_ids) + one.max_new_tokens, len(one.encoded or ())) for one in questions]
+    rows, size = range(len(questions)), batches.eval_batch_size
+    shard = RankShard(rows, lengths, batch_size=size, world_size=world_size, rank=rank)
+    return loader(QuestionBatches(questions), shard)
+
+
+def validation_rows(is_kept: np.ndarray, size: int, seed: int) -> list[int]:
+    """Which facts are measured after each epoch: at least half of them kept ones, where there are so many.
+
+    Args:
+        is_kept: Whether the filters kept a fact, bool `(n,)`.
+        size: How many facts to measure; all where there are fewer.
+        seed: Of the choice.
+
+    Returns:
+        Fact indices, ascending.
+    """
+    num_kept, num_others = is_kept.sum(), (~is_kept).sum()
+    # However few a filter keeps, they are measured: the best epoch is chosen by them.
+    share = round(size * num_kept / len(is_kept))
+    first = min(num_kept, max(share, -(-size // 2), size - num_others))
+    order = np.random.default_rng(seed).permutation(len(is_kept))
+    kept, others = order[is_kept[order]], order[~is_kept[order]]
+    return sorted([*kept[:first].tolist(), *others[: size - first].tolist()])
+
+
+def fact_batches(
+    prepared: PreparedFacts, rows: Sequence[int], batch_size: int, pad_id: int, *, with_end: bool = True
+) -> list[Batch]:
+    """The training form of some facts, in the given order, for measurements beside the training.
+
+    Args:
+        prepared: The facts.
+        rows: Fact indices.
+        batch_size: Facts per batch.
+        pad_id: What fills up the shorter rows.
+        with_end: Whether the end token is a target too.
+    """
+    dataset = FactBatches(prepared, pad_id, with_end)
+    return [dataset[MicroBatch(tuple(rows[start : start + batch_size]))] for start in range(0, len(rows), batch_size)]

@@ -1,0 +1,64 @@
+"""Settings that have moved into a group: their old names are errors that say the new ones."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
+from lit_semantic_peft.errors import InputError
+
+P = ParamSpec("P")
+
+_GROUPS = {
+    "encoding": ("template", "append_eos", "max_length", "chat_template_kwargs"),
+    "selection": ("distance", "more_distances", "filters", "weighting", "strata", "deferred_from_epoch"),
+    "batches": ("micro_batch_size", "bucket_steps", "mix_strata", "eval_batch_size", "max_val_facts"),
+}
+_OF_BASE_MODEL = ("revision", "dtype", "trust_remote_code")
+
+MOVED = {
+    **{f"data.{name}": f"data.{group}.{name}" for group, names in _GROUPS.items() for name in names},
+    **{f"model.{name}": f"model.base_model.{name}" for name in _OF_BASE_MODEL},
+    **{f"data.{name}": f"model.base_model.{name}" for name in _OF_BASE_MODEL},
+}
+"""New names by old ones, as they stand in a YAML file."""
+
+
+def moved_to(key: str) -> str | None:
+    """What to say to an old name, None where the name is none.
+
+    Args:
+        key: As on the command line, such as `data.weighting.init_args.gamma`.
+    """
+    section, _, rest = key.partition(".")
+    old = f"{section}.{rest.partition('.')[0]}"
+    return f"`{old}` is now `{MOVED[old]}`" if old in MOVED else None
+
+
+def refuse_moved(section: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Makes an `__init__` refuse the old names of its arguments.
+
+    Args:
+        section: The section of the YAML that the class is built from: `data` or `model`.
+
+    Returns:
+        The decorator; what it decorates raises `InputError` for an old name.
+    """
+
+    def decorated(init: Callable[P, None]) -> Callable[P, None]:
+        @wraps(init)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> None:
+            for name in kwargs:
+                if (said := moved_to(f"{section}.{name}")) is not None:
+                    raise InputError(f"{said}; in Python {_in_python(MOVED[f'{section}.{name}'])}.")
+            init(*args, **kwargs)
+
+        return checked
+
+    return decorated
+
+
+def _in_python(key: str) -> str:
+    section, group, name = key.split(".")
+    plan = {"encoding": "EncodingPlan", "selection": "SelectionPlan", "batches": "BatchPlan", "base_model": "BaseModel"}
+    taker = "SemanticPeftModule" if section == "model" else "KnowledgeDataModule"
+    return f"`{taker}({group}={plan[group]}({name}=...))`"

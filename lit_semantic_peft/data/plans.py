@@ -1,0 +1,90 @@
+"""The settings of `KnowledgeDataModule`, in groups: how facts are tokenized, which are trained, and in what batches."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.semantics import Distance, FactFilter, Strata, Weighting
+from lit_semantic_peft.tokens import Template
+
+
+@dataclass(frozen=True)
+class EncodingPlan:
+    """How facts become tokens.
+
+    Args:
+        template: `none`, or `chat` for the tokenizer's chat template.
+        append_eos: Whether an answer is taught to end.
+        max_length: Longest fact in tokens; a longer one is an error. None for what the model takes.
+        chat_template_kwargs: What the chat template is given beside the turns, such as `enable_thinking: false`, or
+            `date_string` where it prints the day's date.
+    """
+
+    template: Template = "none"
+    append_eos: bool = True
+    max_length: int | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class SelectionPlan:
+    """Which facts are trained, and what each of them weighs.
+
+    Args:
+        distance: What filters and weightings go by; `ExpectedEmbeddingDistance` where None.
+        more_distances: Further distances to measure and report. `Surprisal` is always measured.
+        filters: Applied in order, each to what the one before left; nothing is dropped where None.
+        weighting: From distance to loss weight; `Uniform` where None.
+        strata: How the strata of the facts are found, a column of the fact table; None to find them (with the settings
+            of `Strata()`) only if a filter or `batches.mix_strata` needs them.
+        deferred_from_epoch: Epoch (from 0) from which the dropped facts are trained too, each once an epoch, weighted
+            among all facts of the epoch; None for never. Facts that were dropped as known already, as near-duplicates
+            or as contradictions stay dropped.
+
+    Raises:
+        InputError: If `deferred_from_epoch` is below 1.
+    """
+
+    distance: Distance | None = None
+    more_distances: list[Distance] | None = None
+    filters: list[FactFilter] | None = None
+    weighting: Weighting | None = None
+    strata: Strata | None = None
+    deferred_from_epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.deferred_from_epoch is not None and self.deferred_from_epoch < 1:
+            raise InputError(
+                f"`selection.deferred_from_epoch` must be at least 1, got {self.deferred_from_epoch}. Epochs count "
+                "from 0; facts that are to be trained from the first one on need no filter."
+            )
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which facts run together.
+
+    Args:
+        micro_batch_size: Facts per forward pass of one process. Facts per optimizer step are this times
+            `trainer.accumulate_grad_batches` times the number of processes.
+        bucket_steps: Optimizer steps whose facts are sorted by length together, which saves padding.
+        mix_strata: Whether every optimizer step gets each stratum's share of facts, instead of facts of like length.
+        eval_batch_size: Facts per forward pass of scoring and evaluation.
+        max_val_facts: How many facts, chosen by `data.seed`, are measured after each epoch, at least half of them kept
+            ones where there are so many; all are measured in the end.
+
+    Raises:
+        InputError: If a number is below 1.
+    """
+
+    micro_batch_size: int = 16
+    bucket_steps: int = 8
+    mix_strata: bool = False
+    eval_batch_size: int = 64
+    max_val_facts: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batch_size", "bucket_steps", "eval_batch_size", "max_val_facts"):
+            value = getattr(self, name)
+            if value < 1:
+                raise InputError(f"`batches.{name}` must be at least 1, got {value}")

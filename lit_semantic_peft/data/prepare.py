@@ -1,0 +1,222 @@
+"""From a set of facts to what is trained: read, tokenize once, score, select, weigh. Knows nothing of Lightning."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+
+from lit_semantic_peft.cache import ContentCache
+from lit_semantic_peft.data.features import MeasuredFeatures
+from lit_semantic_peft.data.planned_weights import PlannedWeights
+from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, SelectionPlan
+from lit_semantic_peft.data.prepared import PreparedFacts, is_deferrable
+from lit_semantic_peft.data.ranks import from_first_rank
+from lit_semantic_peft.data.scoring import all_distances, cached_scores, context_of
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.evaluation.plan import EvaluationPlan
+from lit_semantic_peft.evaluation.questions import Question, fact_questions
+from lit_semantic_peft.facts import Fact, facts_key, read_facts
+from lit_semantic_peft.files import content_key
+from lit_semantic_peft.models.base import BaseModel
+from lit_semantic_peft.semantics import (
+    Distance,
+    ExpectedEmbeddingDistance,
+    FactFilter,
+    NoFilter,
+    ScoredFacts,
+    Strata,
+    Uniform,
+    Weighting,
+    apply_filters,
+    weights_of,
+    with_strata,
+)
+from lit_semantic_peft.stopwatch import Stopwatch
+from lit_semantic_peft.tokens import EncodedFact, FactEncoder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReadFacts:
+    """Facts with everything that is tokenized of them.
+
+    Attributes:
+        facts: The facts, in order.
+        encoded: Their tokens.
+        questions: What the final evaluation asks of them.
+    """
+
+    facts: tuple[Fact, ...]
+    encoded: tuple[EncodedFact, ...]
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What decides which facts are trained and what each of them weighs: everything that a user sets of it.
+
+    Attributes:
+        facts: As `read_facts` takes it.
+        num_facts: How many to take, chosen by `seed`; None for all.
+        contradictions: `error` refuses facts with the same prompt and different targets, `keep` takes them.
+        dataset_split: Which split of a `datasets` folder or Hub data set.
+        seed: Of the choice of facts, and of the answers to choose from.
+        encoding: How facts become tokens.
+        selection: Distances, filters, weighting.
+        batches: How many facts are scored together, and whether their strata are needed.
+        evaluation: Which probes are asked.
+        cache: Where scores and features are kept.
+    """
+
+    facts: str
+    num_facts: int | None
+    contradictions: Literal["error", "keep"]
+    dataset_split: str
+    seed: int
+    encoding: EncodingPlan
+    selection: SelectionPlan
+    batches: BatchPlan
+    evaluation: EvaluationPlan
+    cache: ContentCache
+
+    @cached_property
+    def distances(self) -> list[Distance]:
+        """What is measured; filters and weighting go by the first."""
+        plan = self.selection
+        return all_distances(plan.distance or ExpectedEmbeddingDistance(), plan.more_distances or [])
+
+    @cached_property
+    def filters(self) -> list[FactFilter]:
+        """Applied in order."""
+        return self.selection.filters or [NoFilter()]
+
+    @cached_property
+    def weighting(self) -> Weighting:
+        """From distance to loss weight."""
+        return self.selection.weighting or Uniform()
+
+    @cached_property
+    def strata(self) -> Strata | None:
+        """How strata are found; None where nobody asks for them."""
+        is_needed = self.batches.mix_strata or any(one.needs_strata for one in self.filters)
+        return self.selection.strata or (Strata() if is_needed else None)
+
+    def read(self, encoder: FactEncoder) -> ReadFacts:
+        """Reads facts and tokenizes them and their probes: what cannot be tokenized is an error before training.
+
+        Args:
+            encoder: From `encoder_of`.
+
+        Raises:
+            InputError: If the facts cannot be read or tokenized.
+        """
+        fact_set = read_facts(
+            self.facts,
+            num_facts=self.num_facts,
+            seed=self.seed,
+            dataset_split=self.dataset_split,
+            contradictions=self.contradictions,
+        )
+        if fact_set.conversion:
+            logger.info("%s is in a published format: %s", self.facts, fact_set.conversion)
+        for warning in fact_set.warnings:
+            logger.warning(warning)
+        encoded = tuple(encoder.encode_facts(fact_set.facts))
+        questions = tuple(fact_questions(fact_set.facts, encoder, self.evaluation, self.seed, encoded=encoded))
+        return ReadFacts(fact_set.facts, encoded, questions)
+
+    def prepare(
+        self, read: ReadFacts, base: BaseModel, encoder: FactEncoder, device: torch.device, stopwatch: Stopwatch
+    ) -> PreparedFacts:
+        """Scores, selects and weighs facts. A collective: the ranks share the scoring and agree on the selection.
+
+        Args:
+            read: From `read`.
+            base: The model that they are measured against.
+            encoder: How facts become tokens.
+            device: Where the base model runs.
+            stopwatch: Takes the time of scoring.
+
+        Raises:
+            InputError: If there is nothing to train, or a filter or weighting cannot be applied.
+        """
+        facts, encoded = read.facts, read.encoded
+        context = context_of(base, encoder, facts, encoded, self.batches.eval_batch_size, device)
+        measure = MeasuredFeatures(self.cache, base, context, facts)
+        with stopwatch.during("scoring"):
+            scored = cached_scores(facts, encoded, self.distances, base, context, self.cache)
+            if (strata := self.strata) is not None:
+                measured = scored
+                scored = from_first_rank(lambda: with_strata(measured, measure(strata, measured.fact_id)))
+        is_kept, reason = self._selected(facts, replace(scored, measure=measure))
+        self.weighting.prepare(self.distances[0], scored.distance[is_kept])
+        start, end = self._weigh(scored, is_kept)
+        late, deferred = self.selection.deferred_from_epoch, None
+        if late is not None:
+            is_deferred = is_deferrable(facts, reason)
+            deferred = self._weigh(scored, is_kept | is_deferred)
+            logger.info("Facts dropped but trained from epoch %d on: %d", late, is_deferred.sum())
+        num_kept, num_inject = int(is_kept.sum()), sum(fact.split == "inject" for fact in facts)
+        logger.info("Facts kept: %d, dropped: %d", num_kept, num_inject - num_kept)
+        key = content_key(
+            facts_key(facts), base.source.fingerprint, encoder.template, encoder.append_eos,
+            np.flatnonzero(is_kept).tolist(), start.tolist(), end.tolist(),
+            late, [weights.tolist() for weights in deferred or ()],
+            *([tokenized] if (tokenized := encoder.identity).keys() > {"template"} else []),
+        )  # fmt: skip
+        weights = PlannedWeights(start, end, late, deferred)
+        return PreparedFacts(facts, encoded, scored, is_kept, reason, weights, key)
+
+    def _selected(self, facts: Sequence[Fact], scored: ScoredFacts) -> tuple[np.ndarray, tuple[str | None, ...]]:
+        """Which facts the filters keep, and why each other one is not kept."""
+        inject = np.flatnonzero([fact.split == "inject" for fact in facts])
+        logger.info("Facts read: %d, of which %d to inject", len(facts), len(inject))
+        if not len(inject):
+            raise InputError(f"`facts` {self.facts!r} holds no fact with split `inject`, so there is nothing to train.")
+        selection = from_first_rank(lambda: apply_filters(self.filters, scored.take(inject)))
+        is_kept = np.zeros(len(facts), dtype=np.bool_)
+        is_kept[inject] = selection.kept
+        reason: list[str | None] = [fact.split for fact in facts]
+        for row, why in zip(inject, selection.reason, strict=True):
+            reason[row] = why
+        return is_kept, tuple(reason)
+
+    def _weigh(self, scored: ScoredFacts, is_trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Loss weights at the start and at the end of training, 0 for what is not trained."""
+        trained = scored.take(np.flatnonzero(is_trained))
+        start, end = np.zeros(len(scored)), np.zeros(len(scored))
+        for weight, weighting in zip((start, end), self.weighting.start_and_end, strict=True):
+            weight[is_trained] = weights_of(weighting, trained, is_rank_based=self.distances[0].is_rank_based)
+        return start, end
+
+
+def base_model_of(own: BaseModel | None, module: object) -> BaseModel:
+    """The base model that facts are measured against, its files found.
+
+    Args:
+        own: What the data module was given; None for what the module has.
+        module: What is trained, whose `base_model` it must be; None where there is no trainer.
+
+    Raises:
+        InputError: If there is none, it cannot be had, or the data module was given another one than the module.
+    """
+    trained = getattr(module, "base_model", None)
+    if not isinstance(trained, BaseModel):
+        if own is None:
+            raise InputError(
+                "`base_model` is missing: without a trainer whose module has one, KnowledgeDataModule must be told "
+                "which model the facts are measured against."
+            )
+        trained = own
+    if own is not None and not own.is_same_as(trained):
+        raise InputError(
+            f"`base_model` is {trained} in the module and {own} in the data module; facts would be measured against "
+            "another model than the one that is trained. Name it in the module alone."
+        )
+    _ = trained.source  # found now, where a failure is one of all ranks
+    return trained

@@ -1,0 +1,386 @@
+"""How far facts are from a base model: from the cache, or measured in parts that the ranks share; and `score`."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from peft import PeftModel
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_semantic_peft.cache import ContentCache, cache_folder
+from lit_semantic_peft.data.measures import identity
+from lit_semantic_peft.data.plans import EncodingPlan
+from lit_semantic_peft.data.ranks import agreed, from_all_ranks, from_first_rank, my_share
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import Fact, facts_key, read_facts
+from lit_semantic_peft.models.base import BaseModel, num_positions, stop_ids
+from lit_semantic_peft.models.base_files import DEFAULT_BASE_MODEL
+from lit_semantic_peft.models.modes import modes_restored
+from lit_semantic_peft.semantics import (
+    SCORING_VERSION,
+    Distance,
+    ExpectedEmbeddingDistance,
+    ScoredFacts,
+    ScoringContext,
+    Surprisal,
+    score_facts,
+    scoring_parts,
+)
+from lit_semantic_peft.tokens import EncodedFact, FactEncoder
+
+logger = logging.getLogger(__name__)
+
+_DISTANCE_PREFIX = "distance_"
+_DEFAULT_ENCODING = EncodingPlan()
+
+
+@dataclass(frozen=True)
+class FactScores:
+    """What a model says of facts, a row per fact.
+
+    Attributes:
+        facts: The facts, in order.
+        scored: What was measured.
+    """
+
+    facts: tuple[Fact, ...]
+    scored: ScoredFacts
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def to_arrow(self) -> pa.Table:
+        """The table.
+
+        Returns:
+            Columns `fact_id`, `subject`, `relation`, `prompt`, `target`, `split`; `distance_<name>` for each distance;
+            `base_nll` (nats per target token), `is_known` (whether the model says the target by itself) and
+            `base_answer` (what it says).
+        """
+        about = ("subject", "relation", "prompt", "target", "split")
+        return pa.table(
+            {
+                "fact_id": list(self.scored.fact_id),
+                **{name: [getattr(fact, name) for fact in self.facts] for name in about},
+                **{_DISTANCE_PREFIX + name: values for name, values in self.scored.distances.items()},
+                "base_nll": self.scored.base_nll,
+                "is_known": self.scored.is_known,
+                "base_answer": list(self.scored.base_answer),
+            }
+        )
+
+    def to_pandas(self) -> Any:
+        """The same as a data frame; needs pandas."""
+        return self.to_arrow().to_pandas()
+
+
+def score(
+    facts: str | Sequence[Fact],
+    model: BaseModel | str | PreTrainedModel | PeftModel = DEFAULT_BASE_MODEL,
+    distances: Sequence[Distance] | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    num_facts: int | None = None,
+    seed: int = 0,
+    encoding: EncodingPlan = _DEFAULT_ENCODING,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    cache_dir: str | Path | None = None,
+) -> FactScores:
+    """How far facts are from a model, how likely it finds them, and which of them it knows. Trains nothing.
+
+    The scores of a model that is given by name come from the cache, where they are, and are kept there.
+
+    Args:
+        facts: A built-in set, a file, a folder or a Hub data set, as `read_facts` takes it; or facts.
+        model: A base model; or one that is loaded, with or without an adapter, which is used as it is and where it is.
+        distances: What to measure; `ExpectedEmbeddingDistance` where None. `Surprisal` is always measured.
+        tokenizer: Of a model that is loaded.
+        num_facts: How many of the facts to take, chosen by `seed`; None for all.
+        seed: Of that choice.
+        encoding: How facts become tokens.
+        batch_size: Facts per forward pass.
+        device: Where a model that is given by name runs; None for the first GPU, else the CPU.
+        cache_dir: Where scores are kept; the user's cache where None.
+
+    Raises:
+        InputError: If the facts or the model cannot be used, or a loaded model comes without its tokenizer.
+
+    Example:
+        >>> table = score("world", num_facts=8)  # doctest: +SKIP
+        >>> table.to_pandas().sort_values("distance_ExpectedEmbeddingDistance")  # doctest: +SKIP
+    """
+    if isinstance(facts, str):
+        facts = read_facts(facts, num_facts=num_facts, seed=seed, contradictions="keep").facts
+    elif num_facts is not None:
+        raise InputError("`num_facts` chooses from a set that is named; take a part of the facts instead.")
+    if not facts:
+        raise InputError("`facts` is empty, so there is nothing to score.")
+    first, *more = distances or [ExpectedEmbeddingDistance()]
+    measured = all_distances(first, more)
+    if isinstance(model, (BaseModel, str)):
+        if tokenizer is not None:
+            raise InputError(
+                "`tokenizer` belongs to a model that is loaded; a base model brings its own. Leave it out."
+            )
+        base = BaseModel.of(model)
+        encoder = encoder_of(base, encoding)
+        encoded = encoder.encode_facts(facts)
+        context = context_of(base, encoder, facts, encoded, batch_size, default_device(device))
+        cache = ContentCache(cache_dir or cache_folder() / "scores")
+        return FactScores(tuple(facts), cached_scores(facts, encoded, measured, base, context, cache))
+    encoder = encoder_of_loaded(model, tokenizer, encoding)
+    with modes_restored(model):
+        scored = score_facts(model.eval(), encoder, facts, measured, batch_size=batch_size)
+    return FactScores(tuple(facts), scored)
+
+
+def default_device(device: str | torch.device | None = None) -> torch.device:
+    """The first GPU, else the CPU, where none is given.
+
+    Args:
+        device: The one that is asked for.
+    """
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def all_distances(first: Distance, more: Sequence[Distance]) -> list[Distance]:
+    """What is measured: the configured distance first, surprisal always, no name twice.
+
+    Args:
+        first: What filters and weightings go by.
+        more: Further ones.
+
+    Raises:
+        InputError: If a distance is given twice with different settings.
+    """
+    distances = [first]
+    for distance in (*more, Surprisal()):
+        known = {other.name: other for other in distances}
+        if distance.name not in known:
+            distances.append(distance)
+        elif vars(distance) != vars(known[distance.name]):
+            raise InputError(
+                f"`more_distances` has {distance.name} twice with different settings; tables name columns by it"
+            )
+    return distances
+
+
+def encoder_of(base: BaseModel, encoding: EncodingPlan) -> FactEncoder:
+    """How facts become the tokens of a base model.
+
+    Args:
+        base: The base model.
+        encoding: The user's settings.
+
+    Raises:
+        InputError: If the model cannot be had, or the settings do not fit its tokenizer.
+    """
+    encoder = _encoder(base.load_tokenizer(), encoding, base.load_stop_ids(), base.load_num_positions())
+    if encoder.depends_on_the_day:
+        logger.warning(
+            "The chat template of %s prints the day's date: prompts differ from day to day, and scores and answers "
+            "from the cache are those of the day on which they were measured. Set "
+            "`data.encoding.chat_template_kwargs` to `{date_string: 26 Jul 2024}` if the template reads `date_string` "
+            "(Llama 3 does), else take the date out of the template.",
+            base.name,
+        )
+    return encoder
+
+
+def encoder_of_loaded(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, encoding: EncodingPlan
+) -> FactEncoder:
+    """How facts become the tokens of a model that is loaded already.
+
+    Args:
+        model: The model, with or without an adapter.
+        tokenizer: The model's.
+        encoding: The user's settings.
+
+    Raises:
+        InputError: If there is no tokenizer, or the settings do not fit it.
+    """
+    if tokenizer is None:
+        raise InputError("`tokenizer` is missing: a model that is loaded needs the tokenizer that it was trained with.")
+    return _encoder(tokenizer, encoding, stop_ids(model.generation_config), num_positions(model.config))
+
+
+def _encoder(
+    tokenizer: PreTrainedTokenizerBase, encoding: EncodingPlan, stop_ids: Sequence[int], num_positions: int | None
+) -> FactEncoder:
+    return FactEncoder(
+        tokenizer,
+        encoding.template,
+        encoding.append_eos,
+        encoding.max_length,
+        stop_ids=stop_ids,
+        num_positions=num_positions,
+        chat_template_kwargs=encoding.chat_template_kwargs,
+    )
+
+
+def context_of(
+    base: BaseModel,
+    encoder: FactEncoder,
+    facts: Sequence[Fact],
+    encoded: Sequence[EncodedFact],
+    batch_size: int,
+    device: torch.device,
+) -> ScoringContext:
+    """What facts are measured with; the base model is loaded when something has to be measured.
+
+    Args:
+        base: The base model.
+        encoder: How facts become tokens.
+        facts: The facts.
+        encoded: Their tokens.
+        batch_size: Facts per forward pass.
+        device: Where the base model runs.
+    """
+    tokens = {fact.id: one for fact, one in zip(facts, encoded, strict=True)}
+    return ScoringContext(lambda: base.load().to(device), encoder, batch_size, tokens)
+
+
+def score_manifest(
+    facts: Sequence[Fact], base: BaseModel, encoder: FactEncoder, distances: Sequence[Distance]
+) -> dict[str, Any]:
+    """Everything that the scores depend on, as plain data.
+
+    Args:
+        facts: The facts, in order.
+        base: The base model.
+        encoder: How facts become tokens.
+        distances: What is measured.
+    """
+    return {
+        "facts": facts_key(facts),
+        "num_facts": len(facts),
+        "base_model": base.source.public_name,
+        "base_fingerprint": base.source.fingerprint,
+        "dtype": base.dtype,
+        **encoder.identity,
+        "distances": [identity(distance) for distance in distances],
+        "scoring_version": SCORING_VERSION,
+    }
+
+
+def cached_scores(
+    facts: Sequence[Fact],
+    encoded: Sequence[EncodedFact],
+    distances: Sequence[Distance],
+    base: BaseModel,
+    context: ScoringContext,
+    cache: ContentCache,
+) -> ScoredFacts:
+    """Scores from the cache of the first rank; what it lacks is computed, a share of the parts on each rank.
+
+    Each part is written down at once, so that a killed job goes on with the parts that are there. A collective.
+
+    Args:
+        facts: The facts, in order.
+        encoded: Their tokens.
+        distances: What is measured; the first becomes the table's `distance`.
+        base: The base model.
+        context: What is measured with.
+        cache: Where scores are kept.
+
+    Returns:
+        One row per fact, in order; the numbers do not depend on how many ranks there are.
+    """
+    manifest = score_manifest(facts, base, context.encoder, distances)
+    parts = scoring_parts(encoded, context.batch_size)
+    first = distances[0].name
+
+    def cached() -> ScoredFacts | dict[int, ScoredFacts]:
+        whole = cache.load_table(manifest)
+        if whole is not None:
+            return scored_from_table(whole, first)
+        found = {}
+        for number, rows in enumerate(parts):
+            table = cache.load_part(manifest, number)
+            part = None if table is None else scored_from_table(table, first)
+            # A part that was cut in another way counts as absent.
+            if part is not None and part.fact_id == tuple(facts[row].id for row in rows):
+                found[number] = part
+        return found
+
+    def score_parts(numbers: Sequence[int]) -> dict[int, ScoredFacts]:
+        scored: dict[int, ScoredFacts] = {}
+        total = sum(len(parts[number]) for number in numbers)
+        with tqdm(total=total, desc="Scoring facts", unit="fact", disable=not is_first) as bar:
+            for number in numbers:
+                scored[number] = score_facts(
+                    context.model,
+                    context.encoder,
+                    [facts[row] for row in parts[number]],
+                    distances,
+                    encoded=[encoded[row] for row in parts[number]],
+                    batch_size=context.batch_size,
+                    on_batch=bar.update,
+                )
+                cache.store_part(manifest, number, scores_table(scored[number]))
+        return scored
+
+    known = from_first_rank(cached)
+    if isinstance(known, ScoredFacts):
+        logger.info("Scores of %d facts come from the cache; no model was touched", len(facts))
+        return known
+    if known:
+        logger.info("Scores of %d facts are there from an earlier job", sum(map(len, known.values())))
+    mine, is_first = my_share([number for number in range(len(parts)) if number not in known])
+    for others in from_all_ranks(agreed(lambda: score_parts(mine))):
+        known |= others
+    table = ScoredFacts.concatenate([known[number] for number in range(len(parts))])
+    row_of = {fact_id: row for row, fact_id in enumerate(table.fact_id)}
+    scored = table.take(np.array([row_of[fact.id] for fact in facts]))
+    from_first_rank(lambda: cache.store_table(manifest, scores_table(scored)))
+    return scored
+
+
+def scores_table(scored: ScoredFacts) -> pa.Table:
+    """Scores as they are kept.
+
+    Args:
+        scored: The scores.
+    """
+    return pa.table(
+        {
+            "fact_id": list(scored.fact_id),
+            "relation": list(scored.relation),
+            "base_nll": scored.base_nll,
+            "is_known": scored.is_known,
+            "base_answer": list(scored.base_answer),
+            **{_DISTANCE_PREFIX + name: values for name, values in scored.distances.items()},
+        }
+    )
+
+
+def scored_from_table(table: pa.Table, distance: str) -> ScoredFacts:
+    """The scores that `scores_table` kept.
+
+    Args:
+        table: From `scores_table`.
+        distance: Name of the distance that filters and weightings go by.
+    """
+    columns: Mapping[str, list[Any]] = table.to_pydict()
+    distances = {
+        name.removeprefix(_DISTANCE_PREFIX): np.array(values, dtype=np.float64)
+        for name, values in columns.items()
+        if name.startswith(_DISTANCE_PREFIX)
+    }
+    return ScoredFacts(
+        fact_id=tuple(columns["fact_id"]),
+        relation=tuple(columns["relation"]),
+        distance=distances[distance],
+        base_nll=np.array(columns["base_nll"], dtype=np.float64),
+        is_known=np.array(columns["is_known"], dtype=np.bool_),
+        base_answer=tuple(columns["base_answer"]),
+        distances=distances,
+    )

