@@ -145,6 +145,12 @@ def test_a_distance_within_the_step_needs_whole_embeddings():
     refuse_incompatible(sharded(Proximity()))
 
 
+@pytest.mark.parametrize("distance", [ResponseDistance(), SentenceDistance()])
+def test_a_distance_of_answers_cannot_be_had_from_a_step(tiny_model, facts_file, distance):
+    with pytest.raises(InputError, match=f"Online needs .* {distance.name} needs generated answers"):
+        fit(tiny_model, facts_file, data={"weighting": Online(Proximity()), "distance": distance})
+
+
 def test_prefixes_and_checkpointed_layers_exclude_each_other(tiny_model, facts_file):
     settings = {"gradient_checkpointing": True, "peft_config": PrefixTuningConfig(num_virtual_tokens=2)}
     with pytest.raises(InputError, match="`gradient_checkpointing` cannot be used with PrefixTuningConfig"):
