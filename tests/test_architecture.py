@@ -1,6 +1,7 @@
 """The order in which the folders of the package may import each other, held by reading every import."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -171,3 +172,12 @@ def test_reports_need_no_tensor():
 
 def test_facts_need_no_tensor():
     assert loaded_by(f"import {PACKAGE}.facts") & {"torch", "lightning", "transformers", "peft"} == set()
+
+
+def test_a_name_that_is_loaded_when_used_is_not_that_of_a_module():
+    """Importing a module sets its name in the package, where it would hide a function of the same name."""
+    for path in ROOT.rglob("__init__.py"):
+        package = importlib.import_module(".".join([PACKAGE, *path.parent.relative_to(ROOT).parts]))
+        if "__getattr__" in vars(package):
+            beside = {found.stem for found in path.parent.glob("*.py")}
+            assert not beside & set(package.__all__), path

@@ -65,12 +65,7 @@ class KnowledgeTrainer(Trainer):
         Raises:
             InputError: If the facts or settings cannot be used.
         """
-        refuse_incompatible(
-            situation_of(
-                self, "score", selection=datamodule.selection, batches=datamodule.batches,
-                weighting=datamodule.weighting, distance=datamodule.distances[0],
-            )
-        )  # fmt: skip
+        refuse_incompatible(situation_of(self, "score", datamodule.preparation))
         if warmup_steps < 0:
             raise InputError(f"`warmup_steps` must be at least 0, got {warmup_steps}")
         if num_conflict_facts < 2:

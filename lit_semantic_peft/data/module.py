@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lit_semantic_peft.cache import ContentCache, cache_folder
-from lit_semantic_peft.compatibility import refuse_incompatible
 from lit_semantic_peft.data.loaders import FactBatches, fact_batches, loader, question_loader, validation_loader
 from lit_semantic_peft.data.moved import refuse_moved
 from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, SelectionPlan
@@ -21,8 +20,8 @@ from lit_semantic_peft.data.prepared import PreparedFacts
 from lit_semantic_peft.data.questions import answer_manifest, final_questions
 from lit_semantic_peft.data.ranks import agreed
 from lit_semantic_peft.data.scoring import default_device, encoder_of
-from lit_semantic_peft.data.situation import situation_of
-from lit_semantic_peft.data.steps import planned_steps, prepare_trainer
+from lit_semantic_peft.data.situation import check_trainer
+from lit_semantic_peft.data.steps import planned_steps
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
 from lit_semantic_peft.evaluation.questions import Question, fact_questions, prompt_questions
@@ -132,13 +131,7 @@ class KnowledgeDataModule(LightningDataModule):
         if stage == "fit":
             self._position = (0, 0)  # forgets where an earlier training was resumed; a checkpoint is read after this
         if self.trainer and stage:
-            refuse_incompatible(
-                situation_of(
-                    self.trainer, stage, selection=self.selection, batches=self.batches,
-                    weighting=self.weighting, distance=self.distances[0],
-                )
-            )  # fmt: skip
-            prepare_trainer(self.trainer, self.selection.deferred_from_epoch)
+            check_trainer(self.trainer, stage, self.preparation)
         with self.stopwatch.during("setup"):
             base = agreed(self._find_base_model)
             if self._base is None or not self._base.is_same_as(base):
@@ -163,12 +156,10 @@ class KnowledgeDataModule(LightningDataModule):
 
     @override
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Facts to measure after each epoch: all of them, or `max_val_facts` chosen by `seed`."""
         return validation_loader(self.prepared, self.encoder.pad_id, self.batches, self.seed, **self._ranks)
 
     @override
     def test_dataloader(self) -> DataLoader[list[Question]]:
-        """All questions of the final evaluation, about kept and dropped facts."""
         return question_loader(self.questions, self.batches, **self._ranks)
 
     @override
@@ -191,20 +182,12 @@ class KnowledgeDataModule(LightningDataModule):
         return self._questions
 
     def retain(self, rows: Sequence[int]) -> None:
-        """Notes which facts training retains (KL), so that retention is not measured on them.
-
-        Args:
-            rows: Fact indices.
-        """
+        """Notes the indices of facts that training retains (KL), so that retention is not measured on them."""
         self._prepared = replace(self.prepared, retained_index=tuple(rows))
         self._questions = None
 
     def answer_manifest(self, version: int) -> dict[str, Any]:
-        """Everything that the base model's answers depend on, as plain data.
-
-        Args:
-            version: Raised whenever the evaluation gives another answer than before.
-        """
+        """Everything that the base model's answers depend on, as plain data; `version` is the evaluation's."""
         return answer_manifest(
             self.questions,
             self.evaluation,
@@ -230,7 +213,6 @@ class KnowledgeDataModule(LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The position in training: the epoch, and how many of its micro-batches each rank has done."""
         assert self.trainer is not None
         loop = self.trainer.fit_loop
         epoch, progress = self.trainer.current_epoch, loop.epoch_progress.current

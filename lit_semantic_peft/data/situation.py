@@ -5,30 +5,38 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
-from lit_semantic_peft.compatibility import Situation
-from lit_semantic_peft.data.plans import BatchPlan, SelectionPlan
-from lit_semantic_peft.semantics import Distance, Weighting
+from lit_semantic_peft.compatibility import Situation, refuse_incompatible
+from lit_semantic_peft.data.prepare import Preparation
+from lit_semantic_peft.errors import InputError
 
 
-def situation_of(
-    trainer: Trainer,
-    stage: str,
-    *,
-    selection: SelectionPlan,
-    batches: BatchPlan,
-    weighting: Weighting,
-    distance: Distance,
-) -> Situation:
+def check_trainer(trainer: Trainer, stage: str, preparation: Preparation) -> None:
+    """Refuses what cannot go together, and makes Lightning build a loader for each epoch if epochs differ in length.
+
+    Args:
+        trainer: The trainer, before anything is read or scored.
+        stage: As in `situation_of`.
+        preparation: The data module's settings.
+
+    Raises:
+        InputError: For the first rule of `compatibility` that is broken.
+    """
+    if trainer.accumulate_grad_batches < 1:
+        raise InputError(f"`accumulate_grad_batches` must be at least 1, got {trainer.accumulate_grad_batches}")
+    refuse_incompatible(situation_of(trainer, stage, preparation))
+    if preparation.selection.deferred_from_epoch is not None:
+        trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+
+
+def situation_of(trainer: Trainer, stage: str, preparation: Preparation) -> Situation:
     """The situation of a trainer and its data module; the trainer's module adds its own fields, if it has any.
 
     Args:
         trainer: The trainer.
         stage: `fit`, `validate`, `test`, `predict` or `score`.
-        selection: Which facts are trained.
-        batches: Which facts run together.
-        weighting: From distance to loss weight.
-        distance: What the weighting reads.
+        preparation: The data module's settings.
     """
+    selection, weighting, distance = preparation.selection, preparation.weighting, preparation.distances[0]
     of_trainer: Any = trainer
     start, end = weighting.start_and_end
     inner = getattr(weighting, "weighting", weighting)  # inside `Online`, which applies it to the step's own logits
@@ -53,7 +61,7 @@ def situation_of(
         distance_needs_answers=distance.needs_answers,
         is_scheduled=start is not end,
         deferred_from_epoch=selection.deferred_from_epoch,
-        mix_strata=batches.mix_strata,
+        mix_strata=preparation.batches.mix_strata,
     )
     complete = getattr(trainer.lightning_module, "complete_situation", None)
     return situation if complete is None else complete(situation)

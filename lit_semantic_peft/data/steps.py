@@ -9,22 +9,6 @@ from lit_semantic_peft.data.samplers import StepPlan
 from lit_semantic_peft.errors import InputError
 
 
-def prepare_trainer(trainer: Trainer, deferred_from_epoch: int | None) -> None:
-    """Makes Lightning build a loader for each epoch if epochs differ in length.
-
-    Args:
-        trainer: The trainer.
-        deferred_from_epoch: Epoch from which dropped facts are trained too; None for never.
-
-    Raises:
-        InputError: If the trainer accumulates fewer than one micro-batch.
-    """
-    if trainer.accumulate_grad_batches < 1:
-        raise InputError(f"`accumulate_grad_batches` must be at least 1, got {trainer.accumulate_grad_batches}")
-    if deferred_from_epoch is not None:
-        trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
-
-
 def planned_steps(prepared: PreparedFacts, batches: BatchPlan, seed: int, trainer: Trainer | None) -> StepPlan:
     """The optimizer steps of a training; without a trainer those of one process without a limit.
 

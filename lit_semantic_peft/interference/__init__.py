@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         time_forward_and_backward,
     )
     from lit_semantic_peft.interference.sketch import GradientSketch, gradient_sketch, sketch_error, sketch_influence
-    from lit_semantic_peft.interference.warm_up import warm_up
+    from lit_semantic_peft.interference.warming_up import warm_up
 
 # Loaded when first used: reports read the matrix of a run, and need no torch for it.
 _MODULE_OF = {
@@ -51,7 +51,7 @@ _MODULE_OF = {
     "gradient_sketch": "sketch",
     "sketch_error": "sketch",
     "sketch_influence": "sketch",
-    "warm_up": "warm_up",
+    "warm_up": "warming_up",
 }
 
 __all__ = [

@@ -145,7 +145,7 @@ def test_filter_keeps_named_strata_and_says_what_is_missing():
     facts = table(np.zeros(4), stratum=STRATA)
     assert StrataFilter(["MaybeKnown", "Unknown"]).select(facts).reason == ("highly_known", None, "weakly_known", None)
     assert same_in_any_order(StrataFilter(["Unknown"]), facts)
-    with pytest.raises(InputError, match=r"set `data\.strata`"):
+    with pytest.raises(InputError, match=r"set `data\.selection\.strata`"):
         StrataFilter(["Unknown"]).select(table(np.zeros(2)))
     for strata in ([], ["Known"], list(STRATA)):
         with pytest.raises(InputError, match="`keep_strata`"):
