@@ -16,7 +16,9 @@ from lit_semantic_peft.semantics import (
     Online,
     Proximity,
     Remoteness,
+    ResponseDistance,
     Scheduled,
+    SentenceDistance,
     Uniform,
 )
 from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, ShardedBaseStrategy
