@@ -153,6 +153,15 @@ def test_every_folder_is_a_stage_and_holds_something_real():
         assert (ROOT / f"{name}.py").is_file()
 
 
+MOST_LINES = {"data/module.py": 250, "training/module.py": 350, "callbacks/fact_report.py": 200}
+
+
+def test_no_file_is_too_long_to_read():
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in ROOT.rglob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > MOST_LINES.get(name, 450)} == {}
+    assert MOST_LINES.keys() <= lengths.keys()
+
+
 def loaded_by(statement):
     """Names of the heavy packages that a fresh interpreter has loaded after a statement."""
     code = f"{statement}\nimport sys\nprint(*sorted(set({sorted(HEAVY)}) & set(sys.modules)))"

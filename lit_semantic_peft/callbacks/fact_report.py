@@ -142,20 +142,17 @@ class FactReport(FreshCallback):
         )
         if self._is_table_due(trainer):
             assert isinstance(pl_module, SemanticPeftModule)
-            # metrics: all ranks take part
-            columns = fact_columns(trainer, pl_module) | self._epoch_columns
+            columns = fact_columns(trainer, pl_module) | self._epoch_columns  # metrics: all ranks take part
             if trainer.is_global_zero:
                 log_fact_table(trainer, fact_table(columns), self.wandb_rows, with_text=self.log_fact_text)
-        self._epoch_columns = {}
-        self._is_validated = False
+        self._epoch_columns, self._is_validated = {}, False
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what is known without asking questions, also of a resumed run that had nothing left to train."""
         self._stopwatch.start("evaluation")
         assert isinstance(pl_module, SemanticPeftModule)
-        prepared = pl_module.data.prepared
-        first_late = prepared.weights.deferred_from_epoch
+        first_late = pl_module.data.prepared.weights.deferred_from_epoch
         if first_late is not None and trainer.current_epoch <= first_late:
             logger.warning(
                 "Training ended after %d epochs, so what the filters dropped never came back: `trained_from_epoch` and "
