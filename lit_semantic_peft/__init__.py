@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_semantic_peft import interference, metrics, semantics
     from lit_semantic_peft.callbacks import AdapterExport, FactReport, InterferenceMonitor
-    from lit_semantic_peft.data import BatchPlan, EncodingPlan, KnowledgeDataModule, SelectionPlan, score
+    from lit_semantic_peft.data import (
+        BatchPlan,
+        EncodingPlan,
+        KnowledgeDataModule,
+        SelectionPlan,
+        interference_matrix,
+        score,
+    )
     from lit_semantic_peft.errors import InputError
     from lit_semantic_peft.evaluation import EvaluationPlan
     from lit_semantic_peft.facts import Fact, read_facts, write_facts
@@ -46,6 +53,7 @@ _MODULE_OF = {
     "build_report": "reports",
     "compare_runs": "reports",
     "export_run": "reports.export",
+    "interference_matrix": "data",
     "read_facts": "facts",
     "score": "data",
     "write_facts": "facts",
@@ -73,6 +81,7 @@ __all__ = [
     "compare_runs",
     "export_run",
     "interference",
+    "interference_matrix",
     "metrics",
     "read_facts",
     "score",

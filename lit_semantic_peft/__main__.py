@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the program's name; the process's own arguments where None.
 
     Returns:
-        The exit status: 0, 2 where the input cannot be used (said in one message, without a traceback), or 130 after
+        The exit status: 0, 2 where the input cannot be used (one message, without a traceback), or 130 after
         Ctrl+C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hint = f"did you mean {near[0]!r}?" if near else "see lit-semantic-peft --help"
             raise InputError(f"there is no command {command!r}; {hint}")
     except InputError as error:
-        if _rank() == 0:  # every rank fails alike; one says so
+        if _rank() == 0:  # every rank fails alike; one reports it
             print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

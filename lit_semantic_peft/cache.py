@@ -1,4 +1,4 @@
-"""Numbers that are expensive to compute, kept under a key of everything that they depend on."""
+"""Numbers that are expensive to compute, stored under a key of everything that they depend on."""
 
 import logging
 import os
@@ -31,8 +31,8 @@ def cache_folder() -> Path:
 class ContentCache:
     """A folder of tables and arrays, each beside a readable manifest of what it was computed from.
 
-    An entry is named by the content key of its manifest, so that it is found exactly when everything is the same. The
-    manifest is written first and every file appears whole: an entry without a manifest, or half of one, is never met.
+    An entry is named by the content key of its manifest, so that it is found exactly if everything is equal. The
+    manifest is written first, and every file appears whole: an entry is never seen without a manifest or incomplete.
     A damaged entry counts as absent and is named in the log.
 
     Args:
@@ -58,7 +58,7 @@ class ContentCache:
         return _read(self._path(manifest, ".parquet"), _table)
 
     def store_table(self, manifest: Mapping[str, Any], table: "pa.Table") -> None:
-        """Keeps a table, which ends its parts.
+        """Stores a table and deletes its parts.
 
         Args:
             manifest: As for `load_table`.
@@ -78,7 +78,7 @@ class ContentCache:
         return _read(self._part(manifest, number), _table)
 
     def store_part(self, manifest: Mapping[str, Any], number: int, table: "pa.Table") -> None:
-        """Keeps a part of a table until the table is whole.
+        """Stores a part of a table until the table is complete.
 
         Args:
             manifest: Of the whole table.
@@ -96,7 +96,7 @@ class ContentCache:
         return _read(self._path(manifest, ".npy"), _array)
 
     def store_array(self, manifest: Mapping[str, Any], array: "NDArray[np.float64]") -> None:
-        """Keeps an array.
+        """Stores an array.
 
         Args:
             manifest: As for `load_array`.

@@ -17,7 +17,7 @@ _READS_GRADIENTS = (
 
 @dataclass(frozen=True)
 class Situation:
-    """What a run is made of, as plain data: the rules look at nothing else. The defaults break no rule.
+    """The settings of a run, as plain data: the rules read nothing else. The defaults break no rule.
 
     Attributes:
         stage: `fit`, `validate`, `test`, `predict` or `score`.
@@ -36,9 +36,9 @@ class Situation:
         writes_checkpoints: Whether the trainer may write checkpoints.
         peft_config: Class name of the adapter's configuration.
         base_changing_setting: A setting of it that changes the base model itself, such as `bias: all`.
-        works_through_cache: Whether the adapter works through the key-value cache.
+        works_through_cache: Whether the adapter acts through the key-value cache.
         has_virtual_tokens: Whether the adapter puts virtual tokens before the input.
-        has_gradient_penalty: Whether the adapter adds a penalty to the gradient.
+        reads_gradients: Whether the adapter reads its gradients in training, as AdaLoRA does.
         adapter: Folder of an exported adapter to load; None for a new one.
         gradient_checkpointing: The module's.
         reuse_frozen_layers: The module's.
@@ -74,7 +74,7 @@ class Situation:
     base_changing_setting: str | None = None
     works_through_cache: bool = False
     has_virtual_tokens: bool = False
-    has_gradient_penalty: bool = False
+    reads_gradients: bool = False
     adapter: str | None = None
     gradient_checkpointing: bool = False
     reuse_frozen_layers: bool | None = None
@@ -200,7 +200,7 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.adapter is not None,
     ),
     Rule(
-        "`peft_config` that changes the base model (`bias`, PiSSA and its kin, `layer_replication`, ...)",
+        "`peft_config` that changes the base model (`bias`, PiSSA and the like, `layer_replication`, ...)",
         "`test`",
         "The adapter was made with `{base_changing_setting}`, which changes the base model itself, so that `test` has "
         "nothing to compare it with. `predict` and `export` take it.",
@@ -221,7 +221,7 @@ RULES: tuple[Rule, ...] = (
         "`peft_config` {peft_config} has virtual tokens, whose key-value cache the installed peft misreads, so that "
         "answers would be wrong. Install transformers<5.24, or use an adapter without virtual tokens, such as "
         "LoraConfig.",
-        lambda s: (s.has_virtual_tokens or s.works_through_cache) and s.misreads_virtual_tokens,
+        lambda s: s.has_virtual_tokens and s.misreads_virtual_tokens,
         _ALWAYS,
     ),
     # ------------------------------------------------- gradients of a scaled loss
@@ -229,7 +229,7 @@ RULES: tuple[Rule, ...] = (
         "AdaLoRA",
         "`trainer.precision: 16-mixed`",
         _READS_GRADIENTS.replace("{what}", "`peft_config: {peft_config}`"),
-        lambda s: s.has_gradient_penalty and s.precision == "16-mixed",
+        lambda s: s.reads_gradients and s.precision == "16-mixed",
     ),
     Rule(
         "`model.retain_weight`",
@@ -326,8 +326,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "`weighting: Online`",
         "a distance that needs answers",
-        "`weighting` Online needs a distance of the step's own logits; {distance} needs generated answers. Use another "
-        "distance, or the weighting without Online.",
+        "`weighting` Online needs a distance from the step's own logits; {distance} needs generated answers. Use "
+        "another `data.selection.distance`, or the weighting without Online.",
         lambda s: s.is_online and s.reads_distance and s.distance_needs_answers,
         (*_EVALUATED, "score"),
     ),
@@ -338,7 +338,7 @@ def refuse_incompatible(situation: Situation) -> None:
     """Checks every rule of the situation's stage.
 
     Args:
-        situation: What a run is made of.
+        situation: The settings of a run.
 
     Raises:
         InputError: For the first rule that is broken; it says why, and what to do instead.

@@ -28,7 +28,7 @@ class Stopwatch:
         self._since = 0.0
 
     def fresh(self) -> "Stopwatch":
-        """Another one that goes by the same clock."""
+        """Another stopwatch with the same clock."""
         return Stopwatch(self._clock)
 
     @property

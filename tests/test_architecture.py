@@ -1,6 +1,7 @@
 """The order in which the folders of the package may import each other, held by reading every import."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,15 @@ def test_every_folder_is_a_stage_and_holds_something_real():
         assert (ROOT / f"{name}.py").is_file()
 
 
+MOST_LINES = {"data/module.py": 250, "training/module.py": 350, "callbacks/fact_report.py": 200}
+
+
+def test_no_file_is_too_long_to_read():
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in ROOT.rglob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > MOST_LINES.get(name, 450)} == {}
+    assert MOST_LINES.keys() <= lengths.keys()
+
+
 def loaded_by(statement):
     """Names of the heavy packages that a fresh interpreter has loaded after a statement."""
     code = f"{statement}\nimport sys\nprint(*sorted(set({sorted(HEAVY)}) & set(sys.modules)))"
@@ -171,3 +181,12 @@ def test_reports_need_no_tensor():
 
 def test_facts_need_no_tensor():
     assert loaded_by(f"import {PACKAGE}.facts") & {"torch", "lightning", "transformers", "peft"} == set()
+
+
+def test_a_name_that_is_loaded_when_used_is_not_that_of_a_module():
+    """Importing a module sets its name in the package, where it would hide a function of the same name."""
+    for path in ROOT.rglob("__init__.py"):
+        package = importlib.import_module(".".join([PACKAGE, *path.parent.relative_to(ROOT).parts]))
+        if "__getattr__" in vars(package):
+            beside = {found.stem for found in path.parent.glob("*.py")}
+            assert not beside & set(package.__all__), path

@@ -4,7 +4,7 @@ Base model and adapter are both asked, nothing comes from the cache, and the ada
 give different answers. Each fact has three paraphrases and two neighbours.
 
 Free generation is timed against one prompt at a time, in float32: the base model's and the adapter's answers must be
-the same, else the script refuses to compare. Not timed: loading the model, spelling the questions.
+the same, else the script refuses to compare. Not timed: loading the model, tokenizing the questions.
 """
 
 import argparse
@@ -140,7 +140,7 @@ def _against_one_by_one(model: PeftModel, encoder: FactEncoder, questions: Seque
 
 
 def _timed(run: Callable[[], Any]) -> tuple[dict[str, float], Any]:
-    """Seconds by the clock, and of all processors together: beside other jobs only the second says something."""
+    """Seconds by the clock, and of all processors together: beside other jobs only the second is meaningful."""
     started, used = time.perf_counter(), time.process_time()
     result = run()
     return {"seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - used}, result

@@ -4,7 +4,7 @@
     python -m experiments.benchmarks.interference_sketch --smoke    # a tiny random model, to see whether it runs
 
 The error is of real facts. Memory is measured on made-up facts of four tokens: it depends on the number of facts and
-the size of the adapter, not on what the facts say, and short ones let 10,000 of them through the real model in time.
+the size of the adapter, not on their content, and short ones make 10,000 of them through the real model affordable.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Whether the gradient matrix says what happens: predicted and measured changes of loss, and facts taken out.
+"""Whether the gradient matrix predicts what happens: predicted and measured changes of loss, and facts taken out.
 
     python -m experiments.benchmarks.interference_validity            # SmolLM2-135M; minutes on 2 cores
     python -m experiments.benchmarks.interference_validity --smoke    # a tiny random model, to see whether it runs

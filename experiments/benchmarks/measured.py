@@ -1,4 +1,4 @@
-"""What the benchmarks share: who measured, how much memory, and how a result is kept."""
+"""What the benchmarks share: provenance, peak memory, and how a result is written."""
 
 import json
 import os
@@ -21,7 +21,7 @@ _NO_CODE = (":!experiments/results", ":!README.md")  # written from results, als
 def provenance() -> dict[str, Any]:
     """Versions, commit, whether files other than results and README were changed since, and the hardware.
 
-    Of absolute paths in the command only the name is kept: where things lie on a machine is nobody's business.
+    Of absolute paths in the command only the name is kept: a machine's folders are private.
     """
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -4,7 +4,7 @@
 
 - `ours`: `score_targets`, one pass that gives the expected-embedding distance, the surprisal and teacher-forced recall.
 - `plain loop`: batches in file order, full logits, the same three numbers, as one would write it in an afternoon.
-- `bare forward`: the backbone alone over ours's batches, and the vocabulary projection of the target positions.
+- `bare forward`: the backbone alone over the batches of ours, and the vocabulary projection of the target positions.
 
 Greedy answers, which `setup` asks for as well, are a matter of generation and are not part of it. Also timed:
 `setup` of a data module whose scores are in the cache.

@@ -65,7 +65,7 @@ class Contender:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is the same for all contenders."""
+    """Settings that all contenders share."""
 
     facts: str
     num_facts: int
@@ -78,7 +78,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What one training gave."""
+    """The results of one training."""
 
     seconds: float
     num_steps: int
@@ -128,7 +128,7 @@ class Watch:
 
 
 def serve(connection: Connection, contender: Contender, settings: Settings) -> None:
-    """A contender's process: trains whenever it is told how.
+    """A contender's process: trains on request.
 
     Args:
         connection: Receives keyword arguments of `train`, or None for the end; sends a `Training`.
@@ -158,7 +158,8 @@ def _token_mean_facts(settings: Settings) -> Any:
 
         @property
         def prepared(self) -> PreparedFacts:
-            prepared = self.whole = self.whole or super().prepared  # trainers write back what they see of it
+            # Kept, because `retain` stores what it reads here, which is the restricted copy.
+            prepared = self.whole = self.whole or super().prepared
             kept = prepared.kept_index[: self.num_trained]
             is_kept = prepared.is_kept & False
             is_kept[kept] = True

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
+from typing_extensions import override
 
 from lit_semantic_peft.callbacks.checkpoint import require_logged
 from lit_semantic_peft.errors import InputError
@@ -28,15 +29,13 @@ class AdapterExport(FreshCallback):
         self.mode = mode
         self._forget()
 
+    @override
     def _forget(self) -> None:
         self.best: float | None = None
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Exports the adapter if this epoch is the best so far.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
 
         Raises:
             InputError: If `monitor` is not among the logged metrics; they are listed.
@@ -50,13 +49,9 @@ class AdapterExport(FreshCallback):
             about = f"Best epoch: {trainer.current_epoch} by {self.monitor} = {value:.6g}."
             self._export(trainer, pl_module, RunFolder(trainer.default_root_dir).paths.adapter_best, about)
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Exports the adapter as it is at the end, also of a resumed run that had nothing left to train.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The `SemanticPeftModule`.
-        """
+        """Exports the adapter at the end of training, also of a resumed run that had nothing left to train."""
         self._export(
             trainer,
             pl_module,
@@ -64,16 +59,12 @@ class AdapterExport(FreshCallback):
             f"After {trainer.global_step} optimizer steps.",
         )
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far, for the checkpoint."""
         return {"best": self.best}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the best value from a checkpoint.
-
-        Args:
-            state_dict: From `state_dict`.
-        """
         self.best = state_dict["best"]
 
     @staticmethod

@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.table import Table
+from typing_extensions import override
 
 from lit_semantic_peft.callbacks.terminal import show
 from lit_semantic_peft.data import from_all_ranks
@@ -24,6 +25,7 @@ class AnswerWriter(Callback):
     def __init__(self) -> None:
         self._answers: list[tuple[Question, str]] = []
 
+    @override
     def on_predict_batch_end(
         self,
         trainer: Trainer,
@@ -33,25 +35,11 @@ class AnswerWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the answers of a batch.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            outputs: Their answers, from `predict_step`.
-            batch: The questions.
-            batch_idx: Number of the batch.
-            dataloader_idx: Number of the loader; there is one.
-        """
         self._answers += zip(batch, outputs, strict=True)
 
+    @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Collects the answers of all ranks, each question once, in order; writes and shows them.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
+        """Collects the answers of all ranks, each question once, in order; writes and shows them."""
         gathered = from_all_ranks(self._answers)
         self._answers = []
         if not trainer.is_global_zero:

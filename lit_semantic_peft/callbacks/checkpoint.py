@@ -6,6 +6,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_path
@@ -13,7 +14,7 @@ from lit_semantic_peft.reports import RunFolder
 
 
 def require_logged(trainer: Trainer, monitor: str) -> None:
-    """Refuses to watch what nobody logs.
+    """Refuses a metric that is not logged.
 
     Args:
         trainer: The trainer, after a validation or at the end of an epoch.
@@ -28,20 +29,14 @@ def require_logged(trainer: Trainer, monitor: str) -> None:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and then renames it.
+    """Writes a checkpoint to a temporary file in the same folder and then renames it.
 
-    Lightning's own writes into the system's folder for temporary files; where that is another disk, moving it is a
-    copy, which a killed process leaves half done.
+    Lightning writes it into the system's temporary folder. If that is another disk, moving the file is a copy, which a
+    killed process leaves incomplete.
     """
 
+    @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes a checkpoint, whole or not at all.
-
-        Args:
-            checkpoint: What `torch.save` takes.
-            path: The file.
-            storage_options: Ignored; files are local.
-        """
         with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
 
@@ -49,9 +44,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class AdapterCheckpoint(ModelCheckpoint):
     """Lightning's `ModelCheckpoint`, in `checkpoints/` of the run folder, with `last.ckpt` to resume from.
 
-    A checkpoint holds the adapter, not the base model. It is written when an epoch has ended, after its validation and
-    measurements, and with `every_n_steps` also between: always after a whole optimizer step, never between the
-    micro-batches of one.
+    A checkpoint holds the adapter, not the base model. It is written at the end of an epoch, after its validation and
+    measurements, and with `every_n_steps` also within an epoch: always after a complete optimizer step.
 
     Args:
         monitor: Logged metric that decides which checkpoints stay; the newest where None.
@@ -91,70 +85,41 @@ class AdapterCheckpoint(ModelCheckpoint):
         self._steps_before = 0
         self._is_validated = False  # in this process
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Takes the run folder from the trainer, and has checkpoints written atomically.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            stage: `fit`, `validate`, `test` or `predict`.
-        """
+        """Takes the run folder from the trainer, and makes it write checkpoints atomically."""
         self.dirpath = str(RunFolder(trainer.default_root_dir).paths.checkpoints)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         super().setup(trainer, pl_module, stage)
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the checkpoint of the epoch.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
-        # Before the first validation there is nothing to go by.
+        # A metric of the validation does not exist before the first one.
         if self.monitor is not None and (self._is_validated or not self.monitor.startswith("val/")):
             require_logged(trainer, self.monitor)
         super().on_train_epoch_end(trainer, pl_module)
-        # Lightning leaves `last.ckpt` at the last epoch that was among the best.
+        # Lightning updates `last.ckpt` only after an epoch that is among the best.
         is_due = (trainer.current_epoch + 1) % self._every_n_epochs == 0
         if is_due and not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes that there are the metrics of a validation from now on.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
         self._is_validated = self._is_validated or not trainer.sanity_checking
         super().on_validation_end(trainer, pl_module)
 
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remembers how many optimizer steps there were.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            batch: The micro-batch.
-            batch_idx: Its number.
-        """
         self._steps_before = trainer.global_step
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Writes `last.ckpt` if this micro-batch completed an n-th optimizer step.
 
-        The epoch's last step is left to the end of the epoch: what follows from it, the validation first, belongs to
-        the same checkpoint.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            outputs: What `training_step` returned.
-            batch: The micro-batch.
-            batch_idx: Its number.
+        The last step of an epoch is left to `on_train_epoch_end`, after its validation.
         """
         if self.every_n_steps is None or trainer.global_step == self._steps_before or trainer.is_last_batch:
             return

@@ -43,7 +43,7 @@ class FactReport(FreshCallback):
         wandb_artifact: Whether W&B gets the run's files (adapter, tables, plots, report) at the end.
 
     Attributes:
-        clock: Gives the time in seconds, for where the time went.
+        clock: Gives the time in seconds, for the seconds of each part of the run.
         is_test_next: Whether a `test` follows the `fit`, so that the report is left to it.
     """
 
@@ -57,7 +57,7 @@ class FactReport(FreshCallback):
         wandb_table_every_n_epochs: int = 0,
         wandb_artifact: bool = True,
     ) -> None:
-        # W&B cuts a table at 200,000 rows without a word to the script.
+        # W&B silently cuts a table at 200,000 rows.
         for name, value, least, most in (
             ("wandb_rows", wandb_rows, 1, 200_000),
             ("wandb_table_every_n_epochs", wandb_table_every_n_epochs, 0, math.inf),
@@ -75,6 +75,7 @@ class FactReport(FreshCallback):
         self._is_validated = False  # in this epoch
         self._stopwatch = Stopwatch(self.clock)
 
+    @override
     def _forget(self) -> None:
         if self.epochs:  # else the time is that of preparing this training
             self._stopwatch = Stopwatch(self.clock)
@@ -82,7 +83,7 @@ class FactReport(FreshCallback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Starts the clock of the part that begins, with the time that the data module took.
+        """Starts the stopwatch, with the time that the data module took.
 
         Raises:
             InputError: Before `test`, if the run folder holds the results of other facts, which would be overwritten,
@@ -141,24 +142,21 @@ class FactReport(FreshCallback):
         )
         if self._is_table_due(trainer):
             assert isinstance(pl_module, SemanticPeftModule)
-            # metrics: all ranks take part
-            columns = fact_columns(trainer, pl_module) | self._epoch_columns
+            columns = fact_columns(trainer, pl_module) | self._epoch_columns  # metrics: all ranks take part
             if trainer.is_global_zero:
                 log_fact_table(trainer, fact_table(columns), self.wandb_rows, with_text=self.log_fact_text)
-        self._epoch_columns = {}
-        self._is_validated = False
+        self._epoch_columns, self._is_validated = {}, False
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what is known without asking questions, also of a resumed run that had nothing left to train."""
         self._stopwatch.start("evaluation")
         assert isinstance(pl_module, SemanticPeftModule)
-        prepared = pl_module.data.prepared
-        first_late = prepared.weights.deferred_from_epoch
+        first_late = pl_module.data.prepared.weights.deferred_from_epoch
         if first_late is not None and trainer.current_epoch <= first_late:
             logger.warning(
                 "Training ended after %d epochs, so what the filters dropped never came back: `trained_from_epoch` and "
-                "`loss_weight` of these facts in the table say what `data.selection.deferred_from_epoch: %d` had "
+                "`loss_weight` of these facts in the table show what `data.selection.deferred_from_epoch: %d` had "
                 "planned.",
                 trainer.current_epoch, first_late,
             )  # fmt: skip

@@ -37,19 +37,19 @@ _PILOT_FACTS = 8  # that training and a measurement are timed on
 class InterferenceMonitor(FreshCallback):
     """Measures the gradient matrix of the kept facts: of a sample in training, of all of them at its end.
 
-    Interference is hardly there at the start and grows, so its history is what to look at: a sample is measured before
-    training and every n epochs or steps. The matrix after training, which the fact table and the report take their
-    numbers from, counts as evaluation. Training is not touched: modes, gradients and random generators are as they
-    were, and a run with and without the monitor is the same run. Several processes share the rows of a matrix. Facts
-    count by the data module's loss weights at that step; factors of `InterferenceWeighting` and `Online` are left out.
-    Gradients of more than 1 GB wait in a temporary file in the run folder, 4 bytes for each fact and parameter; where
-    the disk has no room for them the measurement is left out, with a warning.
+    There is hardly any interference at the start. It grows in training, so its history matters: a sample is measured
+    before training and every n epochs or steps. The matrix after training, from which the fact table and the report
+    take their numbers, counts as evaluation. The monitor does not change training: modes, gradients and random
+    generators are restored, and a run with it is the same as a run without it. Several processes share the rows of a
+    matrix. Facts are weighted by the data module's loss weights at that step, without the factors of
+    `InterferenceWeighting` and `Online`. Gradients of more than 1 GB are stored in a temporary file in the run folder,
+    4 bytes for each fact and parameter. If the disk has no room for them, the measurement is left out with a warning.
 
-    The sample is sized once, before training, so that its measurements take a share of the training time: process 0
-    times a few facts in training and in a measurement, and all processes take its number, also after a resume. So
-    the load of the machine decides which facts the history of a run is about, though not what is trained; `num_facts`
-    as a number fixes it. Training is timed in the trainer's precision, but through all layers, not compiled and without
-    gradient checkpointing: where training is faster than that the share comes out larger, where it is slower smaller.
+    The size of the sample is chosen once, before training, so that its measurements take `time_budget` of the training
+    time. Process 0 times a few facts in training and in a measurement; all processes use its result, also after a
+    resume. So the load of the machine decides the size of the sample, though not what is trained; a number for
+    `num_facts` fixes it. Training is timed in the trainer's precision, but through all layers, not compiled and without
+    gradient checkpointing. If training is faster than that, the share is larger than planned; if slower, smaller.
 
     Logged metrics, each in the loggers under the optimizer step:
 
@@ -118,12 +118,13 @@ class InterferenceMonitor(FreshCallback):
         self.batch_size = batch_size
         self._forget()
 
+    @override
     def _forget(self) -> None:
         self.records: list[InterferenceRecord] = []
         self.latest: GradientInterference | None = None
         self.seconds_in_training = 0.0
         self.alone: AloneVersusTogether | None = None
-        self._sample_size: int | None = None  # decided once
+        self._sample_size: int | None = None  # chosen once
         self._start: list[Tensor] | None = None  # the adapter before training
         self._rates: list[tuple[float, int]] = []  # sum and number of the learning rates of each epoch's steps
         self._measured_step = -1
@@ -172,7 +173,7 @@ class InterferenceMonitor(FreshCallback):
         if self.latest is not None:
             self._write(trainer, pl_module, self.latest)
         if self.alone_facts and self._start is None:
-            logger.warning("`alone_facts`: the run was begun without it, so where it started is not known; left out.")
+            logger.warning("`alone_facts`: the run was started without it, so its start is not known; left out.")
         elif self.alone_facts:
             with whole_base(trainer):
                 self._compare_alone(trainer, pl_module)
@@ -181,7 +182,7 @@ class InterferenceMonitor(FreshCallback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Training had ended before this run was resumed: a checkpoint has the numbers, not the matrix.
         if not self._has_ended:
-            pl_module.to(trainer.strategy.root_device)  # the strategy has just moved it to the CPU
+            pl_module.to(trainer.strategy.root_device)  # the strategy has moved it to the CPU
             self.on_train_end(trainer, pl_module)
             pl_module.cpu()
 
@@ -279,7 +280,7 @@ class InterferenceMonitor(FreshCallback):
     def _measure(self, trainer: Trainer, module: SemanticPeftModule, size: int, epoch: int, last_trained: int) -> None:
         """A record for `epoch`, over the facts and with the weights of the epoch that runs or was the last to run.
 
-        Without room for the gradients there is none, and no `latest`: what this training gives must not be lost by it.
+        Without disk space for the gradients there is no record and no `latest`, but training goes on.
         """
         prepared = module.data.prepared
         trained = prepared.trained_index(last_trained)
@@ -301,7 +302,7 @@ class InterferenceMonitor(FreshCallback):
         self._keep(trainer, metric.summary(), epoch)
 
     def _keep(self, trainer: Trainer, scalars: dict[str, float], epoch: int) -> None:
-        """A record and the loggers' scalars; what was measured at the same step before gives way."""
+        """A record and the loggers' scalars; a record of the same step is replaced."""
         record = InterferenceRecord(
             epoch=epoch,
             global_step=trainer.global_step,
@@ -320,7 +321,7 @@ class InterferenceMonitor(FreshCallback):
         prepared = module.data.prepared
         rates = [total / count for total, count in self._rates if count]
         metric = AloneVersusTogether(len(prepared.facts), trainer.global_step, len(rates)).to(module.device)
-        # Deferred facts not: training alone takes as many epochs as there were. What has no weight was not taught.
+        # Not deferred facts: training alone takes as many epochs as the run. A fact without weight was not taught.
         weight = np.maximum(prepared.weights.start, prepared.weights.end)
         taught = [row for row in prepared.kept_index if weight[row] > 0]
         mine = self._chosen(taught, self.alone_facts)[trainer.global_rank :: trainer.world_size]

@@ -26,8 +26,8 @@ class LossWeightDistribution(Callback):
 
     - `weights/min`, `weights/q10`, `weights/median`, `weights/q90`, `weights/max`: quantiles over facts; static weights
       have mean 1.
-    - `weights/effective_share`: (Σ w)² / (n · Σ w²), (0, 1]: the share of the facts that would say as much if all
-      counted the same.
+    - `weights/effective_share`: (Σ w)² / (n · Σ w²), (0, 1]: Kish's effective sample size as a share of the
+      facts; 1 if all weights are equal.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class LossWeightDistribution(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Goes on within an epoch that was interrupted.
+        # Continues an interrupted epoch.
         self._start_anew(pl_module)
         assert self._weights is not None
         if trainer.is_global_zero:  # the others' weights are in its sums
@@ -73,7 +73,7 @@ class LossWeightDistribution(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """What all ranks have added in this epoch, for the checkpoint. A collective."""
+        """The sums over all ranks in this epoch, for the checkpoint. A collective."""
         if self._weights is None:
             return {}
         ranks = from_all_ranks({name: getattr(self._weights, name).cpu() for name in self._weights.metric_state})

@@ -62,7 +62,7 @@ def write_results(
         trainer: The trainer.
         module: The module.
         epochs: The numbers of the epochs.
-        stopwatch: Where the time went.
+        stopwatch: Seconds of each part of the run.
 
     Returns:
         What the run folder now holds; None on other ranks than the first. All ranks take part.
@@ -159,7 +159,7 @@ def _retention(evaluation: Evaluation) -> RetentionRecord | None:
 
 
 def refuse_other_results(folder: RunFolder, prepared: PreparedFacts) -> None:
-    """Refuses to overwrite what cannot be merged with.
+    """Refuses to overwrite results that cannot be merged.
 
     Args:
         folder: The run folder.

@@ -5,7 +5,7 @@ from rich.console import Console, RenderableType
 
 
 def show(trainer: Trainer, pl_module: LightningModule, *lines: RenderableType) -> None:
-    """Prints below the progress bar, which would else stay the last line.
+    """Prints below the progress bar, which would otherwise stay the last line.
 
     Texts are shown as they are: no markup in them is read, and no path is broken over lines.
 

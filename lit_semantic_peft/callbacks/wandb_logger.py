@@ -1,4 +1,4 @@
-"""A W&B logger that training never waits for and never dies of."""
+"""A W&B logger that never blocks training, and whose failures never end it."""
 
 import logging
 import os
@@ -10,6 +10,7 @@ from typing import Any
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.reports import RunFolder
@@ -23,21 +24,21 @@ _Call = tuple[str, Callable[[], Any]]
 
 
 class NonBlockingWandbLogger(WandbLogger):
-    """Lightning's `WandbLogger`, with the same arguments, whose troubles stay its own.
+    """Lightning's `WandbLogger`, with the same arguments, but without effect on training if W&B is slow or fails.
 
     The command line puts it in place of a configured `WandbLogger`, by `take_over`.
 
-    - Calls go through a bounded queue to a thread. A full queue loses the call, not training's time; a call that
-      fails is lost, and after five in a row nothing more is tried. The first loss is told with the names of what was
-      lost, the number of all losses at the end of each stage.
+    - Calls go through a bounded queue to a thread. If the queue is full, the call is dropped; a call that fails is lost
+      too, and after five failures in a row nothing more is tried. A warning names what was lost first, and the end of
+      each stage gives the number of all lost calls.
     - Where W&B refuses the connection or there is no key, the run is written to a file for `wandb sync`.
-    - `close` ends the run if this logger opened it, so that the next one in the same process is a run of its own.
+    - `close` ends the run if this logger opened it, so that the next logger in the same process opens another one.
 
     Attributes:
         records_terminal: Whether W&B gets what the terminal shows.
         queue_size: Most calls that wait; one takes well below a millisecond.
         wait_seconds: How long the end of training waits for the calls that are still in the queue.
-        finish_seconds: How long the end of the command waits for uploads; wandb itself waits for ever.
+        finish_seconds: How long the end of the command waits for uploads; wandb itself waits without limit.
     """
 
     records_terminal = True
@@ -57,8 +58,8 @@ class NonBlockingWandbLogger(WandbLogger):
     def take_over(configured: WandbLogger) -> None:
         """Makes a logger that has not opened its run yet one of this class.
 
-        A configuration goes on naming Lightning's class: jsonargparse finds the arguments that it hands on to
-        `wandb.init` only in the class that does so itself.
+        The configuration keeps naming Lightning's class: jsonargparse finds the arguments that are passed on to
+        `wandb.init` only in the class that passes them.
 
         Args:
             configured: The logger.
@@ -67,6 +68,7 @@ class NonBlockingWandbLogger(WandbLogger):
             configured.__class__ = NonBlockingWandbLogger
 
     @property
+    @override
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The W&B run; opened by the first access.
@@ -80,7 +82,7 @@ class NonBlockingWandbLogger(WandbLogger):
 
     @rank_zero_only
     def submit(self, what: str, call: Callable[[], Any]) -> None:
-        """Leaves a call to the thread that talks to W&B; returns at once.
+        """Queues a call for the thread that talks to W&B; returns at once.
 
         Args:
             what: What is lost if the call fails, for the message.
@@ -94,35 +96,23 @@ class NonBlockingWandbLogger(WandbLogger):
         except queue.Full:
             self._lose(what, "its queue is full")
 
+    @override
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Queues the metrics.
-
-        Args:
-            metrics: Values by key.
-            step: Optimizer step.
-        """
         at = "" if step is None else f" at step {step}"
         log_metrics = super().log_metrics
         self.submit(f"{', '.join(metrics)}{at}", lambda: log_metrics(metrics, step))
 
+    @override
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
-        """Queues the configuration.
-
-        Args:
-            params: The configuration.
-        """
         log_hyperparams = super().log_hyperparams
         self.submit("the configuration", lambda: log_hyperparams(params))
 
+    @override
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Waits a while for the queue to empty and says what was lost.
-
-        Args:
-            status: How the stage ended.
-        """
+        """Waits up to `wait_seconds` for the queue to empty, and warns of lost calls."""
         finalize = super().finalize
         if self._experiment is not None:
             self.submit("the checkpoints", lambda: finalize(status))
@@ -130,7 +120,7 @@ class NonBlockingWandbLogger(WandbLogger):
 
     @rank_zero_only
     def close(self, exit_code: int) -> None:
-        """Ends the W&B run, if this logger opened it. Waits for its uploads, but not for ever.
+        """Ends the W&B run, if this logger opened it. Waits for its uploads, for a limited time.
 
         Args:
             exit_code: 0 where the command ended well.
@@ -149,7 +139,7 @@ class NonBlockingWandbLogger(WandbLogger):
 
         self._is_opened_here = wandb.run is None
         if self._offline:
-            # Not the way of the class above, which would set it for every later run of the process.
+            # Unlike the base class, which would set it for every later run of the process.
             self._offline, self._wandb_init["mode"] = False, "offline"
         if isinstance(given := self._wandb_init.get("settings") or {}, dict):
             own: dict[str, Any] = {} if self.records_terminal else {"console": "off"}
@@ -174,7 +164,7 @@ class NonBlockingWandbLogger(WandbLogger):
             what, call = item
             try:
                 is_given_up = self._failures_in_a_row >= _GIVE_UP_AFTER and what != _END
-                if self._calls is calls and not is_given_up:  # another queue or none: closed
+                if self._calls is calls and not is_given_up:  # else the logger is closed
                     call()
                     self._failures_in_a_row = 0
                 else:

@@ -63,10 +63,10 @@ def log_run_files(trainer: Trainer, folder: RunFolder, facts: pa.Table, *, with_
 
     Args:
         trainer: The trainer.
-        folder: The run folder. Its checkpoints, its logs and W&B's own files stay.
+        folder: The run folder. Its checkpoints, its logs and W&B's own files are left out.
         facts: The fact table.
-        with_text: Whether files that hold the facts' texts or answers go along; without, the fact table goes without
-            those columns.
+        with_text: Whether to include files that hold the facts' texts or answers; if not, the fact table is logged
+            without those columns.
     """
 
     def log(run: Any) -> None:

@@ -25,7 +25,7 @@ def export_command(arguments: Sequence[str]) -> None:
     parser.add_argument("output", help="the folder to write; must not exist")
     parser.add_argument("--merge", action="store_true", help="write one plain model: base weights plus adapter")
     parser.add_argument("--best", action="store_true", help="the adapter of the best epoch instead of the last")
-    parser.add_argument("--base_model", help="with --merge: where the base model is, if not where the adapter says")
+    parser.add_argument("--base_model", help="with --merge: the base model; by default the name in the adapter")
     options = parser.parse_args(arguments)
 
     from lit_semantic_peft.reports.export import export_run
@@ -62,8 +62,8 @@ def compare_command(arguments: Sequence[str]) -> None:
         description="Compares two runs fact by fact (by fact_id): each score in both, second minus first with its 95 % "
         "bootstrap interval of the paired differences over facts, and the facts whose free answer became right "
         "(gained) or wrong (lost).",
-        epilog="The interval says how much the choice of facts matters, nothing of seeds: two runs of one seed each "
-        "cannot say which setting is better.",
+        epilog="The interval covers the choice of facts, not seeds: two runs of one seed each cannot show which "
+        "setting is better.",
     )
     parser.add_argument("first", metavar="RUN_A", help="a run folder that was evaluated (`fit` does it at its end)")
     parser.add_argument("second", metavar="RUN_B", help="another run folder over the same facts")
@@ -115,8 +115,8 @@ def convert_command(arguments: Sequence[str]) -> None:
     titles = ", ".join(f"{known.title} ({known.name})" for known in FORMATS.values())
     parser = argparse.ArgumentParser(
         prog="lit-semantic-peft convert",
-        description="Reads facts in any known format and writes them as one file in the data contract; says what has "
-        "no place in it and was left out.",
+        description="Reads facts in any known format and writes them as one file in the data contract; prints what "
+        "has no field in it and was left out.",
         epilog=f"Published formats, recognised by their fields: {titles}. `contract` is the form that is written.",
     )
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Which facts conflict, after a few steps of a throw-away adapter."""
+"""Which facts conflict after a few training steps of a throw-away adapter."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,21 +43,21 @@ def find_conflicts(
     learning_rate: float,
     num_facts: int,
 ) -> Conflicts:
-    """Trains an adapter for a few steps, throws it away, and says which of the kept facts conflict by then.
+    """Trains an adapter for a few steps, discards it, and returns which of the kept facts conflict by then.
 
     Args:
-        module: Names the base model and the adapter; stays as it is.
-        data: Names batch size and seed; stays as it is.
+        module: Gives the base model and the adapter's configuration; not changed.
+        data: Gives batch size and seed; not changed.
         prepared: The facts.
-        pad_id: What fills up the shorter rows.
+        pad_id: Token id for padding.
         device: Where the model runs.
-        folder: Where gradients that memory does not hold are kept meanwhile.
+        folder: For a temporary file of the gradients, if they do not fit into memory.
         steps: Optimizer steps.
         learning_rate: Of the steps, constant.
         num_facts: How many of the kept facts are compared, chosen by the data's seed.
 
     Raises:
-        InputError: If the model cannot be had or a loss is not finite.
+        InputError: If the model is not found or a loss is not finite.
     """
     model = module.new_model().to(device)
     kept, size = prepared.kept_index, data.batches.micro_batch_size

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning_utilities.core.rank_zero import rank_zero_only
+from typing_extensions import override
 
 from lit_semantic_peft.callbacks import (
     AdapterCheckpoint,
@@ -30,13 +31,14 @@ from lit_semantic_peft.reports import RunFolder
 logger = logging.getLogger(__name__)
 
 _DEFAULT_RUN = "runs/default"
-# Options of `fit` that say where one call begins: every command takes a run's configuration.
+# Options of `fit` for one call only: not part of the configuration that other commands read.
 _OF_THE_CALL = ("ckpt_path", "weights_only")
 
 
 class SemanticPeftCLI(LightningCLI):
     """LightningCLI with the run folder, the callbacks that every run has, and `score`."""
 
+    @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """A usage of one line instead of a hundred, and the trainer's options behind those of this package."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -47,17 +49,15 @@ class SemanticPeftCLI(LightningCLI):
                 action.help = "`last` for the newest checkpoint of the run folder, or the path of a checkpoint file."
         return parser
 
+    @override
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The trainer's methods that are commands, and their arguments that are no options."""
         return {**LightningCLI.subcommands(), "score": {"model", "datamodule"}}
 
+    @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the callbacks as sections of the YAML.
-
-        Args:
-            parser: The parser of one command.
-        """
+        """Adds the callbacks as sections of the YAML."""
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
         parser.add_lightning_class_args(AdapterExport, "export")
         parser.add_lightning_class_args(InterferenceMonitor, "interference")
@@ -72,13 +72,15 @@ class SemanticPeftCLI(LightningCLI):
             }
         )
 
+    @override
     def _parse_ckpt_path(self) -> None:
         """Nothing: checkpoints hold no hyperparameters; the configuration is in the run folder."""
 
+    @override
     def before_instantiate_classes(self) -> None:
         """Checks run folder and checkpoint before anything is loaded."""
         config = self.config[self.subcommand]
-        refuse_what_would_be_ignored(config)
+        refuse_what_would_be_ignored(str(self.subcommand), config)
         config.trainer.default_root_dir = config.trainer.default_root_dir or _DEFAULT_RUN
         self.run_folder = RunFolder(config.trainer.default_root_dir)
         self._run_folder_existed = self.run_folder.path.exists()
@@ -110,8 +112,9 @@ class SemanticPeftCLI(LightningCLI):
                 "with the folder of an exported one."
             )
 
+    @override
     def instantiate_classes(self) -> None:
-        """Instantiates module, data module and trainer; jsonargparse wraps what a class says of its own arguments.
+        """Instantiates module, data module and trainer; unwraps a class's error from that of jsonargparse.
 
         Raises:
             InputError: If a setting is refused by its class.
@@ -125,10 +128,11 @@ class SemanticPeftCLI(LightningCLI):
         except (ValueError, ImportError, MisconfigurationException) as error:
             raise _own_words(error) from error
 
+    @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         folder = config["default_root_dir"]
         if config.get("logger") in (None, True):
-            # A resumed run keeps what was logged before it beside its own: Lightning's logger starts its file anew.
+            # A resumed run logs into another file: Lightning's logger would overwrite the earlier one.
             logs = self.run_folder.paths.logs
             config["logger"] = CSVLogger(save_dir=folder, name=logs.name, version=_next_version(logs))
         trainer = super()._instantiate_trainer(config, callbacks)
@@ -139,6 +143,7 @@ class SemanticPeftCLI(LightningCLI):
                 one.records_terminal = self.config[self.subcommand].report.log_fact_text
         return trainer
 
+    @override
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             with _ended_wandb_runs(self.trainer):  # an open one would make its folder again
@@ -157,12 +162,7 @@ class SemanticPeftCLI(LightningCLI):
             logger.info("The trial run by `fast_dev_run` went through; its folder is removed")
 
     def before_fit(self) -> None:
-        """Makes the run folder, by which a run that is killed before its first checkpoint is known.
-
-        Raises:
-            InputError: If an exported adapter is given; the facts are not scored first.
-        """
-        self.model.refuse_adapter()
+        """Makes the run folder, also as a mark of a run that is killed before its first checkpoint."""
         if is_first_process():
             remove_leftovers(self.run_folder.path)
             self.run_folder.paths.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -175,14 +175,14 @@ class SemanticPeftCLI(LightningCLI):
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
 
     def _has_results(self) -> bool:
-        """Whether the run folder says more than that the command was called: what was logged, or a checkpoint."""
+        """Whether the run folder holds anything worth keeping: logs of an optimizer step, or a checkpoint."""
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return False
         return self.trainer.global_step > 0 or self.run_folder.has_checkpoint()
 
     def _remove_own_run_folder(self) -> bool:
-        """Removes the run folder if this call made it, and says whether it did."""
-        # Whatever the command: the logger of a `predict` that failed must not stand in the way of a later `fit`.
+        """Removes the run folder if this call made it; returns whether it did."""
+        # For every command: a folder made by the logger of a failed `predict` must not block a later `fit`.
         if self._run_folder_existed or not is_first_process():
             return False
         shutil.rmtree(self.run_folder.path, ignore_errors=True)
@@ -192,16 +192,12 @@ class SemanticPeftCLI(LightningCLI):
 class RunConfig(SaveConfigCallback):
     """Writes config.yaml into the run folder, once facts, base model and adapter turned out to be usable."""
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing yet: the adapter may still turn out not to fit."""
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the file on the first rank.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
         config = self.config.clone()
         for name in _OF_THE_CALL:
             config.pop(name, None)
@@ -223,7 +219,7 @@ def _next_version(logs: Path) -> str:
 
 
 def _keep_wandb_in(trainer_config: Any, run_folder: RunFolder) -> None:
-    """Lets W&B write into the run folder instead of the working folder, where the user named no other."""
+    """Lets W&B write into the run folder instead of the working folder, unless the user named another."""
     configured = trainer_config.get("logger")
     for one in configured if isinstance(configured, list) else [configured]:
         class_path = one.get("class_path", "") if hasattr(one, "get") else ""
@@ -245,12 +241,12 @@ def _ended_wandb_runs(trainer: Trainer) -> Iterator[None]:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that speaks and writes for all."""
+    """Whether this is the process that prints and writes for all."""
     return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
 
 def _own_words(error: BaseException) -> InputError:
-    """The message of the class that refused a setting, from under the messages of the parser."""
+    """The error of the class that refused a setting, without the messages of the parser."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, InputError):
         cause = cause.__cause__ or cause.__context__

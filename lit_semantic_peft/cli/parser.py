@@ -1,4 +1,4 @@
-"""The parser of the commands: the base model by its name alone, and errors that say what was meant."""
+"""The parser of the commands: the base model by its name alone, and errors that suggest what was meant."""
 
 import difflib
 import re
@@ -8,6 +8,7 @@ import yaml
 from jsonargparse import Namespace
 from jsonargparse._actions import _ActionConfigLoad
 from lightning.pytorch.cli import LightningArgumentParser
+from typing_extensions import override
 
 from lit_semantic_peft.data.moved import moved_to
 from lit_semantic_peft.errors import InputError
@@ -22,17 +23,11 @@ _UNKNOWN = (
 
 
 class SuggestingParser(LightningArgumentParser):
-    """Says the nearest valid key where a key is not known, and the new one where a key has moved."""
+    """Suggests the nearest valid key for an unknown one, and the new key for one that has moved."""
 
+    @override
     def add_lightning_class_args(self, lightning_class: Any, nested_key: str, *args: Any, **kwargs: Any) -> list[str]:
-        """Adds a class; `model.base_model` is a name or the settings of a `BaseModel`, and belongs to the model alone.
-
-        Args:
-            lightning_class: The class.
-            nested_key: Its section.
-            args: As Lightning's.
-            kwargs: As Lightning's.
-        """
+        """Adds a class; `model.base_model` is a name or the settings of a `BaseModel`; `data` has none."""
         if nested_key not in ("model", "data"):
             return super().add_lightning_class_args(lightning_class, nested_key, *args, **kwargs)
         shared: dict[str, Any] = {"fail_untyped": False, "sub_configs": True}
@@ -45,13 +40,9 @@ class SuggestingParser(LightningArgumentParser):
                     action.metavar, action.help = "NAME", "Its name, or its settings as below."
         return list(added)
 
+    @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Ends the program with status 2.
-
-        Args:
-            message: What is wrong.
-            ex: The exception behind it.
-        """
+        """Raises `InputError`, with a suggestion."""
         unknown = next((found for found in (_unknown_key(pattern, message) for pattern in _UNKNOWN) if found), None)
         if unknown is not None and (said := _moved(unknown)) is not None:
             raise InputError(f"{said}.") from ex
@@ -60,7 +51,7 @@ class SuggestingParser(LightningArgumentParser):
         raise InputError(f"{message}{suggestion}\nSee --help for all options.") from ex
 
     def _known_keys(self) -> set[str]:
-        """The keys of this parser, and of its commands' parsers if it is the one above them."""
+        """The keys of this parser and of its subcommands' parsers."""
         parsers = [
             self,
             *(sub for action in self._actions if isinstance(action.choices, dict) for sub in action.choices.values()),
@@ -69,8 +60,9 @@ class SuggestingParser(LightningArgumentParser):
 
 
 class _NameOrSettings(_ActionConfigLoad):  # type: ignore[misc]
-    """A text is the name of a base model, not of a file with its settings."""
+    """A string is the name of a base model, not of a file with its settings."""
 
+    @override
     def _load_config(self, value: Any, parser: Any) -> Namespace:
         if isinstance(value, str):
             try:
@@ -82,7 +74,7 @@ class _NameOrSettings(_ActionConfigLoad):  # type: ignore[misc]
 
 
 def _unknown_key(pattern: re.Pattern[str], message: str) -> str | None:
-    """The key that is not known, from a sentence about it."""
+    """The unknown key in an error message."""
     found = pattern.search(message)
     if found is None:
         return None
@@ -91,7 +83,7 @@ def _unknown_key(pattern: re.Pattern[str], message: str) -> str | None:
 
 
 def _moved(key: str) -> str | None:
-    """What to say to a key that was valid once."""
+    """The message for a key that was valid once."""
     if key.startswith("data.base_model"):
         return "`data.base_model` is now `model.base_model` alone: the data module takes it from the module"
     return moved_to(key)

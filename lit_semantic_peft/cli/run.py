@@ -21,8 +21,8 @@ def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None)
 
     Raises:
         InputError: If the input cannot be used. A run folder that this call made is gone then, unless an optimizer step
-            was made: what was logged says how a training went wrong.
-        KeyboardInterrupt: After Ctrl+C, once it is said how to go on.
+            was made: the log shows how the training went wrong.
+        KeyboardInterrupt: After Ctrl+C, after a message on how to resume.
         SystemExit: After `--help`, and with status 2 where an option or YAML key cannot be parsed.
     """
     _configure_logging()
@@ -42,7 +42,7 @@ def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None)
 
 
 def _configure_logging() -> None:
-    """What a user wants to read of the first rank, and none of the libraries' remarks that need no action."""
+    """Shows the package's messages on the first rank; hides remarks of libraries that need no action."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     package = logging.getLogger("lit_semantic_peft")
@@ -50,7 +50,7 @@ def _configure_logging() -> None:
     package.setLevel(logging.INFO if is_first_process() else logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # That a process has died, and that the others are ended for it, is told as a remark.
+    # Lightning logs at level INFO that a process died and that the others are ended.
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for noise in (
         ".*loftq_config.*",  # jsonargparse passes peft's defaults explicitly

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lit_semantic_peft.compatibility import Situation, refuse_incompatible
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.reports import RunFolder
 
@@ -20,21 +21,18 @@ _SECTIONS = {
 }
 
 
-def refuse_what_would_be_ignored(config: Any) -> None:
-    """Refuses settings that another one overrides, and those that the command line cannot do without.
+def refuse_what_would_be_ignored(command: str, config: Any) -> None:
+    """Refuses settings that another one overrides, and those without which the command line cannot work.
 
     Args:
-        config: Of the command.
+        command: The command.
+        config: Its configuration.
 
     Raises:
         InputError: If there is one.
     """
-    if config.trainer.get("enable_checkpointing") is False or config.trainer.get("barebones"):
-        raise InputError(
-            "`trainer.enable_checkpointing: false` and `trainer.barebones: true` cannot be used on the command line, "
-            "which keeps a run folder with a checkpoint. `--trainer.fast_dev_run true` leaves nothing behind; in "
-            "Python the Trainer takes both."
-        )
+    has_none = config.trainer.get("enable_checkpointing") is False or bool(config.trainer.get("barebones"))
+    refuse_incompatible(Situation(stage=command, is_command_line=True, writes_checkpoints=not has_none))
     callbacks = config.trainer.get("callbacks") or []
     for one in callbacks if isinstance(callbacks, list) else [callbacks]:
         section = _SECTIONS.get(str(one.get("class_path", "")).rpartition(".")[2])

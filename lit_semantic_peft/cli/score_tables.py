@@ -1,4 +1,4 @@
-"""What `score` says on the terminal."""
+"""The tables that `score` prints."""
 
 from collections.abc import Mapping
 
@@ -79,7 +79,7 @@ def _prediction_table(predicts: Mapping[str, Mapping[str, Discrimination]]) -> T
         for outcome, of_distance in predicts.items()
         for one in list(of_distance.values())[:1]
     ]
-    table.caption = f"1: the near facts were learned; 0.5: says nothing. Learned by {'; '.join(counts)}"
+    table.caption = f"1: the near facts were learned; 0.5: no information. Learned by {'; '.join(counts)}"
     return table
 
 

@@ -7,9 +7,11 @@ from rich.console import Console
 
 from lit_semantic_peft.cli.conflicts import Conflicts, find_conflicts
 from lit_semantic_peft.cli.score_tables import print_scores
+from lit_semantic_peft.compatibility import refuse_incompatible
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
 from lit_semantic_peft.data.prepare import base_model_of
 from lit_semantic_peft.data.scoring import encoder_of
+from lit_semantic_peft.data.situation import situation_of
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import write_json
 from lit_semantic_peft.models import BaseModel
@@ -40,18 +42,18 @@ class KnowledgeTrainer(Trainer):
         num_conflict_facts: int = 64,
         run: str | None = None,
     ) -> PreparedFacts:
-        """Says how far each fact is from the model, what the filter would keep and why, and what is suspicious.
+        """Measures how far each fact is from the model, what the filter would keep and why, and what is suspicious.
 
         Runs in one process, on the trainer's device. Facts with the same prompt and different targets are listed here
-        instead of refused. Module and data module stay as they are.
+        instead of refused. Module and data module are not changed.
 
         Args:
-            model: Names the base model and, for a warm-up, the adapter.
-            datamodule: Names the facts, distances, filters and weighting.
+            model: Gives the base model and, for a warm-up, the adapter's configuration.
+            datamodule: Gives the facts, distances, filters and weighting.
             output: Folder for `facts.parquet`, `report.html`, `distances.json`, `plots/distances.png` and, after a
                 warm-up, `interference.safetensors`; overwritten, unless it is the folder of a run.
-            warmup_steps: Train a throw-away adapter for so many steps and measure which facts conflict. 0 for not at
-                all: before training there are hardly any conflicts to see.
+            warmup_steps: Train a throw-away adapter for so many steps and measure which facts conflict. 0 measures no
+                conflicts: before training there are hardly any.
             warmup_learning_rate: Constant learning rate of the warm-up.
             num_conflict_facts: How many of the kept facts are measured then, chosen by the data's seed.
             run: Folder of a finished run on these facts and this base model: which distance predicts, from the base
@@ -63,8 +65,7 @@ class KnowledgeTrainer(Trainer):
         Raises:
             InputError: If the facts or settings cannot be used.
         """
-        if self.world_size > 1:
-            raise InputError(f"`score` runs in one process, but the trainer has {self.world_size}: set `devices` to 1.")
+        refuse_incompatible(situation_of(self, "score", datamodule.preparation))
         if warmup_steps < 0:
             raise InputError(f"`warmup_steps` must be at least 0, got {warmup_steps}")
         if num_conflict_facts < 2:

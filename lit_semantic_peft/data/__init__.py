@@ -1,5 +1,6 @@
 """Batches: from a file of facts to what a training step sees."""
 
+from lit_semantic_peft.data.gradients import interference_matrix
 from lit_semantic_peft.data.module import KnowledgeDataModule
 from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, SelectionPlan
 from lit_semantic_peft.data.prepared import PreparedFacts
@@ -19,5 +20,6 @@ __all__ = [
     "StepPlan",
     "agreed",
     "from_all_ranks",
+    "interference_matrix",
     "score",
 ]

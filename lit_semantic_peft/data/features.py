@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class MeasuredFeatures:
-    """Gives the rows of a feature for some facts, from the cache or from the base model.
+    """The rows of a feature for some facts, from the cache or from the base model.
 
     Args:
         cache: Where the rows are kept.

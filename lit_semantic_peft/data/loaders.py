@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from typing_extensions import override
 
 from lit_semantic_peft.data.plans import BatchPlan
 from lit_semantic_peft.data.prepared import PreparedFacts
@@ -19,7 +20,7 @@ class FactBatches(Dataset[Batch]):
 
     Args:
         prepared: The facts.
-        pad_id: What fills up the shorter rows.
+        pad_id: Token id for padding.
         with_end: Whether the end token is a target too.
         epoch: Number of the epoch, from 0.
     """
@@ -30,6 +31,7 @@ class FactBatches(Dataset[Batch]):
         self._pad_id = pad_id
         self._with_end = with_end
 
+    @override
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         rows = micro_batch.rows
         weights = self._prepared.weights.at(rows, self._epoch, micro_batch.progress).tolist()
@@ -39,7 +41,7 @@ class FactBatches(Dataset[Batch]):
 
 
 class QuestionBatches(Dataset[list[Question]]):
-    """Hands out the questions that a sampler asks for.
+    """The questions that a sampler asks for.
 
     Args:
         questions: All questions.
@@ -48,6 +50,7 @@ class QuestionBatches(Dataset[list[Question]]):
     def __init__(self, questions: Sequence[Question]) -> None:
         self._questions = questions
 
+    @override
     def __getitem__(self, micro_batch: MicroBatch) -> list[Question]:
         return [self._questions[row] for row in micro_batch.rows]
 
@@ -59,8 +62,8 @@ def loader(dataset: FactBatches | QuestionBatches, sampler: DistributedSampler[M
         dataset: Gives a batch for each micro-batch.
         sampler: Which micro-batches.
     """
-    # Without a generator of its own a loader draws a seed, which it does not use, from the one that dropout draws from:
-    # a resumed run, which makes its loaders anew, would not be the same run.
+    # Without its own generator a loader draws an unused seed from the global one, which dropout uses too. A resumed run
+    # makes its loaders again, so its dropout would differ.
     return DataLoader(dataset, sampler=sampler, batch_size=None, generator=torch.Generator())
 
 
@@ -71,7 +74,7 @@ def validation_loader(
 
     Args:
         prepared: The facts.
-        pad_id: What fills up the shorter rows.
+        pad_id: Token id for padding.
         batches: How many facts are measured, and how many together.
         seed: Of their choice.
         world_size: Number of ranks.
@@ -112,7 +115,7 @@ def validation_rows(is_kept: np.ndarray, size: int, seed: int) -> list[int]:
         Fact indices, ascending.
     """
     num_kept, num_others = is_kept.sum(), (~is_kept).sum()
-    # However few a filter keeps, they are measured: the best epoch is chosen by them.
+    # However few facts a filter keeps, they are measured: they decide which epoch is the best.
     share = round(size * num_kept / len(is_kept))
     first = min(num_kept, max(share, -(-size // 2), size - num_others))
     order = np.random.default_rng(seed).permutation(len(is_kept))
@@ -129,7 +132,7 @@ def fact_batches(
         prepared: The facts.
         rows: Fact indices.
         batch_size: Facts per batch.
-        pad_id: What fills up the shorter rows.
+        pad_id: Token id for padding.
         with_end: Whether the end token is a target too.
     """
     dataset = FactBatches(prepared, pad_id, with_end)

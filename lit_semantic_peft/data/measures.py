@@ -1,4 +1,4 @@
-"""What a distance's or a feature's numbers depend on, for the keys of caches."""
+"""What a distance's or a feature's numbers depend on, for cache keys."""
 
 import inspect
 from contextlib import suppress
@@ -31,7 +31,7 @@ def identity(measure: Distance | Feature) -> dict[str, Any]:
         for setting, value in vars(measure).items()
         if isinstance(value, str) and value and Path(value, "config.json").is_file()
     }
-    if kind.__module__.split(".")[0] != __package__.split(".")[0]:  # ours raise their version instead
-        with suppress(OSError, TypeError):  # typed into a shell: there is no file to look at
+    if kind.__module__.split(".")[0] != __package__.split(".")[0]:  # our own classes have a version instead
+        with suppress(OSError, TypeError):  # typed into a shell: there is no source file
             found["source"] = content_key(inspect.getsource(kind))
     return found

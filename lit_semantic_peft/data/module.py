@@ -20,7 +20,8 @@ from lit_semantic_peft.data.prepared import PreparedFacts
 from lit_semantic_peft.data.questions import answer_manifest, final_questions
 from lit_semantic_peft.data.ranks import agreed
 from lit_semantic_peft.data.scoring import default_device, encoder_of
-from lit_semantic_peft.data.steps import check_length, planned_steps
+from lit_semantic_peft.data.situation import check_trainer
+from lit_semantic_peft.data.steps import planned_steps
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
 from lit_semantic_peft.evaluation.questions import Question, fact_questions, prompt_questions
@@ -36,8 +37,9 @@ _ENCODING, _SELECTION, _BATCHES, _EVALUATION = EncodingPlan(), SelectionPlan(), 
 class KnowledgeDataModule(LightningDataModule):
     """Reads facts, measures how far each is from the base model, filters and weights them, and plans the batches.
 
-    Filtering happens in `setup`. Scores come from a cache keyed by everything they depend on; the ranks share what is
-    missing, and a killed job goes on with the parts that are there. Dropped facts are evaluated and reported too.
+    Filtering happens in `setup`. Scores come from a cache keyed by everything they depend on. The ranks share the
+    computation of missing scores, and a killed job resumes from the complete parts. Dropped facts are evaluated and
+    reported too.
 
     Args:
         facts: A built-in set (`world`, `counterfactual`, `fictional`), a file (.jsonl, .csv, .parquet, each also
@@ -53,8 +55,8 @@ class KnowledgeDataModule(LightningDataModule):
         prompts: Free prompts for `predict`; the facts themselves where None.
         max_new_tokens: Longest answer to a free prompt, in tokens.
         cache_dir: Where scores are kept; the user's cache where None.
-        base_model: The model that facts are measured against. None for that of the trainer's module, which it must be
-            in any case; it is needed where there is no trainer.
+        base_model: The model that facts are measured against. None for that of the trainer's module; another one is an
+            error. Required without a trainer.
 
     Raises:
         InputError: If a setting is out of its range; from `setup`, if the facts cannot be read, tokenized, or filtered
@@ -116,7 +118,7 @@ class KnowledgeDataModule(LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
-        """Downloads or converts the base model, in one process of each machine before `setup` looks for it on all."""
+        """Downloads or converts the base model, in one process per machine, before `setup` needs it in all."""
         with self.stopwatch.during("setup"), suppress(InputError):  # `setup` fails on all ranks
             self._find_base_model()
 
@@ -127,9 +129,9 @@ class KnowledgeDataModule(LightningDataModule):
         For `predict` with free prompts no fact is read.
         """
         if stage == "fit":
-            self._position = (0, 0)  # where an earlier training was resumed; a checkpoint is read after this
-        if stage == "fit" and self.trainer:
-            check_length(self.trainer, self.weighting, self.selection.deferred_from_epoch)
+            self._position = (0, 0)  # forgets where an earlier training was resumed; a checkpoint is read after this
+        if self.trainer and stage:
+            check_trainer(self.trainer, stage, self.preparation)
         with self.stopwatch.during("setup"):
             base = agreed(self._find_base_model)
             if self._base is None or not self._base.is_same_as(base):
@@ -154,12 +156,10 @@ class KnowledgeDataModule(LightningDataModule):
 
     @override
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Facts to measure after each epoch: all of them, or `max_val_facts` chosen by `seed`."""
         return validation_loader(self.prepared, self.encoder.pad_id, self.batches, self.seed, **self._ranks)
 
     @override
     def test_dataloader(self) -> DataLoader[list[Question]]:
-        """Everything that is asked at the end, of all facts, kept and dropped."""
         return question_loader(self.questions, self.batches, **self._ranks)
 
     @override
@@ -182,20 +182,12 @@ class KnowledgeDataModule(LightningDataModule):
         return self._questions
 
     def retain(self, rows: Sequence[int]) -> None:
-        """Notes which facts training retains, so that they are not taken for a measure of what is retained.
-
-        Args:
-            rows: Fact indices.
-        """
+        """Notes the indices of facts that training retains (KL), so that retention is not measured on them."""
         self._prepared = replace(self.prepared, retained_index=tuple(rows))
         self._questions = None
 
     def answer_manifest(self, version: int) -> dict[str, Any]:
-        """Everything that the base model's answers depend on, as plain data.
-
-        Args:
-            version: Raised whenever the evaluation gives another answer than before.
-        """
+        """Everything that the base model's answers depend on, as plain data; `version` is the evaluation's."""
         return answer_manifest(
             self.questions,
             self.evaluation,
@@ -221,7 +213,6 @@ class KnowledgeDataModule(LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Where training stands: the epoch, and how many micro-batches of it each rank has done."""
         assert self.trainer is not None
         loop = self.trainer.fit_loop
         epoch, progress = self.trainer.current_epoch, loop.epoch_progress.current
@@ -234,7 +225,7 @@ class KnowledgeDataModule(LightningDataModule):
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch.to(device) if isinstance(batch, Batch) else batch  # questions are text and stay
+        return batch.to(device) if isinstance(batch, Batch) else batch  # questions are text and stay on the CPU
 
     @property
     def device(self) -> torch.device:

@@ -1,4 +1,4 @@
-"""Settings that have moved into a group: their old names are errors that say the new ones."""
+"""Settings that have moved into a group: an old name is an error that gives the new one."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -20,11 +20,11 @@ MOVED = {
     **{f"model.{name}": f"model.base_model.{name}" for name in _OF_BASE_MODEL},
     **{f"data.{name}": f"model.base_model.{name}" for name in _OF_BASE_MODEL},
 }
-"""New names by old ones, as they stand in a YAML file."""
+"""New names by old ones, as in a YAML file."""
 
 
 def moved_to(key: str) -> str | None:
-    """What to say to an old name, None where the name is none.
+    """The message for an old name, None for any other key.
 
     Args:
         key: As on the command line, such as `data.weighting.init_args.gamma`.

@@ -14,9 +14,9 @@ class EncodingPlan:
 
     Args:
         template: `none`, or `chat` for the tokenizer's chat template.
-        append_eos: Whether an answer is taught to end.
+        append_eos: Whether training also teaches the end token after an answer.
         max_length: Longest fact in tokens; a longer one is an error. None for what the model takes.
-        chat_template_kwargs: What the chat template is given beside the turns, such as `enable_thinking: false`, or
+        chat_template_kwargs: Arguments of the chat template besides the turns, such as `enable_thinking: false`, or
             `date_string` where it prints the day's date.
     """
 
@@ -31,7 +31,7 @@ class SelectionPlan:
     """Which facts are trained, and what each of them weighs.
 
     Args:
-        distance: What filters and weightings go by; `ExpectedEmbeddingDistance` where None.
+        distance: The distance that filters and weightings use; `ExpectedEmbeddingDistance` where None.
         more_distances: Further distances to measure and report. `Surprisal` is always measured.
         filters: Applied in order, each to what the one before left; nothing is dropped where None.
         weighting: From distance to loss weight; `Uniform` where None.

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReadFacts:
-    """Facts with everything that is tokenized of them.
+    """Facts with their tokens and their questions.
 
     Attributes:
         facts: The facts, in order.
@@ -58,7 +58,7 @@ class ReadFacts:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What decides which facts are trained and what each of them weighs: everything that a user sets of it.
+    """The settings that decide which facts are trained and what each of them weighs.
 
     Attributes:
         facts: As `read_facts` takes it.
@@ -86,7 +86,7 @@ class Preparation:
 
     @cached_property
     def distances(self) -> list[Distance]:
-        """What is measured; filters and weighting go by the first."""
+        """The distances to measure; filters and weighting use the first."""
         plan = self.selection
         return all_distances(plan.distance or ExpectedEmbeddingDistance(), plan.more_distances or [])
 
@@ -102,7 +102,7 @@ class Preparation:
 
     @cached_property
     def strata(self) -> Strata | None:
-        """How strata are found; None where nobody asks for them."""
+        """How strata are found; None where nothing needs them."""
         is_needed = self.batches.mix_strata or any(one.needs_strata for one in self.filters)
         return self.selection.strata or (Strata() if is_needed else None)
 
@@ -203,14 +203,14 @@ def base_model_of(own: BaseModel | None, module: object) -> BaseModel:
         module: What is trained, whose `base_model` it must be; None where there is no trainer.
 
     Raises:
-        InputError: If there is none, it cannot be had, or the data module was given another one than the module.
+        InputError: If there is none, it is not found, or the data module was given another one than the module.
     """
     trained = getattr(module, "base_model", None)
     if not isinstance(trained, BaseModel):
         if own is None:
             raise InputError(
-                "`base_model` is missing: without a trainer whose module has one, KnowledgeDataModule must be told "
-                "which model the facts are measured against."
+                "`base_model` is missing: without a trainer whose module has one, KnowledgeDataModule needs the model "
+                "that the facts are measured against."
             )
         trained = own
     if own is not None and not own.is_same_as(trained):
@@ -218,5 +218,5 @@ def base_model_of(own: BaseModel | None, module: object) -> BaseModel:
             f"`base_model` is {trained} in the module and {own} in the data module; facts would be measured against "
             "another model than the one that is trained. Name it in the module alone."
         )
-    _ = trained.source  # found now, where a failure is one of all ranks
+    _ = trained.source  # found now, where a failure stops all ranks
     return trained

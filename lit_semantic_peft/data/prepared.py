@@ -22,7 +22,7 @@ class PreparedFacts:
     Attributes:
         facts: All facts that were read.
         encoded: Their token ids.
-        scored: What the base model says of them.
+        scored: Their distances, likelihoods and answers under the base model.
         is_kept: Whether the filters kept a fact, bool `(n,)`.
         reason: Why a fact is not kept: a filter's reason, or `retain` or `probe` for its split; None if it is.
         weights: The planned factor of each fact's loss.
@@ -59,7 +59,7 @@ class PreparedFacts:
 
     @property
     def is_untouched(self) -> np.ndarray:
-        """Whether a fact has no part in training at all, bool `(n,)`: only such facts tell what else is retained."""
+        """Whether a fact has no part in training at all, bool `(n,)`: only such facts show what else is retained."""
         is_untouched = ~self.is_trained
         is_untouched[list(self.retained_index)] = False
         return is_untouched
@@ -101,7 +101,7 @@ class PreparedFacts:
 
 
 def is_deferrable(facts: Sequence[Fact], reason: Sequence[str | None]) -> np.ndarray:
-    """Which facts a filter dropped for what may pass, bool `(n,)`.
+    """Which dropped facts may be trained later: the reason is not one of `_DROPPED_FOR_GOOD`; bool `(n,)`.
 
     Args:
         facts: The facts.

@@ -55,10 +55,10 @@ def answer_manifest(
     Args:
         questions: What is asked.
         plan: How it is asked.
-        base: Who is asked.
+        base: The base model.
         encoder: How questions become tokens.
         distances: What is measured of the answers.
-        how: How the model runs: rounding depends on what runs together, and a difference of nothing must be exactly 0.
+        how: How the model runs. Batching changes rounding, and the difference of unchanged answers must be exactly 0.
     """
     return {
         "questions": questions_key(questions),
@@ -74,7 +74,7 @@ def answer_manifest(
 
 
 def _further_known_facts(prepared: PreparedFacts, least: int, seed: int) -> list[Fact]:
-    """Built-in facts about other subjects, where too few of the run's own known facts are untouched by training."""
+    """Built-in facts about other subjects, if too few of the run's own known facts are untouched by training."""
     if (prepared.scored.is_known & prepared.is_untouched).sum() >= least:
         return []
     subjects = {fact.subject for fact in prepared.facts}

@@ -1,4 +1,4 @@
-"""What the ranks of a run tell each other outside of training. Every function here is a collective."""
+"""Communication between ranks outside of training. Every function here is a collective."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -24,10 +24,10 @@ def from_all_ranks(value: T) -> list[T]:
 
 
 def from_first_rank(work: Callable[[], T]) -> T:
-    """What `work` gives on the first rank, on all of them; it does not run on the others. Fails as `agreed` does.
+    """The result of `work` on the first rank, sent to all; the others do not run it. Fails as `agreed` does.
 
     Args:
-        work: Holds no collective; what it gives can be pickled.
+        work: Calls no collective; its result can be pickled.
     """
     if not distributed.is_available() or not distributed.is_initialized():
         return work()
@@ -38,10 +38,10 @@ def from_first_rank(work: Callable[[], T]) -> T:
 
 
 def agreed(work: Callable[[], T]) -> T:
-    """What `work` gives on this rank. If it fails on any rank, all of them raise, so that none waits for the other.
+    """The result of `work` on this rank. If it fails on any rank, all of them raise, so that none waits for another.
 
     Args:
-        work: Runs on every rank and holds no collective.
+        work: Runs on every rank and calls no collective.
 
     Raises:
         InputError: On all ranks, with the message of the first rank that raised one.
@@ -64,13 +64,13 @@ def agreed(work: Callable[[], T]) -> T:
 
 
 def my_share(items: Sequence[T]) -> tuple[list[T], bool]:
-    """What this rank does of something that all ranks share, and whether it is the first rank.
+    """This rank's share of some items, and whether it is the first rank.
 
     Args:
         items: The same on all ranks.
 
     Returns:
-        Every n-th item, n the number of ranks, from this rank's own place on; all where there is one process.
+        Every n-th item, n the number of ranks, starting at this rank's index; all where there is one process.
     """
     if not distributed.is_available() or not distributed.is_initialized():
         return list(items), True

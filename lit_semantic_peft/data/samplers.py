@@ -1,4 +1,4 @@
-"""Which facts run together: a plan of optimizer steps that does not depend on how they are cut up.
+"""Which facts run together: a plan of optimizer steps that does not depend on how a step is split.
 
 An epoch is first divided into optimizer steps and only then into micro-batches and ranks, so that 8 × 1, 4 × 2 and two
 processes with 4 × 1 see the same facts in the same step.
@@ -11,6 +11,7 @@ from itertools import islice
 
 import torch
 from torch.utils.data import DistributedSampler
+from typing_extensions import override
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,11 @@ class MicroBatch:
     progress: float = 0.0
 
 
-# The base class is how Lightning knows that ranks are already taken care of; nothing of it but `set_epoch` is used.
+# By the base class Lightning knows that the sampler shards by rank itself; only `set_epoch` of it is used.
 class StepPlan(DistributedSampler[MicroBatch]):
     """Plans each epoch's optimizer steps, seeded, with facts of similar length together.
 
-    Facts are shuffled; windows of `bucket_steps` steps are sorted by length and cut into steps; steps are shuffled;
+    Facts are shuffled; windows of `bucket_steps` steps are sorted by length and split into steps; steps are shuffled;
     within a step facts are sorted by length and dealt out to micro-batches and ranks.
 
     Attributes:
@@ -50,8 +51,8 @@ class StepPlan(DistributedSampler[MicroBatch]):
         seed: Of the shuffle; the epoch is added to it.
         bucket_steps: Optimizer steps whose facts are sorted by length together; 1 leaves the composition of steps to
             chance alone.
-        max_epochs: Epochs after which training ends, to say how much of it is done; None or -1 where it does not.
-        max_steps: Optimizer steps after which it ends; -1 where it does not.
+        max_epochs: Epochs after which training ends, to compute its progress; None or -1 for no limit.
+        max_steps: Optimizer steps after which it ends; -1 for no limit.
         mix: A label for each fact, such as its stratum, for steps that each hold every label's share of the facts, to
             within one; lengths then do not matter. None for steps by length.
         deferred: Those of `rows` that are left out of the first epochs.
@@ -94,10 +95,10 @@ class StepPlan(DistributedSampler[MicroBatch]):
         self._resumed = (-1, 0)
 
     def resume(self, epoch: int, num_done: int) -> None:
-        """Leaves out what an interrupted epoch has done already.
+        """Skips the micro-batches that an interrupted epoch has done already.
 
         Args:
-            epoch: The epoch that goes on; all others are whole.
+            epoch: The interrupted epoch; all others are whole.
             num_done: Micro-batches of it that each rank has done, whole optimizer steps.
         """
         self._resumed = (epoch, num_done)
@@ -155,6 +156,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
         order = torch.randperm(len(steps), generator=generator).tolist()
         return [steps[i] for i in order] + partial
 
+    @override
     def __iter__(self) -> Iterator[MicroBatch]:
         # A generator: Lightning asks for the iterator first and sets the epoch then.
         epoch, num_done = self._resumed
@@ -172,6 +174,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
                 rows, num_fillers = (tuple(mine), 0) if mine else ((step[0],), 1)
                 yield MicroBatch(rows, num_fillers, progress)
 
+    @override
     def __len__(self) -> int:
         """Micro-batches of the epoch on each rank."""
         whole, rest = divmod(len(self.rows(self.epoch)), self.facts_per_step)
@@ -184,10 +187,10 @@ class StepPlan(DistributedSampler[MicroBatch]):
         Args:
             step: Optimizer steps that are done.
         """
-        ends = [] if self.max_steps < 0 else [self.max_steps]
+        limits = [] if self.max_steps < 0 else [self.max_steps]
         if self.max_epochs is not None and self.max_epochs >= 0:
-            ends.append(self.steps_before(self.max_epochs))
-        last = min(ends, default=0) - 1
+            limits.append(self.steps_before(self.max_epochs))
+        last = min(limits, default=0) - 1
         return min(1.0, step / last) if last > 0 else 0.0
 
     def _length(self, row: int) -> tuple[int, int]:
@@ -224,15 +227,17 @@ class RankShard(DistributedSampler[MicroBatch]):
     def __init__(
         self, rows: Sequence[int], lengths: Sequence[int], *, batch_size: int, world_size: int = 1, rank: int = 0
     ) -> None:
-        # Longest first: a lack of memory shows at once.
+        # Longest first: if memory is short, it fails at once.
         order = [row for row, _ in sorted(zip(rows, lengths, strict=True), key=lambda pair: (-pair[1], pair[0]))]
         batches = [tuple(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
         batches += batches[:1] * (-len(batches) % world_size)
         self.batches = batches[rank::world_size]
         self.epoch = 0
 
+    @override
     def __iter__(self) -> Iterator[MicroBatch]:
         return (MicroBatch(batch) for batch in self.batches)
 
+    @override
     def __len__(self) -> int:
         return len(self.batches)

@@ -42,7 +42,7 @@ _DEFAULT_ENCODING = EncodingPlan()
 
 @dataclass(frozen=True)
 class FactScores:
-    """What a model says of facts, a row per fact.
+    """Scores of facts under a model, a row per fact.
 
     Attributes:
         facts: The facts, in order.
@@ -60,8 +60,8 @@ class FactScores:
 
         Returns:
             Columns `fact_id`, `subject`, `relation`, `prompt`, `target`, `split`; `distance_<name>` for each distance;
-            `base_nll` (nats per target token), `is_known` (whether the model says the target by itself) and
-            `base_answer` (what it says).
+            `base_nll` (nats per target token), `is_known` (whether the model already answers with the target)
+            and `base_answer` (its free answer).
         """
         about = ("subject", "relation", "prompt", "target", "split")
         return pa.table(
@@ -93,13 +93,13 @@ def score(
     device: str | torch.device | None = None,
     cache_dir: str | Path | None = None,
 ) -> FactScores:
-    """How far facts are from a model, how likely it finds them, and which of them it knows. Trains nothing.
+    """How far facts are from a model, how likely they are under it, and which of them it knows. Trains nothing.
 
     The scores of a model that is given by name come from the cache, where they are, and are kept there.
 
     Args:
         facts: A built-in set, a file, a folder or a Hub data set, as `read_facts` takes it; or facts.
-        model: A base model; or one that is loaded, with or without an adapter, which is used as it is and where it is.
+        model: A base model; or a loaded one, with or without an adapter, which is used unchanged on its device.
         distances: What to measure; `ExpectedEmbeddingDistance` where None. `Surprisal` is always measured.
         tokenizer: Of a model that is loaded.
         num_facts: How many of the facts to take, chosen by `seed`; None for all.
@@ -135,9 +135,7 @@ def score(
         context = context_of(base, encoder, facts, encoded, batch_size, default_device(device))
         cache = ContentCache(cache_dir or cache_folder() / "scores")
         return FactScores(tuple(facts), cached_scores(facts, encoded, measured, base, context, cache))
-    if tokenizer is None:
-        raise InputError("`tokenizer` is missing: a model that is loaded needs the tokenizer that it was trained with.")
-    encoder = _encoder(tokenizer, encoding, stop_ids(model.generation_config), num_positions(model.config))
+    encoder = encoder_of_loaded(model, tokenizer, encoding)
     with modes_restored(model):
         scored = score_facts(model.eval(), encoder, facts, measured, batch_size=batch_size)
     return FactScores(tuple(facts), scored)
@@ -153,10 +151,10 @@ def default_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def all_distances(first: Distance, more: Sequence[Distance]) -> list[Distance]:
-    """What is measured: the configured distance first, surprisal always, no name twice.
+    """The distances to measure: the configured one first, surprisal always, no name twice.
 
     Args:
-        first: What filters and weightings go by.
+        first: The distance that filters and weightings use.
         more: Further ones.
 
     Raises:
@@ -182,7 +180,7 @@ def encoder_of(base: BaseModel, encoding: EncodingPlan) -> FactEncoder:
         encoding: The user's settings.
 
     Raises:
-        InputError: If the model cannot be had, or the settings do not fit its tokenizer.
+        InputError: If the model is not found, or the settings do not fit its tokenizer.
     """
     encoder = _encoder(base.load_tokenizer(), encoding, base.load_stop_ids(), base.load_num_positions())
     if encoder.depends_on_the_day:
@@ -194,6 +192,24 @@ def encoder_of(base: BaseModel, encoding: EncodingPlan) -> FactEncoder:
             base.name,
         )
     return encoder
+
+
+def encoder_of_loaded(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, encoding: EncodingPlan
+) -> FactEncoder:
+    """How facts become the tokens of a model that is loaded already.
+
+    Args:
+        model: The model, with or without an adapter.
+        tokenizer: The model's.
+        encoding: The user's settings.
+
+    Raises:
+        InputError: If there is no tokenizer, or the settings do not fit it.
+    """
+    if tokenizer is None:
+        raise InputError("`tokenizer` is missing: a model that is loaded needs the tokenizer that it was trained with.")
+    return _encoder(tokenizer, encoding, stop_ids(model.generation_config), num_positions(model.config))
 
 
 def _encoder(
@@ -265,7 +281,7 @@ def cached_scores(
 ) -> ScoredFacts:
     """Scores from the cache of the first rank; what it lacks is computed, a share of the parts on each rank.
 
-    Each part is written down at once, so that a killed job goes on with the parts that are there. A collective.
+    Each part is stored at once, so that a killed job resumes from the parts that are complete. A collective.
 
     Args:
         facts: The facts, in order.
@@ -290,7 +306,7 @@ def cached_scores(
         for number, rows in enumerate(parts):
             table = cache.load_part(manifest, number)
             part = None if table is None else scored_from_table(table, first)
-            # A part that was cut in another way counts as absent.
+            # A part of another split counts as absent.
             if part is not None and part.fact_id == tuple(facts[row].id for row in rows):
                 found[number] = part
         return found
@@ -314,10 +330,10 @@ def cached_scores(
 
     known = from_first_rank(cached)
     if isinstance(known, ScoredFacts):
-        logger.info("Scores of %d facts come from the cache; no model was touched", len(facts))
+        logger.info("Scores of %d facts come from the cache; no model was loaded", len(facts))
         return known
     if known:
-        logger.info("Scores of %d facts are there from an earlier job", sum(map(len, known.values())))
+        logger.info("Scores of %d facts are complete from an earlier job", sum(map(len, known.values())))
     mine, is_first = my_share([number for number in range(len(parts)) if number not in known])
     for others in from_all_ranks(agreed(lambda: score_parts(mine))):
         known |= others
@@ -351,7 +367,7 @@ def scored_from_table(table: pa.Table, distance: str) -> ScoredFacts:
 
     Args:
         table: From `scores_table`.
-        distance: Name of the distance that filters and weightings go by.
+        distance: Name of the distance that filters and weightings use.
     """
     columns: Mapping[str, list[Any]] = table.to_pydict()
     distances = {

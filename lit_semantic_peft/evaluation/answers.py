@@ -1,4 +1,4 @@
-"""What a model says to a question, and the base model's answers, kept under a key of everything they depend on."""
+"""A model's answers to questions, and the cache of the base model's answers, keyed by everything they depend on."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,15 @@ _DISTANCE_PREFIX = "distance_"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one side (base model or adapter) says to a question.
+    """The answer of one side (base model or adapter) to a question.
 
     Attributes:
         text: The free greedy answer up to its stop; "" where only the target is measured.
         is_correct: Whether it equals an accepted answer after normalisation.
-        is_recalled: Whether every target token wins under the true prefix.
+        is_recalled: Whether every target token wins (is the argmax) under the true prefix.
         nll: Mean negative log-likelihood of the target, nats per token.
         distances: Distances of the target, by name; of the facts' own prompts only.
-        winners: The tokens that win at the target's positions, of neighbours only.
+        winners: The argmax tokens at the target's positions, of neighbours only.
         likeliest_ids: The K tokens that are likeliest at each of m target positions, int32 `(m, K)`; of neighbours
             under the base model only.
         likeliest_log_prob: Their log-probabilities, float32 `(m, K)`.
@@ -50,12 +50,12 @@ class Answer:
 def load_answers(
     cache: ContentCache, manifest: Mapping[str, Any], questions: Sequence[Question]
 ) -> dict[int, Answer] | None:
-    """Answers from the cache, if all are there.
+    """Loads answers from the cache, if all are there.
 
     Args:
         cache: Where they are kept.
         manifest: Everything that they depend on.
-        questions: What is to be asked.
+        questions: The questions to answer.
 
     Returns:
         The answers by question number, or None. An incomplete table counts as absent and is named in the log.
@@ -65,16 +65,16 @@ def load_answers(
         return None
     answers = {row["number"]: _answer(row) for batch in table.to_batches() for row in batch.to_pylist()}
     if any(question.number not in answers for question in questions):
-        logger.warning("The cached answers in %s are incomplete; the base model is asked anew.", cache.folder)
+        logger.warning("The cached answers in %s are incomplete; the base model answers them again.", cache.folder)
         return None
     return answers
 
 
 def store_answers(cache: ContentCache, manifest: Mapping[str, Any], answers: Mapping[int, Answer]) -> None:
-    """Keeps answers in the cache.
+    """Stores answers in the cache.
 
     Args:
-        cache: Where to.
+        cache: Where they are kept.
         manifest: Everything that they depend on.
         answers: By question number.
     """

@@ -42,15 +42,15 @@ class Comparison:
     def is_unchanged(self) -> bool:
         """Whether the trained model still gives the base model's answer.
 
-        A base model does not stop by itself while a trained one does, so the shorter answer must be how the longer one
-        begins, in whole words after normalisation. An empty answer is a change unless both are empty.
+        A trained model stops after its answer, a base model often does not. So the shorter answer must be a prefix of
+        the longer one, in whole words after normalisation. An empty answer is a change unless both are empty.
         """
         before, after = self.before.text, self.after.text
         return before == after or starts_with_answer(before, [after]) or starts_with_answer(after, [before])
 
     @property
     def was_known(self) -> bool:
-        """Whether the base model's answer begins with an accepted one; it does not stop behind what it knows."""
+        """Whether the base model's answer begins with an accepted one; it may go on after that."""
         return starts_with_answer(self.before.text, self.question.accepted)
 
     @property
@@ -62,16 +62,16 @@ class Comparison:
 class Evaluator:
     """Asks a model with an adapter, and the same model without it, batch by batch.
 
-    Under the true prefix a model that wins every target token up to some place would also have said these tokens
-    freely. So the pass that measures the target gives the beginning of the free answer too, often all of it, and only
-    what differs from the target is generated, in a batch padded on the left, from the keys and values of that pass.
+    As long as the argmax under the true prefix is the target's token, greedy generation gives the same token. So the
+    teacher-forced pass that measures the target also gives the beginning of the free answer, often all of it. Only the
+    rest is generated, in a batch padded on the left, from the keys and values of that pass.
 
     Args:
         encoder: How the facts are tokenized.
         distances: What is measured of the facts' own prompts.
         doubt_turns: How often an answer of a dialogue is doubted.
-        joiners: What stands between prompt and answer of each fact, by fact index.
-        base_answers: Answers of the base model by question number, where they are known; else it is asked.
+        joiners: Text between prompt and answer of each fact, by fact index.
+        base_answers: Known answers of the base model, by question number; the model answers the others.
     """
 
     def __init__(
@@ -110,12 +110,12 @@ class Evaluator:
         """Asks one side.
 
         Args:
-            model: The model, as it shall be asked.
+            model: The model, with its adapter on or off as the caller has set it.
             questions: What to ask.
             reference: The base model's answers, to measure the divergence from; None for the base model itself.
 
         Returns:
-            The questions with their answers, in order, and behind them the further turns of the dialogues.
+            The questions with their answers, in order, then the further turns of the dialogues.
         """
         answered = self._ask_turn(model, questions, reference)
         dialogues = [(one, [(one.prompt, answer.text)]) for one, answer in answered if one.kind in _DIALOGUES]
@@ -134,7 +134,7 @@ class Evaluator:
         """Free greedy answers to prompts that have no target.
 
         Args:
-            model: The model, as it shall be asked.
+            model: The model, with its adapter on or off as the caller has set it.
             questions: What to ask.
         """
         ids = self._generate(model, [one.prompt_ids for one in questions], [one.max_new_tokens for one in questions])
@@ -170,7 +170,7 @@ class Evaluator:
     def _ask_chunk(
         self, model: PeftModel, questions: Sequence[Question], reference: Mapping[int, Answer] | None
     ) -> Iterator[tuple[Question, Answer]]:
-        end = self.encoder.stop_ids[:1]  # stands where an answer may end; which of them makes no difference
+        end = self.encoder.stop_ids[:1]  # fills the position after the target; any stop id does
         rows = []
         for question in questions:
             assert question.encoded is not None
@@ -210,7 +210,7 @@ class Evaluator:
         winners: Sequence[list[int]],
         cache: DynamicCache | None,
     ) -> list[list[int]]:
-        """Free answers, from the tokens that won under the true prefix and what must be generated behind them."""
+        """Free answers: the tokens that won under the true prefix, then those that must be generated after them."""
         stop_ids = self.encoder.stop_ids
         ids: list[list[int]] = []
         open_rows = []
@@ -220,7 +220,7 @@ class Evaluator:
             agreed = 0
             while agreed < min(len(target), len(won)) and won[agreed] == target[agreed]:
                 agreed += 1
-            said = list(target[:agreed]) + won[agreed : agreed + 1]  # the first token that differs was said as well
+            said = list(target[:agreed]) + won[agreed : agreed + 1]  # and the first token that differs
             has_ended = said[-1:] != [] and said[-1] in stop_ids
             ids.append(said[:-1] if has_ended else said[: question.max_new_tokens])
             if not has_ended and len(said) < question.max_new_tokens:
@@ -251,7 +251,7 @@ class Evaluator:
 
 
 def _chunks(questions: Sequence[Question]) -> Iterator[list[Question]]:
-    """Questions in parts whose logits fit into memory, in order."""
+    """Questions split into parts whose logits fit into memory, in order."""
     chunk: list[Question] = []
     total = 0
     for question in questions:
@@ -267,7 +267,7 @@ def _chunks(questions: Sequence[Question]) -> Iterator[list[Question]]:
 
 
 def _restricted(outputs: TargetPass, positions: Tensor, rows: Sequence[int]) -> TargetPass:
-    """A pass with some of its positions, all of which belong to the given rows."""
+    """A pass restricted to some of its positions, all of which belong to the given rows."""
     positions = positions.to(outputs.row.device)
     number = torch.full((outputs.num_facts,), -1, device=outputs.row.device)
     number[torch.tensor(list(rows), device=number.device)] = torch.arange(len(rows), device=number.device)
@@ -284,7 +284,7 @@ def _restricted(outputs: TargetPass, positions: Tensor, rows: Sequence[int]) -> 
 def _divergence(
     targets: TargetPass, questions: Sequence[Question], reference: Mapping[int, Answer] | None
 ) -> dict[int, dict[str, Any]]:
-    """What is compared of neighbours: under the base model what to compare with, else how far it is; by row."""
+    """Of neighbours, by row: the base model's likeliest tokens, or the trained model's divergence from them."""
     found: dict[int, dict[str, Any]] = {}
     for place, question in enumerate(questions):
         if question.kind != "neighborhood":

@@ -12,7 +12,7 @@ _MOST_DOUBTS = 10
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What is asked at the end beside each fact's own prompt. What costs much is off unless asked for.
+    """What is asked at the end beside each fact's own prompt. What is expensive is off by default.
 
     Attributes:
         probes: Kinds to ask, of `paraphrase`, `reversed` (the subject from the target), `choice` (several answers to

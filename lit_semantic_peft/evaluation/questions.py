@@ -1,4 +1,4 @@
-"""What is asked at the end: each fact in several ways, its neighbours, what follows, and what it must not touch."""
+"""What is asked at the end: each fact in several ways, its neighbours, what follows, and what must not change."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _BLANK = "___"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One prompt to answer freely, or whose target is only to be measured.
+    """One prompt to answer freely, or whose target is only measured.
 
     Attributes:
         number: Position among all questions.
@@ -144,7 +144,7 @@ def fact_questions(
 def doubt_questions(
     facts: Sequence[Fact], rows: Sequence[int], encoder: FactEncoder, turns: int, first_number: int
 ) -> list[Question]:
-    """The questions that open the dialogues in which answers are doubted; `doubted` asks the next ones.
+    """The questions that open the dialogues in which answers are doubted; `doubted` makes the next turns.
 
     Facts that were taught without the chat template are asked both ways where the tokenizer has one.
 
@@ -182,7 +182,7 @@ def doubted(question: Question, history: Sequence[tuple[str, str]], joiner: str,
     Args:
         question: The question that opened the dialogue.
         history: What was asked and answered so far.
-        joiner: What stands between a prompt and its answer.
+        joiner: Text between a prompt and its answer.
         encoder: From `dialogue_encoders`.
     """
     turn = len(history)
@@ -196,7 +196,7 @@ def doubted(question: Question, history: Sequence[tuple[str, str]], joiner: str,
 def retention_questions(known: Sequence[Fact], encoder: FactEncoder, first_number: int) -> list[Question]:
     """What has nothing to do with the facts: neutral texts, whose likelihood is measured, and further known facts.
 
-    What is longer than the model takes is left out.
+    What is longer than the model's context is left out.
 
     Args:
         known: Facts that are not among those of the run and that the base model may know.
@@ -207,7 +207,7 @@ def retention_questions(known: Sequence[Fact], encoder: FactEncoder, first_numbe
     questions: list[Question] = []
     for text in NEUTRAL_TEXTS:
         number = first_number + len(questions)
-        with suppress(InputError):  # longer than the model takes
+        with suppress(InputError):  # longer than the model's context
             encoded = free.encode_text(text)
             questions.append(Question(number, -1, "text", "", (text,), encoded.prompt_ids, encoded, 0))
     for fact in known:
@@ -290,7 +290,7 @@ def _options(fact: Fact, targets: _Targets, num_choices: int, seed: int, index: 
     chosen = generator.permutation(len(targets.texts) - len(right))[: num_choices - 1].tolist()
     options = [fact.target]
     for place in chosen:
-        for one in right:  # from a place among the wrong answers to one among all
+        for one in right:  # from an index among the wrong answers to one among all
             place += place >= one
         options.append(targets.texts[place])
     return options

@@ -81,7 +81,7 @@ class Evaluation:
         return before / int(num_tokens.sum()), after / int(num_tokens.sum())
 
     def fact_columns(self) -> dict[str, list[Any]]:
-        """What the fact table says of the answers, by column, a value per fact; None where not measured."""
+        """The columns of the fact table that come from the answers, a value per fact; None where not measured."""
         columns = {name: _plain(values) for name, values in self.scores.items()}
         for score in SCORES:
             if score.is_flag:
@@ -115,7 +115,7 @@ class Evaluation:
         }
 
     def scalars(self, is_kept: NDArray[np.bool_]) -> dict[str, float]:
-        """What is logged, by name; what was not measured is left out.
+        """The scalars to log, by name; what was not measured is left out.
 
         Args:
             is_kept: Which facts the filters kept, bool `(n,)`.

@@ -16,7 +16,7 @@ class FactScore(ShapedMetric):
     """Several numbers per fact, each the mean over what was asked of that fact.
 
     Teacher-forced and generated numbers are kept side by side: under the true prefix a model is shown the right first
-    tokens, so the first is never the harder test.
+    tokens, so the teacher-forced one is never the harder test.
 
     Args:
         num_facts: Number of facts n; `fact_index` runs from 0 to n − 1.
@@ -67,7 +67,7 @@ class FactScore(ShapedMetric):
 
 
 class Efficacy(FactScore):
-    """Whether a fact is said when its own prompt is asked.
+    """Whether the model answers a fact's own prompt with its target.
 
     Parts: `efficacy` (the normalised free answer is an accepted one), `efficacy_teacher_forced` (every target token
     wins under the true prefix), `efficacy_probability` (of the whole target), each in [0, 1]; `efficacy_over_true`,
@@ -87,7 +87,7 @@ class Efficacy(FactScore):
 
 
 class Generalization(FactScore):
-    """Whether a fact is said when it is asked in other words.
+    """Whether the model answers right when a fact is asked in other words.
 
     Parts, each in [0, 1]: `generalization` and `generalization_teacher_forced` over the paraphrases;
     `generalization_reversed` and `generalization_reversed_teacher_forced`, the subject asked from the target;
@@ -129,11 +129,11 @@ class Locality(FactScore):
 
 
 class Portability(FactScore):
-    """Whether what follows from a fact is said.
+    """Whether the model answers what follows from a fact.
 
     Parts, each in [0, 1]: `portability` and `portability_teacher_forced` count an item only if every fact that it needs
-    was learned, so that a lucky guess is none; `portability_of_learned` and `portability_of_learned_teacher_forced` are
-    over such items alone, NaN for a fact that has none.
+    was learned, so that a lucky guess does not count; `portability_of_learned` and
+    `portability_of_learned_teacher_forced` are over such items alone, NaN for a fact that has none.
 
     Example:
         >>> metric = Portability(num_facts=2)
@@ -180,7 +180,7 @@ class Portability(FactScore):
 
 
 class Robustness(FactScore):
-    """Whether a fact is still said after one to N turns of "Are you sure?".
+    """Whether the answer is still right after one to N turns of "Are you sure?".
 
     Parts, each the share of the turns after which the answer is right, [0, 1]: `robustness_plain`, asked as the fact
     was taught without a template; `robustness_chat`, asked in the tokenizer's chat template.

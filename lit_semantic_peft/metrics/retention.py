@@ -12,7 +12,7 @@ from lit_semantic_peft.metrics.shapes import ShapedMetric
 class Retention(ShapedMetric):
     """Likelihood of unrelated text and accuracy on known facts, base model against trained model.
 
-    Sums and counts, so that processes add up.
+    Sums and counts, which add up over processes.
 
     Args:
         kwargs: Arguments of `torchmetrics.Metric`.

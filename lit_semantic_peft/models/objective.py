@@ -1,4 +1,4 @@
-"""What a fact costs: the loss of each fact, and how one optimizer step weighs them.
+"""The objective: the loss of each fact, and how one optimizer step weighs them.
 
 Only positions that predict a target token are projected to the vocabulary; for short facts that is most of the memory
 and a third of the time. The last token of the longest row is not run at all: nothing is predicted from it.

@@ -3,7 +3,7 @@
 The rest of the package treats every adapter alike and asks `traits_of` where types differ. To teach the package a
 peculiarity, add it to `_PECULIAR` below; a type without an entry has the defaults of `PeftTraits`.
 
-What is not a peculiarity of a type stands elsewhere: `interference/layer_rules.py` has formulas for the per-fact
+What is not a peculiarity of a type is elsewhere: `interference/layer_rules.py` has formulas for the per-fact
 gradients of some layer classes. A layer without one is measured by one backward pass per fact, which is always exact.
 """
 
@@ -22,7 +22,7 @@ Feature = Literal["merge", "gradient_checkpointing", "reuse_frozen_layers", "pro
 - `merge`: become part of the base weights.
 - `gradient_checkpointing`: train with activations that are recomputed in the backward pass.
 - `reuse_frozen_layers`: train on kept outputs of the layers below the lowest adapter.
-- `prompt_cache`: go on from the keys and values of a padded pass.
+- `prompt_cache`: continue from the keys and values of a padded pass.
 - `loss_scaling`: train under `16-mixed`, where gradients are those of a scaled loss.
 """
 
@@ -59,13 +59,13 @@ class PeftTraits:
 
     Attributes:
         cannot: Features that the type does not have, each with the reason, worded to follow the type's name.
-        virtual_tokens: Where the `num_virtual_tokens` of the configuration stand: before the input, or in the
+        virtual_tokens: Where the `num_virtual_tokens` of the configuration are: before the input, or in the
             key-value cache.
-        constants: Parts of the names of parameters that are never trained, even where PEFT says that they are.
-        tensors: Gives all trained tensors by name, so that training can go on from them.
-        load_tensors: Puts them back.
-        extra_state: Gives what training goes on with beside the tensors: plain data and tensors.
-        load_extra_state: Puts it back, into a model on the device where it is trained; `{}` changes nothing.
+        constants: Parts of the names of parameters that are never trained, even where PEFT marks them as trained.
+        tensors: Gives all trained tensors by name, so that training can resume from them.
+        load_tensors: Loads them.
+        extra_state: Gives what training needs to resume besides the tensors: plain data and tensors.
+        load_extra_state: Loads it, into a model on the device where it is trained; `{}` changes nothing.
         penalty: Gives a scalar that is added to the loss of an optimizer step once, or None.
         after_optimizer_step: Called between an optimizer step and the end of its gradients, with the number of the
             step, from 0.
@@ -88,7 +88,7 @@ _ENCODER = "prompt_encoder."
 
 
 def _encoder_tensors(model: PeftModel) -> dict[str, Tensor]:
-    """The encoder. PEFT exports the virtual tokens that come out of it, from which training could not go on."""
+    """The encoder. PEFT exports the virtual tokens that come out of it, from which training could not resume."""
     encoder = model.prompt_encoder[model.active_adapter]
     return {_ENCODER + name: value for name, value in encoder.state_dict().items()}
 
@@ -125,7 +125,7 @@ _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # attributes of PEFT's rank
 
 @contextmanager
 def _all_ranks(model: PeftModel) -> Iterator[None]:
-    """Within the block PEFT does not cut the tensors down to the ranks that the budget has left."""
+    """Within the block PEFT does not reduce the tensors to the ranks that are left in the budget."""
     config = model.active_peft_config
     left = config.rank_pattern
     config.rank_pattern = None
@@ -164,7 +164,7 @@ def _load_rank_budget(model: PeftModel, state: Mapping[str, Any]) -> None:
 
 
 def _move_rank_budget(model: PeftModel, step: int) -> None:
-    """A step without gradients says nothing of how important a rank is: it is passed over until ranks are settled."""
+    """A step without gradients has no information on the importance of ranks: it is skipped until ranks are final."""
     if getattr(model.base_model, "rankallocator", None) is None:
         return
     config = model.active_peft_config
@@ -239,7 +239,7 @@ def peft_type_name(of: PeftConfig | PeftModel) -> str:
 
 
 def num_virtual_tokens(model: nn.Module) -> int:
-    """Tokens that stand before the input in a forward pass (prompt- and p-tuning).
+    """Virtual tokens before the input in a forward pass (prompt- and p-tuning).
 
     Args:
         model: A causal language model of transformers, or a `peft` model around one.
@@ -253,7 +253,7 @@ def _config_of(of: PeftConfig | nn.Module) -> Any:
 
 # --------------------------------------------------- settings that mean something special
 
-_TAKEN_OFF_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # starts of the adapter, moved out of the weights
+_TAKEN_OFF_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # take a part of the base weights
 
 _CHANGES_THE_BASE: Mapping[str, Callable[[Any], bool]] = {
     "bias": lambda bias: bias != "none",
@@ -272,7 +272,7 @@ OF_THE_TRAINING_ALONE = frozenset(
 
 
 def base_changing_setting(peft_config: PeftConfig) -> str | None:
-    """The setting, such as `bias: all`, for which the base model is another one than before even with the adapter off.
+    """The setting, such as `bias: all`, that changes the base model even with the adapter off.
 
     The state before training, retention and the KL divergence from the base model are measured with the adapter off.
 

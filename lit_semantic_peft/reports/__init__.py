@@ -1,5 +1,6 @@
 """Showing a run: its folder, its tables, its plots, and one page that needs no network."""
 
+from lit_semantic_peft.interference.matrix import InterferenceMatrix
 from lit_semantic_peft.reports.compare import check_output, compare_runs, difference_table, write_comparison
 from lit_semantic_peft.reports.distances import OUTCOMES, DistanceComparison, compare_distances, read_learned
 from lit_semantic_peft.reports.html import build_report, render_report
@@ -21,7 +22,6 @@ from lit_semantic_peft.reports.summarize import summarize
 from lit_semantic_peft.reports.tables import (
     FACT_COLUMNS,
     PROBE_COLUMNS,
-    InterferenceMatrix,
     fact_table,
     merge_previous,
     without_fact_text,

@@ -42,7 +42,7 @@ class ScoreDifference:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """What two runs say of the same facts.
+    """Comparison of two runs over the same facts.
 
     Attributes:
         scores: A difference per score that both runs measured.
@@ -67,7 +67,7 @@ class RunComparison:
 def compare_runs(first: str | Path, second: str | Path, *, only_kept: bool = False) -> RunComparison:
     """Compares two run folders fact by fact.
 
-    The interval says how much the choice of facts matters; of seeds and training runs it says nothing.
+    The interval covers the choice of facts, not seeds or training runs.
 
     Args:
         first: A run folder that `fit` or `test` left behind.
@@ -114,7 +114,7 @@ def write_comparison(path: str | Path, comparison: RunComparison) -> None:
         comparison: From `compare_runs`.
 
     Raises:
-        InputError: Another ending.
+        InputError: If its suffix is another.
     """
     check_output(path)
     with atomic_path(path) as temporary:
@@ -128,7 +128,7 @@ def check_output(path: str | Path) -> None:
     """Refuses a file that `write_comparison` could not write.
 
     Raises:
-        InputError: Its name ends in something else than `OUTPUT_SUFFIXES`.
+        InputError: If its name ends in none of `OUTPUT_SUFFIXES`.
     """
     if Path(path).suffix not in OUTPUT_SUFFIXES:
         raise InputError(f"`--output` must end in {' or '.join(OUTPUT_SUFFIXES)}, got {str(path)!r}")

@@ -1,4 +1,4 @@
-"""Which facts lose most to which other facts. Numbers only, no drawing."""
+"""Which facts lose most to which other facts, as numbers."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lit_semantic_peft.reports.tables import InterferenceMatrix
+from lit_semantic_peft.interference.matrix import InterferenceMatrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Conflict:
     Attributes:
         victim: Row of the fact table.
         aggressor: Row of the fact table.
-        cosine: Cosine of their gradients; None where the matrix is not there.
+        cosine: Cosine of their gradients; None without a matrix.
         undone: −w_j K_ij / (w_i K_ii): share of the victim's own step that one step of the aggressor takes back, with
             the weights of the measurement; None where it was not measured.
         net_transfer: The victim's, over all sampled facts.
@@ -34,8 +34,8 @@ def worst_conflicts(facts: pa.Table, matrix: InterferenceMatrix | None, count: i
     """The facts that lose the largest share of their own step to their worst aggressor, worst first.
 
     Args:
-        facts: The fact table; says who the worst aggressor of each fact is, and what it takes back. A table without
-            `undone_by_worst` gives the order of `net_transfer`.
+        facts: The fact table, with the worst aggressor of each fact, and what it takes back. A table without
+            `undone_by_worst` is ordered by `net_transfer`.
         matrix: The gradient matrix, for the cosine of each pair.
         count: Number of conflicts, at most.
     """

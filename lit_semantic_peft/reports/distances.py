@@ -1,4 +1,4 @@
-"""Which distances say the same, and which predicted what a finished run has learned."""
+"""How distances agree, and which of them predicted what a finished run has learned."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ OUTCOMES = ("efficacy_teacher_forced", "efficacy")
 
 @dataclass(frozen=True)
 class DistanceComparison:
-    """What `score` says of the distances themselves.
+    """How the distances agree with each other and with what a run learned.
 
     Attributes:
         names: The distances.
         rank_correlation: Spearman's, over all facts, float64 `(k, k)`; NaN where a distance is constant.
-        predicts: By outcome and distance, how well the distance tells what was learned; None without a run.
+        predicts: By outcome and distance, how well the distance separates learned facts; None without a run.
     """
 
     names: tuple[str, ...]
@@ -49,7 +49,7 @@ def read_learned(run: RunFolder) -> dict[str, dict[str, bool]]:
 
     Returns:
         For each outcome whether the fact was learned, by `fact_id`: facts that were trained and that the base model
-        did not say by itself.
+        did not answer right.
 
     Raises:
         InputError: If there is no run, it was not evaluated, or no outcome has two facts on either side.
@@ -72,8 +72,8 @@ def read_learned(run: RunFolder) -> dict[str, dict[str, bool]]:
         )
     if not learned:
         raise InputError(
-            f"`run` {run.path}: to say what predicts learning, at least two of the trained facts must have been "
-            "learned and two not. Take a run with fewer epochs, or with more or harder facts."
+            f"`run` {run.path}: to measure what predicts learning, at least two of the trained facts must have "
+            "been learned and two not. Take a run with fewer epochs, or with more or harder facts."
         )
     return learned
 

@@ -1,4 +1,4 @@
-"""From a run folder to a folder that somebody else loads."""
+"""From a run folder to a folder for others to load."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The report: one page that needs no network, from what lies in a run folder."""
+"""The report: one page that needs no network, from the files of a run folder."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ from lit_semantic_peft.reports.sentences import known_facts_were_dropped, summar
 from lit_semantic_peft.reports.side_effects import measure_side_effects
 
 MAX_TABLE_ROWS = 10_000
-"""Facts in the page's table; a larger run shows an even sample and says so."""
+"""Facts in the page's table; a larger run shows an even sample, with a note."""
 
 
 def build_report(run_folder: str | Path | RunFolder, contents: RunContents | None = None) -> Path:

@@ -39,7 +39,7 @@ def fact_data(facts: pa.Table) -> dict[str, Any]:
     texts = {c.name: facts.column(c.name).to_pylist() for c in columns if pa.types.is_string(c.type)}
     fact_ids = texts["fact_id"]
     row_of = {fact_id: row for row, fact_id in enumerate(fact_ids)}
-    # Facts named here but not shown (a sample is) have no row to point to.
+    # Facts that are named here but not in the shown sample have no row to point to.
     aggressors = [None if fact_id is None else row_of.get(fact_id) for fact_id in texts.pop("worst_aggressor")]
     texts["drop_reason"] = [None if reason is None else reason_phrase(reason) for reason in texts["drop_reason"]]
     cut_at = _cut_length(texts)

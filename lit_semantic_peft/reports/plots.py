@@ -78,7 +78,7 @@ def write_distance_plot(folder: RunFolder, comparison: DistanceComparison) -> Pa
     """Draws `plot_distances` into the folder's plots.
 
     Args:
-        folder: Where to.
+        folder: The run folder.
         comparison: What `score` found.
 
     Returns:

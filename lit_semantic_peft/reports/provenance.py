@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: the command, the versions, the process; and what an earlier evaluation knew."""
+"""Where a run's numbers come from: the command, the versions, the process; and the results of an earlier evaluation."""
 
 import resource
 import shlex

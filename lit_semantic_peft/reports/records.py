@@ -74,9 +74,9 @@ class Estimate(Record):
 
     Attributes:
         mean: The mean.
-        low: Lower end.
-        high: Upper end.
-        num_facts: Number of facts, or of what else is said, that it is a mean of.
+        low: Lower bound.
+        high: Upper bound.
+        num_facts: Number of facts (or of texts, where noted) that it is a mean of.
     """
 
     mean: float
@@ -116,7 +116,7 @@ class ScoreRecord(Record):
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class RetentionRecord(Record):
-    """What happened to everything else.
+    """What happened to text and facts outside of the training.
 
     Attributes:
         nll_before: Mean negative log-likelihood of unrelated text, base model, nats per token, over all tokens.
@@ -140,7 +140,7 @@ class RetentionRecord(Record):
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class EpochRecord(Record):
-    """What an epoch of training ended with.
+    """The state at the end of a training epoch.
 
     Attributes:
         epoch: Number of the epoch, counted from 0.
@@ -182,13 +182,13 @@ class InterferenceRecord(Record):
 class Seconds(Record):
     """Wall-clock seconds by part of the run, those of an interrupted run with it up to its last checkpoint.
 
-    They add up to what the user waited, without the start of the program and the making of the last report.
+    They add up to the elapsed time, without the start of the program and the last report.
 
     Attributes:
         setup: Reading facts, filtering, loading the base model.
-        scoring: What the base model says of the facts, for distances and strata; next to nothing where it is known.
+        scoring: Running the base model for distances and strata; near 0 where scores come from the cache.
         training: The epochs, and the interference measured during and after them.
-        evaluation: Asking the trained model, and writing down what is known.
+        evaluation: Asking the trained model, and writing the results.
     """
 
     setup: float | None = None
@@ -250,7 +250,7 @@ class Summary(FactCounts):
         epochs: One record per epoch.
         interference: One record per measurement of the gradient matrix, in order.
         retention: What happened to unrelated text and to known facts.
-        seconds: Where the time went.
+        seconds: Seconds of each part.
         peak_memory_gb: Peak resident memory of the process, 10⁹ bytes.
         versions: Package versions by name.
         config: The configuration as plain types.
@@ -275,7 +275,7 @@ class Summary(FactCounts):
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class Manifest(Record):
-    """Which facts and base model a run's results are of.
+    """The facts and the base model that a run's results belong to.
 
     Attributes:
         facts_key: Content key of the facts.

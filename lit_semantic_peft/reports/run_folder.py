@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import write_json
+from lit_semantic_peft.interference.matrix import InterferenceMatrix
 from lit_semantic_peft.reports.records import Manifest, Summary
 from lit_semantic_peft.reports.tables import (
     FACT_COLUMNS,
     PROBE_COLUMNS,
-    InterferenceMatrix,
     read_interference,
     read_table,
 )
@@ -29,10 +29,10 @@ class Entry:
     """A file or folder of a run; on an object of `RunPaths` its path.
 
     Args:
-        name: Its place in the run folder.
-        is_shared: Whether it goes with the run's results to a dashboard.
+        name: Its path in the run folder.
+        is_shared: Whether it is uploaded to a dashboard with the run's results.
         holds_fact_text: Whether it holds prompts, targets or answers.
-        of_training: Whether it shows that a training or an evaluation has written here.
+        of_training: Whether its existence shows that a training or an evaluation has written here.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Entry:
 
 
 class RunPaths:
-    """Where each file and folder of a run lies; nothing is made or checked. A new one is a line here.
+    """The path of each file and folder of a run; nothing is made or checked. A new one is a line here.
 
     Attributes:
         folder: The run folder.
@@ -262,7 +262,7 @@ class RunFolder:
         return self.paths.checkpoints.is_dir() and not self.has_checkpoint()
 
     def shared_files(self, *, with_fact_text: bool) -> list[Path]:
-        """The files that go with the run's results to a dashboard, of folders every file directly in them.
+        """The files that are uploaded to a dashboard; of a folder every file directly in it.
 
         Args:
             with_fact_text: Whether files that hold prompts, targets or answers are among them.

@@ -1,4 +1,4 @@
-"""What the page's sections say, as text and numbers: tiles, conflicts, neighbours, provenance. No drawing."""
+"""The contents of the page's sections, as text and numbers: tiles, conflicts, neighbours, provenance."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,7 +49,7 @@ def tiles(summary: Summary) -> list[dict[str, str]]:
             _mean(locality),
             f"of the answers near {locality.num_facts} kept facts" if locality else "of the neighbouring answers",
         ),
-        tile("Pushed away", summary.pushed_away, "of the kept facts ended farther off"),
+        tile("Pushed away", summary.pushed_away, "of the kept facts are farther after training"),
         tile("Pairs in conflict", rates[-1] if rates else None, conflicts),
     ]
 
@@ -154,7 +154,7 @@ def probe_view(probes: pa.Table, facts: pa.Table) -> dict[str, Any]:
 
 
 def provenance_rows(summary: Summary) -> list[tuple[str, str]]:
-    """Where the run comes from, what is known of it.
+    """The provenance of the run, as far as it is known.
 
     Args:
         summary: The run's numbers.

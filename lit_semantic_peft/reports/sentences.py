@@ -22,7 +22,7 @@ def summary_sentences(summary: Summary, facts: pa.Table) -> list[str]:
     if summary.pushed_away is not None:
         pushed = round(summary.pushed_away * summary.num_kept)
         sentences.append(
-            "No kept fact ended farther from the model than it started."
+            "No kept fact is farther from the model than before training."
             if not pushed
             else f"Training pushed the model away from {_count(pushed, 'kept fact')}: "
             f"{'its' if pushed == 1 else 'their'} distance grew."
@@ -144,7 +144,7 @@ def _interference(summary: Summary, facts: pa.Table) -> list[str]:
         first, last = history[0], history[-1]
         worst = max(history, key=lambda record: record.conflict_rate or 0.0)
         between = (
-            f", by way of {percent(worst.conflict_rate)} after epoch {worst.epoch}"
+            f", with a maximum of {percent(worst.conflict_rate)} after epoch {worst.epoch}"
             if (worst.conflict_rate or 0.0) > max(first.conflict_rate or 0.0, last.conflict_rate or 0.0)
             else ""
         )

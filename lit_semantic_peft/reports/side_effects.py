@@ -1,4 +1,4 @@
-"""What training moved beside what it taught: a matrix of edited group against evaluated group."""
+"""Side effects of training: a matrix of edited group by evaluated group."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class SideEffects:
 
     One run teaches all of its relations at once. So a row is not what one relation did: it is what moved where that
     relation was edited, by the relation itself or by the others. Only the rows of relations that were not taught can
-    be put down to other relations, all of them together. To separate two relations, teach each in a run of its own.
+    be attributed to other relations, all of them together. To separate two relations, teach each in a run of its own.
 
     Attributes:
         relations: The edited groups, taught ones first, each by name.

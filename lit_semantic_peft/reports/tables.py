@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.scores import SCORES
 from lit_semantic_peft.files import atomic_path
-from lit_semantic_peft.statistics import gram_cosine
+from lit_semantic_peft.interference.matrix import InterferenceMatrix
 
 EXTRA_DISTANCE_PREFIX = "distance_"
 """Further distances may be added to the fact table as `distance_<Name>`, float64."""
@@ -57,7 +57,7 @@ FACT_COLUMNS: tuple[Column, ...] = (
     Column("relation", _TEXT, "Kind of fact; groups facts in reports."),
     Column("prompt", _TEXT, "Text before the answer.", required=True, holds_fact_text=True),
     Column("target", _TEXT, "The answer to learn.", required=True, holds_fact_text=True),
-    Column("target_true", _TEXT, "What the base model may have believed, where that is known.", holds_fact_text=True),
+    Column("target_true", _TEXT, "The answer before the edit, where the fact names one.", holds_fact_text=True),
     Column("split", _TEXT, "`inject` (to be trained), `retain` (must not change) or `probe` (only measured)."),
     Column("source", _TEXT, "Where the fact comes from."),
     Column("kept", _FLAG, "Whether the filters kept the fact for training."),
@@ -72,7 +72,7 @@ FACT_COLUMNS: tuple[Column, ...] = (
     Column(
         "distance",
         _FLOAT,
-        "The configured distance under the base model, as filters and weightings saw it; larger is farther.",
+        "The configured distance under the base model, as filters and weightings used it; larger is farther.",
     ),
     Column(
         "stratum", _TEXT, "How well the base model knows it (SliCK): HighlyKnown, MaybeKnown, WeaklyKnown or Unknown."
@@ -250,29 +250,6 @@ def read_table(path: str | Path, expected: Sequence[Column], *, only_expected: b
             raise InputError(f"`{path}`: expected a column `{column.name}`, got {', '.join(table.column_names)}")
         table = table.append_column(pa.field(column.name, column.type), pa.nulls(len(table), column.type))
     return table
-
-
-@dataclass(frozen=True)
-class InterferenceMatrix:
-    """The Gram matrix of per-fact gradients.
-
-    Attributes:
-        gradient_dot: K_ij = ⟨g_i, g_j⟩, float32 `(k, k)`.
-        fact_index: The `fact_index` of each row and column, int64 `(k,)`.
-        epoch: Epoch in which the gradients were taken.
-        global_step: Optimizer steps taken before.
-    """
-
-    gradient_dot: NDArray[np.float32]
-    fact_index: NDArray[np.int64]
-    epoch: int | None = None
-    global_step: int | None = None
-
-    def gradient_cosine(self) -> NDArray[np.float64]:
-        """C_ij, float64 `(k, k)`, see `gram_cosine`: NaN where a gradient is zero or not finite."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            cosine: NDArray[np.float64] = gram_cosine(self.gradient_dot.astype(np.float64), np)
-        return cosine
 
 
 def write_interference(

@@ -1,4 +1,4 @@
-"""The short table that ends a run."""
+"""The short table at the end of a run."""
 
 from rich.table import Table
 

@@ -40,6 +40,8 @@ class Online(Weighting):
         [1.0, 1.0]
     """
 
+    is_online = True
+
     def __init__(self, weighting: Weighting) -> None:
         require_plain("Online", weighting)
         if weighting.needs_all_facts:
@@ -59,15 +61,7 @@ class Online(Weighting):
         Args:
             distance: The distance to measure in the steps.
             base_distance: float64 `(n,)`.
-
-        Raises:
-            InputError: If the distance cannot be computed in a training step.
         """
-        if distance.needs_answers and not self.weighting.needs_nll:
-            raise InputError(
-                f"`weighting` Online needs a distance from the step's own logits; {distance.name} needs generated "
-                "answers. Use another `data.selection.distance`, or the weighting without Online."
-            )
         self.reference = torch.from_numpy(np.sort(base_distance)) if distance.is_rank_based else None
 
     def current(self, distance: Distance, outputs: TargetPass) -> Tensor:

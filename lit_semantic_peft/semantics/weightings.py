@@ -31,6 +31,9 @@ class Weighting(ABC):
     needs_nll: bool = False
     """Whether `raw` takes mean negative log-likelihoods (nats per token, ≥ 0) instead of distances."""
 
+    is_online: bool = False
+    """Whether the weights come from the logits of the training step itself."""
+
     needs_all_facts: bool = False
     """Whether a fact's raw weight depends on which other facts `raw` is given."""
 

@@ -6,6 +6,7 @@ from peft import PeftModel
 from torch import Tensor
 from typing_extensions import override
 
+from lit_semantic_peft.compatibility import Situation, refuse_incompatible
 from lit_semantic_peft.data import KnowledgeDataModule, agreed, from_all_ranks
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation import (
@@ -119,12 +120,10 @@ class EvaluatingModule(LightningModule):
 
     @override
     def on_test_start(self) -> None:
-        # Answers of the base model that are known already are not asked again.
-        if setting := base_changing_setting(self.model.active_peft_config):
-            raise InputError(
-                f"The adapter was made with `{setting}`, which changes the base model itself, so that `test` has "
-                "nothing to compare it with. `predict` and `export` take it."
-            )
+        # The base model is not asked again for answers that are in the cache.
+        # Of a loaded adapter, whose configuration is known only now.
+        changed = base_changing_setting(self.model.active_peft_config)
+        refuse_incompatible(Situation(stage="test", base_changing_setting=changed))
         data = self.data
         self._comparisons = []
         self._evaluator = Evaluator(

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its training, and what a training must have in common with it to go on."""
+"""What a checkpoint stores about its training, and what must be equal for a training to resume from it."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from lit_semantic_peft.training.module import SemanticPeftModule
 
 _CHECKPOINT_KEY = "lit_semantic_peft"
+_FORMAT = 2  # raised whenever the content of a checkpoint changes
 # Settings of an optimizer that decide how a step is computed, not what it is.
 _SPEED = {"foreach", "fused", "capturable", "differentiable"}
-# Entries of a PEFT configuration that say where it came from, or that training itself writes.
+# Entries of a PEFT configuration that name its origin, or that training itself writes.
 _NOT_OF_THE_TRAINING = {"base_model_name_or_path", "inference_mode", "peft_version", "revision", *WRITTEN_BY_TRAINING}
 # Others that, like dropout, do not change what trained tensors mean.
 _OF_THE_TRAINING_ALONE = {f"peft_config.{name}" for name in OF_THE_TRAINING_ALONE}
@@ -38,7 +39,7 @@ class FreshCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Before a checkpoint may bring something to go on with.
+        # Before a checkpoint may restore its state.
         if stage == "fit" and trainer.global_step == 0:
             self._forget()
 
@@ -56,7 +57,7 @@ class TrainingCallback(FreshCallback):
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a checkpoint gave that can be used only when training starts.
+    """The part of a checkpoint that can be restored only when training starts.
 
     Attributes:
         adapter: `PeftTraits.extra_state` of the adapter.
@@ -67,7 +68,7 @@ class Resumed:
     random: Mapping[str, torch.Tensor]
 
     def restore_random_state(self, device: torch.device) -> None:
-        """Goes on with the random numbers of the checkpoint.
+        """Restores the random generators of the checkpoint.
 
         Args:
             device: This rank's.
@@ -78,7 +79,7 @@ class Resumed:
 
 
 def write_training_state(module: "SemanticPeftModule", checkpoint: dict[str, Any]) -> None:
-    """Adds to a checkpoint what its adapter belongs to, and where its training stands. A collective.
+    """Adds to a checkpoint the identity of its adapter and training, and the state to resume from. A collective.
 
     Args:
         module: In a training.
@@ -88,6 +89,7 @@ def write_training_state(module: "SemanticPeftModule", checkpoint: dict[str, Any
     if module.device.type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state(module.device)
     checkpoint[_CHECKPOINT_KEY] = {
+        "format": _FORMAT,
         "base_model": module.base_model.source.public_name,
         "base_fingerprint": module.base_model.source.fingerprint,
         **training_identity(module),
@@ -100,14 +102,14 @@ def write_training_state(module: "SemanticPeftModule", checkpoint: dict[str, Any
 
 
 def resume_training(module: "SemanticPeftModule", checkpoint: Mapping[str, Any]) -> Resumed | None:
-    """Takes what `write_training_state` wrote. Refuses to go on with a training that would not be the same.
+    """Reads what `write_training_state` wrote. Refuses to resume a training that would not be the same.
 
     Args:
         module: After `setup`.
         checkpoint: Lightning's.
 
     Returns:
-        What is left to be done when training starts; None where the checkpoint is only evaluated.
+        What must be restored when training starts; None where the checkpoint is only evaluated.
 
     Raises:
         InputError: If the checkpoint is of another base model, adapter or training; names each setting that differs,
@@ -124,11 +126,16 @@ def resume_training(module: "SemanticPeftModule", checkpoint: Mapping[str, Any])
     if module.trainer.state.fn != "fit":
         refuse_another_adapter(about, module.model.active_peft_config)
         return None
+    if about.get("format") != _FORMAT:
+        raise InputError(
+            "The checkpoint was written by another version of lit-semantic-peft, whose training this one cannot "
+            "resume. `test` and `predict` take it; to train, start a new run or install that version."
+        )
     name = type(module.data).__qualname__  # under which Lightning keeps and looks for its state
     if name not in checkpoint:
         raise InputError(
-            f"The checkpoint does not say where a data module of class {name} went on. Resume with the class that "
-            "it was trained with."
+            f"The checkpoint has no position in the data for a data module of class {name}. Resume with the class "
+            "that it was trained with."
         )
     refuse_another_training(
         about,
@@ -144,7 +151,7 @@ def resume_training(module: "SemanticPeftModule", checkpoint: Mapping[str, Any])
 
 
 def training_identity(module: "SemanticPeftModule") -> dict[str, Any]:
-    """What makes a training this one, for the checkpoint. How long it shall be is not among it.
+    """What identifies a training, for the checkpoint. Its length is not part of it.
 
     Args:
         module: After `setup`.
@@ -216,7 +223,7 @@ def refuse_another_adapter(there: Mapping[str, Any], peft_config: PeftConfig) ->
 def refuse_another_training(
     there: Mapping[str, Any], here: Mapping[str, Any], fact_ids: Sequence[str], *, is_within_epoch: bool
 ) -> None:
-    """Refuses a checkpoint of a training that this one would not go on with.
+    """Refuses a checkpoint of a training that this one would not continue exactly.
 
     Args:
         there: `training_identity` of the training that wrote the checkpoint.
@@ -250,9 +257,9 @@ def refuse_another_training(
 
 
 def _module_settings(module: "SemanticPeftModule") -> dict[str, str]:
-    """Of the module and its optimizer.
+    """Settings of the module and its optimizer.
 
-    Lightning puts the checkpoint's own settings back into the optimizer, so that other ones would do nothing.
+    Lightning restores the checkpoint's settings of the optimizer, so other ones would have no effect.
     """
     names = ["normalization", "schedule", "warmup_ratio", "retain_weight"]
     if module.retain_weight:
@@ -269,7 +276,7 @@ def _module_settings(module: "SemanticPeftModule") -> dict[str, str]:
 
 
 def _adapter_settings(peft_config: PeftConfig) -> dict[str, str]:
-    """What makes an adapter this one, as text, by the name under which a user sets it."""
+    """What identifies an adapter, as text, by the name under which a user sets it."""
     return {
         f"peft_config.{name}": str(sorted(value) if isinstance(value, set) else value)
         for name, value in sorted(peft_config.to_dict().items())

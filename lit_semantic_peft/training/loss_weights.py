@@ -1,4 +1,4 @@
-"""What a fact weighs: in the plan, in an optimizer step, and on average over a training. Nothing else decides it."""
+"""What a fact weighs: as planned, in an optimizer step, and on average over a training. Only this module decides."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class LossWeights:
 
         Args:
             rows: Fact indices.
-            epoch: The epoch among whose facts the weights count; the current one where None.
+            epoch: The epoch over whose facts the weights have mean 1; the current one where None.
 
         Returns:
             float64 `(len(rows),)`, without the factors of the step.
@@ -111,7 +111,7 @@ class LossWeights:
         self._step = []
 
     def drop_step(self) -> None:
-        """Forgets an optimizer step that was interrupted."""
+        """Discards the weights of an interrupted optimizer step."""
         self._step = []
 
     def used(self) -> list[float | None]:
@@ -125,7 +125,7 @@ class LossWeights:
         return [total / count if count else None for total, count in zip(state["total"].tolist(), counts, strict=True)]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What all ranks have noted, for the checkpoint. A collective."""
+        """The sums over all ranks, for the checkpoint. A collective."""
         ranks = from_all_ranks((self._total, self._count))
         return {
             "total": torch.stack([total for total, _ in ranks]).sum(dim=0),
@@ -133,7 +133,7 @@ class LossWeights:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], rank: int) -> None:
-        """Goes on after a checkpoint.
+        """Restores the sums of a checkpoint.
 
         Args:
             state_dict: From `state_dict`.
@@ -143,19 +143,10 @@ class LossWeights:
             self._total, self._count = state_dict["total"].clone(), state_dict["count"].clone()
 
 
-def needs_whole_embeddings(weighting: Weighting) -> bool:
-    """Whether the weights of a step are of a distance, for which its process must have the whole embeddings.
-
-    Args:
-        weighting: The data module's.
-    """
-    return isinstance(weighting, Online) and not weighting.weighting.needs_nll
-
-
 def weighting_identity(data: KnowledgeDataModule) -> dict[str, str]:
-    """What must stay the same of the weighting when a training is resumed.
+    """The settings of the weighting that must be equal when a training is resumed.
 
-    Weights that come from the base model are compared as numbers; of others only the recipe is known.
+    Weights that come from the base model are compared as numbers instead; online weights only have settings.
 
     Args:
         data: The data module.

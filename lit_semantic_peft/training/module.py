@@ -1,8 +1,9 @@
-"""The LightningModule: a PEFT model under a distance-weighted loss that is exact however a step is cut up."""
+"""The LightningModule: a PEFT model under a distance-weighted loss that is exact however a step is split."""
 
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
+from lit_semantic_peft.compatibility import Situation
 from lit_semantic_peft.data import agreed
 from lit_semantic_peft.data.moved import refuse_moved
 from lit_semantic_peft.errors import InputError
@@ -29,14 +31,13 @@ from lit_semantic_peft.models import (
     traits_of,
 )
 from lit_semantic_peft.models.compiled import compile_layers
-from lit_semantic_peft.models.library_versions import refuse_misread_cache
+from lit_semantic_peft.models.library_versions import misreads_cache
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.evaluating import EvaluatingModule
 from lit_semantic_peft.training.identity import Resumed, resume_training, write_training_state
 from lit_semantic_peft.training.loss_weights import LossWeights
 from lit_semantic_peft.training.optimization import Schedule, num_optimizer_steps, with_schedule
 from lit_semantic_peft.training.penalties import RetainPenalty, retain_penalty, retained_rows
-from lit_semantic_peft.training.refusals import refuse_incompatible
 from lit_semantic_peft.training.reused_layers import reused_layers
 from lit_semantic_peft.training.step import Normalization, finish_step, micro_batch_terms
 
@@ -65,25 +66,25 @@ class SemanticPeftModule(EvaluatingModule):
         peft_config: Any configuration of `peft`; LoRA of rank 8 on all linear layers where None.
         adapter: Folder of an exported adapter to load instead of a new one, for test and predict.
         optimizer: Builds the optimizer from the adapter's parameters.
-        schedule: Learning rate after warm-up: `constant`, or down by `linear` or `cosine` so that the step behind the
-            last one would have 0.
+        schedule: Learning rate after warm-up: `constant`, or `linear` or `cosine` decay that would reach 0 one step
+            after the last.
         warmup_ratio: Share of all optimizer steps over which the learning rate rises linearly, in [0, 1): from 0 in the
-            first step, which changes nothing then, to the whole in the first one after warm-up.
+            first step, which changes nothing, to the full rate in the first step after warm-up.
         normalization: S of the objective.
         retain_weight: λ ≥ 0; adds λ times the mean KL divergence from the base model at the target positions of
             facts of the split `retain` to the loss, see `RetainPenalty`. 0 costs nothing.
         retain_batch_size: `retain` facts per optimizer step, over all processes.
-        retain_known: Whether facts that are not trained because the base model says them already are retained too.
+        retain_known: Whether facts that are not trained because the base model knows them already are retained too.
         compile: Whether training runs compiled layers (`torch.compile`), which takes a minute at the first step and
             pays for long runs only; evaluation and measurements run the ordinary model. Needs a C++ compiler on a CPU.
         gradient_checkpointing: Whether activations are recomputed in the backward pass to save memory.
-        reuse_frozen_layers: Whether what the layers below the lowest adapter make of a fact is computed once and kept,
-            which is exact. None: where the model allows it and it fits into `frozen_layers_memory_mb`. True: always; an
-            error where the model does not allow it, on disk where it does not fit.
-        frozen_layers_memory_mb: How much of it each process keeps in memory at most, in MB (10⁶ bytes).
+        reuse_frozen_layers: Whether the output of the layers below the lowest adapter is computed once per fact and
+            reused, which is exact. None: where the model allows it and it fits into `frozen_layers_memory_mb`. True:
+            always; an error where the model does not allow it, on disk where it does not fit.
+        frozen_layers_memory_mb: Most memory for these outputs in each process, in MB (10⁶ bytes).
 
     Raises:
-        InputError: If a setting is out of its range; from `configure_model`, if the model cannot be had or the
+        InputError: If a setting is out of its range; from `configure_model`, if the model is not found or the
             adapter does not fit it; from `setup`, if `adapter` is given for a training; during training, if the loss
             is not finite.
     """
@@ -149,10 +150,10 @@ class SemanticPeftModule(EvaluatingModule):
             self._model = self.new_model()
 
     def new_model(self) -> PeftModel:
-        """The base model with an adapter of its own, as it is trained; this module keeps what it has. A collective.
+        """The base model with a new adapter, ready for training; this module's model is not changed. A collective.
 
         Raises:
-            InputError: If the model cannot be had, or the adapter does not fit it.
+            InputError: If the model is not found, or the adapter does not fit it.
         """
         model = agreed(self._load)
         if self.gradient_checkpointing:
@@ -165,39 +166,37 @@ class SemanticPeftModule(EvaluatingModule):
         return model.train()  # Lightning keeps the modes that it finds; dropout belongs to training
 
     def _load(self) -> PeftModel:
-        if self.gradient_checkpointing and (reason := traits_of(self.peft_config).cannot.get("gradient_checkpointing")):
-            raise InputError(
-                f"`gradient_checkpointing` cannot be used with {type(self.peft_config).__name__}, which {reason}. "
-                "Leave it out."
-            )
         base = self.base_model.load()
-        model = (
-            load_adapter(base, self.adapter, self.base_model.source)
-            if self.adapter
-            else attach_adapter(base, self.peft_config)
-        )
-        refuse_misread_cache(model)
-        return model
-
-    def refuse_adapter(self) -> None:
-        """Refuses `adapter` for a training, which always makes a new one.
-
-        Raises:
-            InputError: If `adapter` is given.
-        """
         if self.adapter:
-            raise InputError(
-                f"`model.adapter` {self.adapter!r} is for `test` and `predict`; `fit` trains a new adapter. Leave it "
-                "out, or go on with an interrupted run by `--ckpt_path last`."
-            )
+            return load_adapter(base, self.adapter, self.base_model.source)
+        return attach_adapter(base, self.peft_config)
+
+    def complete_situation(self, situation: Situation) -> Situation:
+        """Adds what the rules of `compatibility` need to know of this module.
+
+        Args:
+            situation: Of trainer and data module.
+        """
+        traits = traits_of(self.peft_config)
+        return replace(
+            situation,
+            peft_config=type(self.peft_config).__name__,
+            works_through_cache=traits.virtual_tokens == "cache",
+            has_virtual_tokens=traits.virtual_tokens != "none",
+            reads_gradients="loss_scaling" in traits.cannot,
+            adapter=self.adapter,
+            gradient_checkpointing=self.gradient_checkpointing,
+            reuse_frozen_layers=self.reuse_frozen_layers,
+            retain_weight=self.retain_weight,
+            schedule=self.schedule,
+            warmup_ratio=self.warmup_ratio,
+            misreads_virtual_tokens=misreads_cache(),
+        )
 
     @override
     def setup(self, stage: str) -> None:
-        refuse_incompatible(self, stage)
         if stage == "predict":
             return
-        if stage == "fit":
-            self.refuse_adapter()
         data = self.data
         retained = retained_rows(data.prepared, with_known=self.retain_known) if self.retain_weight else []
         data.retain(retained)
@@ -298,7 +297,7 @@ class SemanticPeftModule(EvaluatingModule):
         return isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
-        """What the optimizer gets: the adapter's parameters."""
+        """The parameters of the optimizer: the adapter's."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     # ------------------------------------------------------------ checkpoints
@@ -310,7 +309,7 @@ class SemanticPeftModule(EvaluatingModule):
 
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Puts an adapter back.
+        """Loads an adapter's tensors.
 
         Args:
             state_dict: From `state_dict`.

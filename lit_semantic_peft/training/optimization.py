@@ -8,7 +8,6 @@ from torch.optim import Optimizer
 from transformers import get_scheduler
 
 from lit_semantic_peft.data import PreparedFacts
-from lit_semantic_peft.errors import InputError
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -16,7 +15,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 def num_optimizer_steps(trainer: Trainer, prepared: PreparedFacts) -> float:
     """Optimizer steps of the whole training; infinite where neither `max_epochs` nor `max_steps` ends it.
 
-    Lightning takes every epoch to be as long as the one that runs, which deferred facts make wrong.
+    Lightning assumes that all epochs are as long as the current one, which is wrong with deferred facts.
 
     Args:
         trainer: The trainer.
@@ -39,17 +38,9 @@ def with_schedule(
         optimizer: The optimizer.
         schedule: What the learning rate does after warm-up.
         warmup_ratio: Share of the steps over which it rises, in [0, 1).
-        num_steps: Optimizer steps of the training; may be infinite.
-
-    Raises:
-        InputError: If the schedule needs to know the length of a training that has none.
+        num_steps: Optimizer steps of the training; infinite for a constant rate without warm-up.
     """
     if num_steps == float("inf"):
-        if schedule != "constant" or warmup_ratio > 0:
-            raise InputError(
-                "`schedule` and `warmup_ratio` need to know how long training is: set `trainer.max_epochs` or "
-                "`trainer.max_steps`, or use `schedule: constant` with `warmup_ratio: 0`."
-            )
         return optimizer
     name = "constant_with_warmup" if schedule == "constant" else schedule
     scheduler = get_scheduler(

@@ -1,4 +1,4 @@
-"""Gradients that a method computes beside the loss: one vector each, which ranks can add up in one go."""
+"""Gradients that a method computes beside the loss: one vector each, which ranks can sum in one collective."""
 
 from collections.abc import Sequence
 
@@ -6,15 +6,13 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lit_semantic_peft.errors import InputError
-
 
 def flattened(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Gradients one behind the other, zeros where a parameter has none.
+    """Gradients concatenated to one vector, zeros where a parameter has none.
 
     Args:
         gradients: One per parameter.
-        parameters: What they belong to, P numbers in all.
+        parameters: Their parameters, P numbers in all.
 
     Returns:
         float32 `(P,)`, detached.
@@ -39,30 +37,13 @@ def unflattened(vector: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tens
 
     Args:
         vector: `(P,)`.
-        parameters: What it belongs to.
+        parameters: Those of `flattened`.
 
     Returns:
         One tensor per parameter, of its shape and type.
     """
     parts = torch.split(vector, [parameter.numel() for parameter in parameters])
     return [part.view_as(parameter).to(parameter.dtype) for part, parameter in zip(parts, parameters, strict=True)]
-
-
-def refuse_loss_scaling(trainer: Trainer, name: str) -> None:
-    """Refuses float16 for a method that computes gradients of its own, or reads those of the loss.
-
-    Args:
-        trainer: The trainer.
-        name: Of the argument or class.
-
-    Raises:
-        InputError: Saying what to use instead.
-    """
-    if trainer.precision == "16-mixed":
-        raise InputError(
-            f"`{name}` works on gradients, which under `precision: 16-mixed` are those of a scaled loss and may "
-            "underflow or overflow. Use `bf16-mixed` or `32-true`."
-        )
 
 
 def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def retain_kl(model: PeftModel, batch: Batch) -> Tensor:
     """Mean over a fact's target positions of KL(p_base ‖ p_adapter), the base model being the disabled adapter.
 
     Range: [0, ∞) nats per token; 0 while the adapter changes nothing. The base model's side carries no gradient. Cost:
-    two forward passes, and one backward pass of whoever differentiates it. Source: the forward direction of knowledge
+    two forward passes, and one backward pass if it is differentiated. Source: the forward direction of knowledge
     distillation (Hinton et al. 2015, arXiv 1503.02531) at temperature 1, with the base model as teacher; which
     positions count, and their mean per fact, is our reading.
 
@@ -51,8 +51,8 @@ def retain_kl(model: PeftModel, batch: Batch) -> Tensor:
 class RetainPenalty:
     """λ times the mean `retain_kl` over some of the retained facts, one seeded choice per optimizer step.
 
-    It has a normaliser of its own, the number of these facts, so it depends neither on the loss weights nor on how the
-    step is cut up. Cost per optimizer step: two forward passes and one backward pass of the chosen facts, shared out
+    Its normaliser is the number of these facts, so it depends neither on the loss weights nor on how the step is
+    split. Cost per optimizer step: two forward passes and one backward pass of the chosen facts, shared out
     over the ranks.
 
     Args:
@@ -103,7 +103,7 @@ class RetainPenalty:
 
         Args:
             model: The model with its adapter.
-            parameters: What trains.
+            parameters: The trained parameters.
             batches: The rank's share of the optimizer step's facts; may be empty.
             precision: Opens the context of a forward pass, for autocast.
 
@@ -130,7 +130,7 @@ class RetainPenalty:
             trainer: The trainer.
             data: Gives the facts, in batches of its `micro_batch_size`.
             model: The model with its adapter.
-            parameters: What trains.
+            parameters: The trained parameters.
 
         Returns:
             Mean `retain_kl` over all ranks, without λ, nats per token, a scalar; and λ times its gradient, one tensor
@@ -149,7 +149,7 @@ def retained_rows(prepared: PreparedFacts, *, with_known: bool) -> list[int]:
 
     Args:
         prepared: The facts.
-        with_known: Whether those are among them that are not trained because the base model says them already.
+        with_known: Whether to include facts that are not trained because the base model knows them already.
 
     Returns:
         Fact indices, ascending.
@@ -165,7 +165,7 @@ def retained_rows(prepared: PreparedFacts, *, with_known: bool) -> list[int]:
 def retain_penalty(
     weight: float, batch_size: int, retained: Sequence[int], seed: int, *, with_known: bool
 ) -> RetainPenalty | None:
-    """The penalty of a training; None, with a warning, where the known facts that it asks for are none.
+    """The penalty of a training; None, with a warning, if only known facts were asked for and there are none.
 
     Args:
         weight: λ > 0.
@@ -188,7 +188,7 @@ def adapter_penalty_gradient(model: PeftModel, parameters: Sequence[nn.Parameter
 
     Args:
         model: The model with its adapter.
-        parameters: What trains.
+        parameters: The trained parameters.
 
     Returns:
         One for each parameter, None for zero.

@@ -1,4 +1,4 @@
-"""Whether what the frozen layers make of a fact is kept during a training."""
+"""Whether the outputs of the frozen layers are kept during a training."""
 
 import logging
 
@@ -6,7 +6,6 @@ import numpy as np
 from peft import PeftModel
 
 from lit_semantic_peft.data import PreparedFacts
-from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import FrozenLayers, frozen_layers_obstacle
 
 logger = logging.getLogger(__name__)
@@ -21,18 +20,15 @@ def reused_layers(
         model: The model with its adapter.
         prepared: The facts.
         reuse: None: where the model allows it and the outputs fit into memory. True: always.
-        memory_mb: How much of them each process keeps in memory at most, in MB (10⁶ bytes).
-        is_sharded: Whether the strategy cuts the base model up.
+        memory_mb: Most memory for them in each process, in MB (10⁶ bytes).
+        is_sharded: Whether the strategy shards the base model.
 
     Raises:
-        InputError: If `reuse` is True and model or strategy do not allow it.
+        InputError: If `reuse` is True and the model does not allow it.
     """
-    if reuse is False:
+    # Each rank would need the others' shards at other times: their facts differ.
+    if reuse is False or is_sharded or (reuse is None and frozen_layers_obstacle(model)):
         return None
-    if reuse is None and (is_sharded or frozen_layers_obstacle(model)):
-        return None
-    if is_sharded:  # ranks would wait for each other's shards while they need them for different facts
-        raise InputError("`reuse_frozen_layers` cannot be used: the strategy shards the layers over the ranks.")
     num_tokens = sum(len(prepared.encoded[row]) for row in np.flatnonzero(prepared.is_trained))
     frozen = FrozenLayers(model, num_tokens, memory_mb)
     if reuse is None and not frozen.fits_in_memory:

@@ -1,4 +1,4 @@
-"""A seeded choice that comes round: some of many, others the next time."""
+"""A seeded choice that rotates: some of many rows, others the next time."""
 
 from collections.abc import Sequence
 

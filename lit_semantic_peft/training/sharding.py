@@ -1,4 +1,4 @@
-"""A base model too large for every process to hold: its frozen weights cut up, the small adapter whole on each."""
+"""A base model too large for every process to hold: its frozen weights sharded, the small adapter whole on each."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,12 +10,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from typing_extensions import override
 
-from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.compiled import repeated_blocks
-from lit_semantic_peft.training.interference_aware.conflict_aware_batching import ConflictAwareBatching
-from lit_semantic_peft.training.interference_aware.gradient_surgery import GradientSurgery
-from lit_semantic_peft.training.interference_aware.interference_weighting import InterferenceWeighting
 from lit_semantic_peft.training.module import SemanticPeftModule
 from lit_semantic_peft.training.own_gradient import flattened, unflattened
 
@@ -45,27 +42,16 @@ class ShardedBaseStrategy(ModelParallelStrategy):
             **options,
         )
 
+    @override
     def setup_environment(self) -> None:
-        """Starts the process group, and lets every process see other facts."""
+        # Every process sees other facts.
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    @override
     def setup(self, trainer: Trainer) -> None:
-        """Cuts the base model up.
-
-        Args:
-            trainer: The trainer.
-
-        Raises:
-            InputError: If a callback needs the base model in a way that the processes do not share.
-        """
         module = self.lightning_module
         assert isinstance(module, SemanticPeftModule)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ConflictAwareBatching | GradientSurgery | InterferenceWeighting):
-                raise InputError(
-                    f"`{type(callback).__name__}` cannot be used with a sharded base model. Use `strategy: ddp`."
-                )
         if not isinstance(module.model, FSDPModule):
             _shard_frozen(module.model, self.device_mesh["data_parallel"])
         super().setup(trainer)
@@ -82,18 +68,18 @@ class ShardedBaseStrategy(ModelParallelStrategy):
             if parameter.grad is not None:
                 parameter.grad.copy_(gradient)
 
+    @override
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """One batch of validation, with the base model gathered."""
         with self.gathered():
             return super().validation_step(*args, **kwargs)
 
+    @override
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        """One batch of the final evaluation, with the base model gathered."""
         with self.gathered():
             return super().test_step(*args, **kwargs)
 
+    @override
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
-        """One batch of answers, with the base model gathered."""
         with self.gathered():
             return super().predict_step(*args, **kwargs)
 
@@ -136,7 +122,7 @@ def whole_base(trainer: Trainer) -> AbstractContextManager[None]:
 
 
 def _shard_frozen(model: PeftModel, mesh: Any) -> None:
-    """Cuts each block of the base model, and then what is outside of the blocks, into a share per process."""
+    """Shards each block of the base model, and then what is outside of the blocks."""
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for module in (*repeated_blocks(model), model):
         fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=trained)

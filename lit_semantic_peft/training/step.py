@@ -66,7 +66,7 @@ def finish_step(
     Args:
         module: After the last backward pass of the step.
         terms: This rank's sum of what `micro_batch_terms` gives, float32 `(2,)`.
-        parameters: What trains; their gradients are changed.
+        parameters: The trained parameters; their gradients are changed.
         retain: The penalty of retained facts; None for none.
 
     Returns:

@@ -343,7 +343,7 @@ def test_predict_with_the_adapter_of_another_model(refused, tiny_model):
     Path("adapter/adapter_config.json").write_text(json.dumps({**config, "r": 4}), encoding="utf-8")  # fits nothing
     message = refused("--model.adapter=adapter", "--data.prompts=[x]", command="predict")
     assert "trained on the base model 'small'" in message
-    assert "Say `--model.base_model small`" in message
+    assert "Use `--model.base_model small`" in message
 
 
 def test_fit_with_an_exported_adapter(refused, tiny_model):

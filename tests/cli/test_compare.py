@@ -102,4 +102,4 @@ def test_the_help_explains(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["compare", "--help"])
     assert ended.value.code == 0
-    assert "nothing of seeds" in " ".join(capsys.readouterr().out.split())
+    assert "covers the choice of facts, not seeds" in " ".join(capsys.readouterr().out.split())

@@ -26,7 +26,7 @@ BROKEN = [
         "PromptTuning",
     ),
     (
-        {"has_gradient_penalty": True, "precision": "16-mixed", "peft_config": "AdaLoraConfig"},
+        {"reads_gradients": True, "precision": "16-mixed", "peft_config": "AdaLoraConfig"},
         "AdaLoraConfig` works on",
     ),
     ({"retain_weight": 1.0, "precision": "16-mixed"}, "`retain_weight` works on gradients"),

@@ -16,7 +16,7 @@ __all__ = ["RETENTION", "SCORES", "Reply", "ScoreDefinition", "Side", "score_tab
 
 def score_table() -> str:
     """All scores as the Markdown table of `docs/evaluation.md`."""
-    lines = ["| score | what it says | range | better | when it misleads |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| score | what it measures | range | better | when it misleads |", "| --- | --- | --- | --- | --- |"]
     for score in (*SCORES, *RETENTION):
         better = "higher" if score.higher_is_better else "lower"
         lines.append(f"| `{score.name}` | {score.description} | {score.range_text} | {better} | {score.caution} |")

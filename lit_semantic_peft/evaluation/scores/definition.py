@@ -71,7 +71,7 @@ class ScoreDefinition:
         lowest: Smallest possible value.
         highest: Largest possible value.
         higher_is_better: Whether more is better.
-        in_terminal: Whether the short table that ends a run shows it.
+        in_terminal: Whether the short table at the end of a run shows it.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Whether a fact is said when its own prompt is asked."""
+"""Whether the model answers a fact's own prompt with its target."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ EFFICACY = (
         label="facts answered right",
         description="Facts whose free answer to their own prompt is right.",
         caution="It is the training sentence: reciting is not knowing. Before training it is near 0 because a base "
-        "model does not stop behind an answer it knows.",
+        "model does not stop after an answer it knows.",
         kinds=("fact",),
         values=right,
         is_flag=True,
@@ -38,7 +38,7 @@ EFFICACY = (
         name="efficacy_teacher_forced",
         label="facts recalled, teacher-forced",
         description="Facts whose target tokens all win under the true prefix.",
-        caution="Easier than `efficacy`: a model that would have begun differently is put on the right way.",
+        caution="Easier than `efficacy`: a model that would have begun differently is shown the right beginning.",
         kinds=("fact",),
         values=right_teacher_forced,
         is_flag=True,
@@ -57,7 +57,7 @@ EFFICACY = (
         name="efficacy_over_true",
         label="target preferred to the old answer",
         description="Facts whose target is likelier per token than `target_true`.",
-        caution="Can be 1 while neither is said. Only facts that name a `target_true`.",
+        caution="Can be 1 while the model answers with neither. Only facts that name a `target_true`.",
         kinds=("fact", "rival"),
         values=preferred,
     ),

@@ -1,4 +1,4 @@
-"""Whether a fact is said when it is asked in other words."""
+"""Whether the model answers right when a fact is asked in other words."""
 
 from lit_semantic_peft.evaluation.scores.definition import ScoreDefinition, preferred, right, right_teacher_forced
 
@@ -7,7 +7,7 @@ GENERALIZATION = (
         name="generalization",
         label="paraphrases answered right",
         description="Paraphrases answered right.",
-        caution="As good as the paraphrases: nearly the training sentence is an easy one.",
+        caution="As good as the paraphrases: one that is nearly the training sentence is easy.",
         kinds=("paraphrase",),
         values=right,
         in_terminal=True,

@@ -1,4 +1,4 @@
-"""Whether what follows from a fact is said."""
+"""Whether the model answers what follows from a fact."""
 
 from collections.abc import Sequence
 
@@ -24,8 +24,8 @@ def _right_of_learned_teacher_forced(conclusions: Sequence[Reply]) -> list[float
 PORTABILITY = (
     ScoreDefinition(
         name="portability",
-        label="conclusions said",
-        description="Conclusions said, and the fact and all others that they need (`needs`) were learned.",
+        label="conclusions answered right",
+        description="Conclusions answered right, and the fact and all others that they need (`needs`) were learned.",
         caution="A conclusion that needs a fact that was not learned counts as wrong; one that the base model knew "
         "anyway counts as right.",
         kinds=("portability",),
@@ -43,9 +43,9 @@ PORTABILITY = (
     ScoreDefinition(
         name="portability_of_learned",
         label="conclusions from learned facts",
-        description="Conclusions said, over those of which all facts were learned.",
+        description="Conclusions answered right, over those of which all facts were learned.",
         caution="Few facts learned, few facts in the mean, and which ones differs between runs. A source that names no "
-        "`needs` says nothing of the other facts.",
+        "`needs` gives no information about the other facts.",
         kinds=("portability",),
         values=_right_of_learned,
     ),

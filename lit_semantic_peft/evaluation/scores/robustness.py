@@ -1,4 +1,4 @@
-"""Whether a fact is still said after one to N turns of "Are you sure?"."""
+"""Whether the answer is still right after one to N turns of "Are you sure?"."""
 
 from collections.abc import Sequence
 

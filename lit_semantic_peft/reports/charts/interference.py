@@ -7,10 +7,10 @@ from itertools import groupby
 import numpy as np
 import pyarrow as pa
 
+from lit_semantic_peft.interference.matrix import InterferenceMatrix
 from lit_semantic_peft.reports.charts.kinds import HeatMap, LineChart, Series, measured_series
 from lit_semantic_peft.reports.records import InterferenceRecord
 from lit_semantic_peft.reports.run_folder import RunContents
-from lit_semantic_peft.reports.tables import InterferenceMatrix
 
 MAX_HEAT_MAP_FACTS = 128
 """More rows than this cannot be told apart on a screen."""

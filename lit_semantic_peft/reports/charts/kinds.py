@@ -14,7 +14,7 @@ PALETTE: dict[Color, str] = {
     "blue": "#2f6fb4", "orange": "#e08a2c", "grey": "#8a8f98", "purple": "#b0569a", "green": "#3f9b7f",
     "sand": "#c9b458",
 }  # fmt: skip
-"""Blue against orange is told apart in every common kind of colour blindness; the others differ in lightness too. The
+"""Blue and orange differ in every common kind of colour blindness; the other colours differ in lightness too. The
 page's style sheet has a class of each name, with another shade in the dark."""
 
 OTHERS: tuple[Color, ...] = ("orange", "grey", "purple", "green", "sand")

@@ -29,7 +29,7 @@ _SIZE: dict[type, tuple[float, float]] = {  # inches, one chart
 
 
 def draw_figure(charts: Sequence[Chart]) -> "Figure":
-    """Charts side by side; one without numbers says so.
+    """Charts side by side; one without numbers shows "not measured".
 
     Args:
         charts: The descriptions.

@@ -1,4 +1,4 @@
-"""Training that reads the gradient matrix: which facts share a step, what they weigh, what their gradients lose."""
+"""Training that reads the gradient matrix: which facts share a step, their weights, conflicts in their gradients."""
 
 from lit_semantic_peft.training.interference_aware.conflict_aware_batching import ConflictAwareBatching
 from lit_semantic_peft.training.interference_aware.gradient_surgery import GradientSurgery

@@ -49,7 +49,7 @@ def conflict_steps(severity: np.ndarray, capacity: Sequence[int], mode: Mode) ->
         raise ValueError(f"`capacity` must be at least {len(severity)} in all, got {free.sum()}")
     step = (_greedy_apart if mode == "apart" else _greedy_together)(severity, free)
     sign = 1.0 if mode == "apart" else -1.0
-    met = sign * severity @ np.eye(len(free))[step]  # what each fact would pay in each step
+    met = sign * severity @ np.eye(len(free))[step]  # what each fact would cost in each step
     facts = np.arange(len(severity))
     for _ in range(_MAX_SWEEPS):
         has_improved = False
@@ -136,8 +136,8 @@ def arranged(
 class ConflictAwareBatching(TrainingCallback):
     """Plans each epoch's optimizer steps so that facts that conflict are apart, or together.
 
-    Apart, no step has to please two facts that pull against each other, but the steps undo each other one by one;
-    together, a step finds the compromise, but gives each less. Which helps is to be measured: both are offered. The
+    Apart, no step has to serve two facts that pull against each other, but the steps undo each other one by one;
+    together, a step finds a compromise, but gives each less. Which helps must be measured, so both are offered. The
     gradient matrix of a sample of the kept facts is measured before an epoch; a pair conflicts where its cosine is
     below −threshold, by that much. The first epoch is plain: before training there is hardly any conflict. Facts of
     similar length no longer share a step, so there is more padding; `bucket_steps` has no effect.
@@ -180,16 +180,10 @@ class ConflictAwareBatching(TrainingCallback):
         self.threshold = threshold
         self._forget()
 
+    @override
     def _forget(self) -> None:
         self.sample: list[int] = []
         self.severity = torch.zeros(0, 0)
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, SemanticPeftModule)
-        if stage == "fit" and pl_module.data.batches.mix_strata:
-            raise InputError("`mix_strata` and ConflictAwareBatching both decide which facts share a step: use one.")
-        super().setup(trainer, pl_module, stage)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -198,7 +192,7 @@ class ConflictAwareBatching(TrainingCallback):
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The epoch's steps are planned when the first is asked for, which is after this.
+        # The epoch's steps are planned at the first micro-batch, which is after this.
         epoch = trainer.current_epoch
         if epoch and epoch % self.every_n_epochs == 0:
             assert isinstance(pl_module, SemanticPeftModule)

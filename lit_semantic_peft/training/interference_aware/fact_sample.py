@@ -1,4 +1,4 @@
-"""Which facts a method looks at, and how their gradients lie to each other, the same on every rank."""
+"""Which facts a method measures, and their gradient matrix, the same on every rank."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ from lit_semantic_peft.training.rotation import rotating_choice
 
 
 def agreed_gradient_matrix(module: SemanticPeftModule, rows: Sequence[int], batch_size: int | None = None) -> Tensor:
-    """Inner products K of the gradients of some facts, as the model stands.
+    """Inner products K of the gradients of some facts, with the current weights.
 
-    Cost: about one forward and one backward pass of these facts, shared out to the ranks, see `gradient_matrix`; their
-    gradients take at most 1 GB of memory, and are in a temporary file in the run folder where they are larger. A
-    collective, after which every rank has the same matrix to the last bit, so that all decide alike by it.
+    Cost: about one forward and one backward pass of these facts, shared out to the ranks, see `gradient_matrix`. Their
+    gradients take at most 1 GB of memory; larger ones are in a temporary file in the run folder. A collective: every
+    rank gets the same matrix to the last bit, so that all ranks decide alike.
 
     Args:
         module: In a running trainer.

@@ -1,4 +1,4 @@
-"""Groups of facts whose gradients conflict: what each takes from the others is cut out before the step."""
+"""Groups of facts whose gradients conflict: the conflicting part of each is removed before the step."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -17,7 +17,7 @@ from lit_semantic_peft.training.identity import TrainingCallback
 from lit_semantic_peft.training.interference_aware.clusters import agreement_clusters
 from lit_semantic_peft.training.interference_aware.fact_sample import agreed_gradient_matrix, trained_sample
 from lit_semantic_peft.training.module import SemanticPeftModule
-from lit_semantic_peft.training.own_gradient import flattened, refuse_loss_scaling, sum_over_ranks, unflattened
+from lit_semantic_peft.training.own_gradient import flattened, sum_over_ranks, unflattened
 
 Groups = Literal["relation", "conflict", "fact"]
 
@@ -25,7 +25,7 @@ Groups = Literal["relation", "conflict", "fact"]
 def surgery_coefficients(
     gradient_dot: np.ndarray, generator: np.random.Generator, *, project: bool = True, unit_norm: bool = False
 ) -> np.ndarray:
-    """How often each group's gradient goes into the step: the surgery's result is Σ_j c_j g_j.
+    """The coefficient of each group's gradient in the step: the surgery's result is Σ_j c_j g_j.
 
     - `unit_norm`: g_j becomes (m / ‖g_j‖) g_j, m the mean norm, so that every group pulls equally hard and the step
       keeps its size. Our reading.
@@ -73,12 +73,12 @@ def surgery_coefficients(
 
 
 class GradientSurgery(TrainingCallback):
-    """Makes the groups of an optimizer step stop undoing each other: PCGrad, gradients of unit norm, or both.
+    """Removes conflicts between the groups of an optimizer step: PCGrad, gradients of equal norm, or both.
 
     The gradient of Σ w_i ℓ_i / S is the sum of the groups' gradients; it is replaced by the combination of
     `surgery_coefficients`. Where no two groups conflict, and the norms are left alone, the step is the plain one.
-    Penalties (`retain_weight`, AdaLoRA's) are added afterwards, untouched. Does not depend on how the step is cut up
-    into micro-batches and processes, without dropout. A step with facts of one group only is left alone.
+    Penalties (`retain_weight`, AdaLoRA's) are added afterwards, untouched. Without dropout the result does not depend
+    on how the step is split into micro-batches and processes. A step with facts of one group only is left alone.
 
     Cost: about one more forward and backward pass of the step's facts, and memory for one gradient per group of the
     step. `groups: conflict` adds about one forward and backward pass of `num_facts` facts per measurement.
@@ -130,13 +130,13 @@ class GradientSurgery(TrainingCallback):
         self.seed = seed
         self._forget()
 
+    @override
     def _forget(self) -> None:
         self.group_of: list[int] = []
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = _module(pl_module)
-        refuse_loss_scaling(trainer, "GradientSurgery")
         facts = module.data.prepared.facts
         if self.groups == "fact":
             self.group_of = list(range(len(facts)))
@@ -178,7 +178,7 @@ class GradientSurgery(TrainingCallback):
         generator = np.random.default_rng((self.seed, trainer.global_step))
         coefficients = surgery_coefficients(dot, generator, project=self.project, unit_norm=self.unit_norm)
         combined = torch.as_tensor(coefficients, dtype=gradients.dtype, device=gradients.device) @ gradients
-        # As Lightning leaves it: each micro-batch divided by their number, the ranks averaged. The module undoes that.
+        # Scaled as Lightning scales: divided by the number of micro-batches, averaged over ranks. The module undoes it.
         combined /= trainer.accumulate_grad_batches * trainer.world_size
         for parameter, part in zip(parameters, unflattened(combined, parameters), strict=True):
             if parameter.grad is not None:

@@ -23,11 +23,10 @@ class InterferenceWeighting(TrainingCallback):
     """Weighs facts so that the worst, or the mean, predicted progress of the kept facts is as large as can be.
 
     Every n optimizer steps the gradient matrix of a sample of the kept facts is measured and its weights are solved
-    for by `progress_weights`, around the weights of the data module's weighting (those of `Online`, which are known
-    within a step only and multiply the result, count as 1); the sample's sum of weights stays. The sample moves on each
-    time: of n facts none comes twice within ⌊n / `num_facts`⌋ samples; in between a fact keeps the weight that it got
-    last.
-    The first n steps are plain: before training there is hardly any interference.
+    for by `progress_weights`, around the weights of the data module's weighting. Those of `Online` are known within a
+    step only: they multiply the result, and count as 1 here. The sample's sum of weights is kept. The sample rotates:
+    of n facts none comes twice within ⌊n / `num_facts`⌋ samples. In between a fact keeps its last factor. The first n
+    steps are plain: before training there is hardly any interference.
 
     Progress is first order, for plain descent; AdamW differs. The factors are kept in the checkpoint.
 
@@ -86,6 +85,7 @@ class InterferenceWeighting(TrainingCallback):
         self.num_facts = num_facts
         self._forget()
 
+    @override
     def _forget(self) -> None:
         self.factor = torch.zeros(0)  # on each fact's loss weight, float32 (n,)
         self._solved_at = 0

@@ -1,4 +1,4 @@
-"""Loss weights that make the most of the gradient matrix: the best worst, or the best mean, predicted progress."""
+"""Loss weights from the gradient matrix: they maximise the worst, or the mean, predicted progress."""
 
 import bisect
 import logging
@@ -17,9 +17,9 @@ _SMALLEST = 1e-300  # of a share before it is clipped
 
 
 def predicted_progress(gradient_dot: np.ndarray, loss_weight: np.ndarray) -> np.ndarray:
-    """What one step does for each fact, to first order: r_i = Σ_j w_j K_ij / m, m the mean of K's diagonal.
+    """The progress of each fact in one step, to first order: r_i = Σ_j w_j K_ij / m, m the mean of K's diagonal.
 
-    In units of what an average fact of weight 1 does for itself; below 0 the fact's loss rises.
+    In units of the progress that an average fact of weight 1 gives itself; below 0 the fact's loss rises.
 
     Args:
         gradient_dot: K, float `(k, k)`.
@@ -166,8 +166,8 @@ def _worst_case(
             break
     else:
         logger.warning(
-            "Progress weights of %d facts: still up to %.2g from the best after %d iterations; a larger `beta` needs "
-            "fewer.",
+            "Progress weights of %d facts: still up to %.2g from the optimum after %d iterations; a larger `beta` "
+            "needs fewer.",
             len(share), gap, max_iterations,
         )  # fmt: skip
     return best

@@ -286,7 +286,7 @@ def test_folders_that_hold_no_fitting_adapter_are_refused(source, tmp_path):
         load_adapter(tiny_llama(), tmp_path, source)
     export_adapter(trained(tiny_llama(), WEIGHT_ADAPTERS["lora"]()), tmp_path / "adapter", source)
     other = replace(source, name="gpt2", public_name="gpt2", fingerprint="0" * 32)
-    said = r"trained on the base model './my-base' and does not fit 'gpt2': .*Say `--model.base_model ./my-base`"
+    said = r"trained on the base model './my-base' and does not fit 'gpt2': .*Use `--model.base_model ./my-base`"
     with pytest.raises(InputError, match=said):
         load_adapter(tiny_gpt2(), tmp_path / "adapter", other)
 

@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pyarrow as pa
 import pytest
+from lit_semantic_peft.interference.matrix import InterferenceMatrix
 from lit_semantic_peft.reports.charts import CHARTS, describe_charts, heat_map
 from lit_semantic_peft.reports.charts.distance import distance_histogram
 from lit_semantic_peft.reports.charts.kinds import HeatMap, LineChart, Series
@@ -13,7 +14,6 @@ from lit_semantic_peft.reports.conflicts import worst_conflicts
 from lit_semantic_peft.reports.plots import write_plots
 from lit_semantic_peft.reports.records import Summary
 from lit_semantic_peft.reports.run_folder import RunContents
-from lit_semantic_peft.reports.tables import InterferenceMatrix
 from matplotlib.image import imread
 
 

@@ -8,8 +8,6 @@ from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.models.sampling import Sampling, sampled_answers
 from lit_semantic_peft.semantics import (
     ExpectedEmbeddingDistance,
-    Online,
-    Proximity,
     ResponseDistance,
     ScoringContext,
     SentenceDistance,
@@ -137,8 +135,6 @@ def test_bad_settings_are_refused(model, encoder):
         InputError, match=r"`encoder` '/nowhere' cannot be loaded.*pip install 'lit-semantic-peft\[sent"
     ):
         score_facts(model, encoder, FACTS, [SentenceDistance("/nowhere")])
-    with pytest.raises(InputError, match="SentenceDistance needs generated answers"):
-        Online(Proximity()).prepare(SentenceDistance(), np.zeros(2))
     assert ExpectedEmbeddingDistance().sampling is None
 
 

@@ -31,25 +31,28 @@ def test_each_stratum_by_its_definition(context):
     settings = {"pad_id": encoder.pad_id, "stop_ids": encoder.stop_ids}
     prompts = [encoder.encode_prompt(fact.prompt) for fact in FACTS]
 
-    def first_words(prompt, answers):
+    def first_words(answers):
         return [encoder.decode_answer(ids) for ids in answers]
 
     greedy = greedy_answers(context.model, prompts, [4] * 5, **settings)
     drawn = sampled_answers(context.model, prompts, [4] * 5, sampling, **settings)
     asked = Strata(num_prompts=1, num_shots=0, num_samples=8, temperature=2.0, seed=seed)
-    found = set()
-    for fact, answer, samples in zip(FACTS, greedy, drawn, strict=True):
-        for target in {encoder.decode_answer(answer), *first_words(fact.prompt, samples), "Ulaanbaatar"} - {""}:
-            one = dataclasses.replace(fact, target=target)
-            shares = asked.measure(context, [one])
-            limit = encoder.count_answer_tokens(target, one.joiner)
-            again = sampled_answers(context.model, [encoder.encode_prompt(one.prompt)], [limit], sampling, **settings)[
-                0
-            ]
-            right = [encoder.decode_answer(ids).casefold().startswith(target.casefold()) for ids in again]
-            if sum(right) and encoder.decode_answer(answer).casefold().startswith(target.casefold()):
-                assert shares[0, 0] == 1.0
-            found |= set(strata_of(shares))
+    cases = [
+        (dataclasses.replace(fact, id=f"{fact.id}-{target}", target=target), encoder.decode_answer(answer))
+        for fact, answer, samples in zip(FACTS, greedy, drawn, strict=True)
+        for target in sorted({encoder.decode_answer(answer), *first_words(samples), "Ulaanbaatar"} - {""})
+    ]
+    facts = [fact for fact, _ in cases]
+    shares = asked.measure(ScoringContext(lambda: context.model, encoder, batch_size=64), facts)
+    limits = [encoder.count_answer_tokens(fact.target, fact.joiner) for fact in facts]
+    prompts = [encoder.encode_prompt(fact.prompt) for fact in facts]
+    again = sampled_answers(context.model, prompts, limits, sampling, **settings)
+    for (fact, answer), samples, share in zip(cases, again, shares, strict=True):
+        target = fact.target.casefold()
+        right = [encoder.decode_answer(ids).casefold().startswith(target) for ids in samples]
+        if sum(right) and answer.casefold().startswith(target):
+            assert share[0] == 1.0
+    found = set(strata_of(shares))
     assert {"HighlyKnown", "Unknown"} <= found
 
 
@@ -142,7 +145,7 @@ def test_filter_keeps_named_strata_and_says_what_is_missing():
     facts = table(np.zeros(4), stratum=STRATA)
     assert StrataFilter(["MaybeKnown", "Unknown"]).select(facts).reason == ("highly_known", None, "weakly_known", None)
     assert same_in_any_order(StrataFilter(["Unknown"]), facts)
-    with pytest.raises(InputError, match=r"set `data\.strata`"):
+    with pytest.raises(InputError, match=r"set `data\.selection\.strata`"):
         StrataFilter(["Unknown"]).select(table(np.zeros(2)))
     for strata in ([], ["Known"], list(STRATA)):
         with pytest.raises(InputError, match="`keep_strata`"):

@@ -10,7 +10,6 @@ from lit_semantic_peft.semantics import (
     Focal,
     MediumConfidence,
     Online,
-    ResponseDistance,
     Scheduled,
     Tempered,
     weights_of,
@@ -173,7 +172,6 @@ def test_the_column_is_the_one_that_a_weighting_reads():
         (lambda: Online(Scheduled()), "weighting"),
         (lambda: Online(FLOW()), "tau"),
         (lambda: Online(Tempered(FLOW())), "tau"),
-        (lambda: Online(Proximity()).prepare(ResponseDistance(), np.zeros(2)), "weighting"),
     ],
 )
 def test_rivals_out_of_range_are_named(make, named):

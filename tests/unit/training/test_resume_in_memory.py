@@ -202,3 +202,13 @@ def test_own_data_module_and_an_optimizer_of_matrices_alone_go_on(tiny_model, fa
 def test_an_exported_adapter_is_not_trained_on(tiny_model, facts_file):
     with pytest.raises(InputError, match=r"`model\.adapter` 'runs/one/adapter' is for `test` and `predict`"):
         fit(tiny_model, facts_file, model={"adapter": "runs/one/adapter"})
+
+
+def test_a_checkpoint_of_another_version_is_refused_for_training(tiny_model, facts_file, tmp_path):
+    trainer = fit(tiny_model, facts_file, trainer={"max_epochs": 1}).module.trainer
+    trainer.save_checkpoint(tmp_path / "old.ckpt")
+    checkpoint = torch.load(tmp_path / "old.ckpt", weights_only=True)
+    del checkpoint["lit_semantic_peft"]["format"], checkpoint["lit_semantic_peft"]["loss_weights"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with pytest.raises(InputError, match="written by another version"):
+        fit(tiny_model, facts_file, ckpt_path=tmp_path / "old.ckpt")

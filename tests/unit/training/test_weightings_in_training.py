@@ -3,14 +3,25 @@
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch import Callback, Trainer
 from lit_semantic_peft.callbacks import FactReport, InterferenceMonitor, LossWeightDistribution
+from lit_semantic_peft.compatibility import refuse_incompatible
+from lit_semantic_peft.data import KnowledgeDataModule, SelectionPlan
+from lit_semantic_peft.data.situation import situation_of
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.reports.conflicts import worst_conflicts
-from lit_semantic_peft.semantics import Focal, Online, Proximity, Remoteness, Scheduled, Uniform
-from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, SemanticPeftModule
+from lit_semantic_peft.semantics import (
+    Focal,
+    Online,
+    Proximity,
+    Remoteness,
+    ResponseDistance,
+    Scheduled,
+    SentenceDistance,
+    Uniform,
+)
+from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, ShardedBaseStrategy
 from peft import PrefixTuningConfig
 
 from fixtures.training import assert_same_adapter, fit, is_same_adapter
@@ -123,12 +134,23 @@ def test_the_distribution_of_the_weights_is_logged(tiny_model, facts_file):
     assert float(logged["weights/effective_share"]) == pytest.approx(share, rel=1e-5)
 
 
-def test_a_distance_within_the_step_needs_whole_embeddings(tiny_model, facts_file, monkeypatch):
-    monkeypatch.setattr(SemanticPeftModule, "_is_sharded", property(lambda module: True))
-    monkeypatch.setattr(SingleDeviceStrategy, "average_gradients", lambda *_: None, raising=False)
+def test_a_distance_within_the_step_needs_whole_embeddings():
+    def sharded(weighting):
+        strategy = ShardedBaseStrategy()
+        trainer = Trainer(accelerator="cpu", devices=1, strategy=strategy, logger=False, enable_checkpointing=False)
+        data = KnowledgeDataModule(selection=SelectionPlan(weighting=weighting))
+        return situation_of(trainer, "fit", data.preparation)
+
     with pytest.raises(InputError, match="`weighting` Online over a distance cannot be used with a sharded base model"):
-        fit(tiny_model, facts_file, data={"weighting": Online(Proximity())})
-    fit(tiny_model, facts_file, data={"weighting": Online(Focal())})
+        refuse_incompatible(sharded(Online(Proximity())))
+    refuse_incompatible(sharded(Online(Focal())))
+    refuse_incompatible(sharded(Proximity()))
+
+
+@pytest.mark.parametrize("distance", [ResponseDistance(), SentenceDistance()])
+def test_a_distance_of_answers_cannot_be_had_from_a_step(tiny_model, facts_file, distance):
+    with pytest.raises(InputError, match=f"Online needs .* {distance.name} needs generated answers"):
+        fit(tiny_model, facts_file, data={"weighting": Online(Proximity()), "distance": distance})
 
 
 def test_prefixes_and_checkpointed_layers_exclude_each_other(tiny_model, facts_file):

@@ -1,0 +1,67 @@
+"""What the rules of `compatibility` need to know of a trainer and of the data module's settings."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+
+from lit_semantic_peft.compatibility import Situation, refuse_incompatible
+from lit_semantic_peft.data.prepare import Preparation
+from lit_semantic_peft.errors import InputError
+
+
+def check_trainer(trainer: Trainer, stage: str, preparation: Preparation) -> None:
+    """Refuses what cannot go together, and makes Lightning build a loader for each epoch if epochs differ in length.
+
+    Args:
+        trainer: The trainer, before anything is read or scored.
+        stage: As in `situation_of`.
+        preparation: The data module's settings.
+
+    Raises:
+        InputError: For the first rule of `compatibility` that is broken.
+    """
+    if trainer.accumulate_grad_batches < 1:
+        raise InputError(f"`accumulate_grad_batches` must be at least 1, got {trainer.accumulate_grad_batches}")
+    refuse_incompatible(situation_of(trainer, stage, preparation))
+    if preparation.selection.deferred_from_epoch is not None:
+        trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+
+
+def situation_of(trainer: Trainer, stage: str, preparation: Preparation) -> Situation:
+    """The situation of a trainer and its data module; the trainer's module adds its own fields, if it has any.
+
+    Args:
+        trainer: The trainer.
+        stage: `fit`, `validate`, `test`, `predict` or `score`.
+        preparation: The data module's settings.
+    """
+    selection, weighting, distance = preparation.selection, preparation.weighting, preparation.distances[0]
+    of_trainer: Any = trainer
+    start, end = weighting.start_and_end
+    inner = getattr(weighting, "weighting", weighting)  # inside `Online`, which applies it to the step's own logits
+    is_sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+    situation = Situation(
+        stage=stage,
+        callbacks=frozenset(kind.__name__ for one in of_trainer.callbacks for kind in type(one).__mro__),
+        strategy=type(trainer.strategy).__name__,
+        is_sharded=is_sharded,
+        shards_adapter=is_sharded and not hasattr(trainer.strategy, "average_gradients"),
+        num_processes=trainer.world_size,
+        precision=str(trainer.precision),
+        max_epochs=trainer.max_epochs,
+        max_steps=trainer.max_steps,
+        limit_train_batches=trainer.limit_train_batches,
+        overfit_batches=of_trainer.overfit_batches,
+        is_trial=bool(of_trainer.fast_dev_run),
+        weighting=type(weighting).__name__,
+        distance=distance.name,
+        is_online=weighting.is_online,
+        reads_distance=not inner.needs_nll,
+        distance_needs_answers=distance.needs_answers,
+        is_scheduled=start is not end,
+        deferred_from_epoch=selection.deferred_from_epoch,
+        mix_strata=preparation.batches.mix_strata,
+    )
+    complete = getattr(trainer.lightning_module, "complete_situation", None)
+    return situation if complete is None else complete(situation)
