@@ -32,7 +32,8 @@ class Online(Weighting):
 
     Raises:
         InputError: If the inner weighting is itself `Online` or `Scheduled`, or needs all facts at once (`FLOW` without
-            `tau`); from the data module, if the distance needs answers, which a training step does not generate.
+            `tau`). A distance that needs answers is refused by a rule of `compatibility` before anything is read: a
+            training step generates none.
 
     Example:
         >>> from lit_semantic_peft.semantics import Proximity
