@@ -145,10 +145,11 @@ def score(
 def _given_distances(distances: Distance | Sequence[Distance] | None) -> list[Distance]:
     if distances is None:
         return [ExpectedEmbeddingDistance()]
-    given = list(distances) if isinstance(distances, list | tuple) else [distances]
-    for one in given:
+    given: list[Distance] = []
+    for one in distances if isinstance(distances, list | tuple) else [distances]:
         if not isinstance(one, Distance):
             raise InputError(f"`distances`: expected a distance such as `Surprisal()`, or a list of them, got {one!r}")
+        given.append(one)
     return given or [ExpectedEmbeddingDistance()]
 
 

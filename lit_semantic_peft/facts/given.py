@@ -46,26 +46,24 @@ def given_facts(
     if num_facts is not None or dataset_split != DEFAULT_DATASET_SPLIT:
         argument = "dataset_split" if num_facts is None else "num_facts"
         raise InputError(f"`{argument}` chooses from a set that is named; take a part of the facts instead.")
-    if isinstance(facts, FactSet):
-        facts = facts.facts
-    if not isinstance(facts, Sequence):
-        raise InputError(f"`facts`: {_EXPECTED}, got {type(facts).__name__}{_hint(facts)}")
-    for row, fact in enumerate(facts):
+    given: object = facts.facts if isinstance(facts, FactSet) else facts
+    if not isinstance(given, Sequence):
+        hint = "; put it in a list" if isinstance(given, Fact) else ""
+        raise InputError(f"`facts`: {_EXPECTED}, got {type(given).__name__}{hint}")
+    chosen: list[Fact] = []
+    for row, fact in enumerate(given):
         if not isinstance(fact, Fact):
             raise InputError(f"`facts`: {_EXPECTED}, got a list whose item {row} is of type {type(fact).__name__}")
-    if not facts:
+        chosen.append(fact)
+    if not chosen:
         raise InputError("`facts` is empty; expected at least one fact")
-    fact_id, count = Counter(fact.id for fact in facts).most_common(1)[0]
+    fact_id, count = Counter(fact.id for fact in chosen).most_common(1)[0]
     if count > 1:
         raise InputError(
             f"`facts`: expected a different id for each fact, got {count} facts with the id {fact_id!r}. Give each its "
             "own, or leave one of them out."
         )
-    return tuple(facts)
+    return tuple(chosen)
 
 
 _EXPECTED = "expected the name of a set, a file or a folder, what `read_facts` returned, or a list of `Fact`"
-
-
-def _hint(facts: object) -> str:
-    return "; put it in a list" if isinstance(facts, Fact) else ""

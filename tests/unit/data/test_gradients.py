@@ -76,5 +76,7 @@ def test_facts_are_given_as_to_score(model, facts_file, tokenizer):
 
 def test_of_a_lightning_module_its_model_is_taken(tiny_model, facts_file, tokenizer):
     module = build_module(tiny_model)
-    with pytest.raises(InputError, match=r"`model`: expected a loaded model of peft, got SemanticPeftModule; give its `\.model`$"):
+    with pytest.raises(
+        InputError, match=r"`model`: expected a loaded model of peft, got SemanticPeftModule; give its `\.model`$"
+    ):
         interference_matrix(module, str(facts_file), tokenizer)
