@@ -49,7 +49,9 @@ class KnowledgeTrainer(Trainer):
         Raises:
             InputError: If the facts or settings cannot be used.
         """
-        refuse_incompatible(situation_of(self, "score", datamodule.preparation))
+        situation = situation_of(self, "score", datamodule.preparation)
+        # Without a warm-up the module gives the base model alone.
+        refuse_incompatible(model.complete_situation(situation) if warmup_steps else situation)
         if warmup_steps < 0:
             raise InputError(f"`warmup_steps` must be at least 0, got {warmup_steps}")
         if num_conflict_facts < 2:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lit_semantic_peft.training.module import SemanticPeftModule
 
 _CHECKPOINT_KEY = "lit_semantic_peft"
-_FORMAT = 2  # raised whenever the content of a checkpoint changes
+_FORMAT = 3  # raised whenever the content of a checkpoint changes
 # Settings of an optimizer that decide how a step is computed, not what it is.
 _SPEED = {"foreach", "fused", "capturable", "differentiable"}
 # Entries of a PEFT configuration that name its origin, or that training itself writes.

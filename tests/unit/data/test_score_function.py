@@ -13,6 +13,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import read_facts
 from lit_semantic_peft.models import BaseModel, adapter_state_dict
 from lit_semantic_peft.semantics import HiddenStateDistance, RandomFilter, Surprisal
+from peft import PrefixTuningConfig
 from transformers import PreTrainedModel
 
 from fixtures.training import ONLY_FACTS, build, build_data
@@ -133,6 +134,25 @@ def test_a_training_after_score_refuses_contradictions_as_before(tiny_model, fac
     assert "Contradictions (same prompt, different targets): 1" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"different targets|contradict"):
         parts.trainer.fit(parts.module, datamodule=parts.data)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (
+            {"gradient_checkpointing": True, "peft_config": PrefixTuningConfig(num_virtual_tokens=2)},
+            "`gradient_checkpointing` cannot be used with PrefixTuningConfig, which works through the cache",
+        ),
+        ({"adapter": "runs/one/adapter"}, "`model.adapter` 'runs/one/adapter' is for `test` and `predict`"),
+    ],
+)
+def test_a_warm_up_is_refused_where_a_training_would_be(tiny_model, facts_file, tmp_path, model, said):
+    parts = build(tiny_model, facts_file, model=model)
+    trainer = KnowledgeTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(InputError, match=said):
+        trainer.score(parts.module, parts.data, output=str(tmp_path / "scores"), warmup_steps=2)
+    assert not (tmp_path / "scores").exists()
+    trainer.score(parts.module, parts.data, output=str(tmp_path / "scores"))  # no adapter is trained
 
 
 def test_a_training_after_score_is_the_training_without_it(tiny_model, facts_file, tmp_path):

@@ -155,7 +155,7 @@ def test_methods_that_sample_facts_take_the_late_ones_when_they_are_trained(tiny
     run = fit(tiny_model, facts_file, data=LATE, trainer=FOUR_EPOCHS, callbacks=[weighting, batching])
     assert sorted(chain(*run.facts[4:7])) == list(range(12))
     assert batching.sample == list(range(12))
-    assert (weighting.factor != 1).all()
+    assert (run.module.loss_weights.factor != 1).all()
 
 
 def test_the_monitor_samples_the_facts_of_the_epoch(tiny_model, facts_file, tmp_path):
