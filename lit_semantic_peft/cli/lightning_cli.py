@@ -26,7 +26,7 @@ from lit_semantic_peft.callbacks import (
 from lit_semantic_peft.cli.run_checks import checkpoint_of, refuse_what_would_be_ignored
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import remove_leftovers, write_text
-from lit_semantic_peft.reports import RunFolder
+from lit_semantic_peft.reports import RunFolder, build_report
 from lit_semantic_peft.reports.run_folder import ENTRIES
 
 logger = logging.getLogger(__name__)
@@ -172,8 +172,24 @@ class SemanticPeftCLI(LightningCLI):
                 callback.is_test_next = True  # `after_fit`
 
     def after_fit(self) -> None:
-        """Asks the trained model every fact and its probes; the report callback writes the answers down."""
-        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        """Asks the trained model every fact and its probes; the report callback writes the answers down.
+
+        Where that fails, the report of the training is written before the error goes on.
+        """
+        try:
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        except BaseException:
+            self._report_training()
+            raise
+
+    def _report_training(self) -> None:
+        """Writes the report of what `fit` has found, where the evaluation that follows it has failed."""
+        if not is_first_process() or not self.run_folder.paths.summary.is_file():
+            return
+        try:
+            build_report(self.run_folder)
+        except Exception:  # the error of the evaluation is the one to show
+            logger.exception("The report of the training could not be written")
 
     def _has_results(self) -> bool:
         """Whether the run folder holds anything worth keeping: logs of an optimizer step, or a checkpoint."""

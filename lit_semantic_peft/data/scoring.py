@@ -338,14 +338,16 @@ def cached_scores(
     parts = scoring_parts(encoded, context.batch_size)
     first = distances[0].name
 
+    def decode(table: pa.Table) -> ScoredFacts:
+        return scored_from_table(table, first)
+
     def cached() -> ScoredFacts | dict[int, ScoredFacts]:
-        whole = cache.load_table(manifest)
+        whole = cache.load_table(manifest, decode)
         if whole is not None:
-            return scored_from_table(whole, first)
+            return whole
         found = {}
         for number, rows in enumerate(parts):
-            table = cache.load_part(manifest, number)
-            part = None if table is None else scored_from_table(table, first)
+            part = cache.load_part(manifest, number, decode)
             # A part of another split counts as absent.
             if part is not None and part.fact_id == tuple(facts[row].id for row in rows):
                 found[number] = part

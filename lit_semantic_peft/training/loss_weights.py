@@ -208,8 +208,11 @@ def weighting_identity(data: KnowledgeDataModule) -> dict[str, str]:
         Settings as text, by the name under which a user sets them.
     """
     if not data.weighting.is_online:
-        return {"weighting": "of the base model"}
-    return {"weighting": _described(data.weighting), "distance": str(identity(data.distances[0]))}
+        return {"data.selection.weighting": "of the base model"}
+    return {
+        "data.selection.weighting": _described(data.weighting),
+        "data.selection.distance": str(identity(data.distances[0])),
+    }
 
 
 def _described(weighting: Weighting) -> str:

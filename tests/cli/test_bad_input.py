@@ -346,7 +346,7 @@ def test_a_checkpoint_of_other_facts_is_refused(tiny_model, facts_file, capsys):
     capsys.readouterr()
     assert main([*fit, f"--data.facts={other}", "--ckpt_path=last", "--trainer.max_epochs=3"]) == 2
     message = capsys.readouterr().err
-    assert "`facts`: 12 facts (content " in message
+    assert "`data.facts`: 12 facts (content " in message
     assert "in the checkpoint, 1 facts (content" in message
     assert Path("runs/bad/adapter").is_dir()  # the earlier run is untouched
 

@@ -139,7 +139,7 @@ def test_an_interrupted_run_goes_on_to_the_last_bit(tiny_model, facts_file, tmp_
 def test_a_checkpoint_of_another_epoch_is_refused(tiny_model, facts_file, tmp_path):
     module = fit(tiny_model, facts_file, data=LATE, trainer={"max_steps": 5, "max_epochs": 4}).module
     module.trainer.save_checkpoint(tmp_path / "half.ckpt")
-    with pytest.raises(InputError, match="`deferred_from_epoch`: 2 in the checkpoint, 3 here"):
+    with pytest.raises(InputError, match=r"`data\.selection\.deferred_from_epoch`: 2 in the checkpoint, 3 here"):
         fit(
             tiny_model,
             facts_file,
