@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import lit_semantic_peft.callbacks
 import lit_semantic_peft.metrics
@@ -13,6 +14,7 @@ import lit_semantic_peft.training
 import pytest
 import yaml
 from lit_semantic_peft.__main__ import main
+from transformers import AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -78,13 +80,15 @@ def test_the_three_parts_under_lightnings_own_trainer(tiny_model, facts_file):
     from lit_semantic_peft.callbacks import InterferenceMonitor
     from lit_semantic_peft.reports import RunFolder
 
+    def run_block(text, names):
+        for old, new in (("smollm2-135m", tiny_model), ("facts.jsonl", facts_file)):
+            assert text.count(old) == 1 + (old == "facts.jsonl" and "lsp.score" in text)
+            text = text.replace(old, str(new))
+        exec(compile(text.replace("max_epochs=10", "max_epochs=2"), "README.md", "exec"), names)  # our own README
+
     (text,) = (block for block in blocks("python") if "KnowledgeDataModule" in block)
-    assert text.count("smollm2-135m") == 1
-    for old, new in (("smollm2-135m", tiny_model), ("facts.jsonl", facts_file), ("max_epochs=10", "max_epochs=2")):
-        assert old in text
-        text = text.replace(old, str(new))
-    names: dict[str, object] = {}
-    exec(compile(text, "README.md", "exec"), names)  # the text of our own README
+    names: dict[str, Any] = {}
+    run_block(text, names)
     monitor = names["monitor"]
     assert isinstance(monitor, InterferenceMonitor)
     assert [record.epoch for record in monitor.records] == [0, 2]
@@ -92,6 +96,11 @@ def test_the_three_parts_under_lightnings_own_trainer(tiny_model, facts_file):
     assert {row["answer_after"] is None for row in run.facts.to_pylist()} == {False}
     assert run.paths.report.is_file()
     assert (run.path / "adapter" / "adapter_model.safetensors").is_file()
+
+    (without_trainer,) = (block for block in blocks("python") if "lsp.score" in block)
+    names |= {"peft_model": names["module"].model, "tokenizer": AutoTokenizer.from_pretrained(tiny_model)}
+    run_block(without_trainer, names)
+    assert len(names["table"]) == len(names["matrix"]) == run.facts.num_rows
 
 
 def test_early_stopping_by_configuration(tiny_model, facts_file):
