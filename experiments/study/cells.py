@@ -196,7 +196,7 @@ def effective_facts(cell: Cell) -> float | None:
     if described is None:
         return None
     weighting_class = getattr(semantics, described["class_path"].rpartition(".")[2])
-    if weighting_class in (Online, Scheduled):  # by the model in training, or from one end to the other
+    if weighting_class in (Online, Scheduled):  # by the model in training, or from the start of training to its end
         return None
     weighting = weighting_class(**described.get("init_args", {}))
     column = cell.of_facts("nll_before" if weighting.needs_nll else "distance")

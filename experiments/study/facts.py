@@ -4,8 +4,10 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from experiments.study.plan import Block, FactKind, Role, Setting
+from experiments.study.plan import Block, FactKind, Role, Setting, defaults
+from jsonargparse import ArgumentParser
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact, Split, facts_key, write_facts
@@ -67,12 +69,23 @@ def facts_of(block: Block, role: Role, setting: Setting, folder: Path) -> StudyF
 @cache
 def _pool(base_model: str, kind: FactKind, num_candidates: int | None) -> tuple[list[Fact], list[Fact]]:
     """Facts that the base model does not know, and those that it says by itself."""
-    data = KnowledgeDataModule(facts=_SOURCES[kind], num_facts=num_candidates, base_model=base_model)
+    data = _data_module({"facts": _SOURCES[kind], "num_facts": num_candidates}, base_model)
     data.prepare_data()
     data.setup("score")
     prepared = data.prepared
     rows = list(zip(prepared.facts, prepared.scored.is_known.tolist(), strict=True))
     return [fact for fact, is_known in rows if not is_known], [fact for fact, is_known in rows if is_known]
+
+
+def _data_module(config: dict[str, Any], base_model: str) -> KnowledgeDataModule:
+    """With the settings that all runs have in common."""
+    common = defaults()
+    model = {**common["model"]["base_model"], "name": base_model}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(KnowledgeDataModule, "data")
+    parsed = parser.parse_object({"data": {**common["data"], **config, "base_model": model}})
+    data: KnowledgeDataModule = parser.instantiate_classes(parsed).data
+    return data
 
 
 def _num_candidates(block: Block, setting: Setting) -> int | None:

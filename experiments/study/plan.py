@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 import yaml
 from lit_semantic_peft.errors import InputError
@@ -242,7 +242,7 @@ def load_arm(name: str, folder: Path = HERE / "arms") -> Arm:
     if group not in get_args(Group):
         raise InputError(f"{path.name}: `group` must be one of {', '.join(get_args(Group))}, got {group!r}")
     for section, values in config.items():
-        for key in settings_of(values) if isinstance(values, dict) else [None]:
+        for key in _settings(values) if isinstance(values, dict) else [None]:
             if key not in FREE.get(section, ()):
                 allowed = ", ".join(f"{one}.{key}" for one, keys in FREE.items() for key in sorted(keys))
                 raise InputError(
@@ -251,19 +251,6 @@ def load_arm(name: str, folder: Path = HERE / "arms") -> Arm:
                 )
     about = text.partition("\n")[0].removeprefix("# ") if text.startswith("# ") else ""
     return Arm(name, group, config, about, added_later)
-
-
-def settings_of(section: Mapping[str, Any]) -> dict[str, Any]:
-    """What an arm sets in a section of its YAML, by name; of the group `selection` each setting by itself.
-
-    Args:
-        section: The section as plain data.
-    """
-    settings: dict[str, Any] = {}
-    for key, value in section.items():
-        is_group = key == "selection" and isinstance(value, Mapping)
-        settings |= {f"{key}.{name}": one for name, one in value.items()} if is_group else {key: value}
-    return settings
 
 
 def runs_of(setting: Setting, role: Role) -> list[Run]:
@@ -287,14 +274,15 @@ def config_of(run: Run, setting: Setting, learning_rate: float, facts: Path) -> 
         facts: File of the facts.
     """
     block, arm = run.block, _with_seed(copy.deepcopy(dict(run.arm.config)), run.seed)
-    config = _merged(copy.deepcopy(_defaults()), arm)
+    config = _merged(defaults(), arm)
     if run.is_control:
         selection = config["data"]["selection"]
         (inner,) = selection["filters"]
         control = {"filter": inner, "seed": run.seed}
         selection["filters"] = [{"class_path": "experiments.study.control.RandomLike", "init_args": control}]
     config["seed_everything"] = run.seed
-    config["model"] |= {"base_model": setting.base_model, "peft_config": setting.methods[block.method]}
+    config["model"]["base_model"]["name"] = setting.base_model
+    config["model"]["peft_config"] = copy.deepcopy(setting.methods[block.method])
     config["model"]["optimizer"]["init_args"]["lr"] = learning_rate
     config["data"] |= {"facts": str(facts), "seed": run.seed}
     config["data"]["batches"]["micro_batch_size"] = block.facts_per_step
@@ -302,26 +290,42 @@ def config_of(run: Run, setting: Setting, learning_rate: float, facts: Path) -> 
     trainer |= {"accelerator": setting.accelerator, "max_epochs": block.epochs}
     if run.arm.has_filter and run.pace == "steps":
         trainer |= {"max_epochs": 4 * block.epochs, "max_steps": block.num_steps}
-    recorder: dict[str, Any] = {"class_path": "experiments.study.recorder.CourseRecorder"}
+    is_plain_report = run.role == "report" and run.arm.group == PLAIN
+    recorder = {
+        "class_path": "experiments.study.recorder.HistoryRecorder",
+        "init_args": {"with_start_transfer": is_plain_report and block.start_transfer},
+    }
     if run.role == "tune":
-        config["data"]["evaluation"] = {"probes": [], "retention": False}
-        trainer["check_val_every_n_epoch"] = block.epochs  # the course does not matter here
-    elif run.arm.group == PLAIN:
-        recorder["init_args"] = {"with_start_transfer": block.start_transfer}
-        if block.alone_facts:
-            # Training each fact alone comes with the monitor; its own measurements are made as small as can be.
-            config["interference"] = {
-                "num_facts": 2,
-                "every_n_epochs": 0,
-                "final_facts": 2,
-                "alone_facts": block.alone_facts,
-            }
+        config["data"]["evaluation"] |= {"probes": [], "retention": False}
+        trainer["check_val_every_n_epoch"] = block.epochs  # the history does not matter here
+    elif is_plain_report and block.alone_facts:
+        # Training each fact alone comes with the monitor; its own measurements are made as small as can be.
+        config["interference"] |= {
+            "num_facts": 2,
+            "every_n_epochs": 0,
+            "final_facts": 2,
+            "alone_facts": block.alone_facts,
+        }
     trainer["callbacks"] = [*trainer.get("callbacks", []), recorder]
     return config
 
 
+def is_group(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a value of a YAML is a section of settings, and not a class with its arguments.
+
+    Args:
+        value: The value.
+    """
+    return isinstance(value, Mapping) and "class_path" not in value
+
+
+def defaults() -> dict[str, Any]:
+    """What all runs have in common, the caller's own copy."""
+    return copy.deepcopy(_read_defaults())
+
+
 @cache
-def _defaults() -> dict[str, Any]:
+def _read_defaults() -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load((HERE / "defaults.yaml").read_text(encoding="utf-8"))
     return config
 
@@ -374,9 +378,20 @@ def _check(setting: Setting, path: Path) -> None:
             raise InputError(f"{where}`seeds` must differ from each other and from {TUNE_SEED}, which chooses")
 
 
-def _merged(base: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Two sections deep: an arm replaces a whole class with its arguments, never mixes two."""
-    return {**base, **{section: {**base.get(section, {}), **values} for section, values in more.items()}}
+def _settings(section: Mapping[str, Any]) -> list[str]:
+    """The keys of a section, those of the group `selection` one by one."""
+    groups = {key: values for key, values in section.items() if key == "selection" and isinstance(values, dict)}
+    inner = [f"{group}.{key}" for group, values in groups.items() for key in values]
+    return [key for key in section if key not in groups] + inner
+
+
+def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings replaced by others one by one; a class with its arguments is replaced whole, two are never mixed."""
+    merged = dict(base)
+    for key, value in more.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if is_group(old) and is_group(value) else value
+    return merged
 
 
 def _with_seed(value: Any, seed: int) -> Any:

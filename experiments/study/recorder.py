@@ -1,4 +1,4 @@
-"""What the study needs of a run beyond what every run leaves behind: the course of each fact, and what was spent."""
+"""What the study needs of a run beyond what every run leaves behind: the history of each fact, and what was spent."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training import SemanticPeftModule
 
-FILE = "course.json"
+FILE = "history.json"
 
 
-class CourseRecorder(Callback):
-    """Writes `course.json` into the run folder: steps and tokens spent, and each fact's likelihood along the way.
+class HistoryRecorder(Callback):
+    """Writes `history.json` into the run folder: steps and tokens spent, and each fact's likelihood along the way.
 
     Args:
         with_start_transfer: Whether the net transfer to each kept fact is measured before the first step.
@@ -22,7 +22,7 @@ class CourseRecorder(Callback):
 
     def __init__(self, with_start_transfer: bool = False) -> None:
         self.with_start_transfer = with_start_transfer
-        self.course: dict[str, Any] = {"global_step": [], "nll": [], "recalled": []}
+        self.history: dict[str, Any] = {"global_step": [], "nll": [], "recalled": []}
         self.num_steps = 0
         self.num_tokens = 0
         self.num_exposures = 0
@@ -49,10 +49,10 @@ class CourseRecorder(Callback):
         """Keeps each fact's likelihood and recall, before the module resets them."""
         assert isinstance(pl_module, SemanticPeftModule)
         if trainer.state.fn == "fit":
-            self.course["global_step"].append(trainer.global_step)
+            self.history["global_step"].append(trainer.global_step)
             # Of more than `max_val_facts` facts some are not measured.
-            self.course["nll"].append([_finite(one) for one in pl_module.val_nll.compute().tolist()])
-            self.course["recalled"].append([_finite(one) for one in pl_module.val_efficacy.compute().tolist()])
+            self.history["nll"].append([_finite(one) for one in pl_module.val_nll.compute().tolist()])
+            self.history["recalled"].append([_finite(one) for one in pl_module.val_efficacy.compute().tolist()])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps how many optimizer steps there were."""
@@ -71,7 +71,7 @@ class CourseRecorder(Callback):
                 "num_tokens": self.num_tokens,
                 "num_exposures": self.num_exposures,
                 "tokens_of_fact": spent,
-                **self.course,
+                **self.history,
                 "text_nll_delta": pl_module.evaluation.retention["retention_nll_delta"],
                 "start_transfer": [_finite(self.start_transfer.get(row)) for row in range(len(spent))],
             },

@@ -73,17 +73,17 @@ def measured(folder: Path, num_taught: int, short: bool = False) -> tuple[dict[s
     run = RunFolder(folder)
     table = run.facts
     column = {name: table.column(name).to_pylist() for name in table.column_names}
-    course = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    history = json.loads((folder / FILE).read_text(encoding="utf-8"))
     kept = column["kept"][:num_taught]
     found: dict[str, Any] = {
         "num_taught": num_taught,
         "num_kept": sum(kept),
-        "num_steps": course["num_steps"],
-        "num_tokens": course["num_tokens"],
-        "num_exposures": course["num_exposures"],
-        "tokens_of_fact": sum(course["tokens_of_fact"][:num_taught]),
+        "num_steps": history["num_steps"],
+        "num_tokens": history["num_tokens"],
+        "num_exposures": history["num_exposures"],
+        "tokens_of_fact": sum(history["tokens_of_fact"][:num_taught]),
         "tokens_of_kept": sum(
-            tokens for tokens, is_kept in zip(course["tokens_of_fact"], kept, strict=False) if is_kept
+            tokens for tokens, is_kept in zip(history["tokens_of_fact"], kept, strict=False) if is_kept
         ),
         "kept": _bits(kept),
         "recalled": _bits(column["efficacy_teacher_forced_after"]),
@@ -92,10 +92,10 @@ def measured(folder: Path, num_taught: int, short: bool = False) -> tuple[dict[s
     if not short:
         found |= {
             "generated": _bits(column["efficacy_after"]),
-            "nll_area": _rounded(_area(course, "nll", column["nll_before"], column["nll_after"])),
+            "nll_area": _rounded(_area(history, "nll", column["nll_before"], column["nll_after"])),
             "recall_area": _rounded(
                 _area(
-                    course,
+                    history,
                     "recalled",
                     column["efficacy_teacher_forced_before"],
                     column["efficacy_teacher_forced_after"],
@@ -103,10 +103,10 @@ def measured(folder: Path, num_taught: int, short: bool = False) -> tuple[dict[s
             ),
             "pushed_away": _bits(column["pushed_away"]),
             "locality": _rounded(column["locality"]),
-            "text_nll_delta": _rounded(course["text_nll_delta"]),
+            "text_nll_delta": _rounded(history["text_nll_delta"]),
         }
-        if any(value is not None for value in course["start_transfer"]):
-            found["start_transfer"] = _rounded(course["start_transfer"])
+        if any(value is not None for value in history["start_transfer"]):
+            found["start_transfer"] = _rounded(history["start_transfer"])
         alone = run.paths.alone_versus_together
         if alone.is_file():
             difference = json.loads(alone.read_text(encoding="utf-8"))["difference"]
@@ -211,11 +211,11 @@ def _trained_nll(result: Mapping[str, Any]) -> float:
     return float(nll[bits(result["kept"]) == 1].mean())
 
 
-def _area(course: Mapping[str, Any], name: str, before: list[Any], after: list[Any]) -> list[float]:
+def _area(history: Mapping[str, Any], name: str, before: list[Any], after: list[Any]) -> list[float]:
     """Mean over training of a number per fact: trapezoids between its values, over optimizer steps."""
-    steps, values = [0, *course["global_step"]], [before, *course[name]]
-    if steps[-1] < course["num_steps"]:
-        steps, values = [*steps, course["num_steps"]], [*values, after]
+    steps, values = [0, *history["global_step"]], [before, *history[name]]
+    if steps[-1] < history["num_steps"]:
+        steps, values = [*steps, history["num_steps"]], [*values, after]
     table = np.array(values, dtype=np.float64)
     area: list[float] = (np.trapezoid(table, np.array(steps, dtype=np.float64), axis=0) / steps[-1]).tolist()
     return area

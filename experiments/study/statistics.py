@@ -16,7 +16,7 @@ FloatArray = NDArray[np.float64]
 RESAMPLES = 20_000
 _CONFIDENCE = 0.95
 _ERRORS = 2.0
-"""Ends of intervals lie so many standard errors of the resampling farther out, so that no verdict hangs on its seed."""
+"""Bounds of intervals lie so many standard errors of the resampling farther out, so no verdict hangs on its seed."""
 
 Kind = Literal["number", "share", "difference of shares"]
 

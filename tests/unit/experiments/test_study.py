@@ -1,10 +1,14 @@
 """The study: what is run again, what is refused, what is exact, and what its statistics say."""
 
+import copy
+import inspect
 import json
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
+from importlib import import_module
 from pathlib import Path
+from typing import get_args, get_type_hints
 from unittest.mock import Mock
 
 import numpy as np
@@ -17,7 +21,7 @@ from experiments.study.comparisons import PRIMARY, against_parts, against_plain,
 from experiments.study.control import RandomLike
 from experiments.study.facts import facts_of
 from experiments.study.ledger import ledger
-from experiments.study.plan import HERE, TUNE_SEED, load_arm, load_setting, runs_of
+from experiments.study.plan import HERE, TUNE_SEED, config_of, load_arm, load_setting, runs_of
 from experiments.study.questions import answers
 from experiments.study.results import TOKEN_TOLERANCE, ResultFolder, choose_learning_rate, unfairness
 from experiments.study.statistics import (
@@ -31,9 +35,12 @@ from experiments.study.statistics import (
 )
 from experiments.study.table import README, is_published, readme_section, results_page, results_path, with_section
 from experiments.study.wording import number, verdict
+from lit_semantic_peft.cli.lightning_cli import SemanticPeftCLI
+from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.evaluator import EVALUATION_VERSION
 from lit_semantic_peft.semantics import BandFilter, ScoredFacts
+from lit_semantic_peft.training import SemanticPeftModule
 from scipy.stats import spearmanr
 from scipy.stats import t as student
 
@@ -245,6 +252,118 @@ def test_the_cpu_setting_is_within_its_budget_and_its_ledger_is_written_down():
         assert written == ledger(load_setting(name))
     everything = {path.stem for path in (HERE / "arms").glob("*.yaml")}
     assert set(setting.blocks["primary"].arms) == everything
+
+
+NO_NUMBER_DEPENDS_ON = {
+    "model": {"adapter"},
+    "data": {"prompts", "max_new_tokens", "cache_dir", "base_model"},  # free prompts; the model is the module's
+    "report": {"log_fact_text", "wandb_rows", "wandb_table_every_n_epochs", "wandb_artifact"},
+    "trainer": {"default_root_dir", "log_every_n_steps", "enable_model_summary"},
+}
+
+
+def unnamed(config):
+    """The settings that a YAML leaves to the package's defaults, although a number may depend on them.
+
+    Those of torch, peft and Lightning are no part of it: their versions are in each run's key.
+    """
+    parser = Mock()
+    SemanticPeftCLI.add_arguments_to_parser(Mock(), parser)
+    sections = {call.args[1]: call.args[0] for call in parser.add_lightning_class_args.call_args_list}
+    sections |= {"model": SemanticPeftModule, "data": KnowledgeDataModule}
+    (of_trainer,) = parser.set_defaults.call_args.args  # Lightning's arguments with defaults of this package
+    missing = [key for key in of_trainer if key.partition(".")[2] not in config["trainer"]]
+    for section, kind in sections.items():
+        missing += unnamed_of(kind, config.get(section, {}), section)
+    missing += unnamed_within(config["trainer"]["callbacks"], "trainer.callbacks")
+    ignored = {f"{section}.{name}" for section, names in NO_NUMBER_DEPENDS_ON.items() for name in names}
+    return sorted(set(missing) - ignored)
+
+
+def unnamed_of(kind, named, place):
+    missing, hints = [], get_type_hints(kind.__init__)
+    for name in inspect.signature(kind).parameters:
+        here = f"{place}.{name}"
+        if name not in named:
+            missing.append(here)
+            continue
+        value, hint = named[name], hints[name]
+        group = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), None)
+        if group is not None and isinstance(value, dict) and "class_path" not in value:
+            missing += unnamed_of(group, value, here)
+        else:
+            missing += unnamed_within(value, here)
+    return missing
+
+
+def unnamed_within(value, place):
+    """Of classes of the package and of the study that are named somewhere in a value."""
+    if isinstance(value, list):
+        return [one for item in value for one in unnamed_within(item, place)]
+    if not isinstance(value, dict) or "class_path" not in value:
+        return []
+    module, _, name = value["class_path"].rpartition(".")
+    if module.partition(".")[0] not in ("lit_semantic_peft", "experiments"):
+        return []
+    return unnamed_of(getattr(import_module(module), name), value.get("init_args", {}), f"{place}.{name}")
+
+
+def configs_of(name):
+    """A YAML of each kind of run of a setting."""
+    setting = load_setting(name)
+    runs = [*runs_of(setting, "tune"), *runs_of(setting, "report")]
+    kinds = {(one.block.name, one.arm.name, one.role, one.pace, one.is_control): one for one in runs}
+    return {run.name: config_of(run, setting, 1e-3, Path("facts.jsonl")) for run in kinds.values()}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_run_names_everything_that_its_numbers_depend_on(name):
+    """So a new default changes no earlier result: who adds an argument decides what the study says about it."""
+    found = {run: missing for run, config in configs_of(name).items() if (missing := unnamed(config))}
+    assert not found, "name it in experiments/study/defaults.yaml, in the arm, or above if no number depends on it"
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("model.retain_weight", "model.retain_weight"),
+        ("model.base_model.dtype", "model.base_model.dtype"),
+        ("data.seed", "data.seed"),
+        ("data.batches.bucket_steps", "data.batches.bucket_steps"),
+        ("data.evaluation.num_choices", "data.evaluation.num_choices"),
+        ("data.selection.distance.init_args.pooling", "data.selection.distance.ExpectedEmbeddingDistance.pooling"),
+        (
+            "data.selection.filters.0.init_args.gradients.init_args.rank",
+            "InterferenceFilter.gradients.WarmGradients.rank",
+        ),
+        ("trainer.callbacks.0.init_args.beta", "trainer.callbacks.InterferenceWeighting.beta"),
+        ("trainer.num_sanity_val_steps", "trainer.num_sanity_val_steps"),
+        ("interference.seed", "interference.seed"),
+        ("export", "export.monitor"),
+    ],
+)
+def test_what_a_run_does_not_name_is_found(key, said):
+    config = copy.deepcopy(
+        next(one for name, one in configs_of("cpu").items() if name.startswith("primary/aware-steps"))
+    )
+    *way, last = key.split(".")
+    place = config
+    for step in way:
+        place = place[int(step)] if isinstance(place, list) else place[step]
+    del place[last]
+    assert any(one.endswith(said) for one in unnamed(config))
+
+
+def test_an_arm_replaces_a_class_whole_and_leaves_the_other_settings():
+    configs = configs_of("cpu")
+    plain, arm = (
+        next(one for name, one in configs.items() if name.startswith(f"primary/{start}"))
+        for start in ("plain-steps", "online_proximity-steps")
+    )
+    changed = copy.deepcopy(plain)
+    changed["data"]["selection"]["weighting"] = load_arm("online_proximity").config["data"]["selection"]["weighting"]
+    assert arm["data"] == changed["data"]
+    assert arm["model"] == plain["model"]
 
 
 @pytest.mark.parametrize(
