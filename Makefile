@@ -1,5 +1,6 @@
 # make quickstart   environment, real model, real facts, training, report
 # make test         environment, lint, types, all tests
+# make test-versions  the unit tests on the oldest and on the newest supported libraries
 # TORCH=...         what pip installs as torch; for a GPU: make quickstart TORCH='torch --index-url URL-of-your-CUDA'
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart study test test-long lint clean
+.PHONY: help quickstart study test test-long test-versions lint clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -48,11 +49,24 @@ test: $(STAMP) lint  ## lint, types, all tests but those of test-long, which are
 test-long: $(STAMP)  ## runs that are killed, spawned, started by torchrun and SLURM, compiled; 15 min
 	OMP_NUM_THREADS=1 $(PYTEST) -m long tests
 
+# Environments of their own: a look at other versions changes nothing about what `make test` runs on. `-c` names every
+# library but torch. To renew the newest: empty its file but for the comment, make test-versions, then pip freeze.
+.venv-%/.installed: pyproject.toml constraints-%.txt Makefile
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --upgrade pip
+	.venv-$*/bin/python -m pip install --quiet $(TORCH)
+	.venv-$*/bin/python -m pip install --quiet -c constraints-$*.txt -e '.[dev]'
+	@touch $@
+
+test-versions: .venv-oldest/.installed .venv-newest/.installed  ## the unit tests on the oldest and the newest versions; 15 min
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q -n 2 tests/unit
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -q -n 2 tests/unit
+
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:  ## remove the environment, caches and build output; runs stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

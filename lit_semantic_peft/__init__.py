@@ -3,8 +3,9 @@
 Importing this package loads nothing heavy: each name below is loaded when it is first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lit_semantic_peft.lazy import attach
 
 if TYPE_CHECKING:
     from lit_semantic_peft import interference, metrics, semantics
@@ -90,17 +91,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    if name in _NAMESPACES:
-        return import_module(f"{__name__}.{name}")
-    if name == "__version__":
-        from importlib.metadata import version
+def _version() -> str:
+    from importlib.metadata import version
 
-        return version("lit-semantic-peft")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return version("lit-semantic-peft")
 
 
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(__name__, _MODULE_OF, submodules=_NAMESPACES, computed={"__version__": _version})

@@ -49,13 +49,14 @@ class ContentCache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def load_table(self, manifest: Mapping[str, Any]) -> "pa.Table | None":
-        """The table computed from exactly this, or None.
+    def load_table(self, manifest: Mapping[str, Any], decode: "Callable[[pa.Table], T]") -> T | None:
+        """What the table computed from exactly this holds, or None.
 
         Args:
             manifest: Everything that the table depends on, as plain data.
+            decode: Takes the values out of the table. A table that it cannot take is a damaged entry.
         """
-        return _read(self._path(manifest, ".parquet"), _table)
+        return _read(self._path(manifest, ".parquet"), lambda path: decode(_table(path)))
 
     def store_table(self, manifest: Mapping[str, Any], table: "pa.Table") -> None:
         """Stores a table and deletes its parts.
@@ -68,14 +69,15 @@ class ContentCache:
         _write_table(self._path(manifest, ".parquet"), table)
         shutil.rmtree(self._path(manifest, ".parts"), ignore_errors=True)
 
-    def load_part(self, manifest: Mapping[str, Any], number: int) -> "pa.Table | None":
+    def load_part(self, manifest: Mapping[str, Any], number: int, decode: "Callable[[pa.Table], T]") -> T | None:
         """A part of a table that an earlier job computed before it ended, or None.
 
         Args:
             manifest: Of the whole table.
             number: Number of the part.
+            decode: As for `load_table`.
         """
-        return _read(self._part(manifest, number), _table)
+        return _read(self._part(manifest, number), lambda path: decode(_table(path)))
 
     def store_part(self, manifest: Mapping[str, Any], number: int, table: "pa.Table") -> None:
         """Stores a part of a table until the table is complete.
@@ -121,7 +123,7 @@ def _read(path: Path, read: Callable[[Path], T]) -> T | None:
         return None
     try:
         return read(path)
-    except Exception as error:  # numpy and pyarrow have a dozen unrelated types for what a damaged file is
+    except Exception as error:  # a damaged file or table raises a dozen unrelated types
         logger.warning("The cached entry %s cannot be read (%s); it is made anew.", path, error)
         return None
 

@@ -28,6 +28,7 @@ class Situation:
         shards_adapter: Whether it shards the adapter too.
         num_processes: Processes of the trainer.
         precision: The trainer's precision.
+        accumulate_grad_batches: The trainer's.
         max_epochs: The trainer's; None or -1 for no limit.
         max_steps: The trainer's; -1 for no limit.
         limit_train_batches: The trainer's: a number of micro-batches, or a share of them.
@@ -36,7 +37,7 @@ class Situation:
         writes_checkpoints: Whether the trainer may write checkpoints.
         peft_config: Class name of the adapter's configuration.
         base_changing_setting: A setting of it that changes the base model itself, such as `bias: all`.
-        works_through_cache: Whether the adapter acts through the key-value cache.
+        checkpointing_obstacle: Why the adapter cannot be trained with gradient checkpointing; None where it can.
         has_virtual_tokens: Whether the adapter puts virtual tokens before the input.
         reads_gradients: Whether the adapter reads its gradients in training, as AdaLoRA does.
         adapter: Folder of an exported adapter to load; None for a new one.
@@ -64,6 +65,7 @@ class Situation:
     shards_adapter: bool = False
     num_processes: int = 1
     precision: str = "32-true"
+    accumulate_grad_batches: int = 1
     max_epochs: int | None = 1
     max_steps: int = -1
     limit_train_batches: int | float = 1.0
@@ -72,7 +74,7 @@ class Situation:
     writes_checkpoints: bool = True
     peft_config: str = "LoraConfig"
     base_changing_setting: str | None = None
-    works_through_cache: bool = False
+    checkpointing_obstacle: str | None = None
     has_virtual_tokens: bool = False
     reads_gradients: bool = False
     adapter: str | None = None
@@ -169,6 +171,13 @@ RULES: tuple[Rule, ...] = (
         _EVALUATED,
     ),
     Rule(
+        "`trainer.accumulate_grad_batches` below 1",
+        "any training",
+        "`accumulate_grad_batches` must be at least 1, got {accumulate_grad_batches}",
+        lambda s: s.accumulate_grad_batches < 1,
+        _ALWAYS,
+    ),
+    Rule(
         "`trainer.overfit_batches`",
         "any training",
         "`trainer.overfit_batches` cannot be used: batches are planned by optimizer step. `data.num_facts` trains on a "
@@ -194,10 +203,11 @@ RULES: tuple[Rule, ...] = (
     # ------------------------------------------------------------- the adapter
     Rule(
         "`model.adapter`",
-        "`fit`",
-        "`model.adapter` {adapter!r} is for `test` and `predict`; `fit` trains a new adapter. Leave it out, or go on "
-        "with an interrupted run by `--ckpt_path last`.",
-        lambda s: s.adapter is not None,
+        "`fit`, and `score` with `warmup_steps`",
+        "`model.adapter` {adapter!r} is for `test` and `predict`; `fit` and the warm-up of `score` train a new "
+        "adapter. Leave it out, or go on with an interrupted run by `fit --ckpt_path last`.",
+        lambda s: bool(s.adapter),
+        ("fit", "score"),
     ),
     Rule(
         "`peft_config` that changes the base model (`bias`, PiSSA and the like, `layer_replication`, ...)",
@@ -210,10 +220,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "`model.gradient_checkpointing`",
         "adapters that work through the key-value cache (prefix tuning, cartridges)",
-        "`gradient_checkpointing` cannot be used with {peft_config}, which works through the cache that checkpointed "
-        "layers do not have. Leave it out.",
-        lambda s: s.gradient_checkpointing and s.works_through_cache,
-        _ALWAYS,
+        "`gradient_checkpointing` cannot be used with {peft_config}, which {checkpointing_obstacle}. Leave it out.",
+        lambda s: s.gradient_checkpointing and s.checkpointing_obstacle is not None,
+        (*_ALWAYS, "score"),
     ),
     Rule(
         "adapters with virtual tokens (prompt, prefix and p-tuning)",

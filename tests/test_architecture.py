@@ -15,7 +15,7 @@ ORDER = [
     *("facts", "tokens", "models", "interference", "metrics"),
     *("semantics", "evaluation", "data", "training", "reports", "callbacks", "cli"),
 ]
-GROUND = ["errors", "files", "statistics", "stopwatch", "cache", "compatibility"]  # below all
+GROUND = ["lazy", "errors", "files", "statistics", "stopwatch", "cache", "compatibility"]  # below all
 TOP = ["__main__"]
 LEVEL = {name: level for level, name in enumerate([*GROUND, *ORDER, *TOP])}
 HEAVY = {"torch", "lightning", "transformers", "peft", "torchmetrics", "datasets", "wandb", "pyarrow", "matplotlib"}
@@ -181,6 +181,12 @@ def test_reports_need_no_tensor():
 
 def test_facts_need_no_tensor():
     assert loaded_by(f"import {PACKAGE}.facts") & {"torch", "lightning", "transformers", "peft"} == set()
+
+
+def test_scores_and_gradients_of_facts_need_no_lightning():
+    loaded = loaded_by(f"import {PACKAGE} as lsp\nlsp.score, lsp.interference_matrix, lsp.read_facts, lsp.BaseModel")
+    assert "torch" in loaded
+    assert "lightning" not in loaded
 
 
 def test_a_name_that_is_loaded_when_used_is_not_that_of_a_module():

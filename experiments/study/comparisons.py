@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.study.cells import MAIN, Cell, Cells, effect_of_dropping, mean_difference, with_common_seeds
-from experiments.study.plan import PLAIN, load_arm, settings_of
+from experiments.study.plan import PLAIN, is_group, load_arm
 from experiments.study.statistics import Sample, holm
 
 PRIMARY = "primary"
@@ -131,7 +131,9 @@ def against_parts(cells: Cells, name: str = MAIN) -> list[Comparison]:
 def _is_part(config: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:
     """Whether everything that an arm sets is set alike by another one."""
     return all(
-        settings_of(values).items() <= settings_of(whole.get(section, {})).items() for section, values in config.items()
+        key in whole
+        and (value == whole[key] or (is_group(value) and is_group(whole[key]) and _is_part(value, whole[key])))
+        for key, value in config.items()
     )
 
 

@@ -242,7 +242,7 @@ def load_arm(name: str, folder: Path = HERE / "arms") -> Arm:
     if group not in get_args(Group):
         raise InputError(f"{path.name}: `group` must be one of {', '.join(get_args(Group))}, got {group!r}")
     for section, values in config.items():
-        for key in settings_of(values) if isinstance(values, dict) else [None]:
+        for key in _settings(values) if isinstance(values, dict) else [None]:
             if key not in FREE.get(section, ()):
                 allowed = ", ".join(f"{one}.{key}" for one, keys in FREE.items() for key in sorted(keys))
                 raise InputError(
@@ -251,19 +251,6 @@ def load_arm(name: str, folder: Path = HERE / "arms") -> Arm:
                 )
     about = text.partition("\n")[0].removeprefix("# ") if text.startswith("# ") else ""
     return Arm(name, group, config, about, added_later)
-
-
-def settings_of(section: Mapping[str, Any]) -> dict[str, Any]:
-    """What an arm sets in a section of its YAML, by name; of the group `selection` each setting by itself.
-
-    Args:
-        section: The section as plain data.
-    """
-    settings: dict[str, Any] = {}
-    for key, value in section.items():
-        is_group = key == "selection" and isinstance(value, Mapping)
-        settings |= {f"{key}.{name}": one for name, one in value.items()} if is_group else {key: value}
-    return settings
 
 
 def runs_of(setting: Setting, role: Role) -> list[Run]:
@@ -321,6 +308,15 @@ def config_of(run: Run, setting: Setting, learning_rate: float, facts: Path) -> 
         }
     trainer["callbacks"] = [*trainer.get("callbacks", []), recorder]
     return config
+
+
+def is_group(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a value of a YAML is a section of settings, and not a class with its arguments.
+
+    Args:
+        value: The value.
+    """
+    return isinstance(value, Mapping) and "class_path" not in value
 
 
 def defaults() -> dict[str, Any]:
@@ -382,18 +378,20 @@ def _check(setting: Setting, path: Path) -> None:
             raise InputError(f"{where}`seeds` must differ from each other and from {TUNE_SEED}, which chooses")
 
 
+def _settings(section: Mapping[str, Any]) -> list[str]:
+    """The keys of a section, those of the group `selection` one by one."""
+    groups = {key: values for key, values in section.items() if key == "selection" and isinstance(values, dict)}
+    inner = [f"{group}.{key}" for group, values in groups.items() for key in values]
+    return [key for key in section if key not in groups] + inner
+
+
 def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """Settings replaced by others one by one; a class with its arguments is replaced whole, two are never mixed."""
     merged = dict(base)
     for key, value in more.items():
         old = merged.get(key)
-        merged[key] = _merged(old, value) if _is_group(old) and _is_group(value) else value
+        merged[key] = _merged(old, value) if is_group(old) and is_group(value) else value
     return merged
-
-
-def _is_group(value: Any) -> TypeGuard[Mapping[str, Any]]:
-    """Whether a value is a section of settings, and not a class with its arguments."""
-    return isinstance(value, Mapping) and "class_path" not in value
 
 
 def _with_seed(value: Any, seed: int) -> Any:

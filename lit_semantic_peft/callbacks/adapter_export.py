@@ -6,7 +6,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
-from lit_semantic_peft.callbacks.checkpoint import require_logged
+from lit_semantic_peft.callbacks.checkpoint import refuse_renamed, require_logged
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import export_adapter
 from lit_semantic_peft.reports import RunFolder
@@ -20,11 +20,15 @@ class AdapterExport(FreshCallback):
     Args:
         monitor: Logged metric that decides which epoch is the best; no `adapter_best/` where None.
         mode: Whether the metric is to be as small (`min`) or as large (`max`) as possible.
+
+    Raises:
+        InputError: If `mode` is another one, or `monitor` is a metric's name of an earlier version.
     """
 
     def __init__(self, monitor: str | None = "val/nll", mode: Literal["min", "max"] = "min") -> None:
         if mode not in ("min", "max"):
             raise InputError(f"`mode` must be `min` or `max`, got {mode!r}")
+        refuse_renamed(monitor)
         self.monitor = monitor
         self.mode = mode
         self._forget()

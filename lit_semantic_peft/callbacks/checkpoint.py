@@ -1,5 +1,6 @@
 """Checkpoints in the run folder."""
 
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,24 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_path
 from lit_semantic_peft.reports import RunFolder
 
+_RENAMED = {
+    "val/recall": "val/efficacy_teacher_forced",
+    "val/recall_dropped": "val/efficacy_teacher_forced_dropped",
+}
+
+
+def refuse_renamed(monitor: str | None) -> None:
+    """Refuses the name that a metric had in an earlier version.
+
+    Args:
+        monitor: Name of the metric.
+
+    Raises:
+        InputError: With the new name.
+    """
+    if monitor in _RENAMED:
+        raise InputError(f"`monitor` {monitor!r} is now {_RENAMED[monitor]!r}")
+
 
 def require_logged(trainer: Trainer, monitor: str) -> None:
     """Refuses a metric that is not logged.
@@ -21,11 +40,14 @@ def require_logged(trainer: Trainer, monitor: str) -> None:
         monitor: Name of the metric.
 
     Raises:
-        InputError: If it is not among the logged metrics; they are listed.
+        InputError: If it is not among the logged metrics; they are listed, and the name that is most like it is
+            suggested.
     """
     if monitor not in trainer.callback_metrics:
-        available = ", ".join(sorted(trainer.callback_metrics))
-        raise InputError(f"`monitor` {monitor!r} was not logged; there are: {available}")
+        available = sorted(trainer.callback_metrics)
+        nearest = get_close_matches(monitor, available, n=1)
+        suggestion = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise InputError(f"`monitor` {monitor!r} was not logged; there are: {', '.join(available)}.{suggestion}")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -55,8 +77,9 @@ class AdapterCheckpoint(ModelCheckpoint):
         every_n_steps: Optimizer steps between two versions of `last.ckpt` within an epoch; none where None.
 
     Raises:
-        InputError: If an interval is below 1; at the end of the first epoch with a validation (of any epoch, where it
-            does not begin with `val/`), if `monitor` is not among the logged metrics; they are listed.
+        InputError: If an interval is below 1, or `monitor` is a metric's name of an earlier version; at the end of the
+            first epoch with a validation (of any epoch, where it does not begin with `val/`), if `monitor` is not among
+            the logged metrics; they are listed.
     """
 
     def __init__(
@@ -70,6 +93,7 @@ class AdapterCheckpoint(ModelCheckpoint):
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
             if value is not None and value < 1:
                 raise InputError(f"`{name}` must be at least 1, got {value}")
+        refuse_renamed(monitor)
         super().__init__(
             monitor=monitor,
             mode=mode,

@@ -86,8 +86,7 @@ class FactReport(FreshCallback):
         """Starts the stopwatch, with the time that the data module took.
 
         Raises:
-            InputError: Before `test`, if the run folder holds the results of other facts, which would be overwritten,
-                or a summary that cannot be read.
+            InputError: Before `test`, if the run folder holds the results of other facts, which would be overwritten.
         """
         if stage == "predict":
             return

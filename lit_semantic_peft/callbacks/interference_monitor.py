@@ -322,8 +322,7 @@ class InterferenceMonitor(FreshCallback):
         rates = [total / count for total, count in self._rates if count]
         metric = AloneVersusTogether(len(prepared.facts), trainer.global_step, len(rates)).to(module.device)
         # Not deferred facts: training alone takes as many epochs as the run. A fact without weight was not taught.
-        weight = np.maximum(prepared.weights.start, prepared.weights.end)
-        taught = [row for row in prepared.kept_index if weight[row] > 0]
+        taught = [row for row in prepared.kept_index if prepared.weights.is_ever_above_0[row]]
         mine = self._chosen(taught, self.alone_facts)[trainer.global_rank :: trainer.world_size]
         for batch in self._batches(module, mine):
             together = fact_log_probability(module.model, batch)

@@ -1,15 +1,10 @@
 """Shows which weights training used: their distribution, not a row per fact."""
 
-from typing import Any
-
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.optim import Optimizer
 from typing_extensions import override
 
-from lit_semantic_peft.data import from_all_ranks
-from lit_semantic_peft.metrics import PerFactMean
 from lit_semantic_peft.training import SemanticPeftModule
 
 _QUANTILES = {"min": 0.0, "q10": 0.1, "median": 0.5, "q90": 0.9, "max": 1.0}
@@ -19,8 +14,7 @@ _MAX_QUANTILE_INPUT = 1_000_000  # torch.quantile takes no more than 16 million
 class LossWeightDistribution(Callback):
     """Logs, after each epoch, how the loss weights of the trained facts were distributed in it.
 
-    The weights are those that the loss used, see `LossWeights`; facts of weight 0 are left out. Costs an addition per
-    optimizer step.
+    The weights are those that the loss used, see `LossWeights`; facts of weight 0 are left out.
 
     Logged metrics, each epoch:
 
@@ -30,58 +24,15 @@ class LossWeightDistribution(Callback):
       facts; 1 if all weights are equal.
     """
 
-    def __init__(self) -> None:
-        self._weights: PerFactMean | None = None
-        self._resumed: dict[str, Tensor] = {}
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Continues an interrupted epoch.
-        self._start_anew(pl_module)
-        assert self._weights is not None
-        if trainer.is_global_zero:  # the others' weights are in its sums
-            for name, value in self._resumed.items():
-                setattr(self._weights, name, value.to(pl_module.device))
-        self._resumed = {}
-
-    @override
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start_anew(pl_module)
-
-    def _start_anew(self, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, SemanticPeftModule)
-        self._weights = PerFactMean(len(pl_module.data.prepared.facts)).to(pl_module.device)
-
-    @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        assert isinstance(pl_module, SemanticPeftModule)
-        assert self._weights is not None
-        used = pl_module.loss_weights.of_step()
-        counted = used.weight > 0  # fillers have weight 0
-        self._weights.update(used.weight[counted], used.fact_index[counted])
-
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self._weights is not None
-        per_fact = self._weights.compute()
-        weight = per_fact[~per_fact.isnan()]
+        assert isinstance(pl_module, SemanticPeftModule)
+        weight = torch.tensor([one for one in pl_module.loss_weights.used_in_epoch() if one], dtype=torch.float64)
         if not len(weight):
             return
         pl_module.log_dict(
             {f"weights/{name}": value for name, value in weight_distribution(weight).items()}, batch_size=1
         )
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        """The sums over all ranks in this epoch, for the checkpoint. A collective."""
-        if self._weights is None:
-            return {}
-        ranks = from_all_ranks({name: getattr(self._weights, name).cpu() for name in self._weights.metric_state})
-        return {name: torch.stack([rank[name] for rank in ranks]).sum(dim=0) for name in ranks[0]}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resumed = state_dict
 
 
 def weight_distribution(weight: Tensor) -> dict[str, float]:

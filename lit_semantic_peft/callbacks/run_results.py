@@ -1,6 +1,7 @@
 """Writes down what a run has found: the fact table, the probe table, the summary."""
 
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from lit_semantic_peft.reports import (
     RunContents,
     RunFolder,
     Seconds,
+    Summary,
     merge_previous,
     summarize,
     write_fact_table,
@@ -29,6 +31,8 @@ from lit_semantic_peft.reports import (
 from lit_semantic_peft.reports.provenance import about_process, keep_earlier
 from lit_semantic_peft.stopwatch import Stopwatch
 from lit_semantic_peft.training import SemanticPeftModule
+
+logger = logging.getLogger(__name__)
 
 
 def write_selection(folder: RunFolder, module: SemanticPeftModule) -> tuple[int, int]:
@@ -44,8 +48,8 @@ def write_selection(folder: RunFolder, module: SemanticPeftModule) -> tuple[int,
     prepared, source = module.data.prepared, module.base_model.source
     dropped = [
         json.dumps({**fact.to_json(), "drop_reason": reason}, ensure_ascii=False)
-        for fact, reason in zip(prepared.facts, prepared.reason, strict=True)
-        if reason is not None and fact.split == "inject"
+        for fact, reason, is_dropped in zip(prepared.facts, prepared.reason, prepared.is_dropped, strict=True)
+        if is_dropped
     ]
     num_kept = len(prepared.kept_index)
     write_text(folder.paths.dropped, "".join(f"{line}\n" for line in dropped))
@@ -80,7 +84,7 @@ def write_results(
         probes = write_probe_table(paths.probes, module.evaluation.probe_columns(columns["fact_id"]))
     elif paths.probes.is_file():
         probes = folder.probes
-    earlier = folder.summary if is_same and paths.summary.is_file() else None
+    earlier = _earlier_summary(folder) if is_same else None
     config = folder.config if paths.config.is_file() else ""
     summary = summarize(facts, **keep_earlier(_about_run(trainer, module, folder, epochs, stopwatch, config), earlier))
     folder.write_summary(summary)
@@ -159,14 +163,14 @@ def _retention(evaluation: Evaluation) -> RetentionRecord | None:
 
 
 def refuse_other_results(folder: RunFolder, prepared: PreparedFacts) -> None:
-    """Refuses to overwrite results that cannot be merged.
+    """Refuses to overwrite results of other facts; warns that a summary that cannot be read is replaced.
 
     Args:
         folder: The run folder.
         prepared: The facts that are to be tested.
 
     Raises:
-        InputError: If the folder holds the results of other facts, or a summary that cannot be read.
+        InputError: If the folder holds the results of other facts.
     """
     found = folder.fact_ids()
     if found is None:
@@ -177,5 +181,16 @@ def refuse_other_results(folder: RunFolder, prepared: PreparedFacts) -> None:
             "overwritten. Choose another folder by `--trainer.default_root_dir runs/NAME`, and name the checkpoint by "
             f"its file, `--ckpt_path {folder.paths.last_checkpoint}`."
         )
-    if folder.paths.summary.is_file():
-        folder.summary  # noqa: B018  # now, not when all questions have been asked
+    _earlier_summary(folder, warns=True)  # now, not when all questions have been asked
+
+
+def _earlier_summary(folder: RunFolder, *, warns: bool = False) -> Summary | None:
+    """The summary that is in the folder; None where there is none, or none that this version can read."""
+    if not folder.paths.summary.is_file():
+        return None
+    try:
+        return folder.summary
+    except InputError as error:
+        if warns:
+            logger.warning("The earlier summary cannot be read and will be replaced: %s", error)
+        return None

@@ -66,7 +66,9 @@ def find_conflicts(
         batches = fact_batches(prepared, order, size, pad_id)
         warm_up(model, batches, steps, learning_rate, on_step=lambda step, loss: bar.update())
     sample = sorted(order[:num_facts])
-    metric = GradientInterference(sample, prepared.weights.start[sample].tolist(), num_trained_facts=len(kept))
+    metric = GradientInterference(
+        sample, prepared.weights.at(sample, epoch=0, progress=0.0).tolist(), num_trained_facts=len(kept)
+    )
     features = folder_if_large(model, len(sample), folder)
     metric.update(gradient_matrix(model, fact_batches(prepared, sample, size, pad_id), features))
     cosine = metric.compute()["gradient_cosine"].numpy()

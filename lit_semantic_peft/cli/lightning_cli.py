@@ -26,7 +26,8 @@ from lit_semantic_peft.callbacks import (
 from lit_semantic_peft.cli.run_checks import checkpoint_of, refuse_what_would_be_ignored
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import remove_leftovers, write_text
-from lit_semantic_peft.reports import RunFolder
+from lit_semantic_peft.reports import RunFolder, build_report
+from lit_semantic_peft.reports.run_folder import ENTRIES
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class SemanticPeftCLI(LightningCLI):
         refuse_what_would_be_ignored(str(self.subcommand), config)
         config.trainer.default_root_dir = config.trainer.default_root_dir or _DEFAULT_RUN
         self.run_folder = RunFolder(config.trainer.default_root_dir)
-        self._run_folder_existed = self.run_folder.path.exists()
+        self._before = _entries(self.run_folder)
         _keep_wandb_in(config.trainer, self.run_folder)
         if self.subcommand == "score":  # looks at facts in one process, whatever the configuration trains with
             devices = config.trainer.devices
@@ -150,7 +151,7 @@ class SemanticPeftCLI(LightningCLI):
                 super()._run_subcommand(subcommand)
         except InputError:
             if not self._has_results():
-                self._remove_own_run_folder()
+                self._remove_what_is_new()
             raise
         except SystemExit:  # how Lightning ends on Ctrl+C
             if not self.trainer.interrupted:
@@ -158,7 +159,7 @@ class SemanticPeftCLI(LightningCLI):
             if subcommand == "fit":
                 logger.info("Interrupted. Go on with `--ckpt_path last`.")
             raise KeyboardInterrupt from None
-        if self.trainer.fast_dev_run and self._remove_own_run_folder():  # type: ignore[attr-defined]
+        if self.trainer.fast_dev_run and self._remove_what_is_new():  # type: ignore[attr-defined]
             logger.info("The trial run by `fast_dev_run` went through; its folder is removed")
 
     def before_fit(self) -> None:
@@ -171,8 +172,24 @@ class SemanticPeftCLI(LightningCLI):
                 callback.is_test_next = True  # `after_fit`
 
     def after_fit(self) -> None:
-        """Asks the trained model every fact and its probes; the report callback writes the answers down."""
-        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        """Asks the trained model every fact and its probes; the report callback writes the answers down.
+
+        Where that fails, the report of the training is written before the error goes on.
+        """
+        try:
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        except BaseException:
+            self._report_training()
+            raise
+
+    def _report_training(self) -> None:
+        """Writes the report of what `fit` has found, where the evaluation that follows it has failed."""
+        if not is_first_process() or not self.run_folder.paths.summary.is_file():
+            return
+        try:
+            build_report(self.run_folder)
+        except Exception:  # the error of the evaluation is the one to show
+            logger.exception("The report of the training could not be written")
 
     def _has_results(self) -> bool:
         """Whether the run folder holds anything worth keeping: logs of an optimizer step, or a checkpoint."""
@@ -180,13 +197,20 @@ class SemanticPeftCLI(LightningCLI):
             return False
         return self.trainer.global_step > 0 or self.run_folder.has_checkpoint()
 
-    def _remove_own_run_folder(self) -> bool:
-        """Removes the run folder if this call made it; returns whether it did."""
-        # For every command: a folder made by the logger of a failed `predict` must not block a later `fit`.
-        if self._run_folder_existed or not is_first_process():
+    def _remove_what_is_new(self) -> bool:
+        """Removes the run folder if this call made it, else what it made inside; returns whether the folder is gone."""
+        # For every command: what the logger of a failed `predict` has made must not block a later `fit`.
+        if not is_first_process():
             return False
-        shutil.rmtree(self.run_folder.path, ignore_errors=True)
-        return True
+        if self._before is None:
+            shutil.rmtree(self.run_folder.path, ignore_errors=True)
+            return True
+        for path in (_entries(self.run_folder) or set()) - self._before:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        return False
 
 
 class RunConfig(SaveConfigCallback):
@@ -209,6 +233,13 @@ class RunConfig(SaveConfigCallback):
     @rank_zero_only
     def _write(self, path: Path, text: str) -> None:
         write_text(path, text)
+
+
+def _entries(run_folder: RunFolder) -> set[Path] | None:
+    """The files and folders of a run that there are; None where there is no run folder."""
+    if not run_folder.path.exists():
+        return None
+    return {path for entry in ENTRIES if (path := run_folder.path / entry.name).exists()}
 
 
 def _next_version(logs: Path) -> str:

@@ -1,7 +1,9 @@
 """The parser of the commands: the base model by its name alone, and errors that suggest what was meant."""
 
 import difflib
+import importlib
 import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import yaml
@@ -22,8 +24,13 @@ _UNKNOWN = (
 )
 
 
+_UNRECOGNIZED = re.compile(r"(?<=\s)--([\w.]+)")
+_UNKNOWN_CLASS = re.compile(r"(?:given class_path ['\"]|dot import path string: )((?:\w+\.)*)(\w+)")
+_HOMES = ("lit_semantic_peft.semantics", "peft")  # of classes that are given without a module
+
+
 class SuggestingParser(LightningArgumentParser):
-    """Suggests the nearest valid key for an unknown one, and the new key for one that has moved."""
+    """Suggests the nearest valid key or class for an unknown one, and the new keys for all that have moved."""
 
     @override
     def add_lightning_class_args(self, lightning_class: Any, nested_key: str, *args: Any, **kwargs: Any) -> list[str]:
@@ -44,11 +51,33 @@ class SuggestingParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises `InputError`, with a suggestion."""
         unknown = next((found for found in (_unknown_key(pattern, message) for pattern in _UNKNOWN) if found), None)
-        if unknown is not None and (said := _moved(unknown)) is not None:
+        others = _UNRECOGNIZED.findall(message) if message.startswith("unrecognized arguments") else []
+        if unknown is not None and (said := _moved([unknown, *others])) is not None:
             raise InputError(f"{said}.") from ex
-        near = difflib.get_close_matches(unknown, self._known_keys(), n=1, cutoff=0.5) if unknown else []
-        suggestion = f"\nDid you mean `{near[0]}`?" if near else ""
+        near = self._nearest_key(unknown) if unknown else None
+        near = near or _nearest_class(message)
+        suggestion = f"\nDid you mean `{near}`?" if near else ""
         raise InputError(f"{message}{suggestion}\nSee --help for all options.") from ex
+
+    @override
+    def _load_config_parser_mode(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        """Refuses all keys of a file that have moved, instead of the first of them."""
+        try:
+            sections = yaml.safe_load(content)
+        except yaml.YAMLError:
+            sections = None  # the parser says what is wrong
+        if isinstance(sections, dict):
+            settings = {section: value for section, value in sections.items() if isinstance(value, dict)}
+            said = _moved([f"{section}.{name}" for section, value in settings.items() for name in value])
+            if said is not None:
+                raise InputError(f"{said}.")
+        return super()._load_config_parser_mode(content, *args, **kwargs)
+
+    def _nearest_key(self, unknown: str) -> str | None:
+        """The nearest valid key; None where the key is valid, so that its value is at fault, or none is near."""
+        known = self._known_keys()
+        near = [] if unknown in known else difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
+        return near[0] if near else None
 
     def _known_keys(self) -> set[str]:
         """The keys of this parser and of its subcommands' parsers."""
@@ -82,8 +111,24 @@ def _unknown_key(pattern: re.Pattern[str], message: str) -> str | None:
     return found[found.re.groups] if group is None else f"{group}.{found[found.re.groups]}"
 
 
-def _moved(key: str) -> str | None:
-    """The message for a key that was valid once."""
-    if key.startswith("data.base_model"):
-        return "`data.base_model` is now `model.base_model` alone: the data module takes it from the module"
-    return moved_to(key)
+def _nearest_class(message: str) -> str | None:
+    """The name nearest to a class that an error message says is not there."""
+    found = _UNKNOWN_CLASS.search(message)
+    if found is None:
+        return None
+    for home in [found[1].rstrip(".")] if found[1] else _HOMES:
+        try:
+            names = dir(importlib.import_module(home))
+        except ImportError:
+            continue
+        if near := difflib.get_close_matches(found[2], [name for name in names if name[0].isupper()], n=1):
+            return f"{home}.{near[0]}"
+    return None
+
+
+def _moved(keys: Sequence[str]) -> str | None:
+    """The message for the keys that were valid once; None where there is none."""
+    said = [moved_to(keys)]
+    if any(key.startswith("data.base_model") for key in keys):
+        said.append("`data.base_model` is now `model.base_model` alone: the data module takes it from the module")
+    return ", ".join(one for one in said if one) or None

@@ -1,15 +1,13 @@
 """The gradient matrix of facts for a loaded model, without a data module and without a trainer."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from lit_semantic_peft.data.plans import EncodingPlan
-from lit_semantic_peft.data.scoring import encoder_of_loaded
+from lit_semantic_peft.data.scoring import encoder_of_loaded, require_loaded, require_plan
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.facts import Fact, read_facts
+from lit_semantic_peft.facts import DEFAULT_DATASET_SPLIT, GivenFacts, given_facts
 from lit_semantic_peft.interference import InterferenceMatrix, gradient_matrix
 from lit_semantic_peft.tokens import collate
 
@@ -18,11 +16,12 @@ _DEFAULT_ENCODING = EncodingPlan()
 
 def interference_matrix(
     model: PeftModel,
-    facts: str | Sequence[Fact],
+    facts: GivenFacts,
     tokenizer: PreTrainedTokenizerBase,
     *,
     num_facts: int | None = None,
     seed: int = 0,
+    dataset_split: str = DEFAULT_DATASET_SPLIT,
     encoding: EncodingPlan = _DEFAULT_ENCODING,
     batch_size: int = 16,
 ) -> InterferenceMatrix:
@@ -32,11 +31,12 @@ def interference_matrix(
     one backward pass of the facts; 4 bytes of memory for each fact and trained parameter, see `gradient_matrix`.
 
     Args:
-        model: Any model of `peft`, on the device to run on.
-        facts: A built-in set, a file, a folder or a Hub data set, as `read_facts` takes it; or facts.
+        model: Any model of `peft`, on the device to run on; of a `SemanticPeftModule` its `model`.
+        facts: A built-in set, a file, a folder or a Hub data set, as `read_facts` takes it; what it returned; or facts.
         tokenizer: The model's.
         num_facts: How many of the facts to take, chosen by `seed`; None for all.
         seed: Of that choice.
+        dataset_split: Which split of a `datasets` folder or Hub data set to read.
         encoding: How facts become tokens.
         batch_size: Facts per forward pass.
 
@@ -44,12 +44,11 @@ def interference_matrix(
         The matrix, float32 `(k, k)`, in the order of the facts.
 
     Raises:
-        InputError: If the facts cannot be used, or the model trains nothing.
+        InputError: If an argument cannot be used, two facts share an id, or the model trains nothing.
     """
-    if isinstance(facts, str):
-        facts = read_facts(facts, num_facts=num_facts, seed=seed, contradictions="keep").facts
-    elif num_facts is not None:
-        raise InputError("`num_facts` chooses from a set that is named; take a part of the facts instead.")
+    facts = given_facts(facts, num_facts=num_facts, seed=seed, dataset_split=dataset_split)
+    require_plan(encoding)
+    require_loaded(model, "a loaded model of peft")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(
             "`model` trains nothing, so that facts have no gradients. Load the adapter with `is_trainable=True`."

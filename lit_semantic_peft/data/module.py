@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
@@ -20,6 +19,7 @@ from lit_semantic_peft.data.prepared import PreparedFacts
 from lit_semantic_peft.data.questions import answer_manifest, final_questions
 from lit_semantic_peft.data.ranks import agreed
 from lit_semantic_peft.data.scoring import default_device, encoder_of
+from lit_semantic_peft.data.settings import ConfiguredDataModule
 from lit_semantic_peft.data.situation import check_trainer
 from lit_semantic_peft.data.steps import planned_steps
 from lit_semantic_peft.errors import InputError
@@ -34,7 +34,7 @@ T = TypeVar("T")
 _ENCODING, _SELECTION, _BATCHES, _EVALUATION = EncodingPlan(), SelectionPlan(), BatchPlan(), EvaluationPlan()
 
 
-class KnowledgeDataModule(LightningDataModule):
+class KnowledgeDataModule(ConfiguredDataModule):
     """Reads facts, measures how far each is from the base model, filters and weights them, and plans the batches.
 
     Filtering happens in `setup`. Scores come from a cache keyed by everything they depend on. The ranks share the
@@ -87,16 +87,9 @@ class KnowledgeDataModule(LightningDataModule):
         self.preparation = Preparation(
             facts, num_facts, contradictions, dataset_split, seed, encoding, selection, batches, evaluation, cache
         )
-        self.encoding = encoding
-        self.selection = selection
-        self.batches = batches
-        self.evaluation = evaluation
-        self.seed = seed
         self.prompts = prompts
         self.max_new_tokens = max_new_tokens
         self.base_model = None if base_model is None else BaseModel.of(base_model)
-        self.distances = self.preparation.distances
-        self.weighting = self.preparation.weighting
         self.answer_cache = ContentCache(Path(cache_dir or cache_folder()) / "answers")
         self.stopwatch = Stopwatch()
         self._base: BaseModel | None = None

@@ -1,6 +1,6 @@
 """Settings that have moved into a group: an old name is an error that gives the new one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import ParamSpec
 
@@ -23,15 +23,14 @@ MOVED = {
 """New names by old ones, as in a YAML file."""
 
 
-def moved_to(key: str) -> str | None:
-    """The message for an old name, None for any other key.
+def moved_to(keys: Iterable[str]) -> str | None:
+    """The message for the old names among some keys, each once; None where there is none.
 
     Args:
-        key: As on the command line, such as `data.weighting.init_args.gamma`.
+        keys: As on the command line, such as `data.weighting.init_args.gamma`.
     """
-    section, _, rest = key.partition(".")
-    old = f"{section}.{rest.partition('.')[0]}"
-    return f"`{old}` is now `{MOVED[old]}`" if old in MOVED else None
+    old = dict.fromkeys(".".join(key.split(".")[:2]) for key in keys)
+    return ", ".join(f"`{one}` is now `{MOVED[one]}`" for one in old if one in MOVED) or None
 
 
 def refuse_moved(section: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
@@ -47,9 +46,10 @@ def refuse_moved(section: str) -> Callable[[Callable[P, None]], Callable[P, None
     def decorated(init: Callable[P, None]) -> Callable[P, None]:
         @wraps(init)
         def checked(*args: P.args, **kwargs: P.kwargs) -> None:
-            for name in kwargs:
-                if (said := moved_to(f"{section}.{name}")) is not None:
-                    raise InputError(f"{said}; in Python {_in_python(MOVED[f'{section}.{name}'])}.")
+            keys = [f"{section}.{name}" for name in kwargs]
+            if (said := moved_to(keys)) is not None:
+                in_python = ", ".join(_in_python(MOVED[key]) for key in keys if key in MOVED)
+                raise InputError(f"{said}; in Python {in_python}.")
             init(*args, **kwargs)
 
         return checked

@@ -67,6 +67,11 @@ class PlannedWeights:
         return self.deferred_from_epoch is not None and epoch >= self.deferred_from_epoch
 
     @property
+    def is_ever_above_0(self) -> np.ndarray:
+        """Whether a fact weighs something at the start or at the end, before facts come back, bool `(n,)`."""
+        return np.asarray(np.maximum(self.start, self.end) > 0)
+
+    @property
     def column(self) -> list[float]:
         """The column `loss_weight` of the fact table: at the start of the first epoch that has all trained facts."""
         column: list[float] = self.start_and_end(self.deferred_from_epoch or 0)[0].tolist()

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Literal
 
@@ -214,9 +214,15 @@ def base_model_of(own: BaseModel | None, module: object) -> BaseModel:
             )
         trained = own
     if own is not None and not own.is_same_as(trained):
+        values = {one.name: (getattr(trained, one.name), getattr(own, one.name)) for one in fields(BaseModel)}
+        differing = [
+            f"`base_model.{name}` is {theirs!r} in the module and {ours!r} in the data module"
+            for name, (theirs, ours) in values.items()
+            if theirs != ours
+        ] or [f"the files of `base_model` {own.name!r} have changed since the module found them"]
         raise InputError(
-            f"`base_model` is {trained} in the module and {own} in the data module; facts would be measured against "
-            "another model than the one that is trained. Name it in the module alone."
+            f"{'; '.join(differing)}. Facts would be measured against another model than the one that is trained. Name "
+            "it in the module alone."
         )
     _ = trained.source  # found now, where a failure stops all ranks
     return trained

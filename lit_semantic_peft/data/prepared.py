@@ -45,6 +45,13 @@ class PreparedFacts:
         return [int(index) for index in np.flatnonzero(self.is_kept)]
 
     @property
+    def is_dropped(self) -> np.ndarray:
+        """Whether a filter dropped a fact, bool `(n,)`; facts of the splits `retain` and `probe` were never offered."""
+        is_offered = np.array([fact.split == "inject" for fact in self.facts], dtype=np.bool_)
+        is_dropped: np.ndarray = is_offered & ~self.is_kept
+        return is_dropped
+
+    @property
     def is_deferred(self) -> np.ndarray:
         """Whether a fact is dropped but trained from `weights.deferred_from_epoch` on, bool `(n,)`."""
         if self.weights.deferred_from_epoch is None:

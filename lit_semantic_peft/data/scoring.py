@@ -1,6 +1,7 @@
 """How far facts are from a base model: from the cache, or measured in parts that the ranks share; and `score`."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from lit_semantic_peft.data.measures import identity
 from lit_semantic_peft.data.plans import EncodingPlan
 from lit_semantic_peft.data.ranks import agreed, from_all_ranks, from_first_rank, my_share
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.facts import Fact, facts_key, read_facts
+from lit_semantic_peft.facts import DEFAULT_DATASET_SPLIT, Fact, GivenFacts, facts_key, given_facts
 from lit_semantic_peft.models.base import BaseModel, num_positions, stop_ids
 from lit_semantic_peft.models.base_files import DEFAULT_BASE_MODEL
 from lit_semantic_peft.models.modes import modes_restored
@@ -81,13 +82,14 @@ class FactScores:
 
 
 def score(
-    facts: str | Sequence[Fact],
-    model: BaseModel | str | PreTrainedModel | PeftModel = DEFAULT_BASE_MODEL,
-    distances: Sequence[Distance] | None = None,
+    facts: GivenFacts,
+    model: BaseModel | str | os.PathLike[str] | PreTrainedModel | PeftModel = DEFAULT_BASE_MODEL,
+    distances: Distance | Sequence[Distance] | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     num_facts: int | None = None,
     seed: int = 0,
+    dataset_split: str = DEFAULT_DATASET_SPLIT,
     encoding: EncodingPlan = _DEFAULT_ENCODING,
     batch_size: int = 64,
     device: str | torch.device | None = None,
@@ -98,33 +100,31 @@ def score(
     The scores of a model that is given by name come from the cache, where they are, and are kept there.
 
     Args:
-        facts: A built-in set, a file, a folder or a Hub data set, as `read_facts` takes it; or facts.
-        model: A base model; or a loaded one, with or without an adapter, which is used unchanged on its device.
-        distances: What to measure; `ExpectedEmbeddingDistance` where None. `Surprisal` is always measured.
+        facts: A built-in set, a file, a folder or a Hub data set, as `read_facts` takes it; what it returned; or facts.
+        model: A base model, or its name or folder; or a loaded one, with or without an adapter, which is used unchanged
+            on its device.
+        distances: One or several; `ExpectedEmbeddingDistance` where None. `Surprisal` is always measured.
         tokenizer: Of a model that is loaded.
         num_facts: How many of the facts to take, chosen by `seed`; None for all.
         seed: Of that choice.
+        dataset_split: Which split of a `datasets` folder or Hub data set to read.
         encoding: How facts become tokens.
         batch_size: Facts per forward pass.
         device: Where a model that is given by name runs; None for the first GPU, else the CPU.
         cache_dir: Where scores are kept; the user's cache where None.
 
     Raises:
-        InputError: If the facts or the model cannot be used, or a loaded model comes without its tokenizer.
+        InputError: If an argument cannot be used, two facts share an id, or a loaded model comes without its tokenizer.
 
     Example:
         >>> table = score("world", num_facts=8)  # doctest: +SKIP
         >>> table.to_pandas().sort_values("distance_ExpectedEmbeddingDistance")  # doctest: +SKIP
     """
-    if isinstance(facts, str):
-        facts = read_facts(facts, num_facts=num_facts, seed=seed, contradictions="keep").facts
-    elif num_facts is not None:
-        raise InputError("`num_facts` chooses from a set that is named; take a part of the facts instead.")
-    if not facts:
-        raise InputError("`facts` is empty, so there is nothing to score.")
-    first, *more = distances or [ExpectedEmbeddingDistance()]
+    facts = given_facts(facts, num_facts=num_facts, seed=seed, dataset_split=dataset_split)
+    first, *more = _given_distances(distances)
     measured = all_distances(first, more)
-    if isinstance(model, (BaseModel, str)):
+    require_plan(encoding)
+    if isinstance(model, BaseModel | str | os.PathLike):
         if tokenizer is not None:
             raise InputError(
                 "`tokenizer` belongs to a model that is loaded; a base model brings its own. Leave it out."
@@ -134,11 +134,51 @@ def score(
         encoded = encoder.encode_facts(facts)
         context = context_of(base, encoder, facts, encoded, batch_size, default_device(device))
         cache = ContentCache(cache_dir or cache_folder() / "scores")
-        return FactScores(tuple(facts), cached_scores(facts, encoded, measured, base, context, cache))
+        return FactScores(facts, cached_scores(facts, encoded, measured, base, context, cache))
+    require_loaded(model, "a base model, its name or folder, or a loaded model of transformers or peft")
     encoder = encoder_of_loaded(model, tokenizer, encoding)
     with modes_restored(model):
         scored = score_facts(model.eval(), encoder, facts, measured, batch_size=batch_size)
-    return FactScores(tuple(facts), scored)
+    return FactScores(facts, scored)
+
+
+def _given_distances(distances: Distance | Sequence[Distance] | None) -> list[Distance]:
+    if distances is None:
+        return [ExpectedEmbeddingDistance()]
+    given: list[Distance] = []
+    for one in distances if isinstance(distances, list | tuple) else [distances]:
+        if not isinstance(one, Distance):
+            raise InputError(f"`distances`: expected a distance such as `Surprisal()`, or a list of them, got {one!r}")
+        given.append(one)
+    return given or [ExpectedEmbeddingDistance()]
+
+
+def require_plan(encoding: object) -> None:
+    """Refuses what is no `EncodingPlan`.
+
+    Args:
+        encoding: What was given.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    if not isinstance(encoding, EncodingPlan):
+        raise InputError(f"`encoding`: expected an `EncodingPlan`, such as `EncodingPlan('chat')`, got {encoding!r}")
+
+
+def require_loaded(model: object, expected: str) -> None:
+    """Refuses what is no loaded model.
+
+    Args:
+        model: What was given.
+        expected: What may be given, for the message.
+
+    Raises:
+        InputError: If it is no model of transformers or peft.
+    """
+    if not isinstance(model, PreTrainedModel | PeftModel):
+        hint = "; give its `.model`" if "model" in dir(model) else ""
+        raise InputError(f"`model`: expected {expected}, got {type(model).__name__}{hint}")
 
 
 def default_device(device: str | torch.device | None = None) -> torch.device:
@@ -298,14 +338,16 @@ def cached_scores(
     parts = scoring_parts(encoded, context.batch_size)
     first = distances[0].name
 
+    def decode(table: pa.Table) -> ScoredFacts:
+        return scored_from_table(table, first)
+
     def cached() -> ScoredFacts | dict[int, ScoredFacts]:
-        whole = cache.load_table(manifest)
+        whole = cache.load_table(manifest, decode)
         if whole is not None:
-            return scored_from_table(whole, first)
+            return whole
         found = {}
         for number, rows in enumerate(parts):
-            table = cache.load_part(manifest, number)
-            part = None if table is None else scored_from_table(table, first)
+            part = cache.load_part(manifest, number, decode)
             # A part of another split counts as absent.
             if part is not None and part.fact_id == tuple(facts[row].id for row in rows):
                 found[number] = part

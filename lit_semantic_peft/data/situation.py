@@ -1,13 +1,25 @@
 """What the rules of `compatibility` need to know of a trainer and of the data module's settings."""
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from lit_semantic_peft.compatibility import Situation, refuse_incompatible
 from lit_semantic_peft.data.prepare import Preparation
-from lit_semantic_peft.errors import InputError
+
+
+@runtime_checkable
+class KnowsSituation(Protocol):
+    """A module that has settings which the rules of `compatibility` read."""
+
+    def complete_situation(self, situation: Situation) -> Situation:
+        """Adds this module's settings.
+
+        Args:
+            situation: Of trainer and data module.
+        """
+        ...
 
 
 def check_trainer(trainer: Trainer, stage: str, preparation: Preparation) -> None:
@@ -21,8 +33,6 @@ def check_trainer(trainer: Trainer, stage: str, preparation: Preparation) -> Non
     Raises:
         InputError: For the first rule of `compatibility` that is broken.
     """
-    if trainer.accumulate_grad_batches < 1:
-        raise InputError(f"`accumulate_grad_batches` must be at least 1, got {trainer.accumulate_grad_batches}")
     refuse_incompatible(situation_of(trainer, stage, preparation))
     if preparation.selection.deferred_from_epoch is not None:
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
@@ -40,15 +50,15 @@ def situation_of(trainer: Trainer, stage: str, preparation: Preparation) -> Situ
     of_trainer: Any = trainer
     start, end = weighting.start_and_end
     inner = getattr(weighting, "weighting", weighting)  # inside `Online`, which applies it to the step's own logits
-    is_sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
     situation = Situation(
         stage=stage,
         callbacks=frozenset(kind.__name__ for one in of_trainer.callbacks for kind in type(one).__mro__),
         strategy=type(trainer.strategy).__name__,
-        is_sharded=is_sharded,
-        shards_adapter=is_sharded and not hasattr(trainer.strategy, "average_gradients"),
+        is_sharded=is_sharded(trainer),
+        shards_adapter=is_sharded(trainer) and not hasattr(trainer.strategy, "average_gradients"),
         num_processes=trainer.world_size,
         precision=str(trainer.precision),
+        accumulate_grad_batches=trainer.accumulate_grad_batches,
         max_epochs=trainer.max_epochs,
         max_steps=trainer.max_steps,
         limit_train_batches=trainer.limit_train_batches,
@@ -63,5 +73,14 @@ def situation_of(trainer: Trainer, stage: str, preparation: Preparation) -> Situ
         deferred_from_epoch=selection.deferred_from_epoch,
         mix_strata=preparation.batches.mix_strata,
     )
-    complete = getattr(trainer.lightning_module, "complete_situation", None)
-    return situation if complete is None else complete(situation)
+    module = trainer.lightning_module
+    return module.complete_situation(situation) if isinstance(module, KnowsSituation) else situation
+
+
+def is_sharded(trainer: Trainer) -> bool:
+    """Whether a trainer's strategy shards the base model over the processes.
+
+    Args:
+        trainer: The trainer.
+    """
+    return isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)

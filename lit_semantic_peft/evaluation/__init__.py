@@ -1,7 +1,8 @@
 """What is asked: the plan, its questions, the answers of both models, and the scores that come from them."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lit_semantic_peft.lazy import attach
 
 if TYPE_CHECKING:
     from lit_semantic_peft.evaluation.answers import Answer, load_answers, store_answers
@@ -62,12 +63,4 @@ __all__ = [
     "store_answers",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(__name__, _MODULE_OF)

@@ -58,12 +58,12 @@ def load_answers(
         questions: The questions to answer.
 
     Returns:
-        The answers by question number, or None. An incomplete table counts as absent and is named in the log.
+        The answers by question number, or None. A damaged or incomplete table counts as absent and is named in the
+        log.
     """
-    table = cache.load_table(manifest)
-    if table is None:
+    answers = cache.load_table(manifest, _answers)
+    if answers is None:
         return None
-    answers = {row["number"]: _answer(row) for batch in table.to_batches() for row in batch.to_pylist()}
     if any(question.number not in answers for question in questions):
         logger.warning("The cached answers in %s are incomplete; the base model answers them again.", cache.folder)
         return None
@@ -121,6 +121,10 @@ def _row(number: int, answer: Answer) -> dict[str, Any]:
         "likeliest_log_prob": None if log_prob is None else log_prob.ravel(),
         **{_DISTANCE_PREFIX + name: value for name, value in answer.distances.items()},
     }
+
+
+def _answers(table: pa.Table) -> dict[int, Answer]:
+    return {row["number"]: _answer(row) for batch in table.to_batches() for row in batch.to_pylist()}
 
 
 def _answer(row: dict[str, Any]) -> Answer:

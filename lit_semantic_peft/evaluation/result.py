@@ -114,21 +114,22 @@ class Evaluation:
             "nll_after": [row.after.nll for row in probes],
         }
 
-    def scalars(self, is_kept: NDArray[np.bool_]) -> dict[str, float]:
+    def scalars(self, is_kept: NDArray[np.bool_], is_dropped: NDArray[np.bool_]) -> dict[str, float]:
         """The scalars to log, by name; what was not measured is left out.
 
         Args:
             is_kept: Which facts the filters kept, bool `(n,)`.
+            is_dropped: Which facts they dropped, bool `(n,)`; facts of the splits `retain` and `probe` are neither.
 
         Returns:
             Each score of the trained model over the kept facts with the bounds of its interval, `<name>`, `<name>_low`,
-            `<name>_high`, and its mean over the others, `<name>_dropped`; `pushed_away`, share of the kept facts;
+            `<name>_high`, and its mean over the dropped ones, `<name>_dropped`; `pushed_away`, share of the kept facts;
             retention with its intervals, and `retention_nll_before` and `retention_nll_after`.
         """
         logged: dict[str, float] = {}
         for score in SCORES:
             values = self.scores[score.after]
-            kept, dropped = (values[rows & ~np.isnan(values)] for rows in (is_kept, ~is_kept))
+            kept, dropped = (values[rows & ~np.isnan(values)] for rows in (is_kept, is_dropped))
             logged |= _with_interval(score.name, kept)
             if len(dropped):
                 logged[f"{score.name}_dropped"] = float(dropped.mean())

@@ -11,12 +11,14 @@ from lit_semantic_peft.facts.checks import (
 from lit_semantic_peft.facts.containers import SUFFIXES
 from lit_semantic_peft.facts.contract import SPLIT_SYNONYMS
 from lit_semantic_peft.facts.formats import FORMATS
+from lit_semantic_peft.facts.given import DEFAULT_DATASET_SPLIT, GivenFacts, given_facts
 from lit_semantic_peft.facts.readers import FORMAT_NAMES, read_facts
 from lit_semantic_peft.facts.schema import SPLITS, Conversion, Fact, FactSet, Omission, Probe, Split, facts_key
 from lit_semantic_peft.facts.writers import OUTPUT_SUFFIXES, convert, write_facts
 
 __all__ = [
     "BUILTIN",
+    "DEFAULT_DATASET_SPLIT",
     "FORMATS",
     "FORMAT_NAMES",
     "OUTPUT_SUFFIXES",
@@ -27,6 +29,7 @@ __all__ = [
     "Conversion",
     "Fact",
     "FactSet",
+    "GivenFacts",
     "NearDuplicate",
     "Omission",
     "Probe",
@@ -36,6 +39,7 @@ __all__ = [
     "facts_key",
     "find_contradictions",
     "find_near_duplicates",
+    "given_facts",
     "normalize_text",
     "read_facts",
     "write_facts",

@@ -1,7 +1,8 @@
 """Who hurts whom: gradients of single facts, and what they do to each other."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lit_semantic_peft.lazy import attach
 
 if TYPE_CHECKING:
     from lit_semantic_peft.interference.alone import fact_log_probability, train_alone
@@ -80,12 +81,4 @@ __all__ = [
     "worst_aggressor",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(__name__, _MODULE_OF)

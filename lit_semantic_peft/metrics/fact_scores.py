@@ -1,6 +1,8 @@
 """What was really learned, for a loop of your own: sums and counts per fact that add up over processes.
 
-A part has the name of the score that it is (`evaluation.SCORES`), which defines it over the answers themselves.
+The evaluation of this package does not use these classes: it has the answers themselves, over which
+`evaluation.SCORES` defines each score. A part has the name of the score that it is and the same definition per fact; a
+test compares the two to the last digit.
 """
 
 from typing import Any, ClassVar

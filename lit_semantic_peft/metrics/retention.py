@@ -1,4 +1,8 @@
-"""What an adapter did to everything else: text that has nothing to do with the facts, and facts known before."""
+"""What an adapter did to everything else: text that has nothing to do with the facts, and facts known before.
+
+For a loop of your own. The evaluation of this package uses `evaluation.RETENTION`, with the same definitions; a test
+compares the two.
+"""
 
 from typing import Any
 

@@ -61,7 +61,7 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
         if parameter.requires_grad and parameter.dtype != torch.float32:
             raise InputError(
                 f"`peft_config` trains {name} in the base model's {str(parameter.dtype).removeprefix('torch.')}, where "
-                "small steps are lost. Use `dtype: float32`."
+                "small steps are lost. Use `model.base_model.dtype: float32`."
             )
     kept = {value.data_ptr() for value in adapter_state_dict(model).values()}
     for name, parameter in model.named_parameters():

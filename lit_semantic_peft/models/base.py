@@ -1,5 +1,6 @@
 """The base model as one value: which it is, and how its weights and tokenizer are loaded."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -56,17 +57,25 @@ class BaseModel:
     def __post_init__(self) -> None:
         if not self.name:
             raise InputError("`base_model` is empty; expected a Hub name, a local folder or a .gguf file")
+        if not isinstance(self.name, str):
+            raise InputError(f"`base_model.name`: expected a text, got {self.name!r}")
         if self.dtype not in get_args(BaseDtype):
-            raise InputError(f"`base_model.dtype` must be one of {', '.join(get_args(BaseDtype))}, got {self.dtype!r}")
+            written = str(self.dtype).removeprefix("torch.")
+            hint = f"; write '{written}'" if written in get_args(BaseDtype) else ""
+            raise InputError(
+                f"`base_model.dtype` must be one of {', '.join(get_args(BaseDtype))}, got {self.dtype!r}{hint}"
+            )
 
     @staticmethod
-    def of(model: "BaseModel | str") -> "BaseModel":
-        """A base model from its name; a `BaseModel` is returned as it is.
+    def of(model: "BaseModel | str | os.PathLike[str]") -> "BaseModel":
+        """A base model from its name or its folder; a `BaseModel` is returned as it is.
 
         Args:
-            model: The name or the base model.
+            model: The name, the path or the base model.
         """
-        return model if isinstance(model, BaseModel) else BaseModel(model)
+        if isinstance(model, BaseModel):
+            return model
+        return BaseModel(os.fspath(model) if isinstance(model, os.PathLike) else model)
 
     @cached_property
     def source(self) -> BaseModelSource:

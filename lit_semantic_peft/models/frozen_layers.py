@@ -91,11 +91,6 @@ class FrozenLayers:
         embedding = self._backbone.embed_tokens.weight
         return bool(self._num_tokens * embedding.shape[1] * embedding.element_size() <= self._memory_bytes)
 
-    @property
-    def is_on_disk(self) -> bool:
-        """Whether the values are in a file instead of in memory."""
-        return self._file is not None
-
     def hidden(self, batch: Batch) -> Tensor:
         """The input of the lowest trained layer.
 

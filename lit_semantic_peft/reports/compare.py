@@ -15,6 +15,7 @@ from lit_semantic_peft.evaluation.scores import SCORES, ScoreDefinition
 from lit_semantic_peft.files import atomic_path
 from lit_semantic_peft.reports.records import Estimate
 from lit_semantic_peft.reports.run_folder import RunFolder
+from lit_semantic_peft.reports.tables import is_fact_column
 
 OUTPUT_SUFFIXES = (".csv", ".parquet")
 
@@ -164,9 +165,16 @@ def difference_table(comparison: RunComparison, first: str, second: str) -> Tabl
 def _by_id(run: str | Path) -> dict[str, dict[str, Any]]:
     table = RunFolder(run).facts
     if table.column("efficacy_after").null_count == len(table):
+        unknown = [name for name in table.column_names if not is_fact_column(name)]
+        reason = "its facts were not asked, so there is nothing to compare"
+        if unknown:
+            reason = (
+                "its fact table is of another version of lit-semantic-peft, whose scores this one does not know "
+                f"({', '.join(unknown[:3])}{', …' if len(unknown) > 3 else ''})"
+            )
         raise InputError(
-            f"`{run}`: its facts were not asked, so there is nothing to compare; "
-            f"`lit-semantic-peft test --config {RunFolder(run).paths.config} --ckpt_path last` asks them"
+            f"`{run}`: {reason}; `lit-semantic-peft test --config {RunFolder(run).paths.config} --ckpt_path last` asks "
+            "its facts"
         )
     return {row["fact_id"]: row for row in table.to_pylist()}
 

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 
+from lit_semantic_peft.evaluation.scores import SCORES
 from lit_semantic_peft.reports.charts.kinds import HeatMap
-from lit_semantic_peft.reports.phrases import cut, reason_phrase
+from lit_semantic_peft.reports.phrases import capitalized, cut, reason_phrase
 from lit_semantic_peft.reports.tables import EXTRA_DISTANCE_PREFIX, FACT_COLUMNS, Column
 
 _TEXT_BUDGET = 2_000_000  # characters of fact text in the page: keeps 10,000 facts below 5 MB
@@ -72,6 +73,7 @@ def fact_data(facts: pa.Table) -> dict[str, Any]:
         "n": len(facts),
         "kinds": {name: kinds[name] for name in measured},
         "values": {name: values[name] for name in measured},
+        "labels": {score.after: capitalized(score.label) for score in SCORES},
         "notes": {c.name: c.description.replace("`", "") for c in columns if c.description and c.name in measured},
         "cut_at": cut_at if any(len(t) > cut_at for ts in texts.values() for t in ts if t is not None) else None,
     }

@@ -54,6 +54,16 @@ def reason_phrase(reason: str) -> str:
     return _REASONS.get(reason, reason.replace("_", " "))
 
 
+def capitalized(text: str) -> str:
+    """The text with a capital at its start; all else stays.
+
+    Example:
+        >>> capitalized("loss of GPT-2")
+        'Loss of GPT-2'
+    """
+    return text[:1].upper() + text[1:]
+
+
 def signed(value: float | None) -> str:
     """A number with its sign and two digits behind the point, none where it is large.
 

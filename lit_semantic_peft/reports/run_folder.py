@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -174,12 +174,13 @@ class RunFolder:
 
     @property
     def matrix(self) -> InterferenceMatrix:
-        """The gradient matrix after training.
+        """The gradient matrix after training, its rows named by the fact table beside it, if there is one.
 
         Raises:
-            InputError: The file is missing or holds no gradient matrix.
+            InputError: The file is missing or holds no gradient matrix, or the fact table cannot be read.
         """
-        return read_interference(self._existing(self.paths.interference))
+        matrix = read_interference(self._existing(self.paths.interference))
+        return _named(matrix, self.facts) if self.paths.facts.is_file() else matrix
 
     @property
     def summary(self) -> Summary:
@@ -214,11 +215,12 @@ class RunFolder:
         Raises:
             InputError: The fact table or the summary is missing, or a file cannot be read.
         """
+        facts, measured = self.facts, self.paths.interference
         return RunContents(
-            facts=self.facts,
+            facts=facts,
             summary=self.summary,
             probes=self.probes if self.paths.probes.is_file() else None,
-            matrix=self.matrix if self.paths.interference.is_file() else None,
+            matrix=_named(read_interference(measured), facts) if measured.is_file() else None,
             config=self.config if self.paths.config.is_file() else "",
             name=self.name,
         )
@@ -244,7 +246,7 @@ class RunFolder:
         from lit_semantic_peft.reports.charts import heat_map
         from lit_semantic_peft.reports.charts.png import draw_figure
 
-        return draw_figure([heat_map(self.facts, self.matrix)])
+        return draw_figure([heat_map(self.facts, read_interference(self._existing(self.paths.interference)))])
 
     def is_used(self) -> bool:
         """Whether a training or an evaluation has left anything here, so that a new run must not write into it."""
@@ -296,3 +298,11 @@ class RunFolder:
         if not path.is_file():
             raise InputError(f"`{self.path}`: `{path.name}` is missing from this run folder; `{_FIT}` writes it")
         return path
+
+
+def _named(matrix: InterferenceMatrix, facts: pa.Table) -> InterferenceMatrix:
+    """The matrix with the ids of its facts; as it is where the table lacks one of them."""
+    columns = facts.select(["fact_index", "fact_id"]).to_pydict()
+    id_of = dict(zip(columns["fact_index"], columns["fact_id"], strict=True))
+    rows = matrix.fact_index.tolist()
+    return replace(matrix, fact_id=tuple(id_of[row] for row in rows)) if id_of.keys() >= set(rows) else matrix

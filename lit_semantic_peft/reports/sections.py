@@ -5,10 +5,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from lit_semantic_peft.evaluation.scores import label_of
 from lit_semantic_peft.reports.charts.interference import worst_measurement
 from lit_semantic_peft.reports.charts.kinds import LineChart
 from lit_semantic_peft.reports.conflicts import Conflict
-from lit_semantic_peft.reports.phrases import cut, mean_percent, percent, signed, unbroken
+from lit_semantic_peft.reports.phrases import capitalized, cut, mean_percent, percent, signed, unbroken
 from lit_semantic_peft.reports.records import Estimate, Seconds, Sides, Summary
 
 MAX_PROBE_ROWS = 400
@@ -42,10 +43,14 @@ def tiles(summary: Summary) -> list[dict[str, str]]:
             "note": f"of {summary.num_facts}; {summary.num_dropped} dropped",
             "empty": "",
         },
-        of_score("Facts generated", efficacy.kept, "kept"),
-        *([of_score("Dropped, generated", efficacy.dropped, "dropped")] if summary.num_dropped else []),
+        of_score(capitalized(label_of("efficacy")), efficacy.kept, "kept"),
+        *(
+            [of_score(f"{capitalized(label_of('efficacy'))}, dropped facts", efficacy.dropped, "dropped")]
+            if summary.num_dropped
+            else []
+        ),
         tile(
-            "Nearby, unchanged",
+            capitalized(label_of("locality")),
             _mean(locality),
             f"of the answers near {locality.num_facts} kept facts" if locality else "of the neighbouring answers",
         ),

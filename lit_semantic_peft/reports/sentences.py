@@ -4,6 +4,7 @@ from collections import Counter
 
 import pyarrow as pa
 
+from lit_semantic_peft.evaluation.scores import label_of
 from lit_semantic_peft.reports.phrases import mean_percent, percent, reason_phrase
 from lit_semantic_peft.reports.records import Summary
 
@@ -96,7 +97,7 @@ def _recall(summary: Summary) -> list[str]:
             f"The trained model generates {mean_percent(generated.after)} of the kept facts exactly{before}."
         )
     else:
-        sentences.append("Generated recall was not measured.")
+        sentences.append(f"Not measured: {label_of('efficacy')}.")
     if forced.after is not None:
         before = f" ({mean_percent(forced.before)} before)" if forced.before is not None else ""
         sentences.append(

@@ -198,10 +198,16 @@ def write_probe_table(path: str | Path, columns: Mapping[str, Sequence[Any] | ND
     return _write_parquet(path, _build_table(PROBE_COLUMNS, columns))
 
 
+def is_fact_column(name: str) -> bool:
+    """Whether a fact table may have a column of this name: one of `FACT_COLUMNS`, or a further distance."""
+    return name.startswith(EXTRA_DISTANCE_PREFIX) or any(column.name == name for column in FACT_COLUMNS)
+
+
 def merge_previous(columns: Mapping[str, Sequence[Any]], previous: pa.Table) -> dict[str, Sequence[Any]]:
     """Fills what was not measured now with what an earlier table of the same facts holds.
 
-    So a `test` of a finished run, which measures answers but not the history of learning, keeps that history.
+    So a `test` of a finished run, which measures answers but not the history of learning, keeps that history. Columns
+    that this version does not know are left out.
 
     Args:
         columns: Values by column name; None is "not measured".
@@ -210,7 +216,7 @@ def merge_previous(columns: Mapping[str, Sequence[Any]], previous: pa.Table) -> 
     earlier = {
         name: previous.column(name).to_pylist()
         for name in previous.column_names
-        if all(value is None for value in columns.get(name, ()))
+        if is_fact_column(name) and all(value is None for value in columns.get(name, ()))
     }
     return {**columns, **earlier}
 

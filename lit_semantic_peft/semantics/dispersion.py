@@ -78,19 +78,6 @@ class DispersionFilter(FactFilter):
         return Selection(kept, tuple(None if is_kept else "dispersion" for is_kept in kept))
 
 
-def dispersion_objective(distance: FloatArray, embedding: FloatArray, chosen: BoolArray, weight: float) -> float:
-    """mean_S(d) − λ·tr Cov_S(e), with d and e standardised over all facts as the filter does it.
-
-    Args:
-        distance: float64 `(n,)`.
-        embedding: float64 `(n, H)`.
-        chosen: Membership in S, bool `(n,)`, not all False.
-        weight: λ.
-    """
-    z, e = _standardised(distance, embedding)
-    return float(z[chosen].mean() - weight * e[chosen].var(axis=0).sum())
-
-
 def _least_objective(distance: FloatArray, embedding: FloatArray, size: int, weight: float) -> BoolArray:
     z, e = _standardised(distance, embedding)
     linear = z - weight * np.einsum("ij,ij->i", e, e)

@@ -32,7 +32,8 @@ class Online(Weighting):
 
     Raises:
         InputError: If the inner weighting is itself `Online` or `Scheduled`, or needs all facts at once (`FLOW` without
-            `tau`); from the data module, if the distance needs answers, which a training step does not generate.
+            `tau`). A distance that needs answers is refused by a rule of `compatibility` before anything is read: a
+            training step generates none.
 
     Example:
         >>> from lit_semantic_peft.semantics import Proximity
@@ -64,16 +65,8 @@ class Online(Weighting):
         """
         self.reference = torch.from_numpy(np.sort(base_distance)) if distance.is_rank_based else None
 
+    @override
     def current(self, distance: Distance, outputs: TargetPass) -> Tensor:
-        """The weights of a step's facts.
-
-        Args:
-            distance: The distance to measure.
-            outputs: The step's forward pass at the target tokens, detached.
-
-        Returns:
-            float32 `(B,)`, ≥ 0.
-        """
         if self.weighting.needs_nll:
             return self.weighting.raw(Surprisal().measure(outputs).float())
         measured = distance.measure(outputs).float()
@@ -89,7 +82,7 @@ class Online(Weighting):
 def nll_and_online_weight(
     model: nn.Module,
     batch: Batch,
-    weighting: Online,
+    weighting: Weighting,
     distance: Distance,
     *,
     has_end: bool,
@@ -100,7 +93,7 @@ def nll_and_online_weight(
     Args:
         model: A `peft` model around a causal language model.
         batch: The facts.
-        weighting: The function of the distance.
+        weighting: One that `is_online`.
         distance: The distance to measure.
         has_end: Whether each row's last target is the end token, which is part of the loss but of no distance.
         frozen: As in `target_logits`.

@@ -96,6 +96,6 @@ def require_plain(outer: str, weighting: Weighting) -> None:
     Raises:
         InputError: If it is not a plain function of the distance.
     """
-    if weighting.start_and_end != (weighting, weighting) or hasattr(weighting, "current"):
+    if weighting.start_and_end != (weighting, weighting) or weighting.is_online:
         name = type(weighting).__name__
         raise InputError(f"`weighting` {name} cannot be used inside {outer}; put {outer} inside {name}.")

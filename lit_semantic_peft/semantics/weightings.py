@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.semantics.distances import Distance
+from lit_semantic_peft.semantics.distances import Distance, TargetPass
 from lit_semantic_peft.semantics.table import FloatArray, ScoredFacts
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Weighting(ABC):
     """Whether `raw` takes mean negative log-likelihoods (nats per token, ≥ 0) instead of distances."""
 
     is_online: bool = False
-    """Whether the weights come from the logits of the training step itself."""
+    """Whether the weights come from the logits of the training step itself, by `current`."""
 
     needs_all_facts: bool = False
     """Whether a fact's raw weight depends on which other facts `raw` is given."""
@@ -63,6 +63,21 @@ class Weighting(ABC):
         Returns:
             float `(n,)`, finite and ≥ 0.
         """
+
+    def current(self, distance: Distance, outputs: TargetPass) -> Tensor:
+        """The weights of a step's facts, of a weighting that `is_online`.
+
+        Args:
+            distance: The distance to measure.
+            outputs: The step's forward pass at the target tokens, detached.
+
+        Returns:
+            float32 `(B,)`, ≥ 0.
+
+        Raises:
+            NotImplementedError: If the weighting is not online.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not online")
 
 
 class Uniform(Weighting):

@@ -34,11 +34,11 @@ class EvaluatingModule(LightningModule):
     - `val/efficacy_teacher_forced`: share of the kept facts whose target tokens all win under the true prefix, [0, 1],
       each validation.
     - `val/nll`: mean negative log-likelihood of the kept facts, nats per token, each validation.
-    - `val/efficacy_teacher_forced_dropped`, `val/nll_dropped`: the same for the facts that are not kept, where there
-      are any; deferred ones stay among them when they are trained.
+    - `val/efficacy_teacher_forced_dropped`, `val/nll_dropped`: the same for the facts that a filter dropped, where
+      there are any; deferred ones stay among them when they are trained.
     - `test/<score>`, `test/<score>_low`, `test/<score>_high`: each score of `evaluation.SCORES` that was measured,
       trained model, mean over the kept facts with its 95 % bootstrap interval; `test/<score>_dropped`: mean over the
-      facts that are not kept.
+      facts that a filter dropped.
     - `test/<score>` of `evaluation.RETENTION`, with `_low` and `_high`; `test/retention_nll_before` and
       `test/retention_nll_after`: mean negative log-likelihood of unrelated text, nats per token.
     - `test/pushed_away`: share of kept facts that are farther after training than before, [0, 1].
@@ -101,9 +101,9 @@ class EvaluatingModule(LightningModule):
         measured = {"efficacy_teacher_forced": self.val_efficacy.compute(), "nll": self.val_nll.compute()}
         if self.trainer.state.fn == "fit":
             self.dynamics.end_epoch(self.current_epoch)
-        is_kept = torch.as_tensor(self.data.prepared.is_kept, device=measured["nll"].device)
-        for suffix, rows in (("", is_kept), ("_dropped", ~is_kept)):
-            rows = rows & ~measured["nll"].isnan()
+        is_measured, prepared = ~measured["nll"].isnan(), self.data.prepared
+        for suffix, chosen in (("", prepared.is_kept), ("_dropped", prepared.is_dropped)):
+            rows = torch.as_tensor(chosen, device=is_measured.device) & is_measured
             for name, values in measured.items() if rows.any() else ():
                 self.log(f"val/{name}{suffix}", values[rows].mean(), prog_bar=not suffix, batch_size=1)
                 if self.trainer.state.fn == "validate":  # not after every epoch of training
@@ -146,7 +146,7 @@ class EvaluatingModule(LightningModule):
             from_all_ranks(self._comparisons), prepared.is_untouched, self.data.distances[0].name
         )
         agreed(self._keep_base_answers)
-        for name, value in self.evaluation.scalars(prepared.is_kept).items():
+        for name, value in self.evaluation.scalars(prepared.is_kept, prepared.is_dropped).items():
             self.log(f"test/{name}", value, batch_size=1)
 
     def _keep_base_answers(self) -> None:

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from lit_semantic_peft.training.module import SemanticPeftModule
 
 _CHECKPOINT_KEY = "lit_semantic_peft"
-_FORMAT = 2  # raised whenever the content of a checkpoint changes
+_FORMAT = 3  # raised whenever the content of a checkpoint changes
 # Settings of an optimizer that decide how a step is computed, not what it is.
 _SPEED = {"foreach", "fused", "capturable", "differentiable"}
 # Entries of a PEFT configuration that name its origin, or that training itself writes.
 _NOT_OF_THE_TRAINING = {"base_model_name_or_path", "inference_mode", "peft_version", "revision", *WRITTEN_BY_TRAINING}
 # Others that, like dropout, do not change what trained tensors mean.
-_OF_THE_TRAINING_ALONE = {f"peft_config.{name}" for name in OF_THE_TRAINING_ALONE}
+_OF_THE_TRAINING_ALONE = {f"model.peft_config.{name}" for name in OF_THE_TRAINING_ALONE}
 
 
 class FreshCallback(Callback):
@@ -120,7 +120,7 @@ def resume_training(module: "SemanticPeftModule", checkpoint: Mapping[str, Any])
         raise InputError("The checkpoint was not written by lit-semantic-peft, so it cannot be loaded here.")
     if about["base_fingerprint"] != module.base_model.source.fingerprint:
         raise InputError(
-            f"`base_model`: the checkpoint belongs to {about['base_model']!r}; this is "
+            f"`model.base_model`: the checkpoint belongs to {about['base_model']!r}; this is "
             f"{module.base_model.source.public_name!r}, or the same model with other weights."
         )
     if module.trainer.state.fn != "fit":
@@ -164,18 +164,22 @@ def training_identity(module: "SemanticPeftModule") -> dict[str, Any]:
     prepared, encoding, batches = data.prepared, data.encoding, data.batches
     kept = prepared.kept_index
     settings = {
-        "facts": f"{len(prepared.facts)} facts (content {facts_key(prepared.facts)[:12]})",
-        "filters": f"{len(kept)} facts kept (content {content_key(kept)[:12]})",
+        "data.facts": f"{len(prepared.facts)} facts (content {facts_key(prepared.facts)[:12]})",
+        "data.selection.filters": f"{len(kept)} facts kept (content {content_key(kept)[:12]})",
         **weighting_identity(data),
-        **({"strata": str(vars(data.preparation.strata))} if batches.mix_strata else {}),
-        **({"chat_template_kwargs": str(encoding.chat_template_kwargs)} if encoding.chat_template_kwargs else {}),
-        "deferred_from_epoch": str(data.selection.deferred_from_epoch),
-        "template": encoding.template,
-        "append_eos": str(encoding.append_eos),
-        "seed": str(data.seed),
-        "bucket_steps": str(batches.bucket_steps),
-        "mix_strata": str(batches.mix_strata),
-        "facts per optimizer step (micro_batch_size × accumulate_grad_batches × processes)": str(
+        **({"data.selection.strata": str(vars(data.preparation.strata))} if batches.mix_strata else {}),
+        **(
+            {"data.encoding.chat_template_kwargs": str(encoding.chat_template_kwargs)}
+            if encoding.chat_template_kwargs
+            else {}
+        ),
+        "data.selection.deferred_from_epoch": str(data.selection.deferred_from_epoch),
+        "data.encoding.template": encoding.template,
+        "data.encoding.append_eos": str(encoding.append_eos),
+        "data.seed": str(data.seed),
+        "data.batches.bucket_steps": str(batches.bucket_steps),
+        "data.batches.mix_strata": str(batches.mix_strata),
+        "facts per optimizer step (data.batches.micro_batch_size × trainer.accumulate_grad_batches × processes)": str(
             batches.micro_batch_size * trainer.accumulate_grad_batches * trainer.world_size
         ),
         **{
@@ -184,7 +188,7 @@ def training_identity(module: "SemanticPeftModule") -> dict[str, Any]:
         },
         **_module_settings(module),
         **{
-            f"callbacks.{type(callback).__name__}": callback.training_settings()
+            f"trainer.callbacks.{type(callback).__name__}": callback.training_settings()
             for callback in trainer.callbacks  # type: ignore[attr-defined]
             if isinstance(callback, TrainingCallback)
         },
@@ -209,13 +213,17 @@ def refuse_another_adapter(there: Mapping[str, Any], peft_config: PeftConfig) ->
     Raises:
         InputError: Naming each setting that differs, with both values.
     """
-    known, here = there["settings"], _adapter_settings(peft_config)
+    # Format 1 named the settings without `model.`; such checkpoints are still evaluated.
+    known = {
+        f"model.{name}" if name.startswith("peft_config.") else name: value for name, value in there["settings"].items()
+    }
+    here = _adapter_settings(peft_config)
     common = [
         name for name in here if name in known and not name.endswith("dropout") and name not in _OF_THE_TRAINING_ALONE
     ]
     if problems := _differences({name: known[name] for name in common}, {name: here[name] for name in common}):
         raise InputError(
-            f"The checkpoint's adapter was trained with another `peft_config`:{_listed(problems)}\n"
+            f"The checkpoint's adapter was trained with another `model.peft_config`:{_listed(problems)}\n"
             "Take the configuration in the run's config.yaml."
         )
 
@@ -241,13 +249,14 @@ def refuse_another_training(
         if not torch.allclose(old, new, rtol=1e-4, atol=1e-6):
             moment, row = divmod(int((old - new).abs().argmax()), new.shape[1])
             problems.append(
-                f"`weighting`: fact {fact_ids[row]!r} weighs {old[moment, row]:.4g} in the checkpoint, "
+                f"`data.selection.weighting`: fact {fact_ids[row]!r} weighs {old[moment, row]:.4g} in the checkpoint, "
                 f"{new[moment, row]:.4g} here"
             )
         old, new = there["accumulate_grad_batches"], here["accumulate_grad_batches"]
         if is_within_epoch and old != new:
             problems.append(
-                f"`accumulate_grad_batches`: {old} in the checkpoint, {new} here; within an epoch it cannot change"
+                f"`trainer.accumulate_grad_batches`: {old} in the checkpoint, {new} here; within an epoch it cannot "
+                "change"
             )
     if problems:
         raise InputError(
@@ -267,10 +276,10 @@ def _module_settings(module: "SemanticPeftModule") -> dict[str, str]:
     # Of the trained parameters: an optimizer may refuse those of another shape, as Muon does all but matrices.
     optimizer = module.optimizer_of(module.trained_parameters())
     settings = {
-        "dtype": module.base_model.dtype,
-        **{name: getattr(module, name) for name in names},
-        "optimizer": type(optimizer).__name__,
-        **{f"optimizer.{name}": value for name, value in optimizer.defaults.items() if name not in _SPEED},
+        "model.base_model.dtype": module.base_model.dtype,
+        **{f"model.{name}": getattr(module, name) for name in names},
+        "model.optimizer": type(optimizer).__name__,
+        **{f"model.optimizer.{name}": value for name, value in optimizer.defaults.items() if name not in _SPEED},
     }
     return {name: str(value) for name, value in settings.items()}
 
@@ -278,7 +287,7 @@ def _module_settings(module: "SemanticPeftModule") -> dict[str, str]:
 def _adapter_settings(peft_config: PeftConfig) -> dict[str, str]:
     """What identifies an adapter, as text, by the name under which a user sets it."""
     return {
-        f"peft_config.{name}": str(sorted(value) if isinstance(value, set) else value)
+        f"model.peft_config.{name}": str(sorted(value) if isinstance(value, set) else value)
         for name, value in sorted(peft_config.to_dict().items())
         if name not in _NOT_OF_THE_TRAINING
     }

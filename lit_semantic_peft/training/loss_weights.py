@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from lit_semantic_peft.data import KnowledgeDataModule, from_all_ranks
 from lit_semantic_peft.data.measures import identity
 from lit_semantic_peft.models import FrozenLayers, fact_nll
-from lit_semantic_peft.semantics import Online, Weighting
+from lit_semantic_peft.semantics import Weighting
 from lit_semantic_peft.semantics.online import nll_and_online_weight
 from lit_semantic_peft.tokens import Batch
 
@@ -35,27 +36,25 @@ class LossWeights:
     """The loss weight of each fact: planned × factor × online.
 
     - *planned*: of the data module's weighting, by epoch and progress, see `PlannedWeights`. It comes with the batch.
-    - *factor*: of a callback that weighs facts anew during training (`InterferenceWeighting`); 1 without one.
+    - *factor*: set by a callback that weighs facts anew during training (`InterferenceWeighting`); 1 until then.
     - *online*: of an `Online` weighting, from the step's own logits; 1 for any other weighting.
 
-    What each fact weighed in the loss is noted: for the optimizer step that runs, and as a mean over the whole
-    training, which goes on after a resume. A batch is never changed.
+    What each fact weighed in the loss is noted: for the optimizer step that runs, and as means over the epoch and over
+    the whole training. Factors and means go on after a resume. A batch is never changed.
 
     Args:
         data: After `setup`, in a trainer.
 
     Attributes:
-        factor: float32 `(n,)`, ≥ 0, by fact index; None for 1.
+        factor: float32 `(n,)`, ≥ 0, by fact index; None for 1. `set_factor` changes it.
     """
 
     def __init__(self, data: KnowledgeDataModule) -> None:
         self._data = data
+        self._num_facts = num_facts = len(data.prepared.facts)
         self.factor: Tensor | None = None
         self._step: list[UsedWeights] = []
-        # Of this rank. In float64 and on the CPU: sums of float32 are exact there, in whatever order they come.
-        num_facts = len(data.prepared.facts)
-        self._total = torch.zeros(num_facts, dtype=torch.float64)
-        self._count = torch.zeros(num_facts, dtype=torch.long)
+        self._of_training, self._of_epoch = _Sums.zero(num_facts), _Sums.zero(num_facts)
 
     def planned(self, rows: Sequence[int], epoch: int | None = None) -> np.ndarray:
         """Planned weights in the coming optimizer step, which a `Scheduled` weighting moves.
@@ -73,6 +72,28 @@ class LossWeights:
         progress = trainer.train_dataloader.sampler.progress_at(trainer.global_step)
         return self._data.prepared.weights.at(rows, trainer.current_epoch if epoch is None else epoch, progress)
 
+    def before_online(self, rows: Sequence[int]) -> np.ndarray:
+        """Planned × factor in the coming optimizer step: all of the weight that is known before the step.
+
+        Args:
+            rows: Fact indices.
+
+        Returns:
+            float64 `(len(rows),)`.
+        """
+        planned = self.planned(rows)
+        return planned if self.factor is None else planned * self.factor[list(rows)].double().numpy()
+
+    def set_factor(self, rows: Sequence[int], factor: np.ndarray) -> None:
+        """Changes the factor of some facts, from the coming optimizer step on.
+
+        Args:
+            rows: Fact indices, each once.
+            factor: `(len(rows),)`, ≥ 0; kept in float32.
+        """
+        so_far = torch.ones(self._num_facts) if self.factor is None else self.factor
+        self.factor = so_far.index_copy(0, torch.tensor(rows), torch.as_tensor(factor, dtype=torch.float32))
+
     def nll_and_weight(self, model: PeftModel, batch: Batch, frozen: FrozenLayers | None) -> tuple[Tensor, Tensor]:
         """ℓ_i and w_i of a micro-batch, from one forward pass; notes w_i.
 
@@ -88,7 +109,7 @@ class LossWeights:
         if self.factor is not None:
             weight = weight * self.factor[batch.fact_index.cpu()].to(weight)
         weighting = self._data.weighting
-        if isinstance(weighting, Online):
+        if weighting.is_online:
             distance, has_end = self._data.distances[0], self._data.encoding.append_eos
             nll, factor = nll_and_online_weight(model, batch, weighting, distance, has_end=has_end, frozen=frozen)
             weight = weight * factor.to(weight)
@@ -102,17 +123,18 @@ class LossWeights:
         return UsedWeights(*(torch.cat([getattr(part, name) for part in self._step]) for name in UsedWeights.__slots__))
 
     def end_step(self) -> None:
-        """Adds the weights of the optimizer step to those of the training."""
+        """Adds the weights of the optimizer step to those of the epoch and of the training."""
         step = self.of_step()
         counted = ~step.is_filler.cpu()
-        rows = step.fact_index.cpu()[counted]
-        self._total.index_add_(0, rows, step.weight.cpu()[counted].double())
-        self._count.index_add_(0, rows, torch.ones_like(rows))
+        rows, weight = step.fact_index.cpu()[counted], step.weight.cpu()[counted]
+        self._of_training.add(rows, weight)
+        self._of_epoch.add(rows, weight)
         self._step = []
 
-    def drop_step(self) -> None:
-        """Discards the weights of an interrupted optimizer step."""
+    def start_epoch(self) -> None:
+        """Discards the weights of the epoch before, and those of an optimizer step that it may have left unfinished."""
         self._step = []
+        self._of_epoch = _Sums.zero(self._num_facts)
 
     def used(self) -> list[float | None]:
         """Mean over the training of the weight that a fact had in the loss, of all ranks. A collective.
@@ -120,27 +142,58 @@ class LossWeights:
         Returns:
             One number for each fact, without unit, ≥ 0; None for a fact that was in no optimizer step.
         """
-        state = self.state_dict()
-        counts = state["count"].tolist()
-        return [total / count if count else None for total, count in zip(state["total"].tolist(), counts, strict=True)]
+        return self._of_training.of_all_ranks().means()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The sums over all ranks, for the checkpoint. A collective."""
-        ranks = from_all_ranks((self._total, self._count))
+    def used_in_epoch(self) -> list[float | None]:
+        """As `used`, over the current epoch. A collective."""
+        return self._of_epoch.of_all_ranks().means()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The factors, and the sums over all ranks, for the checkpoint. A collective."""
         return {
-            "total": torch.stack([total for total, _ in ranks]).sum(dim=0),
-            "count": torch.stack([count for _, count in ranks]).sum(dim=0),
+            "factor": self.factor,
+            "training": vars(self._of_training.of_all_ranks()),
+            "epoch": vars(self._of_epoch.of_all_ranks()),
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], rank: int) -> None:
-        """Restores the sums of a checkpoint.
+    def load_state_dict(self, state_dict: Mapping[str, Any], rank: int) -> None:
+        """Restores the factors and sums of a checkpoint.
 
         Args:
             state_dict: From `state_dict`.
             rank: This rank; the first one takes over the sums of all.
         """
+        self.factor = state_dict["factor"]
         if rank == 0:
-            self._total, self._count = state_dict["total"].clone(), state_dict["count"].clone()
+            self._of_training = _Sums(**{name: value.clone() for name, value in state_dict["training"].items()})
+            self._of_epoch = _Sums(**{name: value.clone() for name, value in state_dict["epoch"].items()})
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Each fact's weights in optimizer steps, added up on one rank.
+
+    In float64 and on the CPU: sums of float32 are exact there, in whatever order they come.
+    """
+
+    total: Tensor  # float64 (n,)
+    count: Tensor  # int64 (n,)
+
+    @classmethod
+    def zero(cls, num_facts: int) -> "_Sums":
+        return cls(torch.zeros(num_facts, dtype=torch.float64), torch.zeros(num_facts, dtype=torch.long))
+
+    def add(self, rows: Tensor, weight: Tensor) -> None:
+        self.total.index_add_(0, rows, weight.double())
+        self.count.index_add_(0, rows, torch.ones_like(rows))
+
+    def of_all_ranks(self) -> "_Sums":
+        ranks = from_all_ranks((self.total, self.count))
+        return _Sums(*(torch.stack(parts).sum(dim=0) for parts in zip(*ranks, strict=True)))
+
+    def means(self) -> list[float | None]:
+        pairs = zip(self.total.tolist(), self.count.tolist(), strict=True)
+        return [total / count if count else None for total, count in pairs]
 
 
 def weighting_identity(data: KnowledgeDataModule) -> dict[str, str]:
@@ -154,9 +207,12 @@ def weighting_identity(data: KnowledgeDataModule) -> dict[str, str]:
     Returns:
         Settings as text, by the name under which a user sets them.
     """
-    if not isinstance(data.weighting, Online):
-        return {"weighting": "of the base model"}
-    return {"weighting": _described(data.weighting), "distance": str(identity(data.distances[0]))}
+    if not data.weighting.is_online:
+        return {"data.selection.weighting": "of the base model"}
+    return {
+        "data.selection.weighting": _described(data.weighting),
+        "data.selection.distance": str(identity(data.distances[0])),
+    }
 
 
 def _described(weighting: Weighting) -> str:

@@ -8,7 +8,6 @@ from typing import Any, get_args
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
@@ -19,6 +18,7 @@ from typing_extensions import override
 from lit_semantic_peft.compatibility import Situation
 from lit_semantic_peft.data import agreed
 from lit_semantic_peft.data.moved import refuse_moved
+from lit_semantic_peft.data.situation import is_sharded
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import (
     DEFAULT_BASE_MODEL,
@@ -172,7 +172,7 @@ class SemanticPeftModule(EvaluatingModule):
         return attach_adapter(base, self.peft_config)
 
     def complete_situation(self, situation: Situation) -> Situation:
-        """Adds what the rules of `compatibility` need to know of this module.
+        """Adds what the rules of `compatibility` need to know of this module, see `KnowsSituation`.
 
         Args:
             situation: Of trainer and data module.
@@ -181,7 +181,7 @@ class SemanticPeftModule(EvaluatingModule):
         return replace(
             situation,
             peft_config=type(self.peft_config).__name__,
-            works_through_cache=traits.virtual_tokens == "cache",
+            checkpointing_obstacle=traits.cannot.get("gradient_checkpointing"),
             has_virtual_tokens=traits.virtual_tokens != "none",
             reads_gradients="loss_scaling" in traits.cannot,
             adapter=self.adapter,
@@ -216,7 +216,11 @@ class SemanticPeftModule(EvaluatingModule):
     @override
     def on_fit_start(self) -> None:
         self._frozen = reused_layers(
-            self.model, self.data.prepared, self.reuse_frozen_layers, self.frozen_layers_memory_mb, self._is_sharded
+            self.model,
+            self.data.prepared,
+            self.reuse_frozen_layers,
+            self.frozen_layers_memory_mb,
+            is_sharded(self.trainer),
         )
         if self._resumed is not None:
             traits_of(self.model).load_extra_state(self.model, self._resumed.adapter)
@@ -237,9 +241,9 @@ class SemanticPeftModule(EvaluatingModule):
 
     @override
     def on_train_epoch_start(self) -> None:
-        # Nothing of the epoch before must leak into this one, neither an interrupted step nor its losses.
+        # Nothing of the epoch before must leak into this one: no interrupted step, no losses, no weights.
         self._step_terms = None
-        self.loss_weights.drop_step()
+        self.loss_weights.start_epoch()
         self.epoch_loss.reset()
 
     @override
@@ -291,10 +295,6 @@ class SemanticPeftModule(EvaluatingModule):
     def num_optimizer_steps(self) -> float:
         """Optimizer steps of the whole training; infinite where neither `max_epochs` nor `max_steps` ends it."""
         return num_optimizer_steps(self.trainer, self.data.prepared)
-
-    @property
-    def _is_sharded(self) -> bool:
-        return isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters of the optimizer: the adapter's."""

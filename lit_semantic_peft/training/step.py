@@ -106,7 +106,8 @@ def _require_finite(loss: float, normalizer: float, step: int) -> None:
     if not (math.isfinite(loss) and math.isfinite(normalizer)):
         raise InputError(
             f"`train/loss` is {loss} at optimizer step {step}; training cannot go on. Lower the "
-            "learning rate, clip gradients (`trainer.gradient_clip_val: 1.0`), or use `dtype: float32`."
+            "learning rate, clip gradients (`trainer.gradient_clip_val: 1.0`), or use "
+            "`model.base_model.dtype: float32`."
         )
 
 

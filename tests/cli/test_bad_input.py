@@ -192,6 +192,35 @@ def test_an_old_key_names_the_new_one(refused, old):
         assert said in refused(argument), argument
 
 
+def test_all_old_keys_are_named_at_once(refused):
+    Path("old.yaml").write_text(
+        "data: {template: plain, facts: x, base_model: y}\nmodel: {dtype: z}\n", encoding="utf-8"
+    )
+    by_file, by_option = refused("--config=old.yaml"), refused("--data.template=plain", "--model.dtype=z")
+    for said in (by_file, by_option):
+        assert "`data.template` is now `data.encoding.template`, `model.dtype` is now `model.base_model.dtype`" in said
+    assert "`data.base_model` is now `model.base_model` alone" in by_file
+
+
+@pytest.mark.parametrize(
+    ("argument", "nearest"),
+    [
+        ("--model.warmup_ratio=x", None),
+        ("--trainer.max_epochs=x", None),
+        ("--data.selection.weighting=Focl", "lit_semantic_peft.semantics.Focal"),
+        ("--data.selection.distance={class_path: lit_semantic_peft.semantics.Surprisl}", "semantics.Surprisal"),
+        ("--model.peft_config=peft.LoraConfg", "peft.LoraConfig"),
+    ],
+)
+def test_a_bad_value_is_not_answered_with_its_own_key(refused, argument, nearest):
+    message = refused(argument)
+    assert argument.split("=")[0].strip("-") in message
+    if nearest is None:
+        assert "Did you mean" not in message
+    else:
+        assert f"{nearest}`?" in message.partition("Did you mean `")[2]
+
+
 def test_settings_of_the_base_model(refused):
     Path("named.yaml").write_text("model: {base_model: {name: nobody/nothing, dtype: int8}}\n", encoding="utf-8")
     message = refused("--config=named.yaml")
@@ -284,6 +313,16 @@ def test_a_run_folder_that_exists(tiny_model, facts_file, capsys):
     assert [path.name for path in Path("runs/bad").iterdir()] == ["notes.txt"]
 
 
+def test_a_refused_run_leaves_an_existing_folder_as_it_was(tiny_model, facts_file, capsys):
+    Path("runs/bad").mkdir(parents=True)
+    fit = ["fit", f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", *SMALL, *ONLY_FACTS]
+    for _ in range(2):
+        assert main([*fit, "--trainer.overfit_batches=1"]) == 2
+        assert "`trainer.overfit_batches` cannot be used" in capsys.readouterr().err
+        assert not list(Path("runs/bad").iterdir())
+    assert main(fit) == 0
+
+
 @pytest.mark.parametrize("command", ["fit", "test", "validate", "predict"])
 def test_last_without_a_checkpoint(refused, command):
     assert "`ckpt_path` is `last`, but there is no runs/bad/checkpoints/last.ckpt" in refused(
@@ -307,7 +346,7 @@ def test_a_checkpoint_of_other_facts_is_refused(tiny_model, facts_file, capsys):
     capsys.readouterr()
     assert main([*fit, f"--data.facts={other}", "--ckpt_path=last", "--trainer.max_epochs=3"]) == 2
     message = capsys.readouterr().err
-    assert "`facts`: 12 facts (content " in message
+    assert "`data.facts`: 12 facts (content " in message
     assert "in the checkpoint, 1 facts (content" in message
     assert Path("runs/bad/adapter").is_dir()  # the earlier run is untouched
 

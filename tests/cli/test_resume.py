@@ -48,6 +48,13 @@ class CtrlC(Callback):
             raise KeyboardInterrupt
 
 
+class DiesInTest(Callback):
+    """The evaluation after the training fails."""
+
+    def on_test_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        raise RuntimeError("out of memory")
+
+
 @pytest.fixture
 def fit(tiny_model, facts_file, monkeypatch):
     """Runs `fit` in the folder runs/NAME and returns its status."""
@@ -92,6 +99,15 @@ def test_ctrl_c_says_how_to_go_on(fit, capsys):
     assert fit("run", "--ckpt_path=last") == 0
 
 
+def test_a_training_whose_evaluation_fails_has_its_report(fit):
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit("run", "--trainer.callbacks=[{class_path: cli.test_resume.DiesInTest}]")
+    folder = RunFolder("runs/run")
+    assert folder.summary.epochs
+    assert folder.paths.report.is_file()
+    assert folder.facts["efficacy_after"].null_count == len(folder.facts)
+
+
 def test_another_run_is_refused_with_what_differs(fit, tiny_model, capsys):
     assert fit("run") == 0
     before = {path: path.read_bytes() for path in Path("runs/run").rglob("*") if path.is_file()}
@@ -102,10 +118,10 @@ def test_another_run_is_refused_with_what_differs(fit, tiny_model, capsys):
     weights = load_file(other / "model.safetensors")
     save_file({name: value + 0.5 for name, value in weights.items()}, other / "model.safetensors", {"format": "pt"})
     for argument, said in (
-        (f"--model.base_model={other}", "`base_model`: the checkpoint belongs to"),
-        ("--data.num_facts=7", "`facts`: 12 facts"),
-        ("--model.peft_config.r=8", "`peft_config.r`: 4 in the checkpoint, 8 here"),
-        ("--data.selection.weighting=lit_semantic_peft.semantics.Uniform", "`weighting`: fact"),
+        (f"--model.base_model={other}", "`model.base_model`: the checkpoint belongs to"),
+        ("--data.num_facts=7", "`data.facts`: 12 facts"),
+        ("--model.peft_config.r=8", "`model.peft_config.r`: 4 in the checkpoint, 8 here"),
+        ("--data.selection.weighting=lit_semantic_peft.semantics.Uniform", "`data.selection.weighting`: fact"),
         ("--data.batches.micro_batch_size=3", "facts per optimizer step"),
     ):
         capsys.readouterr()
@@ -123,7 +139,7 @@ def test_an_adapter_of_another_strength_is_not_tested(fit, capsys):
     for command in ("test", "validate"):
         capsys.readouterr()
         assert fit("run", "--ckpt_path=last", "--model.peft_config.lora_alpha=2", command=command) == 2
-        assert "`peft_config.lora_alpha`: 8 in the checkpoint, 2 here" in capsys.readouterr().err
+        assert "`model.peft_config.lora_alpha`: 8 in the checkpoint, 2 here" in capsys.readouterr().err
     assert fit("run", "--ckpt_path=last", "--model.peft_config.lora_dropout=0", command="validate") == 0
     assert Path("runs/run/facts.parquet").read_bytes() == before
 

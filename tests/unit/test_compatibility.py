@@ -15,12 +15,16 @@ BROKEN = [
     ({"precision": "64-true"}, "must be one of 32-true, 16-mixed, bf16-mixed, got 64-true"),
     ({"strategy": "DeepSpeedStrategy"}, "deepspeed"),
     ({**SHARDED, "shards_adapter": True, "strategy": "FSDPStrategy"}, "FSDPStrategy would shard the adapter too"),
+    ({"accumulate_grad_batches": 0}, "must be at least 1, got 0"),
     ({"overfit_batches": 1}, "`trainer.overfit_batches` cannot be used"),
     ({"is_command_line": True, "writes_checkpoints": False}, "cannot be used on the command line"),
     ({"stage": "score", "num_processes": 2}, "the trainer has 2"),
     ({"adapter": "runs/a/adapter"}, "`model.adapter` 'runs/a/adapter'"),
     ({"stage": "test", "base_changing_setting": "bias: all"}, "made with `bias: all`"),
-    ({"gradient_checkpointing": True, "works_through_cache": True, "peft_config": "PrefixTuningConfig"}, "with Prefix"),
+    (
+        {"gradient_checkpointing": True, "checkpointing_obstacle": "has no layers", "peft_config": "NewConfig"},
+        "`gradient_checkpointing` cannot be used with NewConfig, which has no layers. Leave it out.",
+    ),
     (
         {"has_virtual_tokens": True, "misreads_virtual_tokens": True, "peft_config": "PromptTuningConfig"},
         "PromptTuning",
@@ -72,6 +76,7 @@ def test_each_rule_is_broken_once_above():
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict", "score"])
 def test_an_ordinary_run_breaks_none(stage):
     refuse_incompatible(Situation(stage=stage))
+    refuse_incompatible(Situation(stage=stage, adapter=""))
     refuse_incompatible(Situation(stage=stage, precision="bf16-mixed", max_epochs=None, max_steps=10, **SHARDED))
 
 

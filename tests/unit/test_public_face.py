@@ -48,3 +48,12 @@ def test_importing_and_listing_load_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
     assert len(lsp.__all__) >= 20
+
+
+@pytest.mark.parametrize("package", ["data", "evaluation", "interference"])
+def test_a_stage_that_loads_its_names_when_used_has_all_of_them(package):
+    stage = import_module(f"lit_semantic_peft.{package}")
+    assert dir(stage) == sorted(stage.__all__)
+    assert all(getattr(stage, name) is not None for name in stage.__all__)
+    with pytest.raises(AttributeError, match=f"module 'lit_semantic_peft.{package}' has no attribute 'Lora'"):
+        _ = stage.Lora

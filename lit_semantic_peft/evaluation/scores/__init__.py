@@ -11,7 +11,19 @@ from lit_semantic_peft.evaluation.scores.robustness import ROBUSTNESS
 SCORES: tuple[ScoreDefinition, ...] = (*EFFICACY, *GENERALIZATION, *LOCALITY, *PORTABILITY, *ROBUSTNESS)
 """All scores of single facts, in the order of every table."""
 
-__all__ = ["RETENTION", "SCORES", "Reply", "ScoreDefinition", "Side", "score_table"]
+__all__ = ["RETENTION", "SCORES", "Reply", "ScoreDefinition", "Side", "label_of", "score_table"]
+
+
+def label_of(name: str) -> str:
+    """The words that tables, charts and tiles show for a score.
+
+    Args:
+        name: Name of the score.
+
+    Raises:
+        KeyError: If there is no score of that name.
+    """
+    return {score.name: score.label for score in (*SCORES, *RETENTION)}[name]
 
 
 def score_table() -> str:

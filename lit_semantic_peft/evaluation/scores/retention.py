@@ -25,7 +25,8 @@ RETENTION = (
         label="loss of unrelated text, after − before",
         description="Loss on unrelated text, after minus before, mean over the texts, nats per token; 0 is unchanged, "
         "positive is harm.",
-        caution="Sixteen short texts in English: it sees broad damage, not the loss of single facts.",
+        caution="Sixteen short texts in English: it sees broad damage, not the loss of single facts. Every text counts "
+        "the same, so it is not `retention_nll_after` − `retention_nll_before`, which are over all tokens.",
         kinds=("text",),
         values=_nll_delta,
         has_sides=False,

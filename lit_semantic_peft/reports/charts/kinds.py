@@ -109,9 +109,18 @@ class Histogram:
 
 @dataclass(frozen=True)
 class BeforeAfterRow:
-    """A share in [0, 1] under the base model and after training; None is "not measured"."""
+    """A share in [0, 1] under the base model and after training; None is "not measured".
+
+    Attributes:
+        label: What the share is.
+        facts: Which facts it is of.
+        before: Under the base model.
+        after: After training.
+        color: Of its marks.
+    """
 
     label: str
+    facts: str
     before: float | None
     after: float | None
     color: Color

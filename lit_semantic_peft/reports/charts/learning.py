@@ -1,5 +1,6 @@
 """What training did to recall and loss."""
 
+from lit_semantic_peft.evaluation.scores import label_of
 from lit_semantic_peft.reports.charts.kinds import (
     BeforeAfterChart,
     BeforeAfterRow,
@@ -11,7 +12,7 @@ from lit_semantic_peft.reports.charts.kinds import (
 from lit_semantic_peft.reports.records import Estimate, Sides
 from lit_semantic_peft.reports.run_folder import RunContents
 
-_SHOWN = (("generated", "efficacy"), ("teacher-forced", "efficacy_teacher_forced"))
+_SHOWN = ("efficacy", "efficacy_teacher_forced")
 
 
 def recall_before_after(run: RunContents) -> BeforeAfterChart:
@@ -21,13 +22,13 @@ def recall_before_after(run: RunContents) -> BeforeAfterChart:
         run: The run.
     """
 
-    def row(status: str, color: Color, label: str, score: str) -> BeforeAfterRow:
+    def row(status: str, color: Color, score: str) -> BeforeAfterRow:
         sides: Sides = getattr(run.summary.score(score), status)
-        return BeforeAfterRow(f"{status}, {label}", _mean(sides.before), _mean(sides.after), color)
+        return BeforeAfterRow(label_of(score), f"{status} facts", _mean(sides.before), _mean(sides.after), color)
 
-    rows = [row("kept", "blue", *shown) for shown in _SHOWN]
+    rows = [row("kept", "blue", score) for score in _SHOWN]
     if run.summary.num_dropped:
-        rows += [row("dropped", "orange", *shown) for shown in _SHOWN]
+        rows += [row("dropped", "orange", score) for score in _SHOWN]
     return BeforeAfterChart(
         title="Recall before (○) and after (●) training",
         note="Share of the facts that are exactly right, under the base model and after training.",
@@ -48,7 +49,7 @@ def recall_by_epoch(run: RunContents) -> LineChart:
         note="Teacher-forced, at the end of each epoch.",
         x=_epochs(run),
         x_label="epoch",
-        y_label="teacher-forced",
+        y_label=label_of("efficacy_teacher_forced"),
         series=(Series("recall", recall, "blue"),),
         is_share=True,
         has_legend=False,

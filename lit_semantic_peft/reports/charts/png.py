@@ -143,7 +143,7 @@ def _before_after(axes: Any, chart: BeforeAfterChart) -> None:
                 f"{100 * row.after:.0f} %", (row.after, height), (0, 9), textcoords="offset points",
                 ha="center", fontsize=9, color=INK,
             )  # fmt: skip
-    axes.set_yticks(range(len(chart.rows)), [row.label for row in chart.rows])
+    axes.set_yticks(range(len(chart.rows)), [f"{row.label}\n{row.facts}" for row in chart.rows])
     axes.set_ylim(len(chart.rows) - 0.5, -0.7)
     axes.set_xlim(-0.03, 1.05)
     tidy(axes, chart.title, chart.x_label, "")

@@ -63,7 +63,7 @@ def _histogram(chart: Histogram) -> Markup:
 
 
 def _before_after(chart: BeforeAfterChart) -> Markup:
-    left, right, step = 208, 34, 38
+    left, right, step = 270, 34, 44
     height = step * len(chart.rows) + 34
 
     def x(share: float) -> float:
@@ -78,9 +78,14 @@ def _before_after(chart: BeforeAfterChart) -> Markup:
     ]  # fmt: skip
     for place, row in enumerate(chart.rows):
         y = step * place + 26
-        parts.append(Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(left - 14, y + 4, row.label))
+        parts += [
+            Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(left - 14, height_of_text, text)
+            for height_of_text, text in ((y - 4, row.label), (y + 13, row.facts))
+        ]
         marks = [
-            Markup("<title>{}: {} before, {} after</title>").format(row.label, percent(row.before), percent(row.after))
+            Markup("<title>{}, {}: {} before, {} after</title>").format(
+                row.label, row.facts, percent(row.before), percent(row.after)
+            )
         ]
         if row.before is not None and row.after is not None:
             marks.append(

@@ -3,7 +3,6 @@
 from typing import Any, get_args
 
 import numpy as np
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
@@ -28,7 +27,8 @@ class InterferenceWeighting(TrainingCallback):
     of n facts none comes twice within ⌊n / `num_facts`⌋ samples. In between a fact keeps its last factor. The first n
     steps are plain: before training there is hardly any interference.
 
-    Progress is first order, for plain descent; AdamW differs. The factors are kept in the checkpoint.
+    Progress is first order, for plain descent; AdamW differs. `LossWeights` has the factors and keeps them in the
+    checkpoint.
 
     Cost: every n steps about one forward and one backward pass of `num_facts` facts (the default, 64 facts every 25
     steps of 16 facts, is 16 % more) and the solver, about a second by default and up to ten for a smaller `beta` or
@@ -87,53 +87,39 @@ class InterferenceWeighting(TrainingCallback):
 
     @override
     def _forget(self) -> None:
-        self.factor = torch.zeros(0)  # on each fact's loss weight, float32 (n,)
         self._solved_at = 0
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = _module(pl_module)
-        if not len(self.factor):  # else a checkpoint brought the factors
-            self.factor = torch.ones(len(module.data.prepared.facts))
-        module.loss_weights.factor = self.factor
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         step = trainer.global_step
         if step % self.every_n_steps == 0 and step > self._solved_at:
-            self._solve(_module(pl_module), number=step // self.every_n_steps - 1)
+            assert isinstance(pl_module, SemanticPeftModule)
+            self._solve(pl_module, number=step // self.every_n_steps - 1)
             self._solved_at = step
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"factor": self.factor, "solved_at": self._solved_at}
+        return {"solved_at": self._solved_at}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.factor, self._solved_at = state_dict["factor"], state_dict["solved_at"]
+        self._solved_at = state_dict["solved_at"]
 
     def _solve(self, module: SemanticPeftModule, number: int) -> None:
         sample = np.array(trained_sample(module, self.num_facts, number))
         matrix = agreed_gradient_matrix(module, sample.tolist()).double().numpy()
         is_finite = np.isfinite(matrix.diagonal())
         sample, matrix = sample[is_finite], matrix[np.ix_(is_finite, is_finite)]
-        given = module.loss_weights.planned(sample.tolist())
-        before = given * self.factor[sample].double().numpy()
         if len(sample) < 2:
             return
+        rows, weights = sample.tolist(), module.loss_weights
+        given, before = weights.planned(rows), weights.before_online(rows)
         weight = progress_weights(
             matrix, given, objective=self.objective, beta=self.beta, floor=self.floor, cap=self.cap
         )
         # A fact without weight now may get one from the schedule before it is sampled again.
-        factor = np.divide(weight, given, out=np.ones_like(given), where=given > 0)
-        self.factor = self.factor.index_copy(0, torch.from_numpy(sample), torch.as_tensor(factor, dtype=torch.float32))
-        module.loss_weights.factor = self.factor
-        for suffix, weights in (("_before", before), ("", weight)):
-            progress = predicted_progress(matrix, weights)
+        weights.set_factor(rows, np.divide(weight, given, out=np.ones_like(given), where=given > 0))
+        for suffix, of_sample in (("_before", before), ("", weight)):
+            progress = predicted_progress(matrix, of_sample)
             module.log(f"train/progress_worst{suffix}", float(progress.min()), on_step=True, batch_size=1)
             module.log(f"train/progress_mean{suffix}", float(progress.mean()), on_step=True, batch_size=1)
-
-
-def _module(pl_module: LightningModule) -> SemanticPeftModule:
-    assert isinstance(pl_module, SemanticPeftModule)
-    return pl_module

@@ -1,15 +1,18 @@
 """Where the time went: the parts of a run add up to what the user waited, and scoring is one of them."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from lightning.pytorch import Callback
-from lit_semantic_peft.callbacks import FactReport, fact_report
+from lit_semantic_peft.callbacks import AdapterCheckpoint, AdapterExport, FactReport, fact_report
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.reports import RunFolder, build_report
-from lit_semantic_peft.semantics import ExpectedEmbeddingDistance, NoFilter
+from lit_semantic_peft.evaluation import SCORES
+from lit_semantic_peft.reports import RunFolder, build_report, compare_runs
+from lit_semantic_peft.semantics import ExpectedEmbeddingDistance, NoFilter, RandomFilter
 from lit_semantic_peft.stopwatch import Stopwatch
 
 from fixtures.clock import Clock
-from fixtures.training import ONLY_FACTS, build, fit
+from fixtures.training import ONLY_FACTS, build, fit, with_retained
 
 
 class Waits(Callback):
@@ -131,9 +134,68 @@ def test_the_report_is_left_to_a_test_that_follows(tiny_model, facts_file, tmp_p
     assert {path.stem for path in folder.paths.plots.iterdir()} >= {"recall", "learning"}
 
 
-def test_a_summary_that_cannot_be_read_is_refused_before_anything_is_asked(tiny_model, facts_file, tmp_path):
+@pytest.mark.parametrize("has_summary", [True, False])
+def test_a_run_folder_of_another_version_is_evaluated_anew(tiny_model, facts_file, tmp_path, caplog, has_summary):
     run(tiny_model, facts_file, tmp_path, "fit")
-    summary = RunFolder(tmp_path / "run").paths.summary
-    summary.write_text(summary.read_text().replace('"pushed_away"', '"recall": {}, "pushed_away"'))
-    with pytest.raises(InputError, match=r"unknown field.*recall"):
-        run(tiny_model, facts_file, tmp_path, "test")
+    folder = RunFolder(tmp_path / "run")
+    learned, paths = folder.facts["first_learned_epoch"], folder.paths
+    flags = pa.array([True] * len(learned))
+    old = folder.facts.drop_columns(["efficacy_before", "efficacy_after"]).append_column("recalled_before", flags)
+    pq.write_table(old, paths.facts)
+    paths.summary.write_text(paths.summary.read_text().replace('"pushed_away"', '"recall": {}, "pushed_away"'))
+    with pytest.raises(InputError, match=r"unknown field.*recall[^$]*evaluate the run anew"):
+        folder.summary  # noqa: B018
+    with pytest.raises(
+        InputError, match=r"another version of lit-semantic-peft.*\(recalled_before\).*`lit-semantic-peft"
+    ):
+        compare_runs(folder, folder)
+    if not has_summary:
+        paths.summary.unlink()
+    run(tiny_model, facts_file, tmp_path, "test")
+    said = [record.getMessage() for record in caplog.records if "earlier summary" in record.getMessage()]
+    assert len(said) == has_summary
+    assert all("recall" in one and "replaced" in one for one in said)
+    assert "recalled_before" not in folder.facts.column_names
+    assert folder.facts["efficacy_after"].null_count == 0
+    assert folder.facts["first_learned_epoch"] == learned, "what is not measured again stays"
+    assert folder.summary.score("efficacy").kept.after is not None
+    compare_runs(folder, folder)
+
+
+def test_dropped_is_the_same_in_the_logger_and_in_the_summary(tiny_model, facts_file, tmp_path):
+    """Facts of the split `retain` are neither kept nor dropped."""
+    settings = {"max_epochs": 1, "limit_val_batches": None, "default_root_dir": tmp_path / "run"}
+
+    def stages(facts, **data):
+        data["evaluation"] = ONLY_FACTS
+        parts = build(tiny_model, facts, data=data, trainer=settings, callbacks=[FactReport(show_summary=False)])
+        parts.trainer.fit(parts.module, datamodule=parts.data)
+        logged = dict(parts.trainer.callback_metrics)
+        parts.trainer.test(parts.module, datamodule=parts.data, verbose=False)
+        return parts, logged | parts.trainer.callback_metrics
+
+    parts, logged = stages(with_retained(facts_file))
+    assert not parts.data.prepared.is_kept.all()
+    assert not {name for name in logged if name.endswith("_dropped")}
+    parts, logged = stages(with_retained(facts_file), filters=[RandomFilter(keep=0.5)])
+    summary = RunFolder(tmp_path / "run").summary
+    assert summary.num_dropped == parts.data.prepared.is_dropped.sum() > 0
+    for score in SCORES:
+        found, expected = logged.get(f"test/{score.name}_dropped"), summary.score(score.name).dropped.after
+        assert (found is None) == (expected is None)
+        assert found is None or float(found) == pytest.approx(expected.mean)
+    nll = RunFolder(tmp_path / "run").facts.to_pylist()
+    nll = [row["nll_after"] for row in nll if row["split"] == "inject" and not row["kept"]]
+    assert float(logged["val/nll_dropped"]) == pytest.approx(sum(nll) / len(nll), rel=1e-4)
+
+
+@pytest.mark.parametrize("callback", [AdapterCheckpoint, AdapterExport])
+def test_a_monitor_of_an_earlier_version_is_refused_at_once_with_its_new_name(callback):
+    with pytest.raises(InputError, match=r"`monitor` 'val/recall' is now 'val/efficacy_teacher_forced'"):
+        callback(monitor="val/recall")
+
+
+def test_a_monitor_that_is_not_logged_gets_a_suggestion(tiny_model, facts_file, tmp_path):
+    settings = {"max_epochs": 1, "limit_val_batches": None, "default_root_dir": tmp_path / "run"}
+    with pytest.raises(InputError, match=r"was not logged; there are: .*Did you mean 'val/efficacy_teacher_forced'\?"):
+        fit(tiny_model, facts_file, trainer=settings, callbacks=[AdapterExport("val/efficacy_teacher_force")])

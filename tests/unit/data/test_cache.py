@@ -62,8 +62,11 @@ def cache(tmp_path):
 
 
 def load(cache, manifest):
-    table = cache.load_table(manifest)
-    return None if table is None else scored_from_table(table, manifest["distances"][0]["name"])
+    return cache.load_table(manifest, lambda table: scored_from_table(table, manifest["distances"][0]["name"]))
+
+
+def load_part(cache, manifest, number):
+    return cache.load_part(manifest, number, lambda table: scored_from_table(table, "HiddenStateDistance"))
 
 
 def assert_equal(left, right):
@@ -179,14 +182,24 @@ def test_a_damaged_table_counts_as_absent_and_is_named(cache, inputs, caplog, da
     assert len(list(cache.folder.iterdir())) == 2, "a temporary file was left"
 
 
+@pytest.mark.parametrize("column", ["fact_id", "base_nll", "distance_HiddenStateDistance"])
+def test_a_readable_table_without_a_column_counts_as_damaged(cache, inputs, caplog, column):
+    manifest = score_manifest(**inputs)
+    cache.store_table(manifest, scores_table(SCORED).drop_columns([column]))
+    cache.store_part(manifest, 0, scores_table(SCORED).drop_columns([column]))
+    assert load(cache, manifest) is None
+    assert load_part(cache, manifest, 0) is None
+    assert caplog.text.count("made anew") == 2
+
+
 def test_parts_are_there_until_the_table_is_whole(cache, inputs):
     manifest = score_manifest(**inputs)
     cache.store_part(manifest, 1, scores_table(SCORED))
-    assert cache.load_part(manifest, 0) is None
-    assert_equal(scored_from_table(cache.load_part(manifest, 1), "HiddenStateDistance"), SCORED)
-    assert cache.load_table(manifest) is None
+    assert load_part(cache, manifest, 0) is None
+    assert_equal(load_part(cache, manifest, 1), SCORED)
+    assert load(cache, manifest) is None
     cache.store_table(manifest, scores_table(SCORED))
-    assert cache.load_part(manifest, 1) is None
+    assert load_part(cache, manifest, 1) is None
     assert sorted(path.suffix for path in cache.folder.iterdir()) == [".json", ".parquet"]
 
 

@@ -1,5 +1,8 @@
 """`interference_matrix`: the gradient matrix of any PEFT model, without trainer and data module."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from lit_semantic_peft import interference_matrix, read_facts
@@ -8,7 +11,7 @@ from lit_semantic_peft.interference import gradient_matrix
 from peft import LoraConfig, get_peft_model
 
 from fixtures.models import byte_level_bpe, tiny_llama
-from fixtures.training import build
+from fixtures.training import build, build_module
 
 
 @pytest.fixture
@@ -52,3 +55,28 @@ def test_a_model_that_trains_nothing_is_refused(model, facts_file, tokenizer):
 def test_a_part_of_given_facts_is_taken_by_hand(model, facts_file, tokenizer):
     with pytest.raises(InputError, match="`num_facts` chooses from a set that is named"):
         interference_matrix(model, read_facts(str(facts_file)).facts, tokenizer, num_facts=2)
+
+
+def test_facts_are_given_as_to_score(model, facts_file, tokenizer):
+    facts = read_facts(str(facts_file))
+    expected = interference_matrix(model, facts.facts, tokenizer)
+    for given in (facts, Path(facts_file)):
+        found = interference_matrix(model, given, tokenizer)
+        assert found.fact_id == expected.fact_id
+        np.testing.assert_array_equal(found.gradient_dot, expected.gradient_dot)
+    with pytest.raises(InputError, match="`facts` is empty"):
+        interference_matrix(model, [], tokenizer)
+    with pytest.raises(InputError, match=f"got 2 facts with the id '{facts.facts[0].id}'"):
+        interference_matrix(model, [facts.facts[0], replace(facts.facts[1], id=facts.facts[0].id)], tokenizer)
+    with pytest.raises(InputError, match="`dataset_split` chooses from a set that is named"):
+        interference_matrix(model, facts, tokenizer, dataset_split="test")
+    with pytest.raises(InputError, match="`encoding`: expected an `EncodingPlan`"):
+        interference_matrix(model, facts, tokenizer, encoding={"template": "chat"})
+
+
+def test_of_a_lightning_module_its_model_is_taken(tiny_model, facts_file, tokenizer):
+    module = build_module(tiny_model)
+    with pytest.raises(
+        InputError, match=r"`model`: expected a loaded model of peft, got SemanticPeftModule; give its `\.model`$"
+    ):
+        interference_matrix(module, str(facts_file), tokenizer)

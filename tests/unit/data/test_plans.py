@@ -19,9 +19,11 @@ def test_an_old_name_says_the_new_one(old):
 
 
 def test_only_old_names_have_moved():
-    assert moved_to("data.selection.weighting.init_args.gamma") is None
-    assert moved_to("data.weighting.init_args.gamma") == "`data.weighting` is now `data.selection.weighting`"
-    assert moved_to("data.facts") is None
+    assert moved_to(["data.selection.weighting.init_args.gamma"]) is None
+    assert moved_to(["data.weighting.init_args.gamma"]) == "`data.weighting` is now `data.selection.weighting`"
+    assert moved_to(["data.facts"]) is None
+    both = "`data.template` is now `data.encoding.template`, `model.dtype` is now `model.base_model.dtype`"
+    assert moved_to(["data.template", "data.facts", "model.dtype", "data.template.x"]) == both
 
 
 def test_a_name_that_never_was_is_pythons_own_error():

@@ -1,6 +1,7 @@
 """`score` as a function, and `KnowledgeTrainer.score`, which leaves module and data module as they were."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from lit_semantic_peft.data import score
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import read_facts
 from lit_semantic_peft.models import BaseModel, adapter_state_dict
-from lit_semantic_peft.semantics import HiddenStateDistance, RandomFilter
+from lit_semantic_peft.semantics import HiddenStateDistance, RandomFilter, Surprisal
+from peft import PrefixTuningConfig
 from transformers import PreTrainedModel
 
 from fixtures.training import ONLY_FACTS, build, build_data
@@ -64,6 +66,58 @@ def test_what_score_cannot_use_is_refused(tiny_model, facts_file):
         score(str(facts_file), base, tokenizer=base.load_tokenizer())
 
 
+def test_facts_that_share_an_id_are_refused_and_not_mixed_up(tiny_model, facts_file):
+    first, second, *_ = read_facts(str(facts_file)).facts
+    with pytest.raises(InputError, match=rf"got 2 facts with the id '{first.id}'"):
+        score([first, second, replace(second, id=first.id)], str(tiny_model))
+
+
+def test_one_pipeline_for_every_form_of_the_same_arguments(tiny_model, facts_file):
+    expected = score(str(facts_file), str(tiny_model), [Surprisal()]).to_arrow()
+    facts = read_facts(str(facts_file))
+    for given in (facts, facts.facts, list(facts.facts), Path(facts_file)):
+        assert score(given, Path(tiny_model), Surprisal()).to_arrow() == expected
+
+
+def test_the_split_of_a_named_set_can_be_chosen(tiny_model, facts_file, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [json.loads(line) for line in facts_file.read_text(encoding="utf-8").splitlines()]
+    rows = [{name: row[name] for name in ("prompt", "target")} for row in rows]
+    splits = {"train": datasets.Dataset.from_list(rows[:4]), "test": datasets.Dataset.from_list(rows[4:7])}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "set")
+    found = score(tmp_path / "set", str(tiny_model), Surprisal(), dataset_split="test")
+    assert [fact.prompt for fact in found.facts] == [row["prompt"] for row in rows[4:7]]
+    with pytest.raises(InputError, match="`dataset_split` chooses from a set that is named"):
+        score(found.facts, str(tiny_model), dataset_split="test")
+
+
+def test_a_warning_of_the_reader_is_passed_on(tiny_model, facts_file, caplog):
+    score(str(contradicting(facts_file)), str(tiny_model), Surprisal())
+    assert "the same prompt as an earlier fact with another target, kept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "said"),
+    [
+        ("facts", 3, r"`facts`: expected the name of a set.* got int$"),
+        ("facts", [{"prompt": "a", "target": "b"}], r"`facts`: .* item 0 is of type dict"),
+        ("model", 3, r"`model`: expected a base model, .* got int$"),
+        ("distances", "Surprisal", r"`distances`: expected a distance .* got 'Surprisal'"),
+        ("distances", [Surprisal], r"`distances`: expected a distance .* got <class"),
+        ("encoding", {"template": "chat"}, r"`encoding`: expected an `EncodingPlan`.* got \{'template': 'chat'\}"),
+    ],
+)
+def test_an_argument_of_another_type_says_what_is_expected(tiny_model, facts_file, argument, value, said):
+    arguments = {"facts": str(facts_file), "model": str(tiny_model), argument: value}
+    with pytest.raises(InputError, match=said):
+        score(**arguments)
+
+
+def test_a_fact_alone_is_to_be_put_in_a_list(tiny_model, facts_file):
+    with pytest.raises(InputError, match=r"got Fact; put it in a list"):
+        score(read_facts(str(facts_file)).facts[0], str(tiny_model))
+
+
 def contradicting(facts_file: Path) -> Path:
     path = facts_file.with_name("contradicting.jsonl")
     rows = [json.loads(line) for line in facts_file.read_text(encoding="utf-8").splitlines()]
@@ -80,6 +134,25 @@ def test_a_training_after_score_refuses_contradictions_as_before(tiny_model, fac
     assert "Contradictions (same prompt, different targets): 1" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"different targets|contradict"):
         parts.trainer.fit(parts.module, datamodule=parts.data)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (
+            {"gradient_checkpointing": True, "peft_config": PrefixTuningConfig(num_virtual_tokens=2)},
+            "`gradient_checkpointing` cannot be used with PrefixTuningConfig, which works through the cache",
+        ),
+        ({"adapter": "runs/one/adapter"}, "`model.adapter` 'runs/one/adapter' is for `test` and `predict`"),
+    ],
+)
+def test_a_warm_up_is_refused_where_a_training_would_be(tiny_model, facts_file, tmp_path, model, said):
+    parts = build(tiny_model, facts_file, model=model)
+    trainer = KnowledgeTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(InputError, match=said):
+        trainer.score(parts.module, parts.data, output=str(tmp_path / "scores"), warmup_steps=2)
+    assert not (tmp_path / "scores").exists()
+    trainer.score(parts.module, parts.data, output=str(tmp_path / "scores"))  # no adapter is trained
 
 
 def test_a_training_after_score_is_the_training_without_it(tiny_model, facts_file, tmp_path):

@@ -20,5 +20,5 @@ def test_kept_facts_are_measured_however_few_there_are(tiny_model, facts_file, n
         rows = [row for batch in data.val_dataloader() for row in batch.fact_index.tolist()]
         assert len(set(rows)) == len(rows) == 4
         assert is_kept[rows].sum() == measured_kept
-    data.batches = BatchPlan(max_val_facts=12)
+    data.preparation = replace(data.preparation, batches=BatchPlan(max_val_facts=12))
     assert sorted(row for batch in data.val_dataloader() for row in batch.fact_index.tolist()) == list(range(12))

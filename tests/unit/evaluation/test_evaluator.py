@@ -3,15 +3,20 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from lit_semantic_peft.cache import ContentCache
 from lit_semantic_peft.evaluation import (
     Evaluation,
     EvaluationPlan,
     Evaluator,
     doubt_questions,
     fact_questions,
+    load_answers,
     retention_questions,
+    store_answers,
 )
 from lit_semantic_peft.evaluation import evaluator as evaluation
 from lit_semantic_peft.facts import Fact, Probe
@@ -212,3 +217,23 @@ def test_known_answers_of_the_base_model_are_not_asked_again(encoder):
     assert [(row.after.text, row.after.nll, row.after.kl) for row in again] == [
         (row.after.text, row.after.nll, row.after.kl) for row in fresh
     ]
+
+
+@pytest.mark.parametrize("damage", ["without_a_column", "with_a_null"])
+def test_answers_in_a_damaged_table_are_asked_again(encoder, tmp_path, caplog, damage):
+    questions = everything(encoder)
+    rows = evaluator(encoder).compare(model_of(encoder, 0.3), questions)
+    cache, manifest = ContentCache(tmp_path), {"distances": [{"name": "HiddenStateDistance"}]}
+    answers = {row.question.number: row.before for row in rows}
+    store_answers(cache, manifest, answers)
+    found = load_answers(cache, manifest, questions)
+    assert {number: answer.text for number, answer in found.items()} == {n: one.text for n, one in answers.items()}
+    (path,) = tmp_path.glob("*.parquet")
+    table = pq.read_table(path)
+    name = "number" if damage == "without_a_column" else "winners"
+    damaged = table.drop_columns([name])
+    if damage == "with_a_null":
+        damaged = damaged.append_column(name, pa.nulls(len(table), table.schema.field(name).type))
+    cache.store_table(manifest, damaged)
+    assert load_answers(cache, manifest, questions) is None
+    assert str(path) in caplog.text

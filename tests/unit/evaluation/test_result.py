@@ -203,18 +203,19 @@ def test_retention_is_that_of_texts_and_of_facts_without_a_part_in_training(enco
     expected = {name: value.item() for name, value in metric.compute().items()}
     assert set(expected) == {score.name for score in RETENTION} | {"retention_nll_before", "retention_nll_after"}
     assert result.text_nll == (expected["retention_nll_before"], expected["retention_nll_after"])
-    logged = result.scalars(np.ones(NUM_FACTS, dtype=bool))
+    logged = result.scalars(np.ones(NUM_FACTS, dtype=bool), np.zeros(NUM_FACTS, dtype=bool))
     assert {name: logged[name] for name in expected} == pytest.approx(expected, rel=1e-15)
 
 
-def test_the_logger_gets_each_score_once_over_kept_facts_and_over_the_others(encoder):
+def test_the_logger_gets_each_score_once_over_kept_facts_and_over_dropped_ones(encoder):
     rows, is_untouched, is_kept = random_answers(encoder)
     result = Evaluation(rows, is_untouched, "D")
-    logged = result.scalars(is_kept)
+    is_dropped = ~is_kept & (np.arange(NUM_FACTS) % 4 != 0)  # the others are facts of the splits `retain` and `probe`
+    logged = result.scalars(is_kept, is_dropped)
     for score in SCORES:
         kept, dropped = (
-            np.array([value for value, of in zip(result.scores[score.after], is_kept == side, strict=True) if of])
-            for side in (True, False)
+            np.array([value for value, of in zip(result.scores[score.after], side, strict=True) if of])
+            for side in (is_kept, is_dropped)
         )
         interval = bootstrap_interval(kept[~np.isnan(kept)])
         found = [logged.get(score.name + end) for end in ("", "_low", "_high")]
@@ -244,7 +245,7 @@ def test_pushed_away_compares_what_this_evaluation_measured_of_both_models(encod
     assert columns["distance_before"] == [own[index].before.distances["D"] for index in range(NUM_FACTS)]
     assert columns["distance_after"] == [own[index].after.distances["D"] for index in range(NUM_FACTS)]
     assert "distance" not in columns, "what the filters saw is not the evaluation's"
-    assert result.scalars(is_kept)["pushed_away"] == pytest.approx(
+    assert result.scalars(is_kept, ~is_kept)["pushed_away"] == pytest.approx(
         expected[torch.tensor(is_kept)].float().mean().item()
     )
 
@@ -276,7 +277,7 @@ def test_a_question_that_two_processes_asked_counts_once_and_order_is_restored(e
     whole = Evaluation(rows, is_untouched, "D")
     parts = Evaluation.of_all([rows[1::2], [*rows[::2], rows[1]]], is_untouched, "D")
     assert parts.comparisons == rows
-    assert parts.scalars(is_kept) == whole.scalars(is_kept)
+    assert parts.scalars(is_kept, ~is_kept) == whole.scalars(is_kept, ~is_kept)
 
 
 def test_what_was_not_asked_is_not_measured(encoder):
@@ -288,9 +289,8 @@ def test_what_was_not_asked_is_not_measured(encoder):
     assert columns["pushed_away"][3:] == [None] * (NUM_FACTS - 3)
     assert result.text_nll is None
     assert result.retention == {score.name: [] for score in RETENTION}
-    assert not any(
-        name.startswith(("generalization", "retention")) for name in result.scalars(np.ones(NUM_FACTS, bool))
-    )
+    logged = result.scalars(np.ones(NUM_FACTS, bool), np.zeros(NUM_FACTS, bool))
+    assert not any(name.startswith(("generalization", "retention")) for name in logged)
 
 
 def test_a_model_that_answers_everything_with_one_target_is_exposed_by_locality(encoder):

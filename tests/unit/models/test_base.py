@@ -293,3 +293,13 @@ def test_a_broken_gguf_file_is_refused_and_leaves_nothing(gguf_file, content):
         find_base_model(str(gguf_file))
     assert [path for path in cache_folder().rglob("*") if path.is_file()] == []
     assert list((cache_folder() / "models").iterdir()) == []
+
+
+def test_a_type_of_torch_is_refused_by_its_name_and_a_path_is_a_folder(folder):
+    with pytest.raises(InputError, match=r"got torch\.bfloat16; write 'bfloat16'$"):
+        BaseModel(str(folder), dtype=torch.bfloat16)
+    with pytest.raises(InputError, match=r"got 'int8'$"):
+        BaseModel(str(folder), dtype="int8")
+    with pytest.raises(InputError, match=r"`base_model.name`: expected a text, got "):
+        BaseModel(folder)
+    assert BaseModel.of(folder) == BaseModel(str(folder))

@@ -1,3 +1,4 @@
+import io
 import json
 import re
 from dataclasses import replace
@@ -6,12 +7,18 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.evaluation.scores import SCORES
+from lit_semantic_peft.reports.charts import describe_charts
 from lit_semantic_peft.reports.charts.interference import interference_history, worst_measurement
 from lit_semantic_peft.reports.html import build_report, render_report
 from lit_semantic_peft.reports.records import InterferenceRecord, Summary
 from lit_semantic_peft.reports.run_folder import RunContents, RunFolder
+from lit_semantic_peft.reports.sections import tiles
+from lit_semantic_peft.reports.sentences import summary_sentences
 from lit_semantic_peft.reports.summarize import summarize
 from lit_semantic_peft.reports.tables import write_fact_table, write_interference
+from lit_semantic_peft.reports.terminal import terminal_summary
+from rich.console import Console
 
 HOSTILE = "<script>alert(1)</script></script><!-- & \"quoted\" 'text' {{ 7 * 7 }}"
 
@@ -36,6 +43,24 @@ def test_the_report_is_written_beside_its_plots_and_the_same_twice(run_folder):
     first = path.read_bytes()
     assert build_report(str(run_folder.path)).read_bytes() == first
     assert not list(run_folder.path.rglob(".*"))
+
+
+def test_a_score_has_one_label_wherever_it_is_shown(run_folder):
+    run = run_folder.read()
+    label = {score.name: score.label for score in SCORES}
+    charts = describe_charts(run)
+    rows = charts["recall_before_after"].rows
+    assert {row.label for row in rows} == {label["efficacy"], label["efficacy_teacher_forced"]}
+    assert {row.facts for row in rows} == {"kept facts", "dropped facts"}
+    assert charts["recall_by_epoch"].y_label == label["efficacy_teacher_forced"]
+    shown = [tile["label"].lower() for tile in tiles(run.summary)]
+    assert {label["efficacy"], f"{label['efficacy']}, dropped facts", label["locality"]} <= set(shown)
+    assert page_data(render_report(run))["facts"]["labels"]["efficacy_after"].lower() == label["efficacy"]
+    console = Console(width=120, file=io.StringIO())
+    console.print(terminal_summary(run.summary))
+    assert label["efficacy"] in console.file.getvalue()
+    unmeasured = summary_sentences(replace(run.summary, scores=()), run.facts)
+    assert f"Not measured: {label['efficacy']}." in unmeasured
 
 
 def test_the_report_loads_nothing(run_folder):

@@ -100,6 +100,18 @@ def test_a_user_reads_a_run_by_its_properties(run_folder):
     assert contents.name == "run"
 
 
+def test_the_matrix_is_named_by_the_fact_table_beside_it(run_folder):
+    id_of = dict(zip(*run_folder.facts.select(["fact_index", "fact_id"]).to_pydict().values(), strict=True))
+    matrix = run_folder.matrix
+    assert matrix.fact_id == tuple(id_of[index] for index in matrix.fact_index.tolist())
+    assert list(matrix.to_pandas().columns) == list(matrix.fact_id)
+    assert run_folder.read().matrix.fact_id == matrix.fact_id
+    pq.write_table(run_folder.facts.slice(0, 1), run_folder.paths.facts)
+    assert run_folder.matrix.fact_id == (), "a table of other facts names none"
+    run_folder.paths.facts.unlink()
+    assert run_folder.matrix.fact_id == ()
+
+
 def test_a_manifest_survives_its_file_and_says_what_is_wrong(tmp_path):
     run = RunFolder(tmp_path)
     assert run.fact_ids() is None

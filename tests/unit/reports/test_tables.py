@@ -9,6 +9,7 @@ from lit_semantic_peft.reports.run_folder import RunFolder
 from lit_semantic_peft.reports.tables import (
     FACT_COLUMNS,
     PROBE_COLUMNS,
+    merge_previous,
     read_interference,
     read_table,
     write_fact_table,
@@ -65,6 +66,12 @@ def test_a_wrong_fact_table_is_refused_and_nothing_is_written(tmp_path, columns,
 def test_an_empty_table_can_be_written(tmp_path):
     write_probe_table(tmp_path / "probes.parquet", {column.name: [] for column in PROBE_COLUMNS})
     assert len(read_table(tmp_path / "probes.parquet", PROBE_COLUMNS)) == 0
+
+
+def test_an_earlier_table_fills_only_columns_that_are_known_and_were_not_measured_now():
+    earlier = pa.table({"fact_id": ["a"], "recalled_before": [True], "distance_Own": [0.5], "net_transfer": [-2.0]})
+    found = merge_previous({"fact_id": ["a"], "net_transfer": [1.0], "distance": [3.0]}, earlier)
+    assert found == {"fact_id": ["a"], "net_transfer": [1.0], "distance": [3.0], "distance_Own": [0.5]}
 
 
 def test_reading_fills_missing_optional_columns_and_names_missing_required_ones(tmp_path):

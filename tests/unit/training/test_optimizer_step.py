@@ -119,12 +119,15 @@ def test_base_models_must_agree(tiny_model, facts_file, tmp_path):
     """Facts are measured against the model that is trained, by whatever name both know it."""
     other = save_tiny_model(tmp_path / "other", seed=1)
     here = BaseModel(str(tiny_model))
-    for different in (
-        BaseModel(str(other)), replace(here, dtype="bfloat16"), replace(here, trust_remote_code=True),
-    ):  # fmt: skip
+    for name, different in (
+        ("name", BaseModel(str(other))),
+        ("dtype", replace(here, dtype="bfloat16")),
+        ("trust_remote_code", replace(here, trust_remote_code=True)),
+    ):
         run = build(tiny_model, facts_file, model={"base_model": different})
-        said = f"`base_model` is {different} in the module and {here} in the data module"
-        with pytest.raises(InputError, match=f"{re.escape(said)}.* another model than the one that is trained"):
+        theirs, ours = getattr(different, name), getattr(here, name)
+        said = f"`base_model.{name}` is {theirs!r} in the module and {ours!r} in the data module. Facts"
+        with pytest.raises(InputError, match=f"^{re.escape(said)}.* another model than the one that is trained"):
             run.trainer.fit(run.module, datamodule=run.data)
     same = shutil.copytree(tiny_model, tmp_path / "same")
     for equal in (BaseModel(str(same)), replace(here, revision="main")):  # a folder has no revisions

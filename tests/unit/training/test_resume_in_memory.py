@@ -131,31 +131,40 @@ def test_callbacks_that_were_used_before_act_as_new_ones(tiny_model, facts_file,
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"data": {"mix_strata": True}}, "`mix_strata`: False in the checkpoint, True here"),
+        ({"data": {"mix_strata": True}}, "`data.batches.mix_strata`: False in the checkpoint, True here"),
         ({"data": {"weighting": Online(Focal(3.0))}}, r"Focal\(gamma=2.0\).* in the checkpoint, .*Focal\(gamma=3.0\)"),
-        ({"model": {"retain_batch_size": 2}}, "`retain_batch_size`: 16 in the checkpoint, 2 here"),
-        ({"model": {"schedule": "linear"}}, "`schedule`: constant in the checkpoint, linear here"),
+        ({"model": {"retain_batch_size": 2}}, "`model.retain_batch_size`: 16 in the checkpoint, 2 here"),
+        ({"model": {"schedule": "linear"}}, "`model.schedule`: constant in the checkpoint, linear here"),
         (
             {"model": {"optimizer": partial(torch.optim.AdamW, lr=2e-2)}},
-            r"`optimizer.lr`: 0\.01 in the checkpoint, 0\.02 here",
+            r"`model.optimizer.lr`: 0\.01 in the checkpoint, 0\.02 here",
         ),
-        ({"model": {"optimizer": partial(torch.optim.SGD, lr=1e-2)}}, "`optimizer`: AdamW in the checkpoint, SGD here"),
+        (
+            {"model": {"optimizer": partial(torch.optim.SGD, lr=1e-2)}},
+            "`model.optimizer`: AdamW in the checkpoint, SGD here",
+        ),
         (
             {"data": {"distance": HiddenStateDistance()}},
-            "`distance`: .*ExpectedEmbedding.* in the checkpoint, .*HiddenState",
+            "`data.selection.distance`: .*ExpectedEmbedding.* in the checkpoint, .*HiddenState",
         ),
-        ({"data": {"strata": Strata(num_prompts=1), "mix_strata": True}}, "`strata`: not set in the checkpoint"),
+        (
+            {"data": {"strata": Strata(num_prompts=1), "mix_strata": True}},
+            "`data.selection.strata`: not set in the checkpoint",
+        ),
         ({"trainer": {"gradient_clip_val": 1.0}}, "`trainer.gradient_clip_val`: None in the checkpoint, 1.0 here"),
         ({"trainer": {"precision": "bf16-mixed"}}, "`trainer.precision`: 32-true in the checkpoint, bf16-mixed here"),
-        ({"callbacks": []}, r"`callbacks\.InterferenceWeighting`: objective=worst, .* in the checkpoint, not set here"),
+        (
+            {"callbacks": []},
+            r"`trainer\.callbacks\.InterferenceWeighting`: objective=worst, .* in the checkpoint, not set here",
+        ),
         ({"callbacks": [InterferenceWeighting(beta=2.0)]}, r"beta=1\.0, .* in the checkpoint, .*beta=2\.0, .* here"),
         (
             {"callbacks": [InterferenceWeighting(), GradientSurgery()]},
-            r"`callbacks\.GradientSurgery`: not set in the checkpoint, groups=relation, .* here",
+            r"`trainer\.callbacks\.GradientSurgery`: not set in the checkpoint, groups=relation, .* here",
         ),
         (
             {"callbacks": [InterferenceWeighting(), ConflictAwareBatching("together")]},
-            r"`callbacks\.ConflictAwareBatching`: not set in the checkpoint, mode=together, .* here",
+            r"`trainer\.callbacks\.ConflictAwareBatching`: not set in the checkpoint, mode=together, .* here",
         ),
     ],
 )
@@ -212,3 +221,19 @@ def test_a_checkpoint_of_another_version_is_refused_for_training(tiny_model, fac
     torch.save(checkpoint, tmp_path / "old.ckpt")
     with pytest.raises(InputError, match="written by another version"):
         fit(tiny_model, facts_file, ckpt_path=tmp_path / "old.ckpt")
+
+
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_an_adapter_of_another_strength_is_not_evaluated_whatever_version_wrote_it(
+    tiny_model, facts_file, tmp_path, prefix
+):
+    """An earlier format named the settings of the adapter without `model.`."""
+    parts = fit(tiny_model, facts_file, trainer={"max_epochs": 1})
+    parts.trainer.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    settings = checkpoint["lit_semantic_peft"]["settings"]
+    strength = settings.pop("model.peft_config.lora_alpha")
+    settings |= {f"{prefix}peft_config.lora_alpha": strength + "1"}
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match=rf"`model\.peft_config\.lora_alpha`: {strength}1 in .*, {strength} here"):
+        parts.trainer.validate(parts.module, datamodule=parts.data, ckpt_path=tmp_path / "last.ckpt", verbose=False)

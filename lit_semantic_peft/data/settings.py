@@ -1,0 +1,53 @@
+"""The settings of the data module, read from the one place that has them."""
+
+from lightning.pytorch import LightningDataModule
+
+from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, SelectionPlan
+from lit_semantic_peft.data.prepare import Preparation
+from lit_semantic_peft.evaluation.plan import EvaluationPlan
+from lit_semantic_peft.semantics import Distance, Weighting
+
+
+class ConfiguredDataModule(LightningDataModule):
+    """A data module whose settings are those of its `preparation`; they are read-only here.
+
+    Attributes:
+        preparation: The settings, see `Preparation`.
+    """
+
+    preparation: Preparation
+
+    @property
+    def encoding(self) -> EncodingPlan:
+        """How facts become tokens."""
+        return self.preparation.encoding
+
+    @property
+    def selection(self) -> SelectionPlan:
+        """Which facts are trained, and what each of them weighs."""
+        return self.preparation.selection
+
+    @property
+    def batches(self) -> BatchPlan:
+        """Which facts run together."""
+        return self.preparation.batches
+
+    @property
+    def evaluation(self) -> EvaluationPlan:
+        """What the final evaluation asks beside the facts themselves."""
+        return self.preparation.evaluation
+
+    @property
+    def seed(self) -> int:
+        """Of the choice of facts and of their order."""
+        return self.preparation.seed
+
+    @property
+    def distances(self) -> list[Distance]:
+        """Every distance that is measured; the first one is that of filters and weighting."""
+        return self.preparation.distances
+
+    @property
+    def weighting(self) -> Weighting:
+        """The weighting of the trained facts."""
+        return self.preparation.weighting
