@@ -16,7 +16,8 @@ def test_kept_facts_are_measured_however_few_there_are(tiny_model, facts_file, n
     data.setup("validate")
     for seed in range(5):
         is_kept = np.random.default_rng(seed).permutation(12) < num_kept
-        data.seed, data._prepared = seed, replace(data.prepared, is_kept=is_kept)
+        data.preparation = replace(data.preparation, seed=seed)
+        data._prepared = replace(data.prepared, is_kept=is_kept)
         rows = [row for batch in data.val_dataloader() for row in batch.fact_index.tolist()]
         assert len(set(rows)) == len(rows) == 4
         assert is_kept[rows].sum() == measured_kept
