@@ -47,12 +47,12 @@ def log_plots(trainer: Trainer, folder: RunFolder) -> None:
         trainer: The trainer.
         folder: The run folder with the plots.
     """
-    plots, step = folder.paths.plots, trainer.global_step
+    paths, step = folder.paths, trainer.global_step
 
     def log(run: Any) -> None:
         import wandb
 
-        images = {f"{plots.name}/{path.stem}": wandb.Image(str(path)) for path in sorted(plots.glob("*.png"))}
+        images = {f"{paths.plots.name}/{path.stem}": wandb.Image(str(path)) for path in paths.drawn_plots()}
         run.log({**images, "trainer/global_step": step})
 
     _to_wandb(trainer, "the plots", log)

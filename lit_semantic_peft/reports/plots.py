@@ -33,7 +33,7 @@ def write_plots(folder: RunFolder, charts: Mapping[str, Chart]) -> list[Path]:
     written = []
     for name, panels_of_file in panels.items():
         if any(chart.is_measured for chart in panels_of_file):
-            written.append(folder.paths.plots / f"{name}.png")
+            written.append(folder.paths.plot(name))
             save_png(draw_figure(panels_of_file), written[-1])
     return written
 
@@ -84,6 +84,6 @@ def write_distance_plot(folder: RunFolder, comparison: DistanceComparison) -> Pa
     Returns:
         The file.
     """
-    path = folder.paths.plots / "distances.png"
+    path = folder.paths.plot("distances")
     save_png(plot_distances(comparison), path)
     return path

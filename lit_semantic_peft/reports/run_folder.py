@@ -102,6 +102,18 @@ class RunPaths:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def plot(self, name: str) -> Path:
+        """The file of a plot.
+
+        Args:
+            name: Name of the plot, as `ChartEntry.plot`.
+        """
+        return self.plots / f"{name}.png"
+
+    def drawn_plots(self) -> list[Path]:
+        """The plots that are there, by name."""
+        return sorted(self.plots.glob("*.png"))
+
 
 ENTRIES: tuple[Entry, ...] = tuple(entry for entry in vars(RunPaths).values() if isinstance(entry, Entry))
 """All files and folders of a run."""
