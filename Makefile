@@ -42,7 +42,7 @@ study: $(STAMP)  ## does it help? SETTING=smoke (minutes), cpu (hours, 50 minute
 PYTEST := $(BIN)/python -m pytest -q
 
 test: $(STAMP) lint  ## lint, types, all tests but those of test-long, which are only collected
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/cli tests/unit tests/test_architecture.py lit_semantic_peft
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/cli tests/unit tests/test_*.py lit_semantic_peft
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile tests/distributed
 	$(PYTEST) tests/integration
 

@@ -204,7 +204,7 @@ def test_own_data_module_and_an_optimizer_of_matrices_alone_go_on(tiny_model, fa
     fit(tiny_model, facts_file, trainer={"max_epochs": 1}, **own).trainer.save_checkpoint(tmp_path / "half.ckpt")
     resumed = fit(tiny_model, facts_file, ckpt_path=tmp_path / "half.ckpt", **own).module
     assert resumed.global_step == 6
-    with pytest.raises(InputError, match="where a data module of class KnowledgeDataModule went on"):
+    with pytest.raises(InputError, match="no position in the data for a data module of class KnowledgeDataModule"):
         fit(tiny_model, facts_file, model=muon, ckpt_path=tmp_path / "half.ckpt")
 
 
