@@ -75,9 +75,9 @@ class Weighting(ABC):
             float32 `(B,)`, ≥ 0.
 
         Raises:
-            NotImplementedError: If the weighting is not online.
+            TypeError: If the weighting is not online.
         """
-        raise NotImplementedError(f"{type(self).__name__} is not online")
+        raise TypeError(f"{type(self).__name__} is not online")
 
 
 class Uniform(Weighting):
