@@ -22,6 +22,7 @@ from lit_semantic_peft.tokens import FactEncoder, collate
 from peft import LoraConfig, PromptTuningConfig
 
 from fixtures.models import byte_level_bpe, tiny_llama
+from fixtures.releases import answers_with_virtual_tokens
 
 DISTANCES = [ExpectedEmbeddingDistance(), HiddenStateDistance(), ResponseDistance(), Surprisal()]
 FACTS = [
@@ -191,8 +192,10 @@ def test_an_alias_that_cannot_be_trained_does_not_stop_scoring(model):
 
 @pytest.mark.parametrize(
     "config",
-    [LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False), PromptTuningConfig(num_virtual_tokens=3)],
-    ids=["lora", "prompt_tuning"],
+    [
+        pytest.param(LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False), id="lora"),
+        pytest.param(PromptTuningConfig(num_virtual_tokens=3), id="prompt_tuning", marks=answers_with_virtual_tokens),
+    ],
 )
 def test_an_adapter_is_measured_and_can_be_switched_off(model, encoder, config):
     base = score_facts(model, encoder, FACTS, DISTANCES)
