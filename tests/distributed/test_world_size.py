@@ -151,4 +151,4 @@ def test_the_ranks_repeat_facts_in_validation(tiny_model, facts_file):
     ]
     assert sorted(set(seen)) == list(range(12))
     assert len(seen) > 12
-    assert build_data(tiny_model, facts_file).eval_batch_size == 64
+    assert build_data(tiny_model, facts_file).batches.eval_batch_size == 64
