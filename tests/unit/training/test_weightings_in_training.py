@@ -171,5 +171,5 @@ def test_a_schedule_with_another_end_cannot_be_resumed(tiny_model, facts_file, t
     ).module
     module.trainer.save_checkpoint(tmp_path / "half.ckpt")
     other = {"weighting": Scheduled(Proximity(), Proximity())}
-    with pytest.raises(InputError, match="`data.selection.weighting`: fact 'town-"):
+    with pytest.raises(InputError, match=r"`data.selection.weighting`: fact 'town-"):
         fit(tiny_model, facts_file, data=other, ckpt_path=str(tmp_path / "half.ckpt"))
