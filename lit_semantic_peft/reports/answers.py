@@ -38,7 +38,7 @@ def _row(
 
     return {
         "name": definition.name,
-        "description": definition.description,
+        "description": definition.description.replace("`", ""),  # plain text on the page
         "before": text(before),
         "after": text(after),
         "count": count(after or before),
