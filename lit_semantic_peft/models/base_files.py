@@ -137,7 +137,10 @@ def _from_gguf(name: str, path: Path, public_name: str) -> BaseModelSource:
 
 
 def _convert_gguf(path: Path, folder: Path) -> None:
-    """Dequantises a GGUF file into a folder of safetensors that appears whole or not at all."""
+    """Dequantises a GGUF file into a folder of safetensors that appears whole or not at all.
+
+    The random generator stays as it was, so that a first run draws the same adapter as later ones.
+    """
     logger.info("Converting %s to safetensors in %s (once, about 20 seconds for 135M parameters)", path.name, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
@@ -151,7 +154,8 @@ def _convert_gguf(path: Path, folder: Path) -> None:
         config = quantized.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.random.fork_rng(devices=[]):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(quantized.state_dict())
         with quiet_loading():
             model.save_pretrained(temporary)
