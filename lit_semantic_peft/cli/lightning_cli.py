@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ class SemanticPeftCLI(LightningCLI):
         config.trainer.default_root_dir = config.trainer.default_root_dir or _DEFAULT_RUN
         self.run_folder = RunFolder(config.trainer.default_root_dir)
         self._before = _entries(self.run_folder)
+        self._missing_parents = [parent for parent in self.run_folder.path.parents if not parent.exists()]
         _keep_wandb_in(config.trainer, self.run_folder)
         if self.subcommand == "score":  # looks at facts in one process, whatever the configuration trains with
             devices = config.trainer.devices
@@ -204,6 +205,9 @@ class SemanticPeftCLI(LightningCLI):
             return False
         if self._before is None:
             shutil.rmtree(self.run_folder.path, ignore_errors=True)
+            for parent in self._missing_parents:
+                with suppress(OSError):  # another run is in it
+                    parent.rmdir()
             return True
         for path in (_entries(self.run_folder) or set()) - self._before:
             if path.is_dir():
