@@ -1,4 +1,4 @@
-"""Paths: what is absent, is a file instead of a folder, is too long, leads in a circle, or may not be read or written."""
+"""Paths that are absent, files instead of folders, too long, circular, or may not be read or written."""
 
 import gzip
 import json
