@@ -161,7 +161,7 @@ class FactReport(FreshCallback):
             )  # fmt: skip
         run = self._write(trainer, pl_module)
         if run is not None and not self.is_test_next:
-            build_report(trainer.default_root_dir, run)
+            _report_of(trainer, run)
         self._stopwatch.stop()
 
     @override
@@ -169,7 +169,7 @@ class FactReport(FreshCallback):
         """Writes everything, logs it to W&B where that is in use, and shows the summary."""
         run = self._write(trainer, pl_module)
         if run is not None:
-            report = build_report(trainer.default_root_dir, run)
+            report = _report_of(trainer, run)
         self._stopwatch.stop()
         if run is not None:
             folder = RunFolder(trainer.default_root_dir)
@@ -178,7 +178,7 @@ class FactReport(FreshCallback):
             if self.wandb_artifact:
                 log_run_files(trainer, folder, run.facts, with_text=self.log_fact_text)
             if self.show_summary:
-                show(trainer, pl_module, terminal_summary(run.summary), f"Report: {report}")
+                show(trainer, pl_module, terminal_summary(run.summary), report)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -196,3 +196,13 @@ class FactReport(FreshCallback):
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> RunContents | None:
         assert isinstance(pl_module, SemanticPeftModule)
         return write_results(trainer, pl_module, self.epochs, self._stopwatch)
+
+
+def _report_of(trainer: Trainer, run: RunContents) -> str:
+    """Builds the report and says where it is. A run whose adapter and tables are written does not fail for its page."""
+    folder = trainer.default_root_dir
+    try:
+        return f"Report: {build_report(folder, run)}"
+    except Exception as error:
+        logger.warning("The report cannot be made: %s: %s", type(error).__name__, error)
+        return f"Adapter and tables: {folder}. `lit-semantic-peft report {folder}` tries again to make the report."
