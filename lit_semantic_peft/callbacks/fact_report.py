@@ -15,7 +15,7 @@ from lit_semantic_peft.callbacks.terminal import show
 from lit_semantic_peft.callbacks.wandb_tables import log_fact_table, log_plots, log_run_files
 from lit_semantic_peft.data import agreed
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.reports import EpochRecord, RunContents, RunFolder, build_report, fact_table, terminal_summary
+from lit_semantic_peft.reports import EpochRecord, RunContents, RunFolder, fact_table, terminal_summary, try_report
 from lit_semantic_peft.stopwatch import Stopwatch
 from lit_semantic_peft.training import SemanticPeftModule
 from lit_semantic_peft.training.identity import FreshCallback
@@ -161,7 +161,7 @@ class FactReport(FreshCallback):
             )  # fmt: skip
         run = self._write(trainer, pl_module)
         if run is not None and not self.is_test_next:
-            _report_of(trainer, run)
+            try_report(trainer.default_root_dir, run)
         self._stopwatch.stop()
 
     @override
@@ -169,7 +169,7 @@ class FactReport(FreshCallback):
         """Writes everything, logs it to W&B where that is in use, and shows the summary."""
         run = self._write(trainer, pl_module)
         if run is not None:
-            report = _report_of(trainer, run)
+            report = try_report(trainer.default_root_dir, run)
         self._stopwatch.stop()
         if run is not None:
             folder = RunFolder(trainer.default_root_dir)
@@ -196,13 +196,3 @@ class FactReport(FreshCallback):
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> RunContents | None:
         assert isinstance(pl_module, SemanticPeftModule)
         return write_results(trainer, pl_module, self.epochs, self._stopwatch)
-
-
-def _report_of(trainer: Trainer, run: RunContents) -> str:
-    """Builds the report and says where it is. A run whose adapter and tables are written does not fail for its page."""
-    folder = trainer.default_root_dir
-    try:
-        return f"Report: {build_report(folder, run)}"
-    except Exception as error:
-        logger.warning("The report cannot be made: %s: %s", type(error).__name__, error)
-        return f"Adapter and tables: {folder}. `lit-semantic-peft report {folder}` tries again to make the report."

@@ -1,6 +1,7 @@
 """The report: one page that needs no network, from the files of a run folder."""
 
 import json
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from lit_semantic_peft.reports.sections import (
 )
 from lit_semantic_peft.reports.sentences import known_facts_were_dropped, summary_sentences
 from lit_semantic_peft.reports.side_effects import measure_side_effects
+
+logger = logging.getLogger(__name__)
 
 MAX_TABLE_ROWS = 10_000
 """Facts in the page's table; a larger run shows an even sample, with a note."""
@@ -57,6 +60,23 @@ def build_report(run_folder: str | Path | RunFolder, contents: RunContents | Non
     page = render_report(run, charts, attempts)
     write_text(folder.paths.report, page)
     return folder.paths.report
+
+
+def try_report(run_folder: str | Path, contents: RunContents) -> str:
+    """Builds the report at the end of a run, which does not fail for it: adapter and tables are written by then.
+
+    Args:
+        run_folder: The run folder.
+        contents: What it holds.
+
+    Returns:
+        Where the report is, or why there is none, as a line for the terminal.
+    """
+    try:
+        return f"Report: {build_report(run_folder, contents)}"
+    except Exception as error:
+        logger.warning("The report cannot be made: %s: %s", type(error).__name__, error)
+        return f"Adapter and tables: {run_folder}. `lit-semantic-peft report {run_folder}` makes the report."
 
 
 def render_report(run: RunContents, charts: dict[str, Chart] | None = None, attempts: Attempts | None = None) -> str:

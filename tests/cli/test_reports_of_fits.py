@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 from lit_semantic_peft.__main__ import main
-from lit_semantic_peft.callbacks import fact_report
-from lit_semantic_peft.reports import RunFolder
+from lit_semantic_peft.reports import RunFolder, html
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def test_a_report_that_cannot_be_made_costs_nothing_else(fit, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("no paper")
 
-    monkeypatch.setattr(fact_report, "build_report", fail)
+    monkeypatch.setattr(html, "build_report", fail)
     folder, shown = fit({"prompt": "The seat of Zorvex is in", "target": "Lund"})
     assert "The report cannot be made: RuntimeError: no paper" in shown
     assert "`lit-semantic-peft report run`" in shown.replace("\n", " ")
