@@ -3,13 +3,13 @@
 import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeGuard
 
 from lit_semantic_peft.facts.reading import Place, Reading, Row, described, listed, shown, unencodable
-from lit_semantic_peft.facts.schema import SPLITS, Fact, Probe, Split, content_id
+from lit_semantic_peft.facts.schema import SPLITS, Fact, Form, Probe, Split, content_id
 
 SPLIT_SYNONYMS: Mapping[str, Split] = {
     "train": "inject",
@@ -24,7 +24,7 @@ SPLIT_SYNONYMS: Mapping[str, Split] = {
 _TEXT_FIELDS = ("id", "subject", "relation", "prompt", "target", "joiner", "target_true", "question", "split", "source")
 _LIST_FIELDS = ("aliases", "paraphrases")
 _PROBE_FIELDS = ("neighborhood", "portability")
-FIELDS: tuple[str, ...] = (*_TEXT_FIELDS, *_LIST_FIELDS, *_PROBE_FIELDS)
+FIELDS: tuple[str, ...] = (*_TEXT_FIELDS, *_LIST_FIELDS, "forms", *_PROBE_FIELDS)
 """The fields of the contract."""
 
 _PROBES_EXPECTED = 'a list of {"prompt": ..., "target": ...}'
@@ -110,6 +110,7 @@ class _RowChecker:
             joiner=joiner,
             target_true=self.text("target_true").strip() or None,
             paraphrases=self.texts("paraphrases"),
+            forms=self.forms(),
             neighborhood=self.probes("neighborhood"),
             portability=self.probes("portability"),
             question=self.text("question") or None,
@@ -181,8 +182,34 @@ class _RowChecker:
                 self.problem(f"{name}[{index}]", "text that is not empty", shown(item))
         return tuple(item.strip() for item in items)
 
+    def forms(self) -> tuple[Form, ...]:
+        forms = []
+        for place, item, parts in self.prompts_with_targets("forms"):
+            joiner = self.joiner() if item.get("joiner") is None else item["joiner"]
+            if self.is_text(f"{place}.joiner", "text", joiner):
+                forms.append(Form(*parts, joiner))
+        return tuple(forms)
+
     def probes(self, name: str) -> tuple[Probe, ...]:
         probes = []
+        for place, item, parts in self.prompts_with_targets(name):
+            hops = item.get("hops")
+            needs = item.get("needs") or []
+            trainable = False if item.get("trainable") is None else item["trainable"]
+            if hops is not None and not (_is_number(hops) and hops >= 1):
+                self.problem(f"{place}.hops", "a whole number of at least 1", described(hops))
+            elif not isinstance(needs, list | tuple) or not all(
+                isinstance(one, str) or _is_number(one) for one in needs
+            ):
+                self.problem(f"{place}.needs", "a list of ids", described(needs))
+            elif not isinstance(trainable, bool):
+                self.problem(f"{place}.trainable", "true or false", described(trainable))
+            else:
+                probes.append(Probe(*parts, hops or 1, tuple(map(str, needs)), trainable))
+        return tuple(probes)
+
+    def prompts_with_targets(self, name: str) -> Iterator[tuple[str, Mapping[str, Any], tuple[str, str]]]:
+        """Place, object, and stripped prompt and target of each item of a list; what lacks one is a problem."""
         for index, item in enumerate(self.items(name, _PROBES_EXPECTED, self.row.get(name, []))):
             place = f"{name}[{index}]"
             if not isinstance(item, Mapping):
@@ -195,17 +222,8 @@ class _RowChecker:
                     parts[part] = value.strip() if part == "target" else value.rstrip()
                     if not parts[part]:
                         self.problem(f"{place}.{part}", "text that is not empty", shown(value))
-            hops = item.get("hops")
-            needs = item.get("needs") or []
-            if hops is not None and not (_is_number(hops) and hops >= 1):
-                self.problem(f"{place}.hops", "a whole number of at least 1", described(hops))
-            elif not isinstance(needs, list | tuple) or not all(
-                isinstance(one, str) or _is_number(one) for one in needs
-            ):
-                self.problem(f"{place}.needs", "a list of ids", described(needs))
-            elif len(parts) == 2:
-                probes.append(Probe(parts["prompt"], parts["target"], hops or 1, tuple(map(str, needs))))
-        return tuple(probes)
+            if len(parts) == 2:
+                yield place, item, (parts["prompt"], parts["target"])
 
     def items(self, name: str, expected: str, value: Any) -> list[Any]:
         if self.cells and isinstance(value, str):
