@@ -23,6 +23,7 @@ from lit_semantic_peft.callbacks import (
     InterferenceMonitor,
     NonBlockingWandbLogger,
 )
+from lit_semantic_peft.cli.recipe import RecipeName, apply_recipe
 from lit_semantic_peft.cli.run_checks import checkpoint_of, refuse_what_would_be_ignored
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import remove_leftovers, write_text
@@ -68,6 +69,13 @@ class SemanticPeftCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the callbacks as sections of the YAML."""
+        parser.add_argument(
+            "--recipe",
+            type=RecipeName,
+            default="auto",
+            help="`auto` chooses steps, learning rate, forms and what is held still, as far as they are not given; "
+            "`plain` trains the facts' own prompts and holds nothing still. Of `fit` only.",
+        )
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
         parser.add_lightning_class_args(AdapterExport, "export")
         parser.add_lightning_class_args(InterferenceMonitor, "interference")
@@ -75,7 +83,7 @@ class SemanticPeftCLI(LightningCLI):
         parser.set_defaults(
             {
                 "trainer.default_root_dir": _DEFAULT_RUN,
-                "trainer.max_epochs": 8,
+                "trainer.max_epochs": None,
                 "trainer.log_every_n_steps": 1,
                 "trainer.num_sanity_val_steps": 0,
                 "trainer.enable_model_summary": False,
@@ -117,6 +125,8 @@ class SemanticPeftCLI(LightningCLI):
                 "another by `--trainer.default_root_dir runs/NAME`, or delete it."
             )
         config.ckpt_path = ckpt_path
+        if self.subcommand == "fit":
+            apply_recipe(config.recipe, config)
         if self.subcommand in ("test", "predict") and ckpt_path is None and config.model.adapter is None:
             raise InputError(
                 f"`{self.subcommand}` needs a trained adapter: `--ckpt_path last` (or a file), or `--model.adapter` "

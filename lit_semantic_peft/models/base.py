@@ -166,6 +166,20 @@ class BaseModel:
         """
         return num_positions(self._load_config())
 
+    def count_parameters(self) -> int:
+        """Number of the model's parameters, without loading them; tied ones count once.
+
+        Raises:
+            InputError: If the folder's configuration is not that of a known model.
+        """
+        config = self._load_config()
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"`base_model`: no causal language model in {self.name}: {first_line(error)}") from error
+        return sum(parameter.numel() for parameter in model.parameters())
+
     def _load_config(self) -> PreTrainedConfig:
         folder = self.source.folder
         try:
