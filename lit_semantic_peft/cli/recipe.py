@@ -1,13 +1,15 @@
 """`--recipe auto`: fills the settings that the user left open, before anything is built from them."""
 
 import logging
+from importlib import import_module
 from typing import Any, Literal
 
 from jsonargparse import Namespace
+from peft import LoraConfig, PeftConfig
 
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.given import given_facts
 from lit_semantic_peft.models import BaseModel
-from lit_semantic_peft.models.attach import DEFAULT_PEFT_CONFIG
 from lit_semantic_peft.training.recipe import Recipe, choose_recipe
 
 logger = logging.getLogger(__name__)
@@ -54,18 +56,28 @@ def apply_recipe(name: RecipeName, config: Namespace) -> None:
 
 def _recipe_for(config: Namespace) -> Recipe:
     data = config.data
-    facts = given_facts(
-        data.facts, num_facts=data.num_facts, seed=data.seed, dataset_split=data.dataset_split
-    )
+    facts = given_facts(data.facts, num_facts=data.num_facts, seed=data.seed, dataset_split=data.dataset_split)
     base = BaseModel(**vars(config.model.base_model))
     devices = config.trainer.devices if isinstance(config.trainer.devices, int) else 1
     return choose_recipe(
         facts,
         base.count_parameters(),
-        DEFAULT_PEFT_CONFIG,
+        _peft_config(config.model.peft_config),
         set_name=data.facts,
         facts_per_step=data.batches.micro_batch_size * (config.trainer.accumulate_grad_batches or 1) * devices,
     )
+
+
+def _peft_config(described: Namespace | None) -> PeftConfig:
+    """The adapter's configuration; LoRA's where there is none."""
+    if described is None:
+        return LoraConfig()
+    module, _, name = described.class_path.rpartition(".")
+    try:
+        config: PeftConfig = getattr(import_module(module), name)(**vars(described.get("init_args") or Namespace()))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`model.peft_config`: {error}") from error
+    return config
 
 
 def _as_settings(recipe: Recipe) -> dict[str, tuple[Any, str, str]]:
@@ -75,7 +87,7 @@ def _as_settings(recipe: Recipe) -> dict[str, tuple[Any, str, str]]:
     )
     sources = recipe.forms.sources or []
     taught = ", ".join(f"{source.name} {source.share:.0%}" for source in sources) or "the facts' own prompts only"
-    held = ", ".join(source.described for source in recipe.retain)
+    held = ", ".join(f"{source.kind} (weight {source.weight:g})" for source in recipe.retain)
     forms = Namespace(sources=[_described(one) for one in sources], from_paraphrases=recipe.forms.from_paraphrases)
     return {
         "trainer.max_steps": (recipe.num_steps, str(recipe.num_steps), recipe.reasons["num_steps"]),

@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig
 
 from lit_semantic_peft.data.plans import FormsPlan
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.facts.forms import FormSource, Given, Question, Reversed, Templates, builtin_templates
 from lit_semantic_peft.facts.forms.frames import question_of, reversible
-from lit_semantic_peft.models.peft_traits import LORA_LEARNING_RATE, traits_of
+from lit_semantic_peft.models import traits_of
 from lit_semantic_peft.training.retain import KnownFacts, OwnSamples, RetainSource
 
 PASSES = 16
@@ -94,7 +94,7 @@ def choose_recipe(
 
 def _rate(num_parameters: int, peft_config: PeftConfig) -> tuple[float, str]:
     _, of_lora, origin = next(row for row in _RATES if num_parameters <= row[0])
-    rate = of_lora * traits_of(peft_config).learning_rate / LORA_LEARNING_RATE
+    rate = of_lora * traits_of(peft_config).learning_rate / traits_of(LoraConfig()).learning_rate
     return rate, f"{origin} for {num_parameters / 1e6:,.0f}M parameters and {peft_config.peft_type.value}"
 
 

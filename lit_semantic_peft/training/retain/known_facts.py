@@ -1,5 +1,6 @@
 """Facts that the base model answers rightly and with confidence: the run's own, else built-in ones."""
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.tokens import EncodedFact, FactEncoder
 from lit_semantic_peft.training.retain.context import RetainContext
 from lit_semantic_peft.training.retain.source import RetainedText, RetainSource
+
+logger = logging.getLogger(__name__)
 
 _MOST_OF_OWN = 0.5
 """Share of the run's own known facts that is retained at most: the others show what training did to such facts."""
@@ -37,7 +40,7 @@ class KnownFacts(RetainSource):
         seed: As in `RetainSource`.
 
     Raises:
-        InputError: If a setting is out of its range; from `texts`, if the base model knows none.
+        InputError: If a setting is out of its range.
     """
 
     def __init__(
@@ -84,9 +87,11 @@ class KnownFacts(RetainSource):
         pool = builtin_facts(prepared.facts, context.data_seed).retainable
         known = own + self._builtin(context, pool, self.num_facts - len(own))
         if not known:
-            raise InputError(
-                f"`KnownFacts`: the base model knows none of {len(pool)} built-in facts with a probability of at least "
-                f"{self.min_probability:g}. Lower `min_probability`, or use `OwnSamples` or `RetainSplit`."
+            logger.warning(
+                "`KnownFacts`: the base model knows none of %d built-in facts with a probability of at least %g, so no "
+                "known fact is retained.",
+                len(pool),
+                self.min_probability,
             )
         return [RetainedText(EncodedFact(one.prompt_ids, one.target_ids)) for one in known]
 

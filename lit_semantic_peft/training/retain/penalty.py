@@ -38,7 +38,7 @@ class Retained:
 
     Attributes:
         source: The source.
-        texts: All its texts, at least one.
+        texts: All its texts.
         teacher: What the base model predicts in them; None to ask it in each step.
     """
 
@@ -215,8 +215,10 @@ class RetainPenalty:
         return top_tokens(without_tokens(logits, targets) if drops_target else logits, None)
 
 
-def retain_penalty(module: "SemanticPeftModule") -> RetainPenalty:
-    """The penalty of a training. A collective: the first rank finds the texts and what the base model predicts.
+def retain_penalty(module: "SemanticPeftModule") -> RetainPenalty | None:
+    """The penalty of a training; None where no source has a text.
+
+    A collective: the first rank finds the texts and what the base model predicts.
 
     Args:
         module: With its model, in a trainer.
@@ -244,14 +246,16 @@ def retain_penalty(module: "SemanticPeftModule") -> RetainPenalty:
         data.batches.eval_batch_size,
         trainer.precision_plugin.train_step_context,
     )
-    return RetainPenalty([_retained(source, context) for source in module.retain], encoder.pad_id, batch_size)
+    found = [_retained(source, context) for source in module.retain]
+    retained = [one for one in found if one.texts]
+    return RetainPenalty(retained, encoder.pad_id, batch_size) if retained else None
 
 
 def _retained(source: RetainSource, context: RetainContext) -> Retained:
     texts = from_first_rank(lambda: list(source.texts(context)))
     logger.info("Retained: %d texts of %s", len(texts), source.described)
     k = source.top_k
-    if k is None:
+    if k is None or not texts:
         return Retained(source, texts, None)
     top = from_first_rank(lambda: store_teacher(context, texts, k, drops_target=source.drops_target))
     return Retained(source, texts, StoredTeacher(top, np.cumsum([one.student.num_target_tokens for one in texts])))

@@ -107,7 +107,7 @@ class RetainSource(ABC):
 
     @abstractmethod
     def texts(self, context: "RetainContext") -> Sequence[RetainedText]:
-        """All texts of the source, the same in each call. Runs on the first rank alone.
+        """All texts of the source, the same in each call; a source without any adds nothing. On the first rank alone.
 
         Args:
             context: The base model, the tokenizer, the facts, the cache.
