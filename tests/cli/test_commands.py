@@ -22,6 +22,7 @@ from fixtures.models import save_tiny_model
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 SMALL = [
     "--trainer.max_epochs=2",
+    "--recipe=plain",
     "--trainer.accelerator=cpu",
     "--trainer.devices=1",
     "--trainer.strategy=auto",

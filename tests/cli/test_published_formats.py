@@ -77,7 +77,7 @@ def test_what_cannot_be_read_is_refused_without_leaving_anything(command, record
 
 def test_a_published_file_is_trained_on_as_it_is(tiny_model, counterfact, capsys):
     settings = [f"--model.base_model={tiny_model}", f"--data.facts={counterfact}", "--trainer.accelerator=cpu"]
-    run = [*settings, "--trainer.default_root_dir=runs/one", "--trainer.max_epochs=1"]
+    run = [*settings, "--trainer.default_root_dir=runs/one", "--trainer.max_epochs=1", "--recipe=plain"]
     assert main(["fit", *run, "--trainer.enable_progress_bar=false"]) == 0, capsys.readouterr().err
     log = capsys.readouterr().err
     assert "CounterFact, 6 records; left out: record (1: another answer to the prompt of an earlier record)" in log
