@@ -341,8 +341,14 @@ def cached_scores(
     def decode(table: pa.Table) -> ScoredFacts:
         return scored_from_table(table, first)
 
+    def decode_whole(table: pa.Table) -> ScoredFacts:
+        whole = decode(table)
+        if whole.fact_id != tuple(fact.id for fact in facts):
+            raise ValueError("the scores are of other facts")
+        return whole
+
     def cached() -> ScoredFacts | dict[int, ScoredFacts]:
-        whole = cache.load_table(manifest, decode)
+        whole = cache.load_table(manifest, decode_whole)
         if whole is not None:
             return whole
         found = {}
