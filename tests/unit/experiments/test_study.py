@@ -326,7 +326,7 @@ def test_a_run_names_everything_that_its_numbers_depend_on(name):
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("model.retain_weight", "model.retain_weight"),
+        ("model.retain", "model.retain"),
         ("model.base_model.dtype", "model.base_model.dtype"),
         ("data.seed", "data.seed"),
         ("data.batches.bucket_steps", "data.batches.bucket_steps"),
