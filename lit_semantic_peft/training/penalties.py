@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.interference.undisturbed import undisturbed
 from lit_semantic_peft.models import target_logits, traits_of
 from lit_semantic_peft.models.compiled import eagerly
 from lit_semantic_peft.models.objective import predicting_mask
+from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.own_gradient import flattened, sum_over_ranks, unflattened
 from lit_semantic_peft.training.rotation import rotating_choice

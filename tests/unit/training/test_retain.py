@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.interference.undisturbed import undisturbed
+from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.semantics import KnownFilter
 from lit_semantic_peft.tokens import IGNORE_INDEX
 from lit_semantic_peft.training.penalties import RetainPenalty, retain_kl
