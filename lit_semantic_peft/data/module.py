@@ -95,6 +95,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
         self.max_new_tokens = max_new_tokens
         self.base_model = None if base_model is None else BaseModel.of(base_model)
         self.answer_cache = ContentCache(Path(cache_dir or cache_folder()) / "answers")
+        self.retain_cache = ContentCache(Path(cache_dir or cache_folder()) / "retained")
         self.stopwatch = Stopwatch()
         self._base: BaseModel | None = None
         self._encoder: FactEncoder | None = None
