@@ -30,6 +30,7 @@ from lit_semantic_peft.models import (
     load_adapter_state_dict,
     traits_of,
 )
+from lit_semantic_peft.models.attach import require_answer
 from lit_semantic_peft.models.compiled import compile_layers
 from lit_semantic_peft.models.library_versions import misreads_cache
 from lit_semantic_peft.tokens import Batch
@@ -160,6 +161,18 @@ class SemanticPeftModule(EvaluatingModule):
         if self.adapter:
             return load_adapter(base, self.adapter, self.base_model.source)
         return attach_adapter(base, self.peft_config)
+
+    def check_adapter(self) -> None:
+        """Attaches or loads the adapter, runs it once and discards it, so that nothing is scored for one that fails.
+
+        The random generator and this module's model are not changed.
+
+        Raises:
+            InputError: If the base model is not found, or the adapter does not fit it.
+        """
+        if self._model is None:
+            with torch.random.fork_rng(devices=[]):
+                require_answer(self._load())
 
     def complete_situation(self, situation: Situation) -> Situation:
         """Adds what the rules of `compatibility` need to know of this module, see `KnowsSituation`.
