@@ -68,6 +68,8 @@ def score_into(
     base = base_model_of(data.base_model, module)
     learned = None if run is None else _learned(RunFolder(run), base)
     encoder = encoder_of(base, data.encoding)
+    if warm_up is not None:
+        module.check_adapter()
     preparation = replace(data.preparation, contradictions="keep")
     prepared = preparation.prepare(preparation.read(encoder), base, encoder, device, Stopwatch())
     comparison = compare_distances(prepared.scored.distances, prepared.scored.fact_id, learned)

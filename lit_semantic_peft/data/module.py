@@ -20,7 +20,7 @@ from lit_semantic_peft.data.questions import answer_manifest, final_questions
 from lit_semantic_peft.data.ranks import agreed
 from lit_semantic_peft.data.scoring import default_device, encoder_of
 from lit_semantic_peft.data.settings import ConfiguredDataModule
-from lit_semantic_peft.data.situation import check_trainer
+from lit_semantic_peft.data.situation import check_adapter, check_trainer
 from lit_semantic_peft.data.steps import planned_steps
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
@@ -95,6 +95,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
         self.max_new_tokens = max_new_tokens
         self.base_model = None if base_model is None else BaseModel.of(base_model)
         self.answer_cache = ContentCache(Path(cache_dir or cache_folder()) / "answers")
+        self.retain_cache = ContentCache(Path(cache_dir or cache_folder()) / "retained")
         self.stopwatch = Stopwatch()
         self._base: BaseModel | None = None
         self._encoder: FactEncoder | None = None
@@ -137,6 +138,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
             encoder = self.encoder
             if self._prepared is None and not (stage == "predict" and self.prompts):
                 self._read = read = agreed(lambda: self.preparation.read(encoder))
+                check_adapter(self.trainer)
                 self._prepared = self.preparation.prepare(read, base, encoder, self.device, self.stopwatch)
 
     def _find_base_model(self) -> BaseModel:

@@ -29,7 +29,7 @@ class PreparedFacts:
         reason: Why a fact is not kept: a filter's reason, or `retain` or `probe` for its split; None if it is.
         weights: The planned factor of each fact's loss.
         key: Content key of the facts and of everything that decided their status.
-        retained_index: Fact indices whose answers training retains (`retain_weight`) instead of teaching them.
+        retained_index: Fact indices whose answers training retains (`model.retain`) instead of teaching them.
     """
 
     facts: tuple[Fact, ...]

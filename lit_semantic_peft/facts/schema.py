@@ -1,6 +1,6 @@
 """What a fact is: the data contract that every reader produces and every later stage relies on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -10,6 +10,9 @@ Split = Literal["inject", "retain", "probe"]
 """`inject`: trained. `retain`: must not change. `probe`: only measured."""
 
 SPLITS: tuple[Split, ...] = get_args(Split)
+
+YES_NO = ("yes", "no")
+"""The answers of a question of `Fact.yes_no`, in lower case."""
 
 _ID_DIGITS = 16
 
@@ -66,6 +69,7 @@ class Fact:
         forms: Other prompts, each with what follows, to be trained where `data.forms` says so.
         neighborhood: Near prompts whose answers must not change.
         portability: Questions whose answers follow from the fact.
+        yes_no: Questions about the fact to be answered by `Yes` or `No`.
         question: The prompt as a question, where the source gives one.
         split: `inject` (trained), `retain` (must not change) or `probe` (only measured).
         source: Where the fact comes from.
@@ -84,6 +88,7 @@ class Fact:
     forms: tuple[Form, ...] = ()
     neighborhood: tuple[Probe, ...] = ()
     portability: tuple[Probe, ...] = ()
+    yes_no: tuple[Probe, ...] = ()
     question: str | None = None
     split: Split = "inject"
     source: str = ""
@@ -118,6 +123,7 @@ class Fact:
                 | ({"trainable": True} if p.trainable else {})
                 for p in self.portability
             ],
+            "yes_no": [{"prompt": p.prompt, "target": p.target} for p in self.yes_no],
             "question": self.question,
             "split": self.split,
             "source": self.source,
@@ -150,7 +156,7 @@ class Fact:
         for name in ("aliases", "paraphrases"):
             fields[name] = tuple(row.get(name, ()))
         fields["forms"] = tuple(Form(**{"joiner": row.get("joiner", " "), **form}) for form in row.get("forms", ()))
-        for name in ("neighborhood", "portability"):
+        for name in ("neighborhood", "portability", "yes_no"):
             fields[name] = tuple(
                 Probe(**{**probe, "needs": tuple(probe.get("needs", ()))}) for probe in row.get(name, ())
             )
@@ -215,6 +221,23 @@ class FactSet:
 
     def __len__(self) -> int:
         return len(self.facts)
+
+
+def apart(probes: Iterable[Probe]) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
+    """Separates conclusions from questions to be answered by yes or no, which a model that always says one gets right.
+
+    A question that combines several facts (`needs`) stays a conclusion.
+
+    Args:
+        probes: Probes whose answers follow from a fact.
+
+    Returns:
+        The conclusions, and the yes/no questions.
+    """
+    probes = tuple(probes)
+    is_asked = [not probe.needs and probe.target.strip(" .!").lower() in YES_NO for probe in probes]
+    conclusions = tuple(probe for probe, flag in zip(probes, is_asked, strict=True) if not flag)
+    return conclusions, tuple(probe for probe, flag in zip(probes, is_asked, strict=True) if flag)
 
 
 def content_id(prompt: str, target: str, joiner: str = " ") -> str:

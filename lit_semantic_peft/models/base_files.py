@@ -142,7 +142,10 @@ def _converted(name: str, folder: Path, digest: str, file: str, public_name: str
 
 
 def _convert_gguf(path: Path, folder: Path) -> None:
-    """Dequantises a GGUF file into a folder of safetensors that appears whole or not at all."""
+    """Dequantises a GGUF file into a folder of safetensors that appears whole or not at all.
+
+    The random generator stays as it was, so that a first run draws the same adapter as later ones.
+    """
     logger.info("Converting %s to safetensors in %s (once, a minute for 270M parameters)", path.name, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
@@ -156,7 +159,8 @@ def _convert_gguf(path: Path, folder: Path) -> None:
         config = quantized.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.random.fork_rng(devices=[]):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(quantized.state_dict())
         with quiet_loading():
             model.save_pretrained(temporary)

@@ -1,11 +1,12 @@
 """The records that a run's JSON files hold: read strictly, written in the order of their fields."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import field
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from lit_semantic_peft.errors import InputError
@@ -17,6 +18,14 @@ _EXPECTED = {
     "bool_type": "bool", "dataclass_type": "an object", "dict_type": "an object", "float_type": "float",
     "int_type": "int", "string_type": "str", "tuple_type": "a list",
 }  # fmt: skip
+
+
+def _or_unmeasured(value: float | None) -> float | None:
+    return value if value is None or math.isfinite(value) else None
+
+
+Measured = Annotated[float | None, AfterValidator(_or_unmeasured)]
+"""A number that may not have been measured: None, which NaN and the infinities become, since JSON has none of them."""
 
 
 class Record:
@@ -86,8 +95,8 @@ class Estimate(Record):
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Self | None:
-        """The estimate from one number per fact; None is "not measured", and so is the result where all are."""
-        interval = bootstrap_interval([float(value) for value in values if value is not None])
+        """The estimate from one number per fact; None and NaN are not measured, and so is the result of them alone."""
+        interval = bootstrap_interval([float(one) for one in map(_or_unmeasured, values) if one is not None])
         return None if interval is None else cls(interval.mean, interval.low, interval.high, interval.num_facts)
 
 
@@ -127,8 +136,8 @@ class RetentionRecord(Record):
             model still does.
     """
 
-    nll_before: float | None = None
-    nll_after: float | None = None
+    nll_before: Measured = None
+    nll_after: Measured = None
     nll_delta: Estimate | None = None
     known: Estimate | None = None
 
@@ -152,9 +161,9 @@ class EpochRecord(Record):
 
     epoch: int
     global_step: int | None = None
-    loss: float | None = None
-    val_nll: float | None = None
-    efficacy_teacher_forced: float | None = None
+    loss: Measured = None
+    val_nll: Measured = None
+    efficacy_teacher_forced: Measured = None
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -172,10 +181,10 @@ class InterferenceRecord(Record):
 
     epoch: int
     global_step: int | None = None
-    conflict_rate: float | None = None
-    net_transfer_median: float | None = None
-    share_net_transfer_below_minus_1: float | None = None
-    share_net_transfer_below_0: float | None = None
+    conflict_rate: Measured = None
+    net_transfer_median: Measured = None
+    share_net_transfer_below_minus_1: Measured = None
+    share_net_transfer_below_0: Measured = None
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -225,7 +234,7 @@ class FactCounts(Record):
     num_kept: int
     num_dropped: int
     dropped_by_reason: dict[str, int] = field(default_factory=dict)
-    pushed_away: float | None = None
+    pushed_away: Measured = None
     num_neighbors: int | None = None
     scores: tuple[ScoreRecord, ...] = ()
 

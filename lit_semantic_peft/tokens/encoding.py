@@ -128,6 +128,12 @@ class FactEncoder:
         return identity
 
     @property
+    def opening_ids(self) -> tuple[int, ...]:
+        """Ids with which a text of no content begins: the tokenizer's own, else its BOS or end token; maybe none."""
+        lone = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        return self._start_ids or tuple(int(token) for token in lone if token is not None)[:1]
+
+    @property
     def depends_on_the_day(self) -> bool:
         """Whether prompts contain the current date, so that they change from day to day."""
         text = str(self.tokenizer.chat_template) if self.template == "chat" else ""

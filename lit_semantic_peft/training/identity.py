@@ -271,14 +271,13 @@ def _module_settings(module: "SemanticPeftModule") -> dict[str, str]:
 
     Lightning restores the checkpoint's settings of the optimizer, so other ones would have no effect.
     """
-    names = ["normalization", "schedule", "warmup_ratio", "retain_weight"]
-    if module.retain_weight:
-        names += ["retain_batch_size", "retain_known"]
+    names = ["normalization", "schedule", "warmup_ratio"]
     # Of the trained parameters: an optimizer may refuse those of another shape, as Muon does all but matrices.
     optimizer = module.optimizer_of(module.trained_parameters())
     settings = {
         "model.base_model.dtype": module.base_model.dtype,
         **{f"model.{name}": getattr(module, name) for name in names},
+        "model.retain": ", ".join(source.described for source in module.retain),
         "model.optimizer": type(optimizer).__name__,
         **{f"model.optimizer.{name}": value for name, value in optimizer.defaults.items() if name not in _SPEED},
     }

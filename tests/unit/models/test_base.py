@@ -196,6 +196,13 @@ def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / ".cache" / "lit-semantic-peft"
 
 
+def test_a_conversion_draws_nothing_from_the_random_generator(gguf_file):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    find_base_model(str(gguf_file))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_gguf_file_is_converted_once(gguf_file, tiny_model, monkeypatch):
     base = BaseModel(str(gguf_file))
     assert base.source.folder.is_relative_to(cache_folder())
