@@ -55,7 +55,7 @@ def passages(role: Role) -> list[tuple[str, str]]:
         number = _NUM_OF_KIND[kind]
         chosen = texts[:number] if role == "report" else texts[number : number + number // 3]
         if role == "report" and len(chosen) < number:
-            raise InputError(f"{len(chosen)} passages of the kind {kind}; expected {number}. Another release of gensim?")
+            raise InputError(f"{len(chosen)} passages of the kind {kind}; expected {number}.")
         found += [(kind, " ".join(text.split()[:_WORDS])) for text in chosen]
     return found
 

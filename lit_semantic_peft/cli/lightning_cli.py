@@ -133,7 +133,8 @@ class SemanticPeftCLI(LightningCLI):
             )
         config.ckpt_path = ckpt_path
         if self.subcommand == "fit":
-            apply_recipe(config.recipe, config)
+            parser = self._subcommand_parsers["fit"]
+            self.config["fit"] = apply_recipe(config.recipe, config, parser)
         if self.subcommand in ("test", "predict") and ckpt_path is None and config.model.adapter is None:
             raise InputError(
                 f"`{self.subcommand}` needs a trained adapter: `--ckpt_path last` (or a file), or `--model.adapter` "

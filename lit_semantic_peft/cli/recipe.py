@@ -4,7 +4,7 @@ import logging
 from importlib import import_module
 from typing import Any, Literal
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from peft import LoraConfig, PeftConfig
 
 from lit_semantic_peft.errors import InputError
@@ -20,12 +20,13 @@ PLAIN_EPOCHS = 8
 """Epochs of `recipe: plain` where the user set neither epochs nor steps."""
 
 
-def apply_recipe(name: RecipeName, config: Namespace) -> None:
+def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) -> Namespace:
     """Fills what the user left open in the configuration of `fit`, and says what was chosen and why.
 
     Args:
         name: `auto`, or `plain` for the adapter as everyone trains it: own prompts, nothing held still.
-        config: The parsed configuration of `fit`; changed.
+        config: The parsed configuration of `fit`.
+        parser: Of `fit`; completes what is filled in.
 
     Raises:
         InputError: If facts or base model are not found.
@@ -34,7 +35,7 @@ def apply_recipe(name: RecipeName, config: Namespace) -> None:
     if name == "plain":
         if length_is_open:
             config.trainer.max_epochs = PLAIN_EPOCHS
-        return
+        return config
     open_settings = {
         "trainer.max_steps": length_is_open,
         "model.optimizer": config.model.optimizer is None,
@@ -42,16 +43,19 @@ def apply_recipe(name: RecipeName, config: Namespace) -> None:
         "model.retain": config.model.retain is None,
     }
     if not any(open_settings.values()):
-        return
+        return config
     recipe = _recipe_for(config)
     chosen = _as_settings(recipe)
+    filled = config.clone()
     logger.info("Recipe (`--recipe plain` for the adapter alone; each setting can be given):")
     for key, (value, said, reason) in chosen.items():
         if open_settings[key]:
-            config.update(value, key)
+            filled.update(value, key)
             logger.info("  %s: %s — %s", key, said, reason)
         else:
             logger.info("  %s: as you set it", key)
+    completed: Namespace = parser.parse_object(filled)
+    return completed
 
 
 def _recipe_for(config: Namespace) -> Recipe:

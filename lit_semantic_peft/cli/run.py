@@ -4,7 +4,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 
-from lit_semantic_peft.callbacks import AnswerWriter, LossWeightDistribution
+from lit_semantic_peft.callbacks import AnswerWriter, LossWeightDistribution, Preflight
 from lit_semantic_peft.cli.lightning_cli import RunConfig, SemanticPeftCLI, is_first_process
 from lit_semantic_peft.cli.parser import SuggestingParser
 from lit_semantic_peft.cli.trainer import KnowledgeTrainer
@@ -33,7 +33,7 @@ def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None)
         trainer_class=KnowledgeTrainer,
         save_config_callback=RunConfig,
         seed_everything_default=0,
-        trainer_defaults={"callbacks": [AnswerWriter(), LossWeightDistribution()]},
+        trainer_defaults={"callbacks": [AnswerWriter(), LossWeightDistribution(), Preflight()]},
         parser_class=SuggestingParser,
         parser_kwargs={arguments[0]: {"description": descriptions[arguments[0]]}} if descriptions else {},
         auto_configure_optimizers=False,

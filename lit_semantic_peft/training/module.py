@@ -301,6 +301,11 @@ class SemanticPeftModule(EvaluatingModule):
         """Optimizer steps of the whole training; infinite where neither `max_epochs` nor `max_steps` ends it."""
         return num_optimizer_steps(self.trainer, self.data.prepared)
 
+    @property
+    def retained_tokens_per_step(self) -> float:
+        """Mean number of tokens of retained text in an optimizer step, over all processes; 0 outside of training."""
+        return self._retain.tokens_per_step if self._retain else 0.0
+
     def trained_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters of the optimizer: the adapter's."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]

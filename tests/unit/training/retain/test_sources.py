@@ -116,7 +116,7 @@ def test_built_in_facts_take_the_place_of_own_ones(retain, monkeypatch, tiny_mod
 
 
 def test_a_base_model_that_knows_nothing_retains_nothing(retain, caplog):
-    run, texts = retain(KnownFacts(min_probability=0.9))
+    _, texts = retain(KnownFacts(min_probability=0.9))
     assert "the base model knows none of" in caplog.text
     assert not any(texts)
 
