@@ -74,7 +74,7 @@ class PeftTraits:
     """How a type of adapter differs from most others.
 
     Attributes:
-        learning_rate: AdamW's rate where the user gives no optimizer; how it was found stands in `docs/models.md`.
+        learning_rate: AdamW's rate where the user gives no optimizer; `docs/adapters.md` says how it was found.
         cannot: Features that the type does not have, each with the reason, worded to follow the type's name.
         virtual_tokens: Where the `num_virtual_tokens` of the configuration are: before the input, or in the
             key-value cache.
@@ -124,6 +124,7 @@ _VIRTUAL_TOKENS = PeftTraits(
         "reuse_frozen_layers": "changes the input of the lowest layer",
         "prompt_cache": "keeps its own tokens in the cache",
     },
+    learning_rate=0.3,
     virtual_tokens="input",
     tensors=_encoder_tensors,
     load_tensors=_load_encoder_tensors,
@@ -135,6 +136,7 @@ _TOKENS_IN_THE_CACHE = replace(
         **_VIRTUAL_TOKENS.cannot,
         "gradient_checkpointing": "works through the cache that checkpointed layers do not have",
     },
+    learning_rate=0.2,
     virtual_tokens="cache",
 )
 
@@ -222,20 +224,27 @@ _ADALORA = PeftTraits(
 
 # --------------------------------------------------------------------------- the table
 
+_LEARNING_RATES = {  # of types with no other peculiarity; LoRA's for all the rest
+    5e-2: ("IA3", "VERA"),
+    1e-2: ("LN_TUNING", "C3A", "FOURIERFT", "PVERA", "ROAD", "SUPERTUNING", "TRAINABLE_TOKENS", "UNILORA"),
+    5e-4: ("DELORA", "GRALORA", "RANDLORA", "TINYLORA", "WAVEFT"),
+}
 _NEEDS_TASKS = "needs the number of a task (`task_ids`) with every text, which facts do not have"
 
 _PECULIAR = {  # PEFT's name of the type; strings, since releases of PEFT have different types
     "ADALORA": _ADALORA,
-    "ADAPTION_PROMPT": PeftTraits(cannot={"merge": "adds attention to a learned prompt"}),
+    "ADAPTION_PROMPT": PeftTraits(cannot={"merge": "adds attention to a learned prompt"}, learning_rate=1e-2),
     "CARTRIDGE": _TOKENS_IN_THE_CACHE,
     "MULTITASK_PROMPT_TUNING": replace(
         _VIRTUAL_TOKENS, cannot={**_VIRTUAL_TOKENS.cannot, "use": f"{_NEEDS_TASKS}; PromptTuningConfig does not"}
     ),
+    "P_TUNING": replace(_VIRTUAL_TOKENS, learning_rate=2e-3),  # trains an encoder
     "POLY": PeftTraits(cannot={"use": f"{_NEEDS_TASKS}; LoraConfig does not"}),
     "PREFIX_TUNING": _TOKENS_IN_THE_CACHE,
     "XLORA": PeftTraits(
         cannot={"use": "mixes LoRA adapters that were trained before, and PEFT saves the mixture without them"}
     ),
+    **{name: PeftTraits(learning_rate=rate) for rate, names in _LEARNING_RATES.items() for name in names},
 }
 
 
