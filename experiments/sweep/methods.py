@@ -6,7 +6,7 @@ from typing import Any
 
 import peft
 from lit_semantic_peft.models.targets import linear_module_names
-from peft import PeftConfig
+from peft import PeftConfig, PromptLearningConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
@@ -57,11 +57,15 @@ def adapter_config(method: str, base: PreTrainedModel) -> PeftConfig:
     if "r" in fields:
         settings["r"] = 4
     if "target_modules" in fields and not issubclass(kind, peft.AdaptionPromptConfig):
-        targets = _TARGETS.get(method, lambda model: linear_module_names(model)[:2])
+        targets = _TARGETS.get(method, _two_linear_layers)
         settings["target_modules"] = targets(base)
-    if kind().is_prompt_learning:
+    if issubclass(kind, PromptLearningConfig):
         settings["num_virtual_tokens"] = _NUM_VIRTUAL_TOKENS
     return kind(task_type="CAUSAL_LM", **{**settings, **_SETTINGS.get(method, {})})
+
+
+def _two_linear_layers(base: PreTrainedModel) -> list[str]:
+    return linear_module_names(base)[:2]
 
 
 def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:

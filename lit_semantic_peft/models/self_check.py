@@ -99,9 +99,9 @@ def _right_ways(model: Model, rows: Sequence[EncodedFact], batch: Batch, pad_id:
     padded = dict(zip(plain.logits, logits.float(), strict=True))
     plain.require(plain.difference(padded), "the logits of a padded batch of two texts")
     losses = fact_nll_of(logits, targets, batch.labels)
-    difference = float((losses - plain.losses).abs().max())
+    difference = plain.difference_of_losses(losses)
     if not difference <= plain.tolerance:  # some models leave it to the caller to shift the labels
-        difference = float((losses - _plain_passes(model, rows, shift=1).losses).abs().max())
+        difference = min(difference, _plain_passes(model, rows, shift=1).difference_of_losses(losses))
     plain.require(difference, "the losses of a batch of two facts, and transformers' own losses,")
     ways = _right_answers(model, rows, plain, pad_id)
     if cache is not None:
@@ -159,6 +159,11 @@ class _PlainPasses:
         if not seen.keys() >= self.logits.keys():
             return float("inf")
         return max(_difference(seen[text], logits) for text, logits in self.logits.items())
+
+    def difference_of_losses(self, losses: Tensor) -> float:
+        """The largest difference of two losses beyond what both are rounded to."""
+        last_digits = _TIMES_ROUNDING * torch.finfo(losses.dtype).eps * self.losses.abs()
+        return float(((losses - self.losses).abs() - last_digits).max())
 
     def agrees(self, seen: Logits) -> bool:
         return self.difference(seen) <= self.tolerance
