@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, TypeGuard
 
 from lit_semantic_peft.facts.reading import Place, Reading, Row, described, listed, shown, unencodable
-from lit_semantic_peft.facts.schema import SPLITS, Fact, Probe, Split, apart, content_id
+from lit_semantic_peft.facts.schema import SPLITS, Fact, Form, Probe, Split, apart, content_id
 from lit_semantic_peft.facts.text import is_visible, parsed_texts
 
 SPLIT_SYNONYMS: Mapping[str, Split] = {
@@ -25,7 +25,7 @@ SPLIT_SYNONYMS: Mapping[str, Split] = {
 _TEXT_FIELDS = ("id", "subject", "relation", "prompt", "target", "joiner", "target_true", "question", "split", "source")
 _LIST_FIELDS = ("aliases", "paraphrases")
 _PROBE_FIELDS = ("neighborhood", "portability", "yes_no")
-FIELDS: tuple[str, ...] = (*_TEXT_FIELDS, *_LIST_FIELDS, *_PROBE_FIELDS)
+FIELDS: tuple[str, ...] = (*_TEXT_FIELDS, *_LIST_FIELDS, "forms", *_PROBE_FIELDS)
 """The fields of the contract."""
 
 _PROBES_EXPECTED = 'a list of {"prompt": ..., "target": ...}'
@@ -116,6 +116,7 @@ class _RowChecker:
             joiner=joiner,
             target_true=self.text("target_true").strip() or None,
             paraphrases=self.texts("paraphrases"),
+            forms=self.forms(),
             neighborhood=self.probes("neighborhood"),
             portability=conclusions,
             yes_no=(*asked, *self.yes_no()),
@@ -205,8 +206,34 @@ class _RowChecker:
                 self.problem(f"yes_no[{index}].target", "`Yes` or `No`", shown(probe.target))
         return probes
 
+    def forms(self) -> tuple[Form, ...]:
+        forms = []
+        for place, item, parts in self.prompts_with_targets("forms"):
+            joiner = self.joiner() if item.get("joiner") is None else item["joiner"]
+            if self.is_text(f"{place}.joiner", "text", joiner):
+                forms.append(Form(*parts, joiner))
+        return tuple(forms)
+
     def probes(self, name: str) -> tuple[Probe, ...]:
         probes = []
+        for place, item, parts in self.prompts_with_targets(name):
+            hops = item.get("hops")
+            needs = item.get("needs") or []
+            trainable = False if item.get("trainable") is None else item["trainable"]
+            if hops is not None and not (_is_number(hops) and hops >= 1):
+                self.problem(f"{place}.hops", "a whole number of at least 1", described(hops))
+            elif not isinstance(needs, list | tuple) or not all(
+                isinstance(one, str) or _is_number(one) for one in needs
+            ):
+                self.problem(f"{place}.needs", "a list of ids", described(needs))
+            elif not isinstance(trainable, bool):
+                self.problem(f"{place}.trainable", "true or false", described(trainable))
+            else:
+                probes.append(Probe(*parts, hops or 1, tuple(map(str, needs)), trainable))
+        return tuple(probes)
+
+    def prompts_with_targets(self, name: str) -> Iterator[tuple[str, Mapping[str, Any], tuple[str, str]]]:
+        """Place, object, and stripped prompt and target of each item of a list; what lacks one is a problem."""
         for index, item in enumerate(self.items(name, _PROBES_EXPECTED, self.row.get(name, []))):
             place = f"{name}[{index}]"
             if not isinstance(item, Mapping):
@@ -219,17 +246,8 @@ class _RowChecker:
                     parts[part] = value.strip() if part == "target" else value.rstrip()
                     if not parts[part]:
                         self.problem(f"{place}.{part}", "text that is not empty", shown(value))
-            hops = item.get("hops")
-            needs = item.get("needs") or []
-            if hops is not None and not (_is_number(hops) and hops >= 1):
-                self.problem(f"{place}.hops", "a whole number of at least 1", described(hops))
-            elif not isinstance(needs, list | tuple) or not all(
-                isinstance(one, str) or _is_number(one) for one in needs
-            ):
-                self.problem(f"{place}.needs", "a list of ids", described(needs))
-            elif len(parts) == 2:
-                probes.append(Probe(parts["prompt"], parts["target"], hops or 1, tuple(map(str, needs))))
-        return tuple(probes)
+            if len(parts) == 2:
+                yield place, item, (parts["prompt"], parts["target"])
 
     def items(self, name: str, expected: str, value: Any) -> list[Any]:
         if self.cells and isinstance(value, str):

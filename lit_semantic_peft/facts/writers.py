@@ -94,12 +94,14 @@ def _write_parquet(facts: Sequence[Fact], path: Path) -> None:
     import pyarrow.parquet as pq
 
     text, texts = pa.string(), pa.list_(pa.string())
-    neighbour = pa.struct([("prompt", text), ("target", text)])
-    consequence = pa.struct([("prompt", text), ("target", text), ("hops", pa.int64()), ("needs", texts)])
+    pair = [("prompt", text), ("target", text)]
+    form, neighbour = pa.struct([*pair, ("joiner", text)]), pa.struct(pair)
+    consequence = pa.struct([*pair, ("hops", pa.int64()), ("needs", texts), ("trainable", pa.bool_())])
     schema = pa.schema(
         [(name, text) for name in ("id", "subject", "relation", "prompt", "target")]
         + [("aliases", texts), ("joiner", text), ("target_true", text), ("paraphrases", texts)]
         + [
+            ("forms", pa.list_(form)),
             ("neighborhood", pa.list_(neighbour)),
             ("portability", pa.list_(consequence)),
             ("yes_no", pa.list_(neighbour)),

@@ -313,6 +313,7 @@ def single_facts(batch: Batch) -> Iterator[Batch]:
             fact_index=batch.fact_index[rows],
             loss_weight=batch.loss_weight[rows],
             is_filler=batch.is_filler[rows],
+            text_index=batch.text_index[rows],
         )
 
 

@@ -74,6 +74,7 @@ class PeftTraits:
     """How a type of adapter differs from most others.
 
     Attributes:
+        learning_rate: AdamW's rate where the user gives no optimizer; how it was found stands in `docs/models.md`.
         cannot: Features that the type does not have, each with the reason, worded to follow the type's name.
         virtual_tokens: Where the `num_virtual_tokens` of the configuration are: before the input, or in the
             key-value cache.
@@ -88,6 +89,7 @@ class PeftTraits:
             step, from 0.
     """
 
+    learning_rate: float = 2e-3
     cannot: Mapping[Feature, str] = field(default_factory=dict)
     virtual_tokens: Literal["none", "input", "cache"] = "none"
     constants: tuple[str, ...] = ()

@@ -171,6 +171,7 @@ def training_identity(module: "SemanticPeftModule") -> dict[str, Any]:
             if encoding.chat_template_kwargs
             else {}
         ),
+        "data.forms": prepared.forms.key[:12] or "own prompts only",
         "data.selection.deferred_from_epoch": str(data.selection.deferred_from_epoch),
         "data.encoding.template": encoding.template,
         "data.encoding.append_eos": str(encoding.append_eos),
