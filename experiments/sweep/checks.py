@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -44,17 +43,6 @@ class WrongError(Exception):
     """A check found two numbers that should be equal and are not."""
 
 
-@dataclass
-class Found:
-    """What the checks of a cell found.
-
-    Attributes:
-        notes: What is refused or done the slow way, a sentence each.
-    """
-
-    notes: list[str] = field(default_factory=list)
-
-
 def facts() -> list[EncodedFact]:
     """Five facts of different lengths, of which two prompts are equally long."""
     generator = torch.Generator().manual_seed(0)
@@ -65,7 +53,7 @@ def facts() -> list[EncodedFact]:
     return [EncodedFact(ids(prompt), ids(target)) for prompt, target in ((2, 2), (7, 3), (4, 1), (7, 2), (11, 2))]
 
 
-def check_cell(family: str, method: str, folder: Path) -> Found:
+def check_cell(family: str, method: str, folder: Path) -> list[str]:
     """Runs every check of an adapter type on a model family.
 
     Args:
@@ -73,17 +61,19 @@ def check_cell(family: str, method: str, folder: Path) -> Found:
         method: One of `method_names`.
         folder: An empty folder.
 
+    Returns:
+        What is done the slow way, and what is refused beside the checks, a sentence each.
+
     Raises:
         InputError: If the package refuses the combination.
         WrongError: If a check fails.
     """
-    found = Found()
     rows = facts()
     base = tiny_model(family)
     pristine = deepcopy(base)
     self_check(base, rows[:2], PAD_ID)
     model = _new(base, method)
-    found.notes += self_check(model, rows[:2], PAD_ID, trains=True).instead
+    notes = self_check(model, rows[:2], PAD_ID, trains=True).instead
     _check_losses(model, rows)
     optimizer = _optimizer(model)
     _train(model, rows, optimizer, range(3))
@@ -99,11 +89,11 @@ def check_cell(family: str, method: str, folder: Path) -> Found:
     try:
         export_merged(reloaded, _Tokenizer(), folder / "merged")
     except InputError as refused:
-        found.notes.append(f"merge: {refused}")
+        notes.append(f"merge: {refused}")
     else:
         merged = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=torch.float32).eval()
         _compare(_plain_logits(merged, rows), expected, "merged model")
-    return found
+    return notes
 
 
 class _Tokenizer:

@@ -7,9 +7,9 @@ import peft
 import torch
 import transformers
 from experiments.sweep.cells import EVERYWHERE, IN_DEPTH
-from experiments.sweep.ledger import GOOD, Cell, Outcome
+from experiments.sweep.ledger import GOOD, Cell, Outcome, Status
 
-_SIGNS = {"pass": "✓", "refused": "refused", "not built": "—", "wrong": "WRONG", "error": "ERROR"}
+_SIGNS: dict[Status, str] = {"pass": "✓", "refused": "refused", "not built": "—", "wrong": "WRONG", "error": "ERROR"}
 _MOST_CHARACTERS = 200
 _MOST_NAMED = 12
 

@@ -65,7 +65,7 @@ def check(cell: Cell) -> Outcome:
 
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return outcome("pass", notes=check_cell(*cell, Path(folder)).notes)
+            return outcome("pass", notes=check_cell(*cell, Path(folder)))
     except NotBuiltError as error:
         return outcome("not built", str(error))
     except InputError as error:

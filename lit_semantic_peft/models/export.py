@@ -94,7 +94,7 @@ def export_merged(model: PeftModel, tokenizer: Any, folder: str | Path) -> None:
         )
     base = model.get_base_model()
     tied = (base.get_input_embeddings(), base.get_output_embeddings())
-    if base.config.tie_word_embeddings and any(isinstance(layer, BaseTunerLayer) for layer in tied):
+    if getattr(base.config, "tie_word_embeddings", False) and any(isinstance(layer, BaseTunerLayer) for layer in tied):
         raise InputError(
             "The adapter cannot be merged: it changes the embedding or the output projection, which are one matrix in "
             "this model, so that the other would change with it. Export it without --merge."
