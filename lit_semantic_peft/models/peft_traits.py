@@ -272,6 +272,16 @@ def peft_type_name(of: PeftConfig | PeftModel) -> str:
     return str(config.peft_type.value)
 
 
+def awakening_tokens(model: nn.Module) -> tuple[int, ...]:
+    """The ids after which an adapter begins to do anything; empty where it always does.
+
+    Args:
+        model: A causal language model of transformers, or a `peft` model around one.
+    """
+    config = _config_of(model) if runs_adapter(model) else None
+    return tuple(getattr(config, "alora_invocation_tokens", None) or ())
+
+
 def num_virtual_tokens(model: nn.Module) -> int:
     """Virtual tokens before the input in a forward pass (prompt- and p-tuning).
 

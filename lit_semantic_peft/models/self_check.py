@@ -27,7 +27,7 @@ from lit_semantic_peft.models.generation import greedy_answers, greedy_continuat
 from lit_semantic_peft.models.gradient_check import moved_adapter
 from lit_semantic_peft.models.library_versions import cache_argument
 from lit_semantic_peft.models.objective import fact_nll_of, target_logits
-from lit_semantic_peft.models.peft_traits import traits_of_forward
+from lit_semantic_peft.models.peft_traits import awakening_tokens, traits_of_forward
 from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, EncodedFact, FactEncoder, collate
 
@@ -45,16 +45,18 @@ Logits = Mapping[tuple[int, ...], Tensor]
 """The logits `(V,)` that follow a text, by its ids."""
 
 
-def check_rows(encoder: FactEncoder) -> list[EncodedFact]:
+def check_rows(encoder: FactEncoder, model: Model) -> list[EncodedFact]:
     """Two texts of different length, for `self_check`.
 
     Args:
         encoder: How facts become tokens.
+        model: What is checked. The prompts end with the tokens after which its adapter begins, if there are such.
     """
+    begins = awakening_tokens(model)
     rows = []
     for prompt, answer in _TEXTS:
         answer_ids = encoder.tokenizer(answer, add_special_tokens=False)["input_ids"]
-        rows.append(EncodedFact(encoder.encode_prompt(prompt), tuple(answer_ids[:_NUM_TARGET_TOKENS])))
+        rows.append(EncodedFact((*encoder.encode_prompt(prompt), *begins), tuple(answer_ids[:_NUM_TARGET_TOKENS])))
     return rows
 
 
