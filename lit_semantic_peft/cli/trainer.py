@@ -9,6 +9,7 @@ from lit_semantic_peft.compatibility import refuse_incompatible
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
 from lit_semantic_peft.data.situation import situation_of
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models import traits_of
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.training import SemanticPeftModule
 
@@ -22,7 +23,7 @@ class KnowledgeTrainer(Trainer):
         datamodule: KnowledgeDataModule,
         output: str = "scores",
         warmup_steps: int = 0,
-        warmup_learning_rate: float = 2e-3,
+        warmup_learning_rate: float | None = None,
         num_conflict_facts: int = 64,
         run: str | None = None,
     ) -> PreparedFacts:
@@ -38,7 +39,7 @@ class KnowledgeTrainer(Trainer):
                 warm-up, `interference.safetensors`; overwritten, unless it is the folder of a run.
             warmup_steps: Train a throw-away adapter for so many steps and measure which facts conflict. 0 measures no
                 conflicts: before training there are hardly any.
-            warmup_learning_rate: Constant learning rate of the warm-up.
+            warmup_learning_rate: Constant learning rate of the warm-up; that of the adapter's type where None.
             num_conflict_facts: How many of the kept facts are measured then, chosen by the data's seed.
             run: Folder of a finished run on these facts and this base model: which distance predicts, from the base
                 model alone, what the run learned.
@@ -62,6 +63,8 @@ class KnowledgeTrainer(Trainer):
                 f"`output` {output} is the folder of a run, whose table, summary and report would be overwritten. "
                 "Choose another."
             )
+        if warmup_learning_rate is None:
+            warmup_learning_rate = traits_of(model.peft_config).learning_rate
         warm_up = WarmUp(warmup_steps, warmup_learning_rate, num_conflict_facts) if warmup_steps else None
         device = self.strategy.root_device
         prepared, comparison, conflicts = score_into(folder, model, datamodule, device, warm_up, run)

@@ -37,7 +37,7 @@ from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.evaluating import EvaluatingModule
 from lit_semantic_peft.training.identity import Resumed, resume_training, write_training_state
 from lit_semantic_peft.training.loss_weights import LossWeights
-from lit_semantic_peft.training.optimization import Schedule, num_optimizer_steps, with_schedule
+from lit_semantic_peft.training.optimization import Schedule, num_optimizer_steps, rate_in_words, with_schedule
 from lit_semantic_peft.training.retain import RetainPenalty, RetainSource, retain_penalty
 from lit_semantic_peft.training.reused_layers import reused_layers
 from lit_semantic_peft.training.step import Normalization, finish_step, micro_batch_terms
@@ -236,6 +236,7 @@ class SemanticPeftModule(EvaluatingModule):
             num_micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
             per_step = self.data.batches.micro_batch_size * num_micro_batches
             logger.info("Optimizer steps: %d, of at most %d facts each", self.num_optimizer_steps, per_step)
+        logger.info("%s", rate_in_words(self.trainer.optimizers[0], self.peft_config))
         if self._resumed is not None:
             self._resumed.restore_random_state(self.device)
             self._resumed = None

@@ -4,10 +4,12 @@ from typing import Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from peft import PeftConfig
 from torch.optim import Optimizer
 from transformers import get_scheduler
 
 from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.models import traits_of
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -50,3 +52,16 @@ def with_schedule(
         num_training_steps=int(num_steps),
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def rate_in_words(optimizer: Optimizer, peft_config: PeftConfig) -> str:
+    """The full learning rate, and the default for the adapter's type where another was given.
+
+    Args:
+        optimizer: The optimizer, with or without a schedule.
+        peft_config: The adapter's configuration.
+    """
+    group, default = optimizer.param_groups[0], traits_of(peft_config).learning_rate
+    rate = float(group.get("initial_lr", group["lr"]))
+    remark = "" if rate == default else f"; AdamW's default for {type(peft_config).__name__} is {default:g}"
+    return f"Learning rate: {rate:g}{remark}"
