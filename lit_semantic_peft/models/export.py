@@ -94,7 +94,7 @@ def export_merged(model: PeftModel, tokenizer: Any, folder: str | Path) -> None:
         )
     base = model.get_base_model()
     tied = (base.get_input_embeddings(), base.get_output_embeddings())
-    if base.config.tie_word_embeddings and any(isinstance(layer, BaseTunerLayer) for layer in tied):
+    if getattr(base.config, "tie_word_embeddings", False) and any(isinstance(layer, BaseTunerLayer) for layer in tied):
         raise InputError(
             "The adapter cannot be merged: it changes the embedding or the output projection, which are one matrix in "
             "this model, so that the other would change with it. Export it without --merge."
@@ -128,8 +128,9 @@ def _logits(model: nn.Module, prompts: list[Tensor]) -> Tensor:
     with modes_restored(model):
         model.eval()
         device = next(model.parameters()).device
-        rows = [model(input_ids=ids.to(device), attention_mask=torch.ones_like(ids, device=device)) for ids in prompts]
-    return torch.stack([row.logits[0, -1].double().cpu() for row in rows])
+        on_device = [ids.to(device) for ids in prompts]
+        rows = [model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits for ids in on_device]
+    return torch.stack([logits[0, -1].double().cpu() for logits in rows])
 
 
 def _require_same_answers(expected: Tensor, found: Tensor, dtype: torch.dtype) -> None:

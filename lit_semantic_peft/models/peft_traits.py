@@ -49,8 +49,19 @@ def embedding_tensors(model: PeftModel) -> dict[str, Tensor]:
     return {name: both[name] for name in both.keys() - exported_tensors(model).keys()}
 
 
-def _load_exported_tensors(model: PeftModel, state: Mapping[str, Tensor]) -> None:
+@torch.no_grad()
+def set_exported_tensors(model: PeftModel, state: Mapping[str, Tensor]) -> None:
+    """Loads tensors of the names that PEFT gives them.
+
+    Args:
+        model: A model with an adapter.
+        state: From `exported_tensors` of an adapter of the same configuration.
+    """
     set_peft_model_state_dict(model, dict(state))
+    # On the way transformers renames what it takes for the tensors of an older file, and PEFT leaves those out.
+    for name, held in exported_tensors(model).items():
+        if name in state:
+            held.copy_(state[name])
 
 
 def _no_state(model: PeftModel) -> dict[str, Any]:
@@ -95,7 +106,7 @@ class PeftTraits:
     constants: tuple[str, ...] = ()
     may_lack_gradient: tuple[str, ...] = ()
     tensors: Callable[[PeftModel], dict[str, Tensor]] = exported_tensors
-    load_tensors: Callable[[PeftModel, Mapping[str, Tensor]], None] = _load_exported_tensors
+    load_tensors: Callable[[PeftModel, Mapping[str, Tensor]], None] = set_exported_tensors
     extra_state: Callable[[PeftModel], dict[str, Any]] = _no_state
     load_extra_state: Callable[[PeftModel, Mapping[str, Any]], None] = _load_no_state
     penalty: Callable[[PeftModel], Tensor | None] = _no_penalty
@@ -164,7 +175,7 @@ def _tensors_of_all_ranks(model: PeftModel) -> dict[str, Tensor]:
 
 def _load_tensors_of_all_ranks(model: PeftModel, state: Mapping[str, Tensor]) -> None:
     with _all_ranks(model):
-        _load_exported_tensors(model, state)
+        set_exported_tensors(model, state)
 
 
 def _rank_budget(model: PeftModel) -> dict[str, Any]:
@@ -279,6 +290,16 @@ def peft_type_name(of: PeftConfig | PeftModel) -> str:
     """
     config = of.active_peft_config if isinstance(of, PeftModel) else of
     return str(config.peft_type.value)
+
+
+def awakening_tokens(model: nn.Module) -> tuple[int, ...]:
+    """The ids after which an adapter begins to do anything; empty where it always does.
+
+    Args:
+        model: A causal language model of transformers, or a `peft` model around one.
+    """
+    config = _config_of(model) if runs_adapter(model) else None
+    return tuple(getattr(config, "alora_invocation_tokens", None) or ())
 
 
 def num_virtual_tokens(model: nn.Module) -> int:
