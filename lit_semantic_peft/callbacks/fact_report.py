@@ -178,7 +178,7 @@ class FactReport(FreshCallback):
             if self.wandb_artifact:
                 log_run_files(trainer, folder, run.facts, with_text=self.log_fact_text)
             if self.show_summary:
-                show(trainer, pl_module, terminal_summary(run.summary), f"Report: {report}")
+                show(trainer, pl_module, terminal_summary(run.summary), f"Report: {report.absolute()}")
 
     @override
     def state_dict(self) -> dict[str, Any]:

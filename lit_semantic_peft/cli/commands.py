@@ -3,9 +3,11 @@
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.terminal import TextConsole, visible
 
 if TYPE_CHECKING:
     from lit_semantic_peft.facts import Conversion
@@ -31,7 +33,7 @@ def export_command(arguments: Sequence[str]) -> None:
     from lit_semantic_peft.reports.export import export_run
 
     export_run(options.run, options.output, merge=options.merge, best=options.best, base_model=options.base_model)
-    print(f"Written: {options.output}")
+    print(visible(f"Written: {Path(options.output).absolute()}"))
 
 
 def report_command(arguments: Sequence[str]) -> None:
@@ -46,9 +48,14 @@ def report_command(arguments: Sequence[str]) -> None:
     parser.add_argument("run", help="a run folder")
     options = parser.parse_args(arguments)
 
-    from lit_semantic_peft.reports import build_report
+    from lit_semantic_peft.cli.ownership import OwnedFolder
+    from lit_semantic_peft.reports import RunFolder, build_report
 
-    print(f"Written: {build_report(options.run)}")
+    folder = RunFolder(options.run)
+    contents = folder.read()
+    with OwnedFolder(folder):
+        report = build_report(folder, contents)
+    print(visible(f"Written: {report.absolute()}"))
 
 
 def compare_command(arguments: Sequence[str]) -> None:
@@ -74,14 +81,12 @@ def compare_command(arguments: Sequence[str]) -> None:
     if options.show < 0:
         raise InputError(f"`--show` must be at least 0, got {options.show}")
 
-    from rich.console import Console
-
     from lit_semantic_peft.reports import check_output, compare_runs, difference_table, write_comparison
 
     if options.output:
         check_output(options.output)
     found = compare_runs(options.first, options.second, only_kept=options.only_kept)
-    Console(markup=False, emoji=False).print(difference_table(found, options.first, options.second))
+    TextConsole().print(difference_table(found, options.first, options.second))
     print(f"Facts in common: {len(found.facts)}")
     for count, what in (
         (found.num_only_first, f"only in {options.first}"),
@@ -93,15 +98,15 @@ def compare_command(arguments: Sequence[str]) -> None:
         ),
     ):
         if count:
-            print(f"Facts {what}: {count}")
+            print(visible(f"Facts {what}: {count}"))
     for name, rows in (("gained", found.gained), ("lost", found.lost)):
         print(f"Facts {name}: {len(rows)}")
         for row in rows[: options.show]:
             answers = f"{row['answer_first']!r} -> {row['answer_second']!r}"
-            print(f"  {row['fact_id']}: {row['prompt']} {row['target']} | {answers}")
+            print(visible(f"  {row['fact_id']}: {row['prompt']} {row['target']} | {answers}"))
     if options.output:
         write_comparison(options.output, found)
-        print(f"Written: {options.output} (facts: {len(found.facts)})")
+        print(visible(f"Written: {Path(options.output).absolute()} (facts: {len(found.facts)})"))
 
 
 def convert_command(arguments: Sequence[str]) -> None:
@@ -146,10 +151,10 @@ def convert_command(arguments: Sequence[str]) -> None:
         contradictions=options.contradictions,
     )
     for warning in fact_set.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {visible(warning)}", file=sys.stderr)
     if fact_set.conversion:
         _show_conversion(fact_set.conversion)
-    print(f"Written: {options.output} (facts: {len(fact_set)})")
+    print(visible(f"Written: {Path(options.output).absolute()} (facts: {len(fact_set)})"))
 
 
 def _show_conversion(conversion: "Conversion") -> None:
@@ -158,7 +163,7 @@ def _show_conversion(conversion: "Conversion") -> None:
     if conversion.omissions:
         print("Left out:")
     for one in conversion.omissions:
-        print(f"  {one.part} (records: {one.count}, first: {one.first}): {one.reason}")
+        print(visible(f"  {one.part} (records: {one.count}, first: {one.first}): {one.reason}"))
 
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {

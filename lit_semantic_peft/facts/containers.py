@@ -59,6 +59,8 @@ def open_source(reading: Reading, source: str, dataset_split: str, header_proble
     Raises:
         InputError: If there is nothing to read.
     """
+    if not source.strip():
+        raise InputError("`facts`: expected a file, a folder or a name, got an empty text.")
     path = Path(source).expanduser()
     if path.is_file():
         return [_open_file(reading, source, path, header_problem)]

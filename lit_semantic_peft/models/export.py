@@ -22,12 +22,12 @@ def export_adapter(model: PeftModel, folder: str | Path, base: BaseModelSource, 
 
     Args:
         model: The model with its adapter.
-        folder: The folder to write; replaced if it exists.
+        folder: The folder to write; an adapter that this function wrote is replaced.
         base: Named in `adapter_config.json`, with its commit on the Hub, and in the model card.
         about: Markdown paragraph for the model card.
     """
     folder = Path(folder)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, BASE_FILE) as temporary:
         peft_config = model.peft_config[model.active_adapter]
         previous = peft_config.base_model_name_or_path, peft_config.revision
         peft_config.base_model_name_or_path, peft_config.revision = base.public_name, base.revision

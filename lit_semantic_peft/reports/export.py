@@ -1,5 +1,6 @@
 """From a run folder to a folder for others to load."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -36,8 +37,9 @@ def export_run(
     adapter = run if is_adapter else paths.adapter_best if best else paths.adapter
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"{run} holds no adapter ({adapter / 'adapter_config.json'} is missing). Did the run end?")
-    if output.exists():
+    if os.path.lexists(output):
         raise InputError(f"{output} exists already; name another folder or delete it.")
+    _refuse_links_outwards(adapter)
     if not merge:
         with atomic_folder(output) as temporary:
             shutil.copytree(adapter, temporary, dirs_exist_ok=True)
@@ -45,6 +47,16 @@ def export_run(
     base = base_of_adapter(adapter, base_model)
     model = load_adapter(base.load(), adapter, base.source)
     export_merged(model, base.load_tokenizer(), output)
+
+
+def _refuse_links_outwards(adapter: Path) -> None:
+    """Refuses a folder whose copy would hold what is outside it."""
+    for path in adapter.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(adapter.resolve()):
+            raise InputError(
+                f"{path} is a link to {path.resolve()}, outside the adapter's folder, and is not followed. Copy the "
+                "folder with `cp -L` first, if that file belongs to the adapter."
+            )
 
 
 def base_of_adapter(adapter: Path, base_model: str | None = None) -> BaseModel:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lit_semantic_peft.files import write_text
+from lit_semantic_peft.files import mark, write_text
 from lit_semantic_peft.reports.answers import score_rows, side_effect_view
 from lit_semantic_peft.reports.charts import CHARTS, describe_charts
 from lit_semantic_peft.reports.charts.kinds import Chart, HeatMap, LineChart
@@ -47,10 +47,11 @@ def build_report(run_folder: str | Path | RunFolder, contents: RunContents | Non
     """
     folder = RunFolder(run_folder)
     run = contents or folder.read()
+    folder.refuse_foreign_files((), (RunPaths.report,))
     charts = describe_charts(run)
     page = render_report(run, charts)
     write_plots(folder, charts)
-    write_text(folder.paths.report, page)
+    write_text(folder.paths.report, page, RunPaths.report.kind)
     return folder.paths.report
 
 
@@ -73,6 +74,7 @@ def render_report(run: RunContents, charts: dict[str, Chart] | None = None) -> s
     table = fact_data(facts if len(rows) == len(facts) else facts.take(rows))
     data = {"facts": table, "heat": heat_data(heat, facts, row_of) if heat.is_measured else None}
     return _environment().get_template("report.html.j2").render(
+        mark=mark(RunPaths.report.kind),
         name=summary.name or run.name,
         summary=summary,
         sentences=[unbroken(sentence) for sentence in summary_sentences(summary, facts)],
