@@ -4,7 +4,9 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
+
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.terminal import TextConsole, visible
@@ -13,13 +15,21 @@ if TYPE_CHECKING:
     from lit_semantic_peft.facts import Conversion
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises what it cannot parse, as every other error of input."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
 def export_command(arguments: Sequence[str]) -> None:
     """`export`.
 
     Args:
         arguments: What follows the command.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lit-semantic-peft export",
         description="Copies the adapter of a run to a folder, or merges it into the base weights.",
     )
@@ -42,7 +52,7 @@ def report_command(arguments: Sequence[str]) -> None:
     Args:
         arguments: What follows the command.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lit-semantic-peft report", description="Rebuilds report.html and the plots from a run folder's tables."
     )
     parser.add_argument("run", help="a run folder")
@@ -64,7 +74,7 @@ def compare_command(arguments: Sequence[str]) -> None:
     Args:
         arguments: What follows the command.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lit-semantic-peft compare",
         description="Compares two runs fact by fact (by fact_id): each score in both, second minus first with its 95 % "
         "bootstrap interval of the paired differences over facts, and the facts whose free answer became right "
@@ -118,7 +128,7 @@ def convert_command(arguments: Sequence[str]) -> None:
     from lit_semantic_peft.facts import FORMATS, OUTPUT_SUFFIXES, SUFFIXES, convert
 
     titles = ", ".join(f"{known.title} ({known.name})" for known in FORMATS.values())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lit-semantic-peft convert",
         description="Reads facts in any known format and writes them as one file in the data contract; prints what "
         "has no field in it and was left out.",

@@ -90,6 +90,13 @@ class SemanticPeftCLI(LightningCLI):
         """Nothing: checkpoints hold no hyperparameters; the configuration is in the run folder."""
 
     @override
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise InputError(f"`seed_everything`: {error}") from error
+
+    @override
     def before_instantiate_classes(self) -> None:
         """Checks the settings that belong to the command line, and chooses the run folder."""
         config = self.config[self.subcommand]

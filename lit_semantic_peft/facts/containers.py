@@ -165,7 +165,7 @@ def _jsonl_rows(reading: Reading, file: str, path: Path) -> Iterator[Row]:
             row = json.loads(line.rstrip(b"\n").decode("utf-8"))
         except UnicodeDecodeError as error:
             reading.problem(place, _not_utf8(line, error))
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             reading.problem(place, f"expected a JSON object, got {_broken_json(error)}")
         else:
             yield from _object_row(reading, place, row)
@@ -196,7 +196,7 @@ def _json_rows(reading: Reading, file: str, path: Path) -> Iterator[Row]:
             position = _after_white(text, position)
             if not text.startswith((",", "]"), position):
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             # After a broken record the start of the next one is unknown: reading stops here.
             where = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
             reading.problem(place, f"expected a JSON object, got {_broken_json(error)}{where}")
@@ -220,10 +220,10 @@ def _is_one_object(text: str) -> bool:
     first_line = text.lstrip().partition("\n")[0]
     try:
         json.loads(first_line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         try:
             return isinstance(json.loads(text), dict)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return False
     return False
 
@@ -235,9 +235,11 @@ def _object_row(reading: Reading, place: Place, row: Any) -> Iterator[Row]:
         reading.problem(place, f'expected a JSON object such as {{"prompt": ..., "target": ...}}, got {shown(row)}')
 
 
-def _broken_json(error: json.JSONDecodeError | RecursionError) -> str:
+def _broken_json(error: ValueError | RecursionError) -> str:
     if isinstance(error, RecursionError):
         return "JSON that is nested too deeply"
+    if not isinstance(error, json.JSONDecodeError):  # Python reads no number of thousands of digits
+        return "JSON with a number of too many digits"
     return f"broken JSON: {error.msg} at character {error.colno}"
 
 
