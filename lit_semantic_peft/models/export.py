@@ -8,7 +8,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.files import atomic_folder, write_json, write_text
+from lit_semantic_peft.files import atomic_folder, os_reason, write_json, write_text
 from lit_semantic_peft.models.base_files import BaseModelSource
 from lit_semantic_peft.models.modes import modes_restored
 from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
@@ -51,13 +51,29 @@ def base_of(folder: str | Path) -> tuple[str | None, str | None, str | None]:
     Returns:
         The name as the user gave it, else as PEFT wrote it; the commit on the Hub, None where it is not from there; the
         fingerprint, None where another tool wrote the folder.
+
+    Raises:
+        InputError: If the configuration of the adapter cannot be read.
     """
     own = Path(folder) / BASE_FILE
-    standard = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    standard = _json_object(Path(folder) / "adapter_config.json")
+    if "peft_type" not in standard:
+        raise InputError(f"{Path(folder) / 'adapter_config.json'} names no `peft_type`, so it is no adapter of PEFT.")
     if own.is_file():
-        about = json.loads(own.read_text(encoding="utf-8"))
+        about = _json_object(own)
         return about["base_model"], standard.get("revision"), about["base_fingerprint"]
     return standard.get("base_model_name_or_path"), standard.get("revision"), None
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = os_reason(error) if isinstance(error, OSError) else str(error)
+        raise InputError(f"{path} cannot be read: {reason}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, got a {type(value).__name__}")
+    return value
 
 
 def export_merged(model: PeftModel, tokenizer: Any, folder: str | Path) -> None:

@@ -72,4 +72,6 @@ def base_of_adapter(adapter: Path, base_model: str | None = None) -> BaseModel:
     if base_model:
         return BaseModel(base_model)
     name, revision, _ = base_of(adapter)
-    return BaseModel(str(name), revision)
+    if not name:
+        raise InputError(f"The adapter {adapter} does not name its base model. Give it by `--base_model`.")
+    return BaseModel(name, revision)
