@@ -9,6 +9,7 @@ from lit_semantic_peft.cli.lightning_cli import RunConfig, SemanticPeftCLI, is_f
 from lit_semantic_peft.cli.parser import SuggestingParser
 from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.data import KnowledgeDataModule
+from lit_semantic_peft.terminal import TextFormatter
 from lit_semantic_peft.training import SemanticPeftModule
 
 
@@ -45,7 +46,7 @@ def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None)
 def _configure_logging() -> None:
     """Shows the package's messages on the first rank; hides remarks of libraries that need no action."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(TextFormatter("%(message)s"))
     package = logging.getLogger("lit_semantic_peft")
     package.handlers = [handler]
     package.setLevel(logging.INFO if is_first_process() else logging.WARNING)

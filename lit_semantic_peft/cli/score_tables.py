@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 
 import numpy as np
-from rich.console import Console
 from rich.table import Column, Table
 
 from lit_semantic_peft.cli.conflicts import Conflicts
 from lit_semantic_peft.data import PreparedFacts
 from lit_semantic_peft.facts import find_contradictions, find_near_duplicates
 from lit_semantic_peft.reports import Discrimination, DistanceComparison
+from lit_semantic_peft.terminal import TextConsole
 
 _SHOWN = 5
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -23,7 +23,7 @@ def print_scores(prepared: PreparedFacts, comparison: DistanceComparison, confli
         comparison: How the distances agree, and what predicts what a run learned.
         conflicts: Which facts conflict; None where that was not measured.
     """
-    console = Console(markup=False, emoji=False)
+    console = TextConsole()
     for table in (
         _distance_table(prepared),
         _agreement_table(comparison),
@@ -120,7 +120,7 @@ def _extremes_table(prepared: PreparedFacts) -> Table:
     return table
 
 
-def _print_suspicious(console: Console, prepared: PreparedFacts) -> None:
+def _print_suspicious(console: TextConsole, prepared: PreparedFacts) -> None:
     contradictions = find_contradictions(prepared.facts)
     duplicates = find_near_duplicates(prepared.facts)
     console.print(f"Contradictions (same prompt, different targets): {len(contradictions)}")

@@ -35,12 +35,12 @@ def export_adapter(model: PeftModel, folder: str | Path, base: BaseModelSource, 
 
     Args:
         model: The model with its adapter.
-        folder: The folder to write; replaced if it exists.
+        folder: The folder to write; an adapter that this function wrote is replaced.
         base: Named in `adapter_config.json`, with its commit on the Hub, and in the model card.
         about: Markdown paragraph for the model card.
     """
     folder = Path(folder)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, BASE_FILE) as temporary:
         peft_config = model.peft_config[model.active_adapter]
         previous = peft_config.base_model_name_or_path, peft_config.revision
         peft_config.base_model_name_or_path, peft_config.revision = base.public_name, base.revision
@@ -64,6 +64,9 @@ def base_of(folder: str | Path) -> tuple[str | None, str | None, str | None]:
     Returns:
         The name as the user gave it, else as PEFT wrote it; the commit on the Hub, None where it is not from there; the
         fingerprint, None where another tool wrote the folder.
+
+    Raises:
+        InputError: If the configuration of the adapter cannot be read.
     """
     own = Path(folder) / BASE_FILE
     standard = read_json_object(Path(folder) / CONFIG_FILE)

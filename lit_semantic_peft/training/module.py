@@ -37,7 +37,13 @@ from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.evaluating import EvaluatingModule
 from lit_semantic_peft.training.identity import Resumed, resume_training, write_training_state
 from lit_semantic_peft.training.loss_weights import LossWeights
-from lit_semantic_peft.training.optimization import Schedule, num_optimizer_steps, rate_in_words, with_schedule
+from lit_semantic_peft.training.optimization import (
+    Schedule,
+    check_optimizer,
+    num_optimizer_steps,
+    rate_in_words,
+    with_schedule,
+)
 from lit_semantic_peft.training.retain import RetainPenalty, RetainSource, retain_penalty
 from lit_semantic_peft.training.reused_layers import reused_layers
 from lit_semantic_peft.training.step import Normalization, finish_step, micro_batch_terms
@@ -119,6 +125,8 @@ class SemanticPeftModule(EvaluatingModule):
         self.base_model = BaseModel.of(base_model)
         self.peft_config = peft_config or LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
         self.adapter = adapter
+        if optimizer is not None:
+            check_optimizer(optimizer)
         self.optimizer_of = optimizer or self._default_optimizer
         self.schedule: Schedule = schedule
         self.warmup_ratio = warmup_ratio

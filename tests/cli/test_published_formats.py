@@ -49,7 +49,7 @@ def test_convert_says_what_was_left_out_and_why(counterfact, capsys):
         f"  record (records: 1, first: {counterfact}:record 3): another answer to the prompt of an earlier record",
         f"  generation_prompts (records: 6, first: {counterfact}:record 1): openings for free text, which has no "
         "answer to compare with",
-        "Written: facts.jsonl (facts: 5)",
+        f"Written: {Path('facts.jsonl').absolute()} (facts: 5)",
     ]
     assert read_facts("facts.jsonl").facts == read_facts(str(counterfact)).facts
 
