@@ -18,11 +18,14 @@ from lit_semantic_peft.cache import ContentCache, cache_folder
 from lit_semantic_peft.data.measures import identity
 from lit_semantic_peft.data.plans import EncodingPlan
 from lit_semantic_peft.data.ranks import agreed, from_all_ranks, from_first_rank, my_share
+from lit_semantic_peft.data.self_checks import SelfChecks, say_instead, verdict_cache
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import DEFAULT_DATASET_SPLIT, Fact, GivenFacts, facts_key, given_facts
 from lit_semantic_peft.models.base import BaseModel, num_positions, stop_ids
 from lit_semantic_peft.models.base_files import DEFAULT_BASE_MODEL
 from lit_semantic_peft.models.modes import modes_restored
+from lit_semantic_peft.models.self_check import check_rows
+from lit_semantic_peft.models.self_check import self_check as find_fast_ways
 from lit_semantic_peft.semantics import (
     SCORING_VERSION,
     Distance,
@@ -94,6 +97,7 @@ def score(
     batch_size: int = 64,
     device: str | torch.device | None = None,
     cache_dir: str | Path | None = None,
+    self_check: bool = True,
 ) -> FactScores:
     """How far facts are from a model, how likely they are under it, and which of them it knows. Trains nothing.
 
@@ -112,9 +116,11 @@ def score(
         batch_size: Facts per forward pass.
         device: Where a model that is given by name runs; None for the first GPU, else the CPU.
         cache_dir: Where scores are kept; the user's cache where None.
+        self_check: Whether the model is asked first whether the fast ways are right for it, see `self_check`.
 
     Raises:
-        InputError: If an argument cannot be used, two facts share an id, or a loaded model comes without its tokenizer.
+        InputError: If an argument cannot be used, two facts share an id, a loaded model comes without its tokenizer, or
+            the self-check finds no right way.
 
     Example:
         >>> table = score("world", num_facts=8)  # doctest: +SKIP
@@ -132,11 +138,14 @@ def score(
         base = BaseModel.of(model)
         encoder = encoder_of(base, encoding)
         encoded = encoder.encode_facts(facts)
-        context = context_of(base, encoder, facts, encoded, batch_size, default_device(device))
+        checks = SelfChecks(base, encoder, verdict_cache(cache_dir)) if self_check else None
+        context = context_of(base, encoder, facts, encoded, batch_size, default_device(device), checks)
         cache = ContentCache(cache_dir or cache_folder() / "scores")
         return FactScores(facts, cached_scores(facts, encoded, measured, base, context, cache))
     require_loaded(model, "a base model, its name or folder, or a loaded model of transformers or peft")
     encoder = encoder_of_loaded(model, tokenizer, encoding)
+    if self_check:
+        say_instead(find_fast_ways(model, check_rows(encoder), encoder.pad_id), type(model).__name__)
     with modes_restored(model):
         scored = score_facts(model.eval(), encoder, facts, measured, batch_size=batch_size)
     return FactScores(facts, scored)
@@ -273,6 +282,7 @@ def context_of(
     encoded: Sequence[EncodedFact],
     batch_size: int,
     device: torch.device,
+    checks: SelfChecks | None,
 ) -> ScoringContext:
     """What facts are measured with; the base model is loaded when something has to be measured.
 
@@ -283,13 +293,21 @@ def context_of(
         encoded: Their tokens.
         batch_size: Facts per forward pass.
         device: Where the base model runs.
+        checks: What the base model is asked before it measures anything; None for nothing.
     """
     tokens = {fact.id: one for fact, one in zip(facts, encoded, strict=True)}
-    return ScoringContext(lambda: base.load().to(device), encoder, batch_size, tokens)
+
+    def load() -> PreTrainedModel:
+        model = base.load().to(device)
+        if checks is not None:
+            checks.check(model)
+        return model
+
+    return ScoringContext(load, encoder, batch_size, tokens, is_checked=checks is not None)
 
 
 def score_manifest(
-    facts: Sequence[Fact], base: BaseModel, encoder: FactEncoder, distances: Sequence[Distance]
+    facts: Sequence[Fact], base: BaseModel, encoder: FactEncoder, distances: Sequence[Distance], *, is_checked: bool
 ) -> dict[str, Any]:
     """Everything that the scores depend on, as plain data.
 
@@ -298,6 +316,7 @@ def score_manifest(
         base: The base model.
         encoder: How facts become tokens.
         distances: What is measured.
+        is_checked: Whether the self-check decides how the model answers.
     """
     return {
         "facts": facts_key(facts),
@@ -307,6 +326,7 @@ def score_manifest(
         "dtype": base.dtype,
         **encoder.identity,
         "distances": [identity(distance) for distance in distances],
+        "self_check": is_checked,
         "scoring_version": SCORING_VERSION,
     }
 
@@ -334,7 +354,7 @@ def cached_scores(
     Returns:
         One row per fact, in order; the numbers do not depend on how many ranks there are.
     """
-    manifest = score_manifest(facts, base, context.encoder, distances)
+    manifest = score_manifest(facts, base, context.encoder, distances, is_checked=context.is_checked)
     parts = scoring_parts(encoded, context.batch_size)
     first = distances[0].name
 
