@@ -15,10 +15,10 @@ _MOST_NAMED = 12
 
 _HEAD = """# Which models and adapters go together
 
-`make test-sweep` builds a small random model of every causal language model of transformers, attaches an adapter, trains
-it for a few steps and compares with slow and obvious ways: losses, norms of the facts' gradients, free answers (with plain
-forward passes, and with `generate` where the self-check allows it), a resumed training, the reloaded adapter, and the
-merged model. This page is written from the ledger of a run by `python -m experiments.sweep table`.
+`make test-sweep` builds a small random model of every causal language model of transformers, attaches an adapter,
+trains it for a few steps and compares with slow and obvious ways: losses, norms of the facts' gradients, free answers
+(with plain forward passes, and with `generate` where the self-check allows it), a resumed training, the reloaded
+adapter, and the merged model. This page is written from the ledger of a run by `python -m experiments.sweep table`.
 
 ✓: every check held. refused: an input error says why. —: transformers makes no small model of the family.
 """

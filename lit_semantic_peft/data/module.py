@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lit_semantic_peft.cache import ContentCache, cache_folder
+from lit_semantic_peft.data.encoders import encoder_of
 from lit_semantic_peft.data.loaders import FactBatches, fact_batches, loader, question_loader, validation_loader
 from lit_semantic_peft.data.moved import refuse_moved
 from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, FormsPlan, SelectionPlan
@@ -18,7 +19,7 @@ from lit_semantic_peft.data.prepare import Preparation, ReadFacts, base_model_of
 from lit_semantic_peft.data.prepared import PreparedFacts
 from lit_semantic_peft.data.questions import answer_manifest, final_questions
 from lit_semantic_peft.data.ranks import agreed
-from lit_semantic_peft.data.scoring import default_device, encoder_of
+from lit_semantic_peft.data.scoring import default_device
 from lit_semantic_peft.data.self_checks import verdict_cache
 from lit_semantic_peft.data.settings import ConfiguredDataModule
 from lit_semantic_peft.data.situation import check_adapter, check_trainer

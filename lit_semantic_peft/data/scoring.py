@@ -15,13 +15,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_semantic_peft.cache import ContentCache, cache_folder
+from lit_semantic_peft.data.encoders import encoder_of, encoder_of_loaded, require_plan
 from lit_semantic_peft.data.measures import identity
 from lit_semantic_peft.data.plans import EncodingPlan
 from lit_semantic_peft.data.ranks import agreed, from_all_ranks, from_first_rank, my_share
 from lit_semantic_peft.data.self_checks import SelfChecks, say_instead, verdict_cache
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import DEFAULT_DATASET_SPLIT, Fact, GivenFacts, facts_key, given_facts
-from lit_semantic_peft.models.base import BaseModel, num_positions, stop_ids
+from lit_semantic_peft.models.base import BaseModel
 from lit_semantic_peft.models.base_files import DEFAULT_BASE_MODEL
 from lit_semantic_peft.models.modes import modes_restored
 from lit_semantic_peft.models.self_check import check_rows
@@ -162,19 +163,6 @@ def _given_distances(distances: Distance | Sequence[Distance] | None) -> list[Di
     return given or [ExpectedEmbeddingDistance()]
 
 
-def require_plan(encoding: object) -> None:
-    """Refuses what is no `EncodingPlan`.
-
-    Args:
-        encoding: What was given.
-
-    Raises:
-        InputError: If it is something else.
-    """
-    if not isinstance(encoding, EncodingPlan):
-        raise InputError(f"`encoding`: expected an `EncodingPlan`, such as `EncodingPlan('chat')`, got {encoding!r}")
-
-
 def require_loaded(model: object, expected: str) -> None:
     """Refuses what is no loaded model.
 
@@ -219,60 +207,6 @@ def all_distances(first: Distance, more: Sequence[Distance]) -> list[Distance]:
                 f"`more_distances` has {distance.name} twice with different settings; tables name columns by it"
             )
     return distances
-
-
-def encoder_of(base: BaseModel, encoding: EncodingPlan) -> FactEncoder:
-    """How facts become the tokens of a base model.
-
-    Args:
-        base: The base model.
-        encoding: The user's settings.
-
-    Raises:
-        InputError: If the model is not found, or the settings do not fit its tokenizer.
-    """
-    encoder = _encoder(base.load_tokenizer(), encoding, base.load_stop_ids(), base.load_num_positions())
-    if encoder.depends_on_the_day:
-        logger.warning(
-            "The chat template of %s prints the day's date: prompts differ from day to day, and scores and answers "
-            "from the cache are those of the day on which they were measured. Set "
-            "`data.encoding.chat_template_kwargs` to `{date_string: 26 Jul 2024}` if the template reads `date_string` "
-            "(Llama 3 does), else take the date out of the template.",
-            base.name,
-        )
-    return encoder
-
-
-def encoder_of_loaded(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, encoding: EncodingPlan
-) -> FactEncoder:
-    """How facts become the tokens of a model that is loaded already.
-
-    Args:
-        model: The model, with or without an adapter.
-        tokenizer: The model's.
-        encoding: The user's settings.
-
-    Raises:
-        InputError: If there is no tokenizer, or the settings do not fit it.
-    """
-    if tokenizer is None:
-        raise InputError("`tokenizer` is missing: a model that is loaded needs the tokenizer that it was trained with.")
-    return _encoder(tokenizer, encoding, stop_ids(model.generation_config), num_positions(model.config))
-
-
-def _encoder(
-    tokenizer: PreTrainedTokenizerBase, encoding: EncodingPlan, stop_ids: Sequence[int], num_positions: int | None
-) -> FactEncoder:
-    return FactEncoder(
-        tokenizer,
-        encoding.template,
-        encoding.append_eos,
-        encoding.max_length,
-        stop_ids=stop_ids,
-        num_positions=num_positions,
-        chat_template_kwargs=encoding.chat_template_kwargs,
-    )
 
 
 def context_of(

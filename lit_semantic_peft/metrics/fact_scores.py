@@ -92,6 +92,7 @@ class Generalization(FactScore):
     """Whether the model answers right when a fact is asked in other words.
 
     Parts, each in [0, 1]: `generalization` and `generalization_teacher_forced` over the paraphrases;
+    `generalization_question` and `generalization_question_teacher_forced`, the fact as a question;
     `generalization_reversed` and `generalization_reversed_teacher_forced`, the subject asked from the target;
     `generalization_choice`, whether the target is the likeliest of the offered answers, per token.
 
@@ -106,6 +107,8 @@ class Generalization(FactScore):
     parts = (
         "generalization",
         "generalization_teacher_forced",
+        "generalization_question",
+        "generalization_question_teacher_forced",
         "generalization_reversed",
         "generalization_reversed_teacher_forced",
         "generalization_choice",

@@ -121,8 +121,8 @@ PROBE_COLUMNS: tuple[Column, ...] = (
     Column(
         "kind",
         _TEXT,
-        "`neighborhood` (must not change); `paraphrase`, `reversed`, `portability`, `yes_no` (should follow); "
-        "`doubt_plain` and `doubt_chat` (should stay).",
+        "`neighborhood` (must not change); `paraphrase`, `question`, `reversed`, `portability`, `yes_no` (should "
+        "follow); `doubt_plain` and `doubt_chat` (should stay).",
         required=True,
     ),
     Column("prompt", _TEXT, "The probe's prompt.", required=True, holds_fact_text=True),

@@ -5,8 +5,8 @@ import torch
 from lit_semantic_peft import score
 from lit_semantic_peft.cache import ContentCache
 from lit_semantic_peft.data import self_checks
+from lit_semantic_peft.data.encoders import encoder_of
 from lit_semantic_peft.data.plans import EncodingPlan
-from lit_semantic_peft.data.scoring import encoder_of
 from lit_semantic_peft.data.self_checks import SelfChecks
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import BaseModel, attach_adapter

@@ -109,6 +109,19 @@ def test_only_what_one_subject_alone_has_is_asked_backwards(encoder):
     assert "Japan" not in asked[0].prompt
 
 
+def test_a_question_is_asked_unless_it_is_the_taught_prompt_or_a_paraphrase(encoder):
+    asked = "Question: Where? Answer:"
+    facts = [
+        Fact("free", "It is in", "Paris", question="Where?", aliases=("Lutetia",)),
+        Fact("taught", asked, "Paris", question="Where?"),
+        Fact("reworded", "It is in the city of", "Paris", question="Where?", paraphrases=(asked,)),
+        Fact("none", "It lies in", "Paris"),
+    ]
+    questions = [one for one in fact_questions(facts, encoder, EvaluationPlan()) if one.kind == "question"]
+    assert [(one.fact_index, one.prompt, one.accepted) for one in questions] == [(0, asked, ("Paris", "Lutetia"))]
+    assert questions[0].max_new_tokens > 0
+
+
 def test_choices_are_of_one_relation_and_never_right_twice(encoder):
     facts = _capitals(France="Paris", Gallia="paris", Japan="Tokyo", Peru="Lima", Chad="N'Djamena")
     plan = EvaluationPlan(probes=["choice"], num_choices=3)

@@ -38,7 +38,7 @@ from lit_semantic_peft.tokens import FactEncoder
 from fixtures.models import byte_level_bpe
 
 PLAN = EvaluationPlan(
-    probes=["paraphrase", "reversed", "choice", "neighborhood", "portability", "yes_no"], num_choices=3
+    probes=["paraphrase", "question", "reversed", "choice", "neighborhood", "portability", "yes_no"], num_choices=3
 )
 NUM_FACTS = 40
 TURNS = 2
@@ -71,6 +71,7 @@ def some_facts():
                 )
                 for place in range(number % 3)
             ),
+            question=f"What is the thing of N{number}?" if number % 4 else None,
         )
         for number in range(NUM_FACTS)
     ]
@@ -126,8 +127,8 @@ def by_metrics(rows, side):
         )
 
     metrics = {cls: cls(NUM_FACTS) for cls in (Efficacy, Generalization, Locality, Portability, YesNo, Robustness)}
-    facts, words, back, choices, near, follows = (
-        asked(kind) for kind in ("fact", "paraphrase", "reversed", "choice", "neighborhood", "portability")
+    facts, words, plainly, back, choices, near, follows = (
+        asked(kind) for kind in ("fact", "paraphrase", "question", "reversed", "choice", "neighborhood", "portability")
     )
     metrics[Efficacy].update(
         index(facts),
@@ -143,6 +144,11 @@ def by_metrics(rows, side):
         index(words),
         generalization=flags(words, "is_correct"),
         generalization_teacher_forced=flags(words, "is_recalled"),
+    )
+    metrics[Generalization].update(
+        index(plainly),
+        generalization_question=flags(plainly, "is_correct"),
+        generalization_question_teacher_forced=flags(plainly, "is_recalled"),
     )
     metrics[Generalization].update(
         index(back),
@@ -276,7 +282,7 @@ def test_the_tables_take_what_is_found(encoder):
 
     probes = result.probe_columns([f"fact-{number}" for number in range(NUM_FACTS)])
     assert list(probes) == [column.name for column in PROBE_COLUMNS]
-    kinds = {"paraphrase", "reversed", "neighborhood", "portability", "yes_no", "doubt_plain", "doubt_chat"}
+    kinds = {"paraphrase", "question", "reversed", "neighborhood", "portability", "yes_no", "doubt_plain", "doubt_chat"}
     assert set(probes["kind"]) == kinds, "what was answered freely, and of no fact's own prompt"
     assert probes["fact_id"] == [f"fact-{row.question.fact_index}" for row in rows if row.question.kind in kinds]
 
