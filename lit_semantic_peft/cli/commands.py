@@ -85,7 +85,12 @@ def compare_command(arguments: Sequence[str]) -> None:
     parser.add_argument("first", metavar="RUN_A", help="a run folder that was evaluated (`fit` does it at its end)")
     parser.add_argument("second", metavar="RUN_B", help="another run folder over the same facts")
     parser.add_argument("--only_kept", action="store_true", help="only the facts that both runs trained")
-    parser.add_argument("--output", metavar="FILE", help="write a row per common fact (.csv or .parquet)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write a row per common fact (.csv or .parquet); in CSV an apostrophe precedes a text that a spreadsheet "
+        "would run as a formula",
+    )
     parser.add_argument("--show", metavar="N", type=int, default=5, help="flipped facts to list of each kind (5)")
     options = parser.parse_args(arguments)
     if options.show < 0:

@@ -7,7 +7,7 @@ from rich.table import Column, Table
 
 from lit_semantic_peft.cli.conflicts import Conflicts
 from lit_semantic_peft.data import PreparedFacts
-from lit_semantic_peft.facts import find_contradictions, find_near_duplicates
+from lit_semantic_peft.facts import find_contradictions, find_near_duplicates, group_near_duplicates
 from lit_semantic_peft.reports import Discrimination, DistanceComparison
 from lit_semantic_peft.terminal import TextConsole
 
@@ -126,9 +126,11 @@ def _print_suspicious(console: TextConsole, prepared: PreparedFacts) -> None:
     console.print(f"Contradictions (same prompt, different targets): {len(contradictions)}")
     for contradiction in contradictions[:_SHOWN]:
         console.print(f"  {contradiction}")
-    console.print(f"Near-duplicates in the text: {len(duplicates)}")
-    for duplicate in duplicates[:_SHOWN]:
-        console.print(f"  {duplicate}")
+    groups = group_near_duplicates(duplicates)
+    of_groups = f" in {len(groups)} groups" if duplicates else ""
+    console.print(f"Near-duplicates in the text, facts that nearly repeat an earlier one: {len(duplicates)}{of_groups}")
+    for group in groups[:_SHOWN]:
+        console.print(f"  {group}")
 
 
 def _conflict_table(prepared: PreparedFacts, conflicts: Conflicts) -> Table:

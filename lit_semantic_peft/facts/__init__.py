@@ -4,8 +4,10 @@ from lit_semantic_peft.facts.builtin import BUILTIN, builtin_facts
 from lit_semantic_peft.facts.checks import (
     Contradiction,
     NearDuplicate,
+    NearDuplicateGroup,
     find_contradictions,
     find_near_duplicates,
+    group_near_duplicates,
     normalize_text,
 )
 from lit_semantic_peft.facts.containers import SUFFIXES
@@ -31,6 +33,7 @@ __all__ = [
     "FactSet",
     "GivenFacts",
     "NearDuplicate",
+    "NearDuplicateGroup",
     "Omission",
     "Probe",
     "Split",
@@ -40,6 +43,7 @@ __all__ = [
     "find_contradictions",
     "find_near_duplicates",
     "given_facts",
+    "group_near_duplicates",
     "normalize_text",
     "read_facts",
     "write_facts",

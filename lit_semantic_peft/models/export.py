@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -147,14 +148,15 @@ def _require_same_answers(expected: Tensor, found: Tensor, dtype: torch.dtype) -
 
 
 def _model_card(base: BaseModelSource, peft_type: str, about: str) -> str:
+    fields = {
+        "base_model": base.public_name,
+        "library_name": "peft",
+        "tags": ["lit-semantic-peft", "knowledge"],
+    }
     lines = [
-        "---",
-        f"base_model: {base.public_name}",
-        "library_name: peft",
-        "tags: [lit-semantic-peft, knowledge]",
-        "---",
+        f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---",
         "",
-        f"# {peft_type} adapter for {base.public_name}",
+        f"# {peft_type} adapter for {' '.join(base.public_name.split())}",
         "",
         "Trained by lit-semantic-peft to know a set of facts.",
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 from rich.table import Column, Table
 
@@ -122,7 +123,16 @@ def write_comparison(path: str | Path, comparison: RunComparison) -> None:
         write_parquet(path, comparison.facts, _KIND)
         return
     with atomic_path(path, _KIND, _csv_header()) as temporary:
-        pa_csv.write_csv(comparison.facts, temporary)
+        pa_csv.write_csv(_without_formulas(comparison.facts), temporary)
+
+
+def _without_formulas(table: pa.Table) -> pa.Table:
+    """The table with an apostrophe before every text that a spreadsheet would run as a formula."""
+    for position, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            safe = pc.replace_substring_regex(table.column(position), pattern=r"^(\s*[=+\-@\t\r])", replacement=r"'\1")
+            table = table.set_column(position, field, safe)
+    return table
 
 
 def check_output(path: str | Path) -> None:
