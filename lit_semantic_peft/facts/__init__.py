@@ -13,7 +13,7 @@ from lit_semantic_peft.facts.contract import SPLIT_SYNONYMS
 from lit_semantic_peft.facts.formats import FORMATS
 from lit_semantic_peft.facts.given import DEFAULT_DATASET_SPLIT, GivenFacts, given_facts
 from lit_semantic_peft.facts.readers import FORMAT_NAMES, read_facts
-from lit_semantic_peft.facts.schema import SPLITS, Conversion, Fact, FactSet, Omission, Probe, Split, facts_key
+from lit_semantic_peft.facts.schema import SPLITS, Conversion, Fact, FactSet, Form, Omission, Probe, Split, facts_key
 from lit_semantic_peft.facts.writers import OUTPUT_SUFFIXES, convert, write_facts
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Conversion",
     "Fact",
     "FactSet",
+    "Form",
     "GivenFacts",
     "NearDuplicate",
     "Omission",
