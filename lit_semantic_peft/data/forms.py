@@ -11,7 +11,7 @@ import numpy as np
 from lit_semantic_peft.data.plans import FormsPlan
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact, Form
-from lit_semantic_peft.facts.forms import FactForms, split_forms
+from lit_semantic_peft.facts.forms import FactForms, FormContext, Templates, relations_without, split_forms
 from lit_semantic_peft.files import content_key
 from lit_semantic_peft.tokens import EncodedFact, FactEncoder
 
@@ -34,6 +34,7 @@ class PreparedForms:
         taught: For each fact the texts of its taught forms, each with the end of its part of [0, 1).
         start: Each fact's place in [0, 1) in epoch 0.
         stopping: For each fact the texts that are asked of it during training, at least one.
+        without_templates: Relations that have no template, and how many facts are of each.
         key: Content key of the taught texts and of when each is trained; "" where facts have no form.
     """
 
@@ -43,6 +44,7 @@ class PreparedForms:
     taught: tuple[tuple[tuple[int, float], ...], ...]
     start: tuple[float, ...]
     stopping: tuple[tuple[int, ...], ...]
+    without_templates: dict[str, int]
     key: str
 
     def text_of(self, row: int, epoch: int) -> int:
@@ -148,11 +150,16 @@ def prepare_forms(
     key = content_key(start, [[(astuple(texts[text]), end) for text, end in parts] for parts in taught])
     prepared = PreparedForms(
         tuple(split), tuple(texts), tuple(fact_of), tuple(taught), tuple(start), tuple(stopping),
-        key if any(taught) else "",
+        _without_templates(facts, plan, set_name), key if any(taught) else "",
     )  # fmt: skip
     if plan.sources:
         prepared.log()
     return prepared
+
+
+def _without_templates(facts: Sequence[Fact], plan: FormsPlan, set_name: str) -> dict[str, int]:
+    file = next((source.file for source in plan.sources or [] if isinstance(source, Templates)), None)
+    return relations_without(FormContext(facts, set_name).templates(file), facts)
 
 
 def _chat_encoder(encoder: FactEncoder, split: Sequence[FactForms]) -> FactEncoder:

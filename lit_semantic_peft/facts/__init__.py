@@ -14,7 +14,7 @@ from lit_semantic_peft.facts.formats import FORMATS
 from lit_semantic_peft.facts.given import DEFAULT_DATASET_SPLIT, GivenFacts, given_facts
 from lit_semantic_peft.facts.readers import FORMAT_NAMES, read_facts
 from lit_semantic_peft.facts.schema import SPLITS, Conversion, Fact, FactSet, Form, Omission, Probe, Split, facts_key
-from lit_semantic_peft.facts.writers import OUTPUT_SUFFIXES, convert, write_facts
+from lit_semantic_peft.facts.writers import OUTPUT_SUFFIXES, convert, output_path, write_facts, write_output
 
 __all__ = [
     "BUILTIN",
@@ -42,6 +42,8 @@ __all__ = [
     "find_near_duplicates",
     "given_facts",
     "normalize_text",
+    "output_path",
     "read_facts",
     "write_facts",
+    "write_output",
 ]
