@@ -6,8 +6,8 @@ import torch
 
 from lit_semantic_peft.cli.conflicts import Conflicts, find_conflicts
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
+from lit_semantic_peft.data.encoders import encoder_of
 from lit_semantic_peft.data.prepare import base_model_of
-from lit_semantic_peft.data.scoring import encoder_of
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import write_json
 from lit_semantic_peft.models import BaseModel

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lit_semantic_peft.cache import ContentCache, cache_folder
+from lit_semantic_peft.data.encoders import encoder_of
 from lit_semantic_peft.data.loaders import FactBatches, fact_batches, loader, question_loader, validation_loader
 from lit_semantic_peft.data.moved import refuse_moved
 from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, FormsPlan, SelectionPlan
@@ -18,7 +19,8 @@ from lit_semantic_peft.data.prepare import Preparation, ReadFacts, base_model_of
 from lit_semantic_peft.data.prepared import PreparedFacts
 from lit_semantic_peft.data.questions import answer_manifest, final_questions
 from lit_semantic_peft.data.ranks import agreed
-from lit_semantic_peft.data.scoring import default_device, encoder_of
+from lit_semantic_peft.data.scoring import default_device
+from lit_semantic_peft.data.self_checks import verdict_cache
 from lit_semantic_peft.data.settings import ConfiguredDataModule
 from lit_semantic_peft.data.situation import check_adapter, check_trainer
 from lit_semantic_peft.data.steps import planned_steps
@@ -59,6 +61,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
         cache_dir: Where scores are kept; the user's cache where None.
         base_model: The model that facts are measured against. None for that of the trainer's module; another one is an
             error. Required without a trainer.
+        self_check: Whether a model is asked, before it is scored or trained, whether the fast ways are right for it.
 
     Raises:
         InputError: If a setting is out of its range; from `setup`, if the facts cannot be read, tokenized, or filtered
@@ -82,6 +85,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
         max_new_tokens: int = 32,
         cache_dir: str | None = None,
         base_model: BaseModel | str | None = None,
+        self_check: bool = True,
     ) -> None:
         super().__init__()
         if max_new_tokens < 1:
@@ -90,6 +94,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
         self.preparation = Preparation(
             facts, num_facts, contradictions, dataset_split, seed,
             encoding, forms, selection, batches, evaluation, cache,
+            verdict_cache(cache_dir) if self_check else None,
         )  # fmt: skip
         self.prompts = prompts
         self.max_new_tokens = max_new_tokens
@@ -199,6 +204,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
             device=self.device.type,
             precision=str(self.trainer.precision) if self.trainer else "32-true",
             evaluation_version=version,
+            self_check=self.preparation.self_checks is not None,
         )
 
     def training_batches(self, rows: Sequence[int], batch_size: int, *, with_end: bool = True) -> list[Batch]:

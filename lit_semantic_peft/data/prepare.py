@@ -17,6 +17,7 @@ from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, FormsPlan, Sel
 from lit_semantic_peft.data.prepared import PreparedFacts, is_deferrable
 from lit_semantic_peft.data.ranks import from_first_rank
 from lit_semantic_peft.data.scoring import all_distances, cached_scores, context_of
+from lit_semantic_peft.data.self_checks import SelfChecks
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
 from lit_semantic_peft.evaluation.questions import Question, fact_questions
@@ -75,6 +76,7 @@ class Preparation:
         batches: How many facts are scored together, and whether their strata are needed.
         evaluation: Which probes are asked.
         cache: Where scores and features are kept.
+        self_checks: Where the verdicts of the self-check are kept; None where no model is checked.
     """
 
     facts: str
@@ -88,6 +90,7 @@ class Preparation:
     batches: BatchPlan
     evaluation: EvaluationPlan
     cache: ContentCache
+    self_checks: ContentCache | None
 
     @cached_property
     def distances(self) -> list[Distance]:
@@ -153,7 +156,8 @@ class Preparation:
             InputError: If there is nothing to train, or a filter or weighting cannot be applied.
         """
         facts, encoded = read.facts, read.encoded
-        context = context_of(base, encoder, facts, encoded, self.batches.eval_batch_size, device)
+        checks = SelfChecks(base, encoder, self.self_checks) if self.self_checks else None
+        context = context_of(base, encoder, facts, encoded, self.batches.eval_batch_size, device, checks)
         measure = MeasuredFeatures(self.cache, base, context, facts)
         with stopwatch.during("scoring"):
             scored = cached_scores(facts, encoded, self.distances, base, context, self.cache)

@@ -18,7 +18,7 @@ from lit_semantic_peft.tokens import EncodedFact, FactEncoder
 
 QuestionKind = Literal[
     "fact", "rival", "paraphrase", "question", "reversed", "choice", "wrong_choice", "neighborhood", "portability",
-    "doubt_plain", "doubt_chat", "known", "text", "prompt",
+    "yes_no", "doubt_plain", "doubt_chat", "known", "text", "prompt",
 ]  # fmt: skip
 
 ANSWER_MARGIN = 8
@@ -135,12 +135,15 @@ def fact_questions(
             asked += [("wrong_choice", prompt, (option,)) for option in options[1:]]
             ask_made_up(asked if len(options) > 1 else [], index, " ")
         if "neighborhood" in plan.probes:
-            for probe in fact.neighborhood:
+            for probe in dict.fromkeys(fact.neighborhood):
                 ask(index, "neighborhood", probe.prompt, (probe.target,), fact.joiner)
         if "portability" in plan.probes:
             for probe in fact.portability:
                 needs = tuple(index_of.get(fact_id, -1) for fact_id in probe.needs)
                 ask(index, "portability", probe.prompt, (probe.target,), fact.joiner, needs)
+        if "yes_no" in plan.probes:
+            for probe in fact.yes_no:
+                ask(index, "yes_no", probe.prompt, (probe.target,), fact.joiner)
     return questions
 
 

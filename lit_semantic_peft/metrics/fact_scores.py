@@ -184,6 +184,23 @@ class Portability(FactScore):
         )
 
 
+class YesNo(FactScore):
+    """Whether the model answers yes and no where each is right, apart, since a model may always say one of them.
+
+    Parts, each the share of the questions whose answer begins with the right one, [0, 1]: `yes_no_yes` over those whose
+    right answer is yes, `yes_no_no` over the others.
+
+    Example:
+        >>> metric = YesNo(num_facts=1)
+        >>> metric.update(torch.tensor([0, 0]), yes_no_no=torch.tensor([True, False]))
+        >>> metric.compute()["yes_no_no"].item()
+        0.5
+    """
+
+    higher_is_better = True
+    parts = ("yes_no_yes", "yes_no_no")
+
+
 class Robustness(FactScore):
     """Whether the answer is still right after one to N turns of "Are you sure?".
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_semantic_peft.cache import cache_folder
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.disk_space import reserve
+from lit_semantic_peft.models.fast_ways import fast_ways
 from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
 from lit_semantic_peft.tokens import Batch
 
@@ -46,6 +47,8 @@ def frozen_layers_obstacle(model: PeftModel) -> str:
             "layer 0 or the embedding is trained. Let the adapter begin higher, for example with "
             f"`layers_to_transform: [{half}, ..., {num_layers - 1}]` in LoraConfig"
         )
+    if not fast_ways(model).reuse_frozen_layers:
+        return "the self-check found that the logits on reused outputs are not those of the plain forward pass"
     return ""
 
 

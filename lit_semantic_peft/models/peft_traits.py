@@ -79,6 +79,7 @@ class PeftTraits:
         virtual_tokens: Where the `num_virtual_tokens` of the configuration are: before the input, or in the
             key-value cache.
         constants: Parts of the names of parameters that are never trained, even where PEFT marks them as trained.
+        may_lack_gradient: Parts of the names of trained tensors that may have no gradient though their layer ran.
         tensors: Gives all trained tensors by name, so that training can resume from them.
         load_tensors: Loads them.
         extra_state: Gives what training needs to resume besides the tensors: plain data and tensors.
@@ -92,6 +93,7 @@ class PeftTraits:
     cannot: Mapping[Feature, str] = field(default_factory=dict)
     virtual_tokens: Literal["none", "input", "cache"] = "none"
     constants: tuple[str, ...] = ()
+    may_lack_gradient: tuple[str, ...] = ()
     tensors: Callable[[PeftModel], dict[str, Tensor]] = exported_tensors
     load_tensors: Callable[[PeftModel, Mapping[str, Tensor]], None] = _load_exported_tensors
     extra_state: Callable[[PeftModel], dict[str, Any]] = _no_state
@@ -252,7 +254,12 @@ def traits_of(of: PeftConfig | nn.Module) -> PeftTraits:
 
 def traits_of_forward(model: nn.Module) -> PeftTraits:
     """As `traits_of`, for what a forward pass does now: inside `disable_adapter()` it is that of the base model."""
-    return PeftTraits() if getattr(model, "_adapters_disabled", False) else traits_of(model)
+    return traits_of(model) if runs_adapter(model) else PeftTraits()
+
+
+def runs_adapter(model: nn.Module) -> bool:
+    """Whether a forward pass uses an adapter: there is one, and it is not switched off."""
+    return isinstance(model, PeftModel) and not model._adapters_disabled
 
 
 def peft_type_name(of: PeftConfig | PeftModel) -> str:
@@ -310,10 +317,25 @@ _NOT_TRAINED_WHOLLY: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 WRITTEN_BY_TRAINING = frozenset({"rank_pattern"})
 """Settings of a configuration that training itself writes (AdaLoRA's ranks)."""
 
+_OF_NO_TENSOR = frozenset({"base_model_name_or_path", "inference_mode", "peft_version", "revision"})
+
 OF_THE_TRAINING_ALONE = frozenset(
     {"init_lora_weights", "total_step", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight"}
 )
 """Settings that do not change what trained tensors mean: where they start, and AdaLoRA's schedule."""
+
+
+def settings_of(peft_config: PeftConfig) -> dict[str, str]:
+    """What identifies an adapter, as text by the name of the setting: not its origin, nor what training writes.
+
+    Args:
+        peft_config: Any configuration of `peft`.
+    """
+    return {
+        name: str(sorted(value) if isinstance(value, set) else value)
+        for name, value in sorted(peft_config.to_dict().items())
+        if name not in _OF_NO_TENSOR | WRITTEN_BY_TRAINING
+    }
 
 
 def base_changing_setting(peft_config: PeftConfig) -> str | None:

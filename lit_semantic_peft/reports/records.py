@@ -239,6 +239,33 @@ class Seconds(Record):
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
+class Repetition(Record):
+    """What the trained model answers most often to the kept facts' own prompts.
+
+    Attributes:
+        num_answers: Facts that were answered.
+        num_right: Of these, those answered right.
+        answer: The most frequent answer.
+        num_given: Facts that it is given to.
+        num_given_right: Of these, those for which it is right.
+        num_targets: Facts whose target it is: as many would be right if it were always given.
+        word: The most frequent word of the answers.
+        word_share: Share of the answers that hold it.
+        word_share_of_targets: Share of the targets that hold it.
+    """
+
+    num_answers: int
+    num_right: int
+    answer: str
+    num_given: int
+    num_given_right: int
+    num_targets: int
+    word: str
+    word_share: float
+    word_share_of_targets: float
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class FactCounts(Record):
     """What follows from the fact table alone, over the facts that were there to be trained (split `inject`).
 
@@ -248,7 +275,8 @@ class FactCounts(Record):
         num_dropped: Facts that a filter dropped.
         dropped_by_reason: Number of dropped facts by reason, the most frequent first.
         pushed_away: Share of the kept facts whose distance grew.
-        num_neighbors: Neighbours of the kept facts that were asked, behind the score `locality`.
+        num_neighbors: Different neighbours of the kept facts that were asked, behind the score `locality`.
+        repetition: What the trained model answers most often.
         scores: Every score that was measured, in the order of `SCORES`.
     """
 
@@ -258,6 +286,7 @@ class FactCounts(Record):
     dropped_by_reason: dict[str, int] = field(default_factory=dict)
     pushed_away: Measured = None
     num_neighbors: int | None = None
+    repetition: Repetition | None = None
     scores: tuple[ScoreRecord, ...] = ()
 
     def score(self, name: str) -> ScoreRecord:

@@ -214,6 +214,7 @@ class SemanticPeftModule(EvaluatingModule):
 
     @override
     def on_fit_start(self) -> None:
+        self.self_check(trains=True)
         self._frozen = reused_layers(
             self.model,
             self.data.prepared,

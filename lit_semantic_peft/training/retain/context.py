@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from lit_semantic_peft.cache import ContentCache
 from lit_semantic_peft.data import PreparedFacts
-from lit_semantic_peft.interference.undisturbed import undisturbed
+from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import Batch, EncodedFact, FactEncoder, collate
 
 

@@ -186,3 +186,19 @@ def test_what_is_longer_than_the_model_takes_is_refused_or_left_out_if_made_up()
     ] == ["known"]
     with pytest.raises(InputError, match=r"`prompts\[0\]`: .* the base model takes 30 "):
         prompt_questions([long.paraphrases[0]], small, max_new_tokens=5)
+
+
+def test_yes_no_questions_are_a_kind_of_their_own(encoder):
+    asked = (Probe("Is Paris the capital of France?", "Yes"), Probe("Is Lund?", "No"))
+    fact = dataclasses.replace(JAPAN, yes_no=asked, portability=())
+    kinds = [(one.kind, one.target) for one in fact_questions([fact], encoder, EvaluationPlan())]
+    assert [target for kind, target in kinds if kind == "yes_no"] == ["Yes", "No"]
+    assert "portability" not in dict(kinds)
+    without = fact_questions([fact], encoder, EvaluationPlan(probes=["portability"]))
+    assert {one.kind for one in without} == {"fact"}
+
+
+def test_a_neighbour_that_a_fact_names_twice_is_asked_once(encoder):
+    twice = dataclasses.replace(JAPAN, neighborhood=(Probe("The yen is of", "Japan"),) * 2)
+    questions = fact_questions([twice], encoder, EvaluationPlan(probes=["neighborhood"]))
+    assert [one.kind for one in questions] == ["fact", "neighborhood"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lit_semantic_peft.cache import cache_folder
 from lit_semantic_peft.data import EncodingPlan
-from lit_semantic_peft.data.scoring import encoder_of
+from lit_semantic_peft.data.encoders import encoder_of
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import file_sha256, write_json
 from lit_semantic_peft.models import BaseModel
