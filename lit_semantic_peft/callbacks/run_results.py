@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 
 from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
-from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation import Evaluation
 from lit_semantic_peft.files import WRITTEN_BY, mark, write_text
@@ -17,6 +17,7 @@ from lit_semantic_peft.models import peft_type_name
 from lit_semantic_peft.reports import (
     EpochRecord,
     Estimate,
+    FormsRecord,
     Manifest,
     RetentionRecord,
     RunContents,
@@ -116,6 +117,7 @@ def _about_run(
         "epochs": tuple(epochs),
         "interference": tuple(monitor.records) if monitor else (),
         "retention": _retention(module.evaluation) if module.evaluation else None,
+        "forms": _forms(module.data),
         "seconds": Seconds(**stopwatch.seconds),
         "config": yaml.safe_load(config) or {},
     }
@@ -157,6 +159,16 @@ def _dynamics_columns(module: SemanticPeftModule) -> dict[str, list[Any]]:
         "forgetting_events": where_measured(history["forgetting_events"]),
         "learned_at_end": where_measured(history["is_recalled"]),
     }
+
+
+def _forms(data: KnowledgeDataModule) -> FormsRecord | None:
+    if not data.forms.sources:
+        return None
+    kept, forms = data.prepared.is_kept, data.prepared.forms
+    with_stopping = int(forms.has_stopping[kept].sum())
+    return FormsRecord(
+        forms.num_facts_by_source(data.prepared.kept_index), with_stopping, int(kept.sum()) - with_stopping
+    )
 
 
 def _retention(evaluation: Evaluation) -> RetentionRecord | None:

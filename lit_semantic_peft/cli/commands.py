@@ -1,4 +1,4 @@
-"""`compare`, `convert`, `export` and `report`: the commands that train nothing. What each needs is imported in it."""
+"""The commands that train nothing. What each needs is imported in it."""
 
 import argparse
 import sys
@@ -199,6 +199,56 @@ def _columns(given: Sequence[str]) -> dict[str, str]:
     return templates
 
 
+def augment_command(arguments: Sequence[str]) -> None:
+    """`augment`.
+
+    Args:
+        arguments: What follows the command.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lit-semantic-peft augment",
+        description="Lets a local causal language model write facts in other words and adds what is usable to their "
+        "`forms`. Kept is one sentence with the subject before the target and the target at its end that is no "
+        "near-duplicate; prints what was left out and why. An interrupted call goes on where it was.",
+        epilog="Whether a restatement means the same is not checked, and small models often get it wrong: read what "
+        "they wrote before you teach it.",
+    )
+    parser.add_argument("source", metavar="IN", help="facts, as `--data.facts` takes them; each with a `subject`")
+    parser.add_argument("output", metavar="OUT", help="the file to write; must not exist")
+    parser.add_argument("--model", required=True, help="a Hub name, a local folder, a .gguf file, smollm2-135m")
+    parser.add_argument("--dtype", default="float32", help="type of its weights: float32, bfloat16, float16 (float32)")
+    parser.add_argument("--num_forms", type=int, default=3, help="most restatements to keep of a fact (3)")
+    parser.add_argument("--num_samples", type=int, default=8, help="restatements that are drawn of a fact (8)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="of the samples, above 0 (0.8)")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (0)")
+    parser.add_argument("--batch_size", type=int, default=32, help="facts that are restated together (32)")
+    options = parser.parse_args(arguments)
+
+    from lit_semantic_peft.data.augment import augment
+    from lit_semantic_peft.facts import output_path, read_facts, write_output
+    from lit_semantic_peft.models import BaseModel
+    from lit_semantic_peft.models.sampling import Sampling
+
+    path = output_path(options.output)
+    fact_set = read_facts(options.source, contradictions="keep")
+    found = augment(
+        fact_set.facts,
+        BaseModel(options.model, dtype=options.dtype),
+        num_forms=options.num_forms,
+        sampling=Sampling(options.num_samples, options.temperature, options.seed),
+        batch_size=options.batch_size,
+    )
+    write_output(found.facts, path)
+    for warning in fact_set.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"Restatements kept: {found.num_forms}, of {found.num_restated} of {len(found.facts)} facts")
+    if found.num_without_subject:
+        print(f"Facts without a `subject`, which cannot be restated: {found.num_without_subject}")
+    for reason, count in found.left_out.items():
+        print(f"Left out: {count}: {reason}")
+    print(f"Written: {options.output} (facts: {len(found.facts)})")
+
+
 def _show_conversion(conversion: "Conversion") -> None:
     merged = f"; {conversion.num_merged} facts repeat an earlier one" if conversion.num_merged else ""
     print(f"Read as {conversion.format}: {conversion.num_records} records{merged}")
@@ -209,6 +259,7 @@ def _show_conversion(conversion: "Conversion") -> None:
 
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "augment": augment_command,
     "compare": compare_command,
     "convert": convert_command,
     "export": export_command,

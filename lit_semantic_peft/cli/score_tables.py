@@ -34,6 +34,7 @@ def print_scores(prepared: PreparedFacts, comparison: DistanceComparison, confli
     if comparison.predicts is not None:
         console.print(_prediction_table(comparison.predicts))
     _print_suspicious(console, prepared)
+    _print_without_templates(console, prepared)
     if conflicts is None:
         console.print("Conflicts between facts: not measured; `--warmup_steps 20` does.")
     else:
@@ -131,6 +132,13 @@ def _print_suspicious(console: TextConsole, prepared: PreparedFacts) -> None:
     console.print(f"Near-duplicates in the text, facts that nearly repeat an earlier one: {len(duplicates)}{of_groups}")
     for group in groups[:_SHOWN]:
         console.print(f"  {group}")
+
+
+def _print_without_templates(console: Console, prepared: PreparedFacts) -> None:
+    missing = prepared.forms.without_templates
+    named = [f"{relation or 'no relation'} (facts: {count})" for relation, count in missing.items()]
+    more = [f"and {len(named) - _SHOWN} more"] if len(named) > _SHOWN else []
+    console.print(f"Relations without templates of forms: {', '.join([*named[:_SHOWN], *more]) or 'none'}")
 
 
 def _conflict_table(prepared: PreparedFacts, conflicts: Conflicts) -> Table:

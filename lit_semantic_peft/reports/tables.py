@@ -71,6 +71,12 @@ FACT_COLUMNS: tuple[Column, ...] = (
         "Epoch, from 0, from which the fact is trained: 0 for a kept fact, later for a dropped one that comes back; "
         "null for one that is never trained.",
     ),
+    Column(
+        "taught_forms",
+        pa.list_(_TEXT),
+        "Prompts in which the fact is taught beside its own; none of them is asked at the end.",
+        holds_fact_text=True,
+    ),
     Column("num_target_tokens", _INT, "Tokens of the target, without the end token."),
     Column(
         "distance",

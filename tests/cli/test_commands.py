@@ -406,7 +406,7 @@ def test_help_is_quick():
     program = ("-m", "lit_semantic_peft")
     took, text = min(cpu_seconds(*program, "--help") for _ in range(3))
     assert took < 1.0
-    for command in ("fit", "validate", "test", "predict", "score", "compare", "convert", "export", "report"):
+    for command in ("fit", "validate", "test", "predict", "score", "augment", "compare", "convert", "export", "report"):
         assert re.search(rf"^  {command} ", text, re.MULTILINE)
     libraries, _ = cpu_seconds("-c", "import lightning.pytorch.cli, peft, torch, transformers")
     took, text = cpu_seconds(*program, "fit", "--help")
