@@ -44,6 +44,7 @@ class Situation:
         gradient_checkpointing: The module's.
         reuse_frozen_layers: The module's.
         retains: Class names of the module's sources of retained text.
+        append_eos: Whether training teaches the end token after an answer.
         schedule: The module's.
         warmup_ratio: The module's.
         weighting: Class name of the weighting.
@@ -81,6 +82,7 @@ class Situation:
     gradient_checkpointing: bool = False
     reuse_frozen_layers: bool | None = None
     retains: frozenset[str] = frozenset()
+    append_eos: bool = False
     schedule: str = "constant"
     warmup_ratio: float = 0.0
     weighting: str = "Uniform"
@@ -330,6 +332,21 @@ RULES: tuple[Rule, ...] = (
         "`schedule` and `warmup_ratio` need to know how long training is: set `trainer.max_epochs` or "
         "`trainer.max_steps`, or use `schedule: constant` with `warmup_ratio: 0`.",
         lambda s: s.is_endless and not s.is_trial and (s.schedule != "constant" or s.warmup_ratio > 0),
+    ),
+    # ------------------------------------------------------- what is held still
+    Rule(
+        "`model.retain`",
+        "`peft_config` that changes the base model (`bias`, PiSSA and the like, `layer_replication`, ...)",
+        "`retain` holds the adapter to the base model, which `peft_config` changes itself (`{base_changing_setting}`). "
+        "Leave that setting out.",
+        lambda s: bool(s.retains) and s.base_changing_setting is not None,
+    ),
+    Rule(
+        "`model.retain: Continuations`",
+        "`data.encoding.append_eos: true`",
+        "`Continuations` holds what the base model writes after an answer, where `append_eos` teaches the end token. "
+        "Set `data.encoding.append_eos: false`.",
+        lambda s: "Continuations" in s.retains and s.append_eos,
     ),
     # ---------------------------------------------------------------- the weighting
     Rule(

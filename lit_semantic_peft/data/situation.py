@@ -70,6 +70,7 @@ def situation_of(trainer: Trainer, stage: str, preparation: Preparation) -> Situ
         reads_distance=not inner.needs_nll,
         distance_needs_answers=distance.needs_answers,
         is_scheduled=start is not end,
+        append_eos=preparation.encoding.append_eos,
         deferred_from_epoch=selection.deferred_from_epoch,
         mix_strata=preparation.batches.mix_strata,
     )

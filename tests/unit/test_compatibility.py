@@ -34,6 +34,8 @@ BROKEN = [
         "AdaLoraConfig` works on",
     ),
     ({"retains": frozenset({"OwnSamples"}), "precision": "16-mixed"}, "`retain` works on gradients"),
+    ({"retains": frozenset({"OwnSamples"}), "base_changing_setting": "bias: all"}, "base model, which `peft_config`"),
+    ({"retains": frozenset({"Continuations"}), "append_eos": True}, "append_eos: false"),
     ({"callbacks": frozenset({"GradientSurgery"}), "precision": "16-mixed"}, "`GradientSurgery` works on gradients"),
     ({**SHARDED, "retains": frozenset({"OwnSamples"})}, "`retain` cannot be used with a sharded base model"),
     ({**SHARDED, "is_online": True, "reads_distance": True}, "Online over a distance"),
