@@ -39,6 +39,8 @@ BROKEN = [
     ({"callbacks": frozenset({"GradientSurgery"}), "precision": "16-mixed"}, "`GradientSurgery` works on gradients"),
     ({**SHARDED, "retains": frozenset({"OwnSamples"})}, "`retain` cannot be used with a sharded base model"),
     ({**SHARDED, "is_online": True, "reads_distance": True}, "Online over a distance"),
+    ({**SHARDED, "token_weighting": "TokenDistance", "token_weighting_reads_embeddings": True}, "TokenDistance cannot"),
+    ({"token_weighting": "ConfidenceGate", "callbacks": frozenset({"GradientSurgery"})}, "ConfidenceGate cannot be"),
     ({**SHARDED, "callbacks": frozenset({"ConflictAwareBatching"})}, "`ConflictAwareBatching` cannot be used with"),
     ({**SHARDED, "callbacks": frozenset({"GradientSurgery"})}, "`GradientSurgery` cannot be used with"),
     ({**SHARDED, "callbacks": frozenset({"InterferenceWeighting"})}, "`InterferenceWeighting` cannot be used with"),
