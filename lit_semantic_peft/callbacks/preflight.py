@@ -127,7 +127,7 @@ def names_alike(facts: Sequence[Fact], others: Sequence[Fact], encoder: FactEnco
 
 def _forms(prepared: PreparedFacts, rows: Sequence[int]) -> str:
     forms = prepared.forms
-    taught = ", ".join(f"{name} of {count} facts" for name, count in sorted(forms.num_facts_by_source().items()))
+    taught = ", ".join(f"{name} of {count} facts" for name, count in sorted(forms.num_facts_by_source(rows).items()))
     without = sum(not (fact.paraphrases or fact.question) for fact in (forms.of_facts[row].asked for row in rows))
     asked = f"; {without} facts have no other form to be asked in" if without else ""
     return (f"taught are the own prompts and {taught}" if taught else "only the own prompts are taught") + asked

@@ -134,7 +134,7 @@ def _print_suspicious(console: TextConsole, prepared: PreparedFacts) -> None:
         console.print(f"  {group}")
 
 
-def _print_without_templates(console: Console, prepared: PreparedFacts) -> None:
+def _print_without_templates(console: TextConsole, prepared: PreparedFacts) -> None:
     missing = prepared.forms.without_templates
     named = [f"{relation or 'no relation'} (facts: {count})" for relation, count in missing.items()]
     more = [f"and {len(named) - _SHOWN} more"] if len(named) > _SHOWN else []

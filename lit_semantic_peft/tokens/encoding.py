@@ -232,6 +232,14 @@ class FactEncoder:
         self._require_positions(len(ids), "the text is")
         return EncodedFact(ids[:1], ids[1:])
 
+    def encode_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text of any length, without the tokenizer's start tokens.
+
+        Args:
+            text: The text.
+        """
+        return tuple(self._ids(text))
+
     def without_limit(self, template: Template | None = None) -> "FactEncoder":
         """The same encoder without `max_length`, for texts of any length that the model takes.
 

@@ -26,6 +26,7 @@ from lit_semantic_peft.models import (
     FrozenLayers,
     adapter_state_dict,
     attach_adapter,
+    base_changing_setting,
     load_adapter,
     load_adapter_state_dict,
     traits_of,
@@ -196,6 +197,7 @@ class SemanticPeftModule(EvaluatingModule):
             checkpointing_obstacle=traits.cannot.get("gradient_checkpointing"),
             has_virtual_tokens=traits.virtual_tokens != "none",
             reads_gradients="loss_scaling" in traits.cannot,
+            base_changing_setting=base_changing_setting(self.peft_config) if situation.stage == "fit" else None,
             adapter=self.adapter,
             gradient_checkpointing=self.gradient_checkpointing,
             reuse_frozen_layers=self.reuse_frozen_layers,
@@ -230,7 +232,7 @@ class SemanticPeftModule(EvaluatingModule):
             self.frozen_layers_memory_mb,
             is_sharded(self.trainer),
         )
-        self._retain = retain_penalty(self) if self.retain else None
+        self._retain = retain_penalty(self)
         if self._resumed is not None:
             traits_of(self.model).load_extra_state(self.model, self._resumed.adapter)
 

@@ -29,7 +29,7 @@ class KnownFacts(RetainSource):
     `min_probability`. Of the run's own facts, those that are not trained and share no subject with a trained one, at
     most half of them; where these are fewer than `num_facts`, built-in facts about other subjects beside them. The
     evaluation asks none of them. Cost: a forward pass over the built-in facts that are looked at, once, then read from
-    the cache; then that of `RetainSource`.
+    the cache; then that of `RetainSource`. A base model that knows none retains none, with a warning.
 
     Args:
         weight: As in `RetainSource`.
@@ -46,7 +46,7 @@ class KnownFacts(RetainSource):
     def __init__(
         self,
         weight: float = 1.0,
-        batch_size: int = 16,
+        batch_size: int = 8,
         num_facts: int = 64,
         min_probability: float = 0.2,
         top_k: int | None = 128,
@@ -88,8 +88,8 @@ class KnownFacts(RetainSource):
         known = own + self._builtin(context, pool, self.num_facts - len(own))
         if not known:
             logger.warning(
-                "`KnownFacts`: the base model knows none of %d built-in facts with a probability of at least %g, so no "
-                "known fact is retained.",
+                "`KnownFacts` retains nothing: the base model knows none of %d built-in facts with a probability of at "
+                "least %g",
                 len(pool),
                 self.min_probability,
             )
