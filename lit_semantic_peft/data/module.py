@@ -57,7 +57,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
         evaluation: What the final evaluation asks beside the facts themselves.
         seed: Of the choice of facts and of their order.
         prompts: Free prompts for `predict`; the facts themselves where None.
-        max_new_tokens: Longest answer to a free prompt, in tokens.
+        max_new_tokens: Longest answer to a free prompt.
         cache_dir: Where scores are kept; the user's cache where None.
         base_model: The model that facts are measured against. None for that of the trainer's module; another one is an
             error. Required without a trainer.
@@ -129,10 +129,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
 
     @override
     def setup(self, stage: str | None = None) -> None:
-        """Reads, tokenizes, scores, filters and weights the facts, once for a base model.
-
-        For `predict` with free prompts no fact is read.
-        """
+        """Reads, tokenizes, scores, filters and weights the facts, once for a base model; none for free prompts."""
         if stage == "fit":
             self._position = (0, 0)  # forgets where an earlier training was resumed; a checkpoint is read after this
         if self.trainer and stage:
@@ -155,9 +152,8 @@ class KnowledgeDataModule(ConfiguredDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches of the facts of the current epoch; the order depends on `seed` and epoch only."""
         plan = planned_steps(self.prepared, self.batches, self.seed, self.trainer)
-        plan.set_epoch(
-            self.trainer.current_epoch if self.trainer else 0
-        )  # Lightning asks for the length before it does
+        # Lightning asks for the length before it sets the epoch.
+        plan.set_epoch(self.trainer.current_epoch if self.trainer else 0)
         plan.resume(*self._position)
         return loader(FactBatches(self.prepared, self.encoder.pad_id, with_end=True), plan)
 

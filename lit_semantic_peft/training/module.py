@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -41,6 +41,7 @@ from lit_semantic_peft.training.loss_weights import LossWeights
 from lit_semantic_peft.training.optimization import (
     Schedule,
     check_optimizer,
+    default_optimizer,
     num_optimizer_steps,
     rate_in_words,
     with_schedule,
@@ -126,9 +127,8 @@ class SemanticPeftModule(EvaluatingModule):
         self.base_model = BaseModel.of(base_model)
         self.peft_config = peft_config or LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
         self.adapter = adapter
-        if optimizer is not None:
-            check_optimizer(optimizer)
-        self.optimizer_of = optimizer or self._default_optimizer
+        self.optimizer_of = optimizer or default_optimizer(self.peft_config)
+        check_optimizer(self.optimizer_of)
         self.schedule: Schedule = schedule
         self.warmup_ratio = warmup_ratio
         self.normalization: Normalization = normalization
@@ -302,10 +302,6 @@ class SemanticPeftModule(EvaluatingModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer_of(self.trained_parameters())
         return with_schedule(optimizer, self.schedule, self.warmup_ratio, self.num_optimizer_steps)
-
-    def _default_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> Optimizer:
-        rate = traits_of(self.peft_config).learning_rate
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
 
     @property
     def num_optimizer_steps(self) -> float:

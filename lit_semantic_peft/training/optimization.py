@@ -1,6 +1,7 @@
 """How long a training is, and how its learning rate moves."""
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,6 +17,15 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import traits_of
 
 Schedule = Literal["constant", "linear", "cosine"]
+
+
+def default_optimizer(peft_config: PeftConfig) -> OptimizerCallable:
+    """AdamW without weight decay, at the learning rate of the adapter's type.
+
+    Args:
+        peft_config: The adapter's configuration.
+    """
+    return partial(torch.optim.AdamW, lr=traits_of(peft_config).learning_rate, weight_decay=0.0)
 
 
 def num_optimizer_steps(trainer: Trainer, prepared: PreparedFacts) -> float:
