@@ -67,9 +67,10 @@ def _checked_gradients(model: PeftModel, batch: Batch, parameters: Mapping[str, 
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # each architecture and adapter has its own for what it cannot do
+            instead = suggestion(model.get_base_model(), model.active_peft_config)
             raise InputError(
                 f"`peft_config`: an adapter of type {kind} cannot be trained on this base model: "
-                f"{type(error).__name__}: {first_line(error)}.{suggestion(model.get_base_model(), model.active_peft_config)}"
+                f"{type(error).__name__}: {first_line(error)}.{instead}"
             ) from error
     gradients = {name: one for name, one in zip(parameters, found, strict=True) if one is not None}
     # A layer none of whose tensors has a gradient decides something discrete, such as which tokens are attended to.
