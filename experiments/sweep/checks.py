@@ -24,6 +24,7 @@ from lit_semantic_peft.models import (
     load_adapter_state_dict,
     traits_of,
 )
+from lit_semantic_peft.models.attach import require_answer
 from lit_semantic_peft.models.fast_ways import fast_ways
 from lit_semantic_peft.models.self_check import self_check
 from lit_semantic_peft.tokens import EncodedFact, collate
@@ -108,7 +109,9 @@ class _Tokenizer:
 
 def _new(base: PreTrainedModel, method: str) -> PeftModel:
     set_seed(1)
-    return attach_adapter(base, adapter_config(method, base)).eval()
+    model = attach_adapter(base, adapter_config(method, base)).eval()
+    require_answer(model)
+    return model
 
 
 def _optimizer(model: PeftModel) -> torch.optim.Optimizer:

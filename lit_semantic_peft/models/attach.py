@@ -121,7 +121,7 @@ def require_answer(model: PeftModel) -> None:
     ids = torch.arange(4, device=model.device)[None] + 2
     try:
         with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     except Exception as error:  # whatever a layer raises that gets what it does not expect
         config = model.active_peft_config
         raise InputError(

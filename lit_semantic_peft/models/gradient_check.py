@@ -13,6 +13,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.base_files import first_line
 from lit_semantic_peft.models.objective import fact_nll
 from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
+from lit_semantic_peft.models.targets import suggestion
 from lit_semantic_peft.tokens import Batch
 
 logger = logging.getLogger(__name__)
@@ -66,9 +67,10 @@ def _checked_gradients(model: PeftModel, batch: Batch, parameters: Mapping[str, 
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # each architecture and adapter has its own for what it cannot do
+            instead = suggestion(model.get_base_model(), model.active_peft_config)
             raise InputError(
                 f"`peft_config`: an adapter of type {kind} cannot be trained on this base model: "
-                f"{type(error).__name__}: {first_line(error)}. Use another adapter."
+                f"{type(error).__name__}: {first_line(error)}.{instead}"
             ) from error
     gradients = {name: one for name, one in zip(parameters, found, strict=True) if one is not None}
     # A layer none of whose tensors has a gradient decides something discrete, such as which tokens are attended to.
