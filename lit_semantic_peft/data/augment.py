@@ -10,8 +10,9 @@ import torch
 from tqdm.auto import tqdm
 
 from lit_semantic_peft.cache import ContentCache, cache_folder
+from lit_semantic_peft.data.encoders import encoder_of
 from lit_semantic_peft.data.plans import EncodingPlan
-from lit_semantic_peft.data.scoring import default_device, encoder_of
+from lit_semantic_peft.data.scoring import default_device
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact, facts_key
 from lit_semantic_peft.facts.forms.restatements import (
