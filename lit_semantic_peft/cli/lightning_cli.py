@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,16 @@ _OF_THE_CALL = ("ckpt_path", "weights_only")
 
 
 class SemanticPeftCLI(LightningCLI):
-    """LightningCLI with the run folder, the callbacks that every run has, and `score`."""
+    """LightningCLI with the run folder, the callbacks that every run has, and `score`.
+
+    Args:
+        command: The command to run; a parser is built for it alone, since each takes a tenth of a second.
+        arguments: Of `LightningCLI`.
+    """
+
+    def __init__(self, command: str, **arguments: Any) -> None:
+        self._command = command
+        super().__init__(**arguments)
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -51,10 +60,10 @@ class SemanticPeftCLI(LightningCLI):
         return parser
 
     @override
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The trainer's methods that are commands, and their arguments that are no options."""
-        return {**LightningCLI.subcommands(), "score": {"model", "datamodule"}}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The trainer's method that is the command, and its arguments that are no options."""
+        of_the_trainer = {**LightningCLI.subcommands(), "score": {"model", "datamodule"}}
+        return {self._command: of_the_trainer[self._command]}
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -63,6 +72,13 @@ class SemanticPeftCLI(LightningCLI):
         parser.add_lightning_class_args(AdapterExport, "export")
         parser.add_lightning_class_args(InterferenceMonitor, "interference")
         parser.add_lightning_class_args(FactReport, "report")
+        parser.add_argument(
+            "--self_check",
+            type=bool,
+            default=True,
+            help="Whether a model is asked, before it is scored or trained, whether the fast ways are right for it.",
+        )
+        parser.link_arguments("self_check", "data.self_check")
         parser.set_defaults(
             {
                 "trainer.default_root_dir": _DEFAULT_RUN,
@@ -85,6 +101,7 @@ class SemanticPeftCLI(LightningCLI):
         config.trainer.default_root_dir = config.trainer.default_root_dir or _DEFAULT_RUN
         self.run_folder = RunFolder(config.trainer.default_root_dir)
         self._before = _entries(self.run_folder)
+        self._missing_parents = [parent for parent in self.run_folder.path.parents if not parent.exists()]
         _keep_wandb_in(config.trainer, self.run_folder)
         if self.subcommand == "score":  # looks at facts in one process, whatever the configuration trains with
             devices = config.trainer.devices
@@ -204,6 +221,9 @@ class SemanticPeftCLI(LightningCLI):
             return False
         if self._before is None:
             shutil.rmtree(self.run_folder.path, ignore_errors=True)
+            for parent in self._missing_parents:
+                with suppress(OSError):  # another run is in it
+                    parent.rmdir()
             return True
         for path in (_entries(self.run_folder) or set()) - self._before:
             if path.is_dir():

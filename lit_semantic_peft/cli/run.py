@@ -27,6 +27,7 @@ def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None)
     """
     _configure_logging()
     SemanticPeftCLI(
+        arguments[0],
         model_class=SemanticPeftModule,
         datamodule_class=KnowledgeDataModule,
         trainer_class=KnowledgeTrainer,
@@ -34,7 +35,7 @@ def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None)
         seed_everything_default=0,
         trainer_defaults={"callbacks": [AnswerWriter(), LossWeightDistribution()]},
         parser_class=SuggestingParser,
-        parser_kwargs={name: {"description": text} for name, text in (descriptions or {}).items()},
+        parser_kwargs={arguments[0]: {"description": descriptions[arguments[0]]}} if descriptions else {},
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         args=list(arguments),

@@ -1,5 +1,6 @@
 """From a run folder to a folder for others to load."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,10 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_folder
 from lit_semantic_peft.models import BaseModel, export_merged, load_adapter
 from lit_semantic_peft.models.export import base_of
+from lit_semantic_peft.models.saved_adapter import read_adapter
 from lit_semantic_peft.reports.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 def export_run(
@@ -23,7 +27,8 @@ def export_run(
         base_model: Where the base model is, for `merge`; by default the name that the adapter gives.
 
     Raises:
-        InputError: If there is no adapter, `output` exists, the adapter cannot be merged, a base model is given that
+        InputError: If there is no adapter, a damaged one or one that its base model does not take wholly, `output`
+            exists, the adapter cannot be merged, a base model is given that
             nothing is merged into, or the best adapter is asked of a folder that is one.
     """
     if base_model and not merge:
@@ -39,12 +44,25 @@ def export_run(
     if output.exists():
         raise InputError(f"{output} exists already; name another folder or delete it.")
     if not merge:
+        _check_against_base(adapter)
         with atomic_folder(output) as temporary:
             shutil.copytree(adapter, temporary, dirs_exist_ok=True)
         return
     base = base_of_adapter(adapter, base_model)
     model = load_adapter(base.load(), adapter, base.source)
     export_merged(model, base.load_tokenizer(), output)
+
+
+def _check_against_base(adapter: Path) -> None:
+    """Refuses an adapter that is damaged or, where its base model is at hand, not applied to it wholly."""
+    read_adapter(adapter)
+    try:
+        base = base_of_adapter(adapter)
+        source = base.source
+    except InputError as error:
+        logger.warning("The adapter is not compared with its base model, which was not found: %s", error)
+        return
+    load_adapter(base.load(), adapter, source)
 
 
 def base_of_adapter(adapter: Path, base_model: str | None = None) -> BaseModel:
@@ -56,8 +74,13 @@ def base_of_adapter(adapter: Path, base_model: str | None = None) -> BaseModel:
 
     Returns:
         In float32.
+
+    Raises:
+        InputError: If the adapter does not name it.
     """
     if base_model:
         return BaseModel(base_model)
     name, revision, _ = base_of(adapter)
-    return BaseModel(str(name), revision)
+    if not name:
+        raise InputError(f"{adapter} does not name the base model it was trained on. Name it by `--base_model`.")
+    return BaseModel(name, revision)

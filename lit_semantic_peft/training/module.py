@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -31,6 +31,7 @@ from lit_semantic_peft.models import (
     load_adapter_state_dict,
     traits_of,
 )
+from lit_semantic_peft.models.attach import require_answer
 from lit_semantic_peft.models.compiled import compile_layers
 from lit_semantic_peft.models.library_versions import misreads_cache
 from lit_semantic_peft.tokens import Batch
@@ -66,7 +67,8 @@ class SemanticPeftModule(EvaluatingModule):
             GGUF file.
         peft_config: Any configuration of `peft`; LoRA of rank 8 on all linear layers where None.
         adapter: Folder of an exported adapter to load instead of a new one, for test and predict.
-        optimizer: Builds the optimizer from the adapter's parameters.
+        optimizer: Builds the optimizer from the adapter's parameters; AdamW without weight decay where None, at the
+            learning rate of the adapter's type (`PeftTraits.learning_rate`).
         schedule: Learning rate after warm-up: `constant`, or `linear` or `cosine` decay that would reach 0 one step
             after the last.
         warmup_ratio: Share of all optimizer steps over which the learning rate rises linearly, in [0, 1): from 0 in the
@@ -94,7 +96,7 @@ class SemanticPeftModule(EvaluatingModule):
         base_model: BaseModel | str = DEFAULT_BASE_MODEL,
         peft_config: PeftConfig | None = None,
         adapter: str | None = None,
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.0),
+        optimizer: OptimizerCallable | None = None,
         schedule: Schedule = "cosine",
         warmup_ratio: float = 0.1,
         normalization: Normalization = "step_weights",
@@ -118,7 +120,7 @@ class SemanticPeftModule(EvaluatingModule):
         self.base_model = BaseModel.of(base_model)
         self.peft_config = peft_config or LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
         self.adapter = adapter
-        self.optimizer_of = optimizer
+        self.optimizer_of = optimizer or self._default_optimizer
         self.schedule: Schedule = schedule
         self.warmup_ratio = warmup_ratio
         self.normalization: Normalization = normalization
@@ -162,6 +164,18 @@ class SemanticPeftModule(EvaluatingModule):
             return load_adapter(base, self.adapter, self.base_model.source)
         return attach_adapter(base, self.peft_config)
 
+    def check_adapter(self) -> None:
+        """Attaches or loads the adapter, runs it once and discards it, so that nothing is scored for one that fails.
+
+        The random generator and this module's model are not changed.
+
+        Raises:
+            InputError: If the base model is not found, or the adapter does not fit it.
+        """
+        if self._model is None:
+            with torch.random.fork_rng(devices=[]):
+                require_answer(self._load())
+
     def complete_situation(self, situation: Situation) -> Situation:
         """Adds what the rules of `compatibility` need to know of this module, see `KnowsSituation`.
 
@@ -202,6 +216,7 @@ class SemanticPeftModule(EvaluatingModule):
 
     @override
     def on_fit_start(self) -> None:
+        self.self_check(trains=True)
         self._frozen = reused_layers(
             self.model,
             self.data.prepared,
@@ -278,6 +293,10 @@ class SemanticPeftModule(EvaluatingModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer_of(self.trained_parameters())
         return with_schedule(optimizer, self.schedule, self.warmup_ratio, self.num_optimizer_steps)
+
+    def _default_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> Optimizer:
+        rate = traits_of(self.peft_config).learning_rate
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
 
     @property
     def num_optimizer_steps(self) -> float:

@@ -1,6 +1,5 @@
 """Bad input: one clear message, exit status 2, no traceback, nothing half-written."""
 
-import gzip
 import json
 import sys
 from pathlib import Path
@@ -76,26 +75,12 @@ def test_bad_facts(refused, lines, said):
         assert part.lower() in message, message
 
 
-def test_broken_gzip(refused):
-    whole = gzip.compress(json.dumps(GOOD).encode() * 50)
-    Path("bad.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    message = refused(facts="bad.jsonl.gz")
-    assert "bad.jsonl.gz" in message
-    assert "gzip" in message.lower()
-
-
 def test_csv_without_header(refused):
     Path("bad.csv").write_text("The capital of Aro is,Lund\n", encoding="utf-8")
     message = refused(facts="bad.csv")
     assert "bad.csv" in message
     assert "header" in message
     assert "`prompt`" in message
-
-
-def test_missing_file_names_what_there_is(refused):
-    message = refused(facts="nothing.jsonl")
-    assert "nothing.jsonl" in message
-    assert "world" in message
 
 
 def test_target_that_is_no_token(tiny_model, capsys):
@@ -278,14 +263,6 @@ def test_keep_outside_its_range(refused, keep):
     assert keep in message
 
 
-def test_unknown_base_model(facts_file, capsys):
-    assert main(["fit", "--model.base_model=nobody/nothing", f"--data.facts={facts_file}", *SMALL]) == 2
-    message = capsys.readouterr().err
-    assert "`base_model` 'nobody/nothing'" in message
-    assert "smollm2-135m" in message
-    assert not Path("runs/bad").exists()
-
-
 def test_target_modules_that_match_nothing_say_what_would(refused):
     config = "{class_path: peft.LoraConfig, init_args: {target_modules: [query]}}"
     message = refused(f"--model.peft_config={config}")
@@ -303,16 +280,6 @@ def test_nan_loss(refused):
     assert "train/loss" in Path("runs/bad/logs/metrics.csv").read_text(encoding="utf-8")
 
 
-def test_a_run_folder_that_exists(tiny_model, facts_file, capsys):
-    Path("runs/bad").mkdir(parents=True)
-    Path("runs/bad/notes.txt").write_text("mine", encoding="utf-8")
-    assert main(["fit", f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", *SMALL]) == 2
-    message = capsys.readouterr().err
-    assert "runs/bad exists already" in message
-    assert "--ckpt_path last" in message
-    assert [path.name for path in Path("runs/bad").iterdir()] == ["notes.txt"]
-
-
 def test_a_refused_run_leaves_an_existing_folder_as_it_was(tiny_model, facts_file, capsys):
     Path("runs/bad").mkdir(parents=True)
     fit = ["fit", f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", *SMALL, *ONLY_FACTS]
@@ -321,13 +288,6 @@ def test_a_refused_run_leaves_an_existing_folder_as_it_was(tiny_model, facts_fil
         assert "`trainer.overfit_batches` cannot be used" in capsys.readouterr().err
         assert not list(Path("runs/bad").iterdir())
     assert main(fit) == 0
-
-
-@pytest.mark.parametrize("command", ["fit", "test", "validate", "predict"])
-def test_last_without_a_checkpoint(refused, command):
-    assert "`ckpt_path` is `last`, but there is no runs/bad/checkpoints/last.ckpt" in refused(
-        "--ckpt_path=last", command=command
-    )
 
 
 def test_foreign_and_truncated_checkpoints(refused):
@@ -395,29 +355,6 @@ def test_fit_with_an_exported_adapter(refused, tiny_model):
 def test_unknown_command(capsys):
     assert main(["fitt"]) == 2
     assert "did you mean 'fit'" in capsys.readouterr().err
-
-
-def test_export_and_report_of_nothing(capsys):
-    assert main(["export", "nowhere", "out"]) == 2
-    assert main(["export", "nowhere", "out", "--base_model", "elsewhere"]) == 2
-    said = capsys.readouterr().err
-    assert "holds no adapter" in said
-    assert "`base_model` is only needed with `merge`" in said
-    assert main(["report", "nowhere"]) == 2
-    assert "expected a run folder" in capsys.readouterr().err
-    Path("adapter").mkdir()
-    Path("adapter/adapter_config.json").write_text("{}", encoding="utf-8")
-    assert main(["export", "adapter", "out", "--best"]) == 2
-    assert "`best` (`--best`) chooses between a run's adapters" in capsys.readouterr().err
-    assert not Path("out").exists()
-
-
-def test_a_checkpoint_folder_of_another_tool(refused):
-    folder = Path("checkpoint-500")
-    folder.mkdir()
-    (folder / "trainer_state.json").write_text("{}", encoding="utf-8")
-    assert "`ckpt_path` 'checkpoint-500' is a folder, as other tools write" in refused("--ckpt_path=checkpoint-500")
-    assert [path.name for path in folder.iterdir()] == ["trainer_state.json"]
 
 
 @pytest.mark.parametrize("number", ["0", "-1"])

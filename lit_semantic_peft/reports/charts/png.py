@@ -1,7 +1,8 @@
 """Charts drawn by matplotlib, which is imported when a chart is drawn; `pyplot` and its state never are."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,16 @@ _SIZE: dict[type, tuple[float, float]] = {  # inches, one chart
 }  # fmt: skip
 
 
+@contextmanager
+def verbatim_text() -> Iterator[None]:
+    """Within it a figure shows every text as it is: a `$` in the name of a relation begins no formula."""
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+        yield
+
+
+@verbatim_text()
 def draw_figure(charts: Sequence[Chart]) -> "Figure":
     """Charts side by side; one without numbers shows "not measured".
 
@@ -56,6 +67,7 @@ def draw_figure(charts: Sequence[Chart]) -> "Figure":
     return figure
 
 
+@verbatim_text()
 def save_png(figure: "Figure", path: Path) -> None:
     """Writes a figure, atomically; the same figure gives the same bytes with the same matplotlib.
 

@@ -13,8 +13,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from lit_semantic_peft.data.ranks import from_first_rank
-from lit_semantic_peft.interference.undisturbed import undisturbed
 from lit_semantic_peft.models import target_logits
+from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import IGNORE_INDEX, collate
 from lit_semantic_peft.training.own_gradient import flattened, sum_over_ranks, unflattened
 from lit_semantic_peft.training.retain.context import RetainContext

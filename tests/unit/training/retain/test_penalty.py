@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.interference.undisturbed import undisturbed
+from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import IGNORE_INDEX, collate
 from lit_semantic_peft.training import OwnSamples, RetainSplit
 from lit_semantic_peft.training.retain import retain_penalty
