@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from lit_semantic_peft.cache import ContentCache
 from lit_semantic_peft.data import PreparedFacts
 from lit_semantic_peft.facts import Fact
+from lit_semantic_peft.facts.schema import Form
 from lit_semantic_peft.files import content_key
 from lit_semantic_peft.models.generation import greedy_answers
 from lit_semantic_peft.models.sampling import Sampling, sampled_answers
@@ -24,15 +25,19 @@ from lit_semantic_peft.tokens import Batch, EncodedFact, FactEncoder, collate
 
 @dataclass(frozen=True, slots=True)
 class TaughtText:
-    """A text in which a fact is taught.
+    """A text in which a fact is taught: its own prompt, or one of its forms.
 
     Attributes:
         fact: The fact.
-        encoded: The tokens of the text.
+        form: The prompt and what follows.
+        encoded: Their tokens.
+        in_chat: Whether they stand in the chat template, whatever the facts stand in.
     """
 
     fact: Fact
+    form: Form
     encoded: EncodedFact
+    in_chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,16 @@ class RetainContext:
 
     @cached_property
     def taught(self) -> list[TaughtText]:
-        """The texts of the trained facts."""
-        prepared = self.prepared
-        return [
-            TaughtText(prepared.facts[row], prepared.encoded[row])
-            for row in np.flatnonzero(prepared.is_trained).tolist()
-        ]
+        """The texts of the trained facts, in all their forms."""
+        prepared, taught = self.prepared, []
+        for row in np.flatnonzero(prepared.is_trained).tolist():
+            fact, texts = prepared.facts[row], prepared.forms.texts
+            taught.append(TaughtText(fact, Form(fact.prompt, fact.target, fact.joiner), texts[row]))
+            forms, places = prepared.forms.of_facts[row].taught, prepared.forms.texts_of(row)[1:]
+            taught += [
+                TaughtText(fact, one.form, texts[place], one.in_chat) for one, place in zip(forms, places, strict=True)
+            ]
+        return taught
 
     @contextmanager
     def base_model(self) -> Iterator[PeftModel]:

@@ -77,7 +77,7 @@ class ContextTeacher(RetainSource):
             written = context.continuations(read, self.length, Sampling(1, self.temperature, self.seed))
             decode = context.encoder.decode_answer
             has_target = [
-                normalize_text(one.fact.target) in normalize_text(decode(ids))
+                normalize_text(one.form.target) in normalize_text(decode(ids))
                 for one, ids in zip(taught, written, strict=True)
             ]
             logger.info("Own words with the target in them: %d of %d", sum(has_target), len(taught))
@@ -90,4 +90,5 @@ class ContextTeacher(RetainSource):
     def _read_by_teacher(self, context: RetainContext, taught: TaughtText) -> tuple[int, ...]:
         fact = taught.fact
         stated = self.context.replace("{fact}", f"{fact.prompt}{fact.joiner}{fact.target}")
-        return context.encoder.without_limit().encode_prompt(stated + fact.prompt)
+        encoder = context.encoder.without_limit("chat" if taught.in_chat else None)
+        return encoder.encode_prompt(stated + taught.form.prompt)

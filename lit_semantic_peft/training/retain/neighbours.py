@@ -56,7 +56,7 @@ class Neighbours(RetainSource):
         return [RetainedText(EncodedFact(ids, more)) for ids, more in zip(prompts, answers, strict=True) if more]
 
     def _prompts(self, context: RetainContext) -> list[str]:
-        facts = [fact for one in context.taught if _has_subject(fact := one.fact)]
+        facts = [fact for fact in dict.fromkeys(one.fact for one in context.taught) if _has_subject(fact)]
         if not facts:
             raise InputError(
                 "`Neighbours`: no fact in training has a `subject` that stands in its prompt, so there is nothing to "
