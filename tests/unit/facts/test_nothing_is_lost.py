@@ -355,7 +355,7 @@ def test_what_shows_nothing_is_no_text(text, read):
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.tsv", "a.parquet"])
 def test_a_git_lfs_pointer_is_named(name, tmp_path):
     (tmp_path / name).write_text(POINTER)
     assert error(tmp_path / name) == (
