@@ -5,9 +5,10 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.facts.schema import Fact
+from lit_semantic_peft.facts.schema import Fact, Form
 from lit_semantic_peft.facts.text import unicode_form
 
 # Chinese, Japanese and Korean write no spaces between words: there each character counts as a word.
@@ -21,17 +22,21 @@ class Contradiction:
 
     Attributes:
         first: The fact that comes first in the set.
-        second: The later fact that contradicts it.
+        second: The later fact that contradicts it; the same one, if two of its own forms contradict each other.
+        first_form: Prompt and target of the first: its own, or one of its forms.
+        second_form: Those of the second.
     """
 
     first: Fact
     second: Fact
+    first_form: Form
+    second_form: Form
 
     def __str__(self) -> str:
         """One line for a report: the prompt, both targets, and their locations."""
         return (
-            f"{self.first.prompt!r}: {self.first.target!r} ({_name(self.first)}) "
-            f"or {self.second.target!r} ({_name(self.second)})"
+            f"{self.first_form.prompt!r}: {self.first_form.target!r} ({_name(self.first)}) "
+            f"or {self.second_form.target!r} ({_name(self.second)})"
         )
 
 
@@ -99,7 +104,7 @@ def normalize_text(text: str) -> str:
 
 
 def find_contradictions(facts: Sequence[Fact]) -> list[Contradiction]:
-    """Finds facts with the same prompt but different targets.
+    """Finds facts with the same prompt, their own or that of a form, but different targets.
 
     Prompts and targets are compared by `normalize_text`; the joiner does not matter. Two targets do not contradict
     each other when one is an alias of the other.
@@ -115,18 +120,34 @@ def find_contradictions(facts: Sequence[Fact]) -> list[Contradiction]:
         >>> print(find_contradictions(facts)[0])
         'Ivory comes from': 'elephants' (fact 'a') or 'soap' (fact 'b')
     """
-    seen: dict[str, list[tuple[Fact, str, frozenset[str]]]] = defaultdict(list)
-    found: list[Contradiction] = []
+    seen: dict[str, list[_Statement]] = defaultdict(list)
+    found: dict[str, Contradiction] = {}
     for fact in facts:
-        target = normalize_text(fact.target)
-        accepted = frozenset(normalize_text(answer) for answer in fact.accepted_answers)
-        earlier = seen[normalize_text(fact.prompt)]
-        for other, other_target, other_accepted in earlier:
-            if target not in other_accepted and other_target not in accepted:
-                found.append(Contradiction(other, fact))
-                break
-        earlier.append((fact, target, accepted))
-    return found
+        for form in (Form(fact.prompt, fact.target, fact.joiner), *fact.forms):
+            statement = _Statement(fact, form)
+            earlier = seen[normalize_text(form.prompt)]
+            first = next((other for other in earlier if not other.agrees_with(statement)), None)
+            if first is not None:
+                found.setdefault(fact.id, Contradiction(first.fact, fact, first.form, form))
+            earlier.append(statement)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """A fact's own prompt or one of its forms, with what follows."""
+
+    fact: Fact
+    form: Form
+
+    @cached_property
+    def accepted(self) -> frozenset[str]:
+        answers = self.fact.accepted_answers if self.form.target == self.fact.target else (self.form.target,)
+        return frozenset(normalize_text(answer) for answer in answers)
+
+    def agrees_with(self, other: "_Statement") -> bool:
+        targets = normalize_text(self.form.target), normalize_text(other.form.target)
+        return targets[0] in other.accepted or targets[1] in self.accepted
 
 
 def find_near_duplicates(facts: Sequence[Fact], threshold: float = 0.9) -> list[NearDuplicate]:

@@ -375,8 +375,8 @@ def _check_contradictions(reading: Reading, facts: dict[Place, Fact], contradict
         else:
             reading.problem(
                 place_of[second.id],
-                f"field `target`: contradiction: for the same prompt {shown(second.prompt)} "
-                f"fact {first.id!r} ({first_place}) has the target {shown(first.target)}, "
-                f"fact {second.id!r} ({second_place}) has {shown(second.target)}. "
+                f"field `target`: contradiction: for the same prompt {shown(found.second_form.prompt)} "
+                f"fact {first.id!r} ({first_place}) has the target {shown(found.first_form.target)}, "
+                f"fact {second.id!r} ({second_place}) has {shown(found.second_form.target)}. "
                 "Remove one, or list one target among the other's `aliases`.",
             )

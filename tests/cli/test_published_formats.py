@@ -53,7 +53,7 @@ def test_convert_says_what_was_left_out_and_why(counterfact, capsys):
             f"  requested_rewrite.{name}.id (records: 6, first: {counterfact}:record 1): a fact has no field for it"
             for name in ("target_new", "target_true")
         ),
-        "Written: facts.jsonl (facts: 5)",
+        f"Written: {Path('facts.jsonl').absolute()} (facts: 5)",
     ]
     assert read_facts("facts.jsonl").facts == read_facts(str(counterfact)).facts
 
@@ -102,7 +102,7 @@ def test_what_cannot_be_read_is_refused_without_leaving_anything(command, record
 
 def test_a_published_file_is_trained_on_as_it_is(tiny_model, counterfact, capsys):
     settings = [f"--model.base_model={tiny_model}", f"--data.facts={counterfact}", "--trainer.accelerator=cpu"]
-    run = [*settings, "--trainer.default_root_dir=runs/one", "--trainer.max_epochs=1"]
+    run = [*settings, "--trainer.default_root_dir=runs/one", "--trainer.max_epochs=1", "--recipe=plain"]
     assert main(["fit", *run, "--trainer.enable_progress_bar=false"]) == 0, capsys.readouterr().err
     log = capsys.readouterr().err
     assert "CounterFact, 6 records; left out: record (1: another answer to the prompt of an earlier record)" in log

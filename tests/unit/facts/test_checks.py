@@ -4,7 +4,7 @@ import re
 
 import pytest
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.facts import Fact, find_contradictions, find_near_duplicates, group_near_duplicates
+from lit_semantic_peft.facts import Fact, Form, find_contradictions, find_near_duplicates, group_near_duplicates
 
 from fixtures.calls import count_calls
 
@@ -33,6 +33,21 @@ def test_the_same_prompt_with_another_target_is_a_contradiction():
 )
 def test_the_same_answer_or_an_alias_or_another_prompt_is_none(second):
     assert contradicting_ids(fact("a", "Ivory comes from", "elephants", aliases=("Tusks",)), second) == []
+
+
+def test_a_form_that_denies_another_fact_or_form_is_a_contradiction():
+    ivory = fact("a", "Ivory comes from", "elephants", aliases=("Tusks",))
+    denies = fact("b", "Soap is made of", "fat", forms=(Form("Ivory comes from", "soap"),))
+    assert contradicting_ids(ivory, denies) == [("a", "b")]
+    assert (
+        str(find_contradictions([ivory, denies])[0])
+        == "'Ivory comes from': 'elephants' (fact 'a') or 'soap' (fact 'b')"
+    )
+    agrees = fact("b", "Soap is made of", "fat", forms=(Form("Ivory comes from", "tusks"),))
+    assert contradicting_ids(ivory, agrees) == []
+    reversed_forms = [fact(name, name, "x", forms=(Form("It gives", name),)) for name in ("wool", "milk")]
+    assert contradicting_ids(*reversed_forms) == [("wool", "milk")]
+    assert contradicting_ids(fact("c", "It is", "one", forms=(Form("It is", "two"),))) == [("c", "c")]
 
 
 def test_each_fact_is_named_once_with_the_earliest_that_it_contradicts():
