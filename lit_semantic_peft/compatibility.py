@@ -43,7 +43,7 @@ class Situation:
         adapter: Folder of an exported adapter to load; None for a new one.
         gradient_checkpointing: The module's.
         reuse_frozen_layers: The module's.
-        retain_weight: The module's.
+        retains: Class names of the module's sources of retained text.
         schedule: The module's.
         warmup_ratio: The module's.
         weighting: Class name of the weighting.
@@ -80,7 +80,7 @@ class Situation:
     adapter: str | None = None
     gradient_checkpointing: bool = False
     reuse_frozen_layers: bool | None = None
-    retain_weight: float = 0.0
+    retains: frozenset[str] = frozenset()
     schedule: str = "constant"
     warmup_ratio: float = 0.0
     weighting: str = "Uniform"
@@ -241,10 +241,10 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.reads_gradients and s.precision == "16-mixed",
     ),
     Rule(
-        "`model.retain_weight`",
+        "`model.retain`",
         "`trainer.precision: 16-mixed`",
-        _READS_GRADIENTS.replace("{what}", "`retain_weight`"),
-        lambda s: s.retain_weight > 0 and s.precision == "16-mixed",
+        _READS_GRADIENTS.replace("{what}", "`retain`"),
+        lambda s: bool(s.retains) and s.precision == "16-mixed",
     ),
     Rule(
         "`GradientSurgery`",
@@ -254,10 +254,10 @@ RULES: tuple[Rule, ...] = (
     ),
     # ------------------------------------------------------- a sharded base model
     Rule(
-        "`model.retain_weight`",
+        "`model.retain`",
         "a sharded base model",
-        f"`retain_weight` cannot be used with a sharded base model. {_SHARDED_INSTEAD}",
-        lambda s: s.is_sharded and s.retain_weight > 0,
+        f"`retain` cannot be used with a sharded base model. {_SHARDED_INSTEAD}",
+        lambda s: s.is_sharded and bool(s.retains),
         _EVALUATED,
     ),
     Rule(

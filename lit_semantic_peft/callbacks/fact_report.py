@@ -15,7 +15,7 @@ from lit_semantic_peft.callbacks.terminal import show
 from lit_semantic_peft.callbacks.wandb_tables import log_fact_table, log_plots, log_run_files
 from lit_semantic_peft.data import agreed
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.reports import EpochRecord, RunContents, RunFolder, build_report, fact_table, terminal_summary
+from lit_semantic_peft.reports import EpochRecord, RunContents, RunFolder, fact_table, terminal_summary, try_report
 from lit_semantic_peft.stopwatch import Stopwatch
 from lit_semantic_peft.training import SemanticPeftModule
 from lit_semantic_peft.training.identity import FreshCallback
@@ -161,7 +161,7 @@ class FactReport(FreshCallback):
             )  # fmt: skip
         run = self._write(trainer, pl_module)
         if run is not None and not self.is_test_next:
-            build_report(trainer.default_root_dir, run)
+            try_report(trainer.default_root_dir, run)
         self._stopwatch.stop()
 
     @override
@@ -169,7 +169,7 @@ class FactReport(FreshCallback):
         """Writes everything, logs it to W&B where that is in use, and shows the summary."""
         run = self._write(trainer, pl_module)
         if run is not None:
-            report = build_report(trainer.default_root_dir, run)
+            report = try_report(trainer.default_root_dir, run)
         self._stopwatch.stop()
         if run is not None:
             folder = RunFolder(trainer.default_root_dir)
@@ -178,7 +178,7 @@ class FactReport(FreshCallback):
             if self.wandb_artifact:
                 log_run_files(trainer, folder, run.facts, with_text=self.log_fact_text)
             if self.show_summary:
-                show(trainer, pl_module, terminal_summary(run.summary), f"Report: {report.absolute()}")
+                show(trainer, pl_module, terminal_summary(run.summary), report)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -89,7 +89,9 @@ def write_results(
         probes = folder.probes
     earlier = _earlier_summary(folder) if is_same else None
     config = folder.config if paths.config.is_file() else ""
-    summary = summarize(facts, **keep_earlier(_about_run(trainer, module, folder, epochs, stopwatch, config), earlier))
+    summary = summarize(
+        facts, probes, **keep_earlier(_about_run(trainer, module, folder, epochs, stopwatch, config), earlier)
+    )
     folder.write_summary(summary)
     matrix = folder.matrix if paths.interference.is_file() else None
     return RunContents(facts, summary, probes, matrix, config, folder.name)

@@ -152,6 +152,19 @@ def convert_command(arguments: Sequence[str]) -> None:
         default="error",
         help="the same prompt with two targets: refused (in a published format the second is left out), or kept",
     )
+    parser.add_argument(
+        "--columns",
+        metavar="FIELD=COLUMN",
+        action="append",
+        default=[],
+        help="a field of the contract from a column of IN, or from a text with columns in braces, such as "
+        "'prompt={context} {question}'; may be given several times",
+    )
+    parser.add_argument(
+        "--skip_bad",
+        action="store_true",
+        help="leave out records that cannot be read, and list them, instead of failing",
+    )
     options = parser.parse_args(arguments)
     fact_set = convert(
         options.source,
@@ -159,12 +172,26 @@ def convert_command(arguments: Sequence[str]) -> None:
         format=options.format,
         dataset_split=options.dataset_split,
         contradictions=options.contradictions,
+        columns=_columns(options.columns),
+        skip_bad=options.skip_bad,
     )
     for warning in fact_set.warnings:
         print(f"warning: {visible(warning)}", file=sys.stderr)
     if fact_set.conversion:
         _show_conversion(fact_set.conversion)
     print(visible(f"Written: {Path(options.output).absolute()} (facts: {len(fact_set)})"))
+
+
+def _columns(given: Sequence[str]) -> dict[str, str]:
+    """The templates of `--columns` by field."""
+    templates: dict[str, str] = {}
+    for one in given:
+        name, equals, template = one.partition("=")
+        if not equals or name in templates:
+            expected = "expected FIELD=COLUMN" if not equals else f"expected one value for `{name}`"
+            raise InputError(f"`--columns`: {expected}, got {one!r}")
+        templates[name] = template
+    return templates
 
 
 def _show_conversion(conversion: "Conversion") -> None:

@@ -75,6 +75,13 @@ class SemanticPeftCLI(LightningCLI):
         parser.add_lightning_class_args(AdapterExport, "export")
         parser.add_lightning_class_args(InterferenceMonitor, "interference")
         parser.add_lightning_class_args(FactReport, "report")
+        parser.add_argument(
+            "--self_check",
+            type=bool,
+            default=True,
+            help="Whether a model is asked, before it is scored or trained, whether the fast ways are right for it.",
+        )
+        parser.link_arguments("self_check", "data.self_check")
         parser.set_defaults(
             {
                 "trainer.default_root_dir": _DEFAULT_RUN,

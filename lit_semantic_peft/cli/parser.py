@@ -31,7 +31,11 @@ _OF_UNIONS = re.compile(
 )
 _UNRECOGNIZED = re.compile(r"(?<=\s)--([\w.]+)")
 _UNKNOWN_CLASS = re.compile(r"(?:given class_path ['\"]|dot import path string: )((?:\w+\.)*)(\w+)")
-_HOMES = ("lit_semantic_peft.semantics", "peft")  # of classes that are given without a module
+_HOMES = (
+    "lit_semantic_peft.semantics",
+    "lit_semantic_peft.facts.forms",
+    "peft",
+)  # of classes that are given without a module
 
 
 class SuggestingParser(LightningArgumentParser):

@@ -6,8 +6,8 @@ import torch
 
 from lit_semantic_peft.cli.conflicts import Conflicts, find_conflicts
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
+from lit_semantic_peft.data.encoders import encoder_of
 from lit_semantic_peft.data.prepare import base_model_of
-from lit_semantic_peft.data.scoring import encoder_of
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import write_json
 from lit_semantic_peft.models import BaseModel
@@ -69,6 +69,8 @@ def score_into(
     base = base_model_of(data.base_model, module)
     learned = None if run is None else _learned(RunFolder(run), base)
     encoder = encoder_of(base, data.encoding)
+    if warm_up is not None:
+        module.check_adapter()
     preparation = replace(data.preparation, contradictions="keep")
     prepared = preparation.prepare(preparation.read(encoder), base, encoder, device, Stopwatch())
     comparison = compare_distances(prepared.scored.distances, prepared.scored.fact_id, learned)

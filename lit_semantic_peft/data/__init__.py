@@ -7,7 +7,7 @@ from lit_semantic_peft.lazy import attach
 if TYPE_CHECKING:
     from lit_semantic_peft.data.gradients import interference_matrix
     from lit_semantic_peft.data.module import KnowledgeDataModule
-    from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, SelectionPlan
+    from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, FormsPlan, SelectionPlan
     from lit_semantic_peft.data.prepared import PreparedFacts
     from lit_semantic_peft.data.ranks import agreed, from_all_ranks
     from lit_semantic_peft.data.samplers import MicroBatch, RankShard, StepPlan
@@ -18,6 +18,7 @@ _MODULE_OF = {
     "BatchPlan": "plans",
     "EncodingPlan": "plans",
     "FactScores": "scoring",
+    "FormsPlan": "plans",
     "KnowledgeDataModule": "module",
     "MicroBatch": "samplers",
     "PreparedFacts": "prepared",
@@ -34,6 +35,7 @@ __all__ = [
     "BatchPlan",
     "EncodingPlan",
     "FactScores",
+    "FormsPlan",
     "KnowledgeDataModule",
     "MicroBatch",
     "PreparedFacts",

@@ -68,4 +68,5 @@ class MeasuredFeatures:
             "dtype": self.base.dtype,
             **encoder.identity,
             "append_eos": encoder.append_eos,
+            "self_check": self.context.is_checked,
         }

@@ -4,8 +4,9 @@ import numpy as np
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from lit_semantic_peft.data.encoders import encoder_of_loaded, require_plan
 from lit_semantic_peft.data.plans import EncodingPlan
-from lit_semantic_peft.data.scoring import encoder_of_loaded, require_loaded, require_plan
+from lit_semantic_peft.data.scoring import require_loaded
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import DEFAULT_DATASET_SPLIT, GivenFacts, given_facts
 from lit_semantic_peft.interference import InterferenceMatrix, gradient_matrix

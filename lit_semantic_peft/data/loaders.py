@@ -16,27 +16,30 @@ from lit_semantic_peft.tokens import Batch, collate
 
 
 class FactBatches(Dataset[Batch]):
-    """Collates the rows that a sampler asks for, weighted as in an epoch; fillers get weight 0.
+    """Collates the rows that a sampler asks for; fillers get weight 0.
+
+    In an epoch of a training each fact stands in its form of that epoch, with its weight among the facts of that epoch;
+    outside of one it stands as its own prompt, weighted as in the first epoch.
 
     Args:
         prepared: The facts.
         pad_id: Token id for padding.
         with_end: Whether the end token is a target too.
-        epoch: Number of the epoch, from 0.
     """
 
-    def __init__(self, prepared: PreparedFacts, pad_id: int, with_end: bool, epoch: int = 0) -> None:
+    def __init__(self, prepared: PreparedFacts, pad_id: int, with_end: bool) -> None:
         self._prepared = prepared
-        self._epoch = epoch
         self._pad_id = pad_id
         self._with_end = with_end
 
     @override
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
-        rows = micro_batch.rows
-        weights = self._prepared.weights.at(rows, self._epoch, micro_batch.progress).tolist()
-        encoded = [self._prepared.encoded[row] for row in rows]
-        batch = collate(encoded, rows, self._pad_id, loss_weight=weights, with_end=self._with_end)
+        rows, epoch = micro_batch.rows, micro_batch.epoch
+        weights = self._prepared.weights.at(rows, epoch or 0, micro_batch.progress).tolist()
+        forms = self._prepared.forms
+        texts = list(rows) if epoch is None else [forms.text_of(row, epoch) for row in rows]
+        encoded = [forms.texts[text] for text in texts]
+        batch = collate(encoded, rows, self._pad_id, loss_weight=weights, text_index=texts, with_end=self._with_end)
         return batch.with_fillers(micro_batch.num_fillers) if micro_batch.num_fillers else batch
 
 
@@ -126,7 +129,7 @@ def validation_rows(is_kept: np.ndarray, size: int, seed: int) -> list[int]:
 def fact_batches(
     prepared: PreparedFacts, rows: Sequence[int], batch_size: int, pad_id: int, *, with_end: bool = True
 ) -> list[Batch]:
-    """The training form of some facts, in the given order, for measurements beside the training.
+    """Some facts by their own prompts, in the given order, for measurements beside the training.
 
     Args:
         prepared: The facts.

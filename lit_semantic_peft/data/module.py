@@ -11,16 +11,18 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lit_semantic_peft.cache import ContentCache, cache_folder
+from lit_semantic_peft.data.encoders import encoder_of
 from lit_semantic_peft.data.loaders import FactBatches, fact_batches, loader, question_loader, validation_loader
 from lit_semantic_peft.data.moved import refuse_moved
-from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, SelectionPlan
+from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, FormsPlan, SelectionPlan
 from lit_semantic_peft.data.prepare import Preparation, ReadFacts, base_model_of
 from lit_semantic_peft.data.prepared import PreparedFacts
 from lit_semantic_peft.data.questions import answer_manifest, final_questions
 from lit_semantic_peft.data.ranks import agreed
-from lit_semantic_peft.data.scoring import default_device, encoder_of
+from lit_semantic_peft.data.scoring import default_device
+from lit_semantic_peft.data.self_checks import verdict_cache
 from lit_semantic_peft.data.settings import ConfiguredDataModule
-from lit_semantic_peft.data.situation import check_trainer
+from lit_semantic_peft.data.situation import check_adapter, check_trainer
 from lit_semantic_peft.data.steps import planned_steps
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
@@ -31,7 +33,8 @@ from lit_semantic_peft.tokens import Batch, FactEncoder
 
 T = TypeVar("T")
 
-_ENCODING, _SELECTION, _BATCHES, _EVALUATION = EncodingPlan(), SelectionPlan(), BatchPlan(), EvaluationPlan()
+_ENCODING, _FORMS, _SELECTION = EncodingPlan(), FormsPlan(), SelectionPlan()
+_BATCHES, _EVALUATION = BatchPlan(), EvaluationPlan()
 
 
 class KnowledgeDataModule(ConfiguredDataModule):
@@ -48,6 +51,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
         contradictions: `error` refuses facts with the same prompt and different targets, `keep` takes them.
         dataset_split: Which split of a `datasets` folder or Hub data set.
         encoding: How facts become tokens.
+        forms: In which forms a fact is taught beside its own prompt.
         selection: Which facts are trained, and what each of them weighs.
         batches: Which facts run together.
         evaluation: What the final evaluation asks beside the facts themselves.
@@ -57,6 +61,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
         cache_dir: Where scores are kept; the user's cache where None.
         base_model: The model that facts are measured against. None for that of the trainer's module; another one is an
             error. Required without a trainer.
+        self_check: Whether a model is asked, before it is scored or trained, whether the fast ways are right for it.
 
     Raises:
         InputError: If a setting is out of its range; from `setup`, if the facts cannot be read, tokenized, or filtered
@@ -71,6 +76,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
         contradictions: Literal["error", "keep"] = "error",
         dataset_split: str = "train",
         encoding: EncodingPlan = _ENCODING,
+        forms: FormsPlan = _FORMS,
         selection: SelectionPlan = _SELECTION,
         batches: BatchPlan = _BATCHES,
         evaluation: EvaluationPlan = _EVALUATION,
@@ -79,20 +85,22 @@ class KnowledgeDataModule(ConfiguredDataModule):
         max_new_tokens: int = 32,
         cache_dir: str | None = None,
         base_model: BaseModel | str | None = None,
+        self_check: bool = True,
     ) -> None:
         super().__init__()
         if max_new_tokens < 1:
             raise InputError(f"`max_new_tokens` must be at least 1, got {max_new_tokens}")
-        if not 0 <= seed < 2**63:
-            raise InputError(f"`seed` must be at least 0 and below 2**63, got {seed}")
         cache = ContentCache(cache_dir or cache_folder() / "scores")
         self.preparation = Preparation(
-            facts, num_facts, contradictions, dataset_split, seed, encoding, selection, batches, evaluation, cache
-        )
+            facts, num_facts, contradictions, dataset_split, seed,
+            encoding, forms, selection, batches, evaluation, cache,
+            verdict_cache(cache_dir) if self_check else None,
+        )  # fmt: skip
         self.prompts = prompts
         self.max_new_tokens = max_new_tokens
         self.base_model = None if base_model is None else BaseModel.of(base_model)
         self.answer_cache = ContentCache(Path(cache_dir or cache_folder()) / "answers")
+        self.retain_cache = ContentCache(Path(cache_dir or cache_folder()) / "retained")
         self.stopwatch = Stopwatch()
         self._base: BaseModel | None = None
         self._encoder: FactEncoder | None = None
@@ -135,6 +143,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
             encoder = self.encoder
             if self._prepared is None and not (stage == "predict" and self.prompts):
                 self._read = read = agreed(lambda: self.preparation.read(encoder))
+                check_adapter(self.trainer)
                 self._prepared = self.preparation.prepare(read, base, encoder, self.device, self.stopwatch)
 
     def _find_base_model(self) -> BaseModel:
@@ -143,11 +152,12 @@ class KnowledgeDataModule(ConfiguredDataModule):
     @override
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches of the facts of the current epoch; the order depends on `seed` and epoch only."""
-        epoch = self.trainer.current_epoch if self.trainer else 0
         plan = planned_steps(self.prepared, self.batches, self.seed, self.trainer)
-        plan.set_epoch(epoch)  # Lightning asks for the length before it does
+        plan.set_epoch(
+            self.trainer.current_epoch if self.trainer else 0
+        )  # Lightning asks for the length before it does
         plan.resume(*self._position)
-        return loader(FactBatches(self.prepared, self.encoder.pad_id, with_end=True, epoch=epoch), plan)
+        return loader(FactBatches(self.prepared, self.encoder.pad_id, with_end=True), plan)
 
     @override
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -194,10 +204,11 @@ class KnowledgeDataModule(ConfiguredDataModule):
             device=self.device.type,
             precision=str(self.trainer.precision) if self.trainer else "32-true",
             evaluation_version=version,
+            self_check=self.preparation.self_checks is not None,
         )
 
     def training_batches(self, rows: Sequence[int], batch_size: int, *, with_end: bool = True) -> list[Batch]:
-        """The training form of some facts, in the given order, for measurements beside the training.
+        """Some facts by their own prompts, in the given order, for measurements beside the training.
 
         Args:
             rows: Fact indices.

@@ -14,11 +14,20 @@ _GROUPS = {
     "batches": ("micro_batch_size", "bucket_steps", "mix_strata", "eval_batch_size", "max_val_facts"),
 }
 _OF_BASE_MODEL = ("revision", "dtype", "trust_remote_code")
+_OF_SOURCES = {
+    "retain_weight": ("RetainSplit", "weight"),
+    "retain_batch_size": ("RetainSplit", "batch_size"),
+    "retain_known": ("KnownFacts", "num_facts"),
+}
 
 MOVED = {
     **{f"data.{name}": f"data.{group}.{name}" for group, names in _GROUPS.items() for name in names},
     **{f"model.{name}": f"model.base_model.{name}" for name in _OF_BASE_MODEL},
     **{f"data.{name}": f"model.base_model.{name}" for name in _OF_BASE_MODEL},
+    **{
+        f"model.{name}": f"model.retain: [{{class_path: lit_semantic_peft.training.{kind}, init_args: {{{now}: ...}}}}]"
+        for name, (kind, now) in _OF_SOURCES.items()
+    },
 }
 """New names by old ones, as in a YAML file."""
 
@@ -48,7 +57,7 @@ def refuse_moved(section: str) -> Callable[[Callable[P, None]], Callable[P, None
         def checked(*args: P.args, **kwargs: P.kwargs) -> None:
             keys = [f"{section}.{name}" for name in kwargs]
             if (said := moved_to(keys)) is not None:
-                in_python = ", ".join(_in_python(MOVED[key]) for key in keys if key in MOVED)
+                in_python = ", ".join(_in_python(key) for key in keys if key in MOVED)
                 raise InputError(f"{said}; in Python {in_python}.")
             init(*args, **kwargs)
 
@@ -57,8 +66,11 @@ def refuse_moved(section: str) -> Callable[[Callable[P, None]], Callable[P, None
     return decorated
 
 
-def _in_python(key: str) -> str:
-    section, group, name = key.split(".")
+def _in_python(old: str) -> str:
+    if (moved := _OF_SOURCES.get(old.removeprefix("model."))) is not None:
+        source, name = moved
+        return f"`SemanticPeftModule(retain=[{source}({name}=...)])`"
+    section, group, name = MOVED[old].split(".")
     plan = {"encoding": "EncodingPlan", "selection": "SelectionPlan", "batches": "BatchPlan", "base_model": "BaseModel"}
     taker = "SemanticPeftModule" if section == "model" else "KnowledgeDataModule"
     return f"`{taker}({group}={plan[group]}({name}=...))`"

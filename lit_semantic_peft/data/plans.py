@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts.forms import FormSource, Given
 from lit_semantic_peft.semantics import Distance, FactFilter, Strata, Weighting
 from lit_semantic_peft.tokens import Template
 
@@ -24,6 +25,36 @@ class EncodingPlan:
     append_eos: bool = True
     max_length: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class FormsPlan:
+    """In which forms a fact is taught. In every epoch each fact is trained once, in one of them, chosen by `data.seed`.
+
+    Args:
+        sources: Where the forms come from, each with its share of a fact's epochs; a fact's own prompt has the rest.
+            None to teach each fact by its own prompt only.
+        from_paraphrases: How many of a fact's paraphrases, the first ones, become `Given` forms. The others, at least
+            one, are asked.
+
+    Raises:
+        InputError: If the shares are more than 1 together, or `from_paraphrases` is below 0 or needs a `Given` source.
+    """
+
+    sources: list[FormSource] | None = None
+    from_paraphrases: int = 0
+
+    def __post_init__(self) -> None:
+        total = sum(source.share for source in self.sources or [])
+        if total > 1 + 1e-9:
+            raise InputError(f"`forms.sources` have shares of {total:g} together; expected at most 1")
+        if self.from_paraphrases < 0:
+            raise InputError(f"`forms.from_paraphrases` must be at least 0, got {self.from_paraphrases}")
+        if self.from_paraphrases and not any(isinstance(source, Given) for source in self.sources or []):
+            raise InputError(
+                f"`forms.from_paraphrases` is {self.from_paraphrases}, but no source teaches paraphrases. Add "
+                "`Given` to `forms.sources`."
+            )
 
 
 @dataclass(frozen=True)

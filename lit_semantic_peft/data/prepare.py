@@ -11,11 +11,13 @@ import torch
 
 from lit_semantic_peft.cache import ContentCache
 from lit_semantic_peft.data.features import MeasuredFeatures
+from lit_semantic_peft.data.forms import PreparedForms, prepare_forms
 from lit_semantic_peft.data.planned_weights import PlannedWeights
-from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, SelectionPlan
+from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, FormsPlan, SelectionPlan
 from lit_semantic_peft.data.prepared import PreparedFacts, is_deferrable
 from lit_semantic_peft.data.ranks import from_first_rank
 from lit_semantic_peft.data.scoring import all_distances, cached_scores, context_of
+from lit_semantic_peft.data.self_checks import SelfChecks
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
 from lit_semantic_peft.evaluation.questions import Question, fact_questions
@@ -48,11 +50,13 @@ class ReadFacts:
     Attributes:
         facts: The facts, in order.
         encoded: Their tokens.
+        forms: In which forms they are taught.
         questions: What the final evaluation asks of them.
     """
 
     facts: tuple[Fact, ...]
     encoded: tuple[EncodedFact, ...]
+    forms: PreparedForms
     questions: tuple[Question, ...]
 
 
@@ -67,10 +71,12 @@ class Preparation:
         dataset_split: Which split of a `datasets` folder or Hub data set.
         seed: Of the choice of facts, and of the answers to choose from.
         encoding: How facts become tokens.
+        forms: In which forms they are taught.
         selection: Distances, filters, weighting.
         batches: How many facts are scored together, and whether their strata are needed.
         evaluation: Which probes are asked.
         cache: Where scores and features are kept.
+        self_checks: Where the verdicts of the self-check are kept; None where no model is checked.
     """
 
     facts: str
@@ -79,10 +85,16 @@ class Preparation:
     dataset_split: str
     seed: int
     encoding: EncodingPlan
+    forms: FormsPlan
     selection: SelectionPlan
     batches: BatchPlan
     evaluation: EvaluationPlan
     cache: ContentCache
+    self_checks: ContentCache | None
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"`seed` must be at least 0, got {self.seed}")
 
     @cached_property
     def distances(self) -> list[Distance]:
@@ -107,7 +119,7 @@ class Preparation:
         return self.selection.strata or (Strata() if is_needed else None)
 
     def read(self, encoder: FactEncoder) -> ReadFacts:
-        """Reads facts and tokenizes them and their probes: what cannot be tokenized is an error before training.
+        """Reads facts and tokenizes them with their forms and probes: what cannot be is an error before training.
 
         Args:
             encoder: From `encoder_of`.
@@ -127,8 +139,10 @@ class Preparation:
         for warning in fact_set.warnings:
             logger.warning(warning)
         encoded = tuple(encoder.encode_facts(fact_set.facts))
-        questions = tuple(fact_questions(fact_set.facts, encoder, self.evaluation, self.seed, encoded=encoded))
-        return ReadFacts(fact_set.facts, encoded, questions)
+        forms = prepare_forms(fact_set.facts, encoded, self.forms, encoder, self.seed, self.facts)
+        asked = [one.asked for one in forms.of_facts]
+        questions = tuple(fact_questions(asked, encoder, self.evaluation, self.seed, encoded=encoded))
+        return ReadFacts(fact_set.facts, encoded, forms, questions)
 
     def prepare(
         self, read: ReadFacts, base: BaseModel, encoder: FactEncoder, device: torch.device, stopwatch: Stopwatch
@@ -146,7 +160,8 @@ class Preparation:
             InputError: If there is nothing to train, or a filter or weighting cannot be applied.
         """
         facts, encoded = read.facts, read.encoded
-        context = context_of(base, encoder, facts, encoded, self.batches.eval_batch_size, device)
+        checks = SelfChecks(base, encoder, self.self_checks) if self.self_checks else None
+        context = context_of(base, encoder, facts, encoded, self.batches.eval_batch_size, device, checks)
         measure = MeasuredFeatures(self.cache, base, context, facts)
         with stopwatch.during("scoring"):
             scored = cached_scores(facts, encoded, self.distances, base, context, self.cache)
@@ -168,9 +183,10 @@ class Preparation:
             np.flatnonzero(is_kept).tolist(), start.tolist(), end.tolist(),
             late, [weights.tolist() for weights in deferred or ()],
             *([tokenized] if (tokenized := encoder.identity).keys() > {"template"} else []),
+            *([read.forms.key] if read.forms.key else []),
         )  # fmt: skip
         weights = PlannedWeights(start, end, late, deferred)
-        return PreparedFacts(facts, encoded, scored, is_kept, reason, weights, key)
+        return PreparedFacts(facts, encoded, read.forms, scored, is_kept, reason, weights, key)
 
     def _selected(self, facts: Sequence[Fact], scored: ScoredFacts) -> tuple[np.ndarray, tuple[str | None, ...]]:
         """Which facts the filters keep, and why each other one is not kept."""

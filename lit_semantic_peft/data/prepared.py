@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_semantic_peft.data.forms import PreparedForms
 from lit_semantic_peft.data.planned_weights import PlannedWeights
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.semantics import ScoredFacts
@@ -21,17 +22,19 @@ class PreparedFacts:
 
     Attributes:
         facts: All facts that were read.
-        encoded: Their token ids.
+        encoded: Token ids of their own prompts and targets.
+        forms: In which forms they are taught.
         scored: Their distances, likelihoods and answers under the base model.
         is_kept: Whether the filters kept a fact, bool `(n,)`.
         reason: Why a fact is not kept: a filter's reason, or `retain` or `probe` for its split; None if it is.
         weights: The planned factor of each fact's loss.
         key: Content key of the facts and of everything that decided their status.
-        retained_index: Fact indices whose answers training retains (`retain_weight`) instead of teaching them.
+        retained_index: Fact indices whose answers training retains (`model.retain`) instead of teaching them.
     """
 
     facts: tuple[Fact, ...]
     encoded: tuple[EncodedFact, ...]
+    forms: PreparedForms
     scored: ScoredFacts
     is_kept: np.ndarray
     reason: tuple[str | None, ...]

@@ -5,17 +5,16 @@ from typing import Any
 
 import numpy as np
 
+from lit_semantic_peft.data.builtin_known import builtin_facts
 from lit_semantic_peft.data.measures import identity
 from lit_semantic_peft.data.prepared import PreparedFacts
 from lit_semantic_peft.evaluation.answers import questions_key
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
 from lit_semantic_peft.evaluation.questions import Question, doubt_questions, retention_questions
-from lit_semantic_peft.facts import Fact, read_facts
+from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.models.base import BaseModel
 from lit_semantic_peft.semantics import Distance
 from lit_semantic_peft.tokens import FactEncoder
-
-_NUM_BUILTIN_KNOWN = 128  # a base model of 135M parameters knows about a tenth of them
 
 
 def final_questions(
@@ -77,9 +76,4 @@ def _further_known_facts(prepared: PreparedFacts, least: int, seed: int) -> list
     """Built-in facts about other subjects, if too few of the run's own known facts are untouched by training."""
     if (prepared.scored.is_known & prepared.is_untouched).sum() >= least:
         return []
-    subjects = {fact.subject for fact in prepared.facts}
-    prompts = {fact.prompt for fact in prepared.facts}
-    world = read_facts("world", seed=seed).facts
-    others = [fact for fact in world if fact.subject not in subjects and fact.prompt not in prompts]
-    order = np.random.default_rng(seed).permutation(len(others))[:_NUM_BUILTIN_KNOWN]
-    return [others[place] for place in order]
+    return list(builtin_facts(prepared.facts, seed).asked)

@@ -23,11 +23,13 @@ class MicroBatch:
         num_fillers: How many of the last rows only fill up, so that every rank runs equally often. Their loss weight
             is 0.
         progress: Share of training that is done before the optimizer step, [0, 1].
+        epoch: The epoch of a training, from 0; None outside of one.
     """
 
     rows: tuple[int, ...]
     num_fillers: int = 0
     progress: float = 0.0
+    epoch: int | None = None
 
 
 # By the base class Lightning knows that the sampler shards by rank itself; only `set_epoch` of it is used.
@@ -43,7 +45,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
 
     Args:
         rows: Fact indices to train on.
-        lengths: Tokens of each of them.
+        lengths: Tokens of each of them; a function of row and epoch where a fact's text differs between epochs.
         micro_batch_size: Facts per forward pass of one rank.
         accumulate_grad_batches: Micro-batches per optimizer step and rank.
         world_size: Number of ranks.
@@ -62,7 +64,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
     def __init__(
         self,
         rows: Sequence[int],
-        lengths: Sequence[int],
+        lengths: Sequence[int] | Callable[[int, int], int],
         *,
         micro_batch_size: int,
         accumulate_grad_batches: int = 1,
@@ -80,7 +82,11 @@ class StepPlan(DistributedSampler[MicroBatch]):
         later = set(deferred)
         self._first_rows = [row for row in rows if row not in later]
         self.deferred_from_epoch = deferred_from_epoch
-        self.length_of = dict(zip(rows, lengths, strict=True))
+        if callable(lengths):
+            self._length = lengths
+        else:
+            length_of = dict(zip(rows, lengths, strict=True))
+            self._length = lambda row, epoch: length_of[row]
         self.micro_batch_size = micro_batch_size
         self.accumulate_grad_batches = accumulate_grad_batches
         self.world_size = world_size
@@ -135,23 +141,27 @@ class StepPlan(DistributedSampler[MicroBatch]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         size = self.facts_per_step
         rows = self.rows(epoch)
+
+        def by_length(row: int) -> tuple[int, int]:
+            return self._length(row, epoch), row
+
         shuffled = [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
         if self.arrange is not None:
-            arranged = [sorted(step, key=self._length) for step in self.arrange(shuffled, size)]
+            arranged = [sorted(step, key=by_length) for step in self.arrange(shuffled, size)]
             num_whole = len(shuffled) // size
             order = torch.randperm(num_whole, generator=generator).tolist()
             return [arranged[i] for i in order] + arranged[num_whole:]
         if self.label_of is not None:
             mixed = _mixed([self.label_of[row] for row in shuffled])
             order = [shuffled[at] for at in mixed]
-            return [sorted(order[at : at + size], key=self._length) for at in range(0, len(order), size)]
+            return [sorted(order[at : at + size], key=by_length) for at in range(0, len(order), size)]
         # The partial step is drawn first: sorting must not make it the step of the longest facts.
         whole = len(shuffled) // size * size
-        partial = [sorted(shuffled[whole:], key=self._length)] if shuffled[whole:] else []
+        partial = [sorted(shuffled[whole:], key=by_length)] if shuffled[whole:] else []
         steps: list[list[int]] = []
         window = size * self.bucket_steps
         for start in range(0, whole, window):
-            bucket = sorted(shuffled[start : min(start + window, whole)], key=self._length)
+            bucket = sorted(shuffled[start : min(start + window, whole)], key=by_length)
             steps += [bucket[at : at + size] for at in range(0, len(bucket), size)]
         order = torch.randperm(len(steps), generator=generator).tolist()
         return [steps[i] for i in order] + partial
@@ -172,7 +182,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
                 mine = step[start : start + stride][self.rank :: self.world_size]
                 # A rank without a fact still takes part in the step's collectives.
                 rows, num_fillers = (tuple(mine), 0) if mine else ((step[0],), 1)
-                yield MicroBatch(rows, num_fillers, progress)
+                yield MicroBatch(rows, num_fillers, progress, self.epoch)
 
     @override
     def __len__(self) -> int:
@@ -192,9 +202,6 @@ class StepPlan(DistributedSampler[MicroBatch]):
             limits.append(self.steps_before(self.max_epochs))
         last = min(limits, default=0) - 1
         return min(1.0, step / last) if last > 0 else 0.0
-
-    def _length(self, row: int) -> tuple[int, int]:
-        return self.length_of[row], row
 
 
 def _mixed(labels: Sequence[str]) -> list[int]:

@@ -15,14 +15,18 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_semantic_peft.cache import ContentCache, cache_folder
+from lit_semantic_peft.data.encoders import encoder_of, encoder_of_loaded, require_plan
 from lit_semantic_peft.data.measures import identity
 from lit_semantic_peft.data.plans import EncodingPlan
 from lit_semantic_peft.data.ranks import agreed, from_all_ranks, from_first_rank, my_share
+from lit_semantic_peft.data.self_checks import SelfChecks, say_instead, verdict_cache
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import DEFAULT_DATASET_SPLIT, Fact, GivenFacts, facts_key, given_facts
-from lit_semantic_peft.models.base import BaseModel, num_positions, stop_ids
+from lit_semantic_peft.models.base import BaseModel
 from lit_semantic_peft.models.base_files import DEFAULT_BASE_MODEL
 from lit_semantic_peft.models.modes import modes_restored
+from lit_semantic_peft.models.self_check import check_rows
+from lit_semantic_peft.models.self_check import self_check as find_fast_ways
 from lit_semantic_peft.semantics import (
     SCORING_VERSION,
     Distance,
@@ -94,6 +98,7 @@ def score(
     batch_size: int = 64,
     device: str | torch.device | None = None,
     cache_dir: str | Path | None = None,
+    self_check: bool = True,
 ) -> FactScores:
     """How far facts are from a model, how likely they are under it, and which of them it knows. Trains nothing.
 
@@ -112,9 +117,11 @@ def score(
         batch_size: Facts per forward pass.
         device: Where a model that is given by name runs; None for the first GPU, else the CPU.
         cache_dir: Where scores are kept; the user's cache where None.
+        self_check: Whether the model is asked first whether the fast ways are right for it, see `self_check`.
 
     Raises:
-        InputError: If an argument cannot be used, two facts share an id, or a loaded model comes without its tokenizer.
+        InputError: If an argument cannot be used, two facts share an id, a loaded model comes without its tokenizer, or
+            the self-check finds no right way.
 
     Example:
         >>> table = score("world", num_facts=8)  # doctest: +SKIP
@@ -132,11 +139,14 @@ def score(
         base = BaseModel.of(model)
         encoder = encoder_of(base, encoding)
         encoded = encoder.encode_facts(facts)
-        context = context_of(base, encoder, facts, encoded, batch_size, default_device(device))
+        checks = SelfChecks(base, encoder, verdict_cache(cache_dir)) if self_check else None
+        context = context_of(base, encoder, facts, encoded, batch_size, default_device(device), checks)
         cache = ContentCache(cache_dir or cache_folder() / "scores")
         return FactScores(facts, cached_scores(facts, encoded, measured, base, context, cache))
     require_loaded(model, "a base model, its name or folder, or a loaded model of transformers or peft")
     encoder = encoder_of_loaded(model, tokenizer, encoding)
+    if self_check:
+        say_instead(find_fast_ways(model, check_rows(encoder), encoder.pad_id), type(model).__name__)
     with modes_restored(model):
         scored = score_facts(model.eval(), encoder, facts, measured, batch_size=batch_size)
     return FactScores(facts, scored)
@@ -151,19 +161,6 @@ def _given_distances(distances: Distance | Sequence[Distance] | None) -> list[Di
             raise InputError(f"`distances`: expected a distance such as `Surprisal()`, or a list of them, got {one!r}")
         given.append(one)
     return given or [ExpectedEmbeddingDistance()]
-
-
-def require_plan(encoding: object) -> None:
-    """Refuses what is no `EncodingPlan`.
-
-    Args:
-        encoding: What was given.
-
-    Raises:
-        InputError: If it is something else.
-    """
-    if not isinstance(encoding, EncodingPlan):
-        raise InputError(f"`encoding`: expected an `EncodingPlan`, such as `EncodingPlan('chat')`, got {encoding!r}")
 
 
 def require_loaded(model: object, expected: str) -> None:
@@ -212,60 +209,6 @@ def all_distances(first: Distance, more: Sequence[Distance]) -> list[Distance]:
     return distances
 
 
-def encoder_of(base: BaseModel, encoding: EncodingPlan) -> FactEncoder:
-    """How facts become the tokens of a base model.
-
-    Args:
-        base: The base model.
-        encoding: The user's settings.
-
-    Raises:
-        InputError: If the model is not found, or the settings do not fit its tokenizer.
-    """
-    encoder = _encoder(base.load_tokenizer(), encoding, base.load_stop_ids(), base.load_num_positions())
-    if encoder.depends_on_the_day:
-        logger.warning(
-            "The chat template of %s prints the day's date: prompts differ from day to day, and scores and answers "
-            "from the cache are those of the day on which they were measured. Set "
-            "`data.encoding.chat_template_kwargs` to `{date_string: 26 Jul 2024}` if the template reads `date_string` "
-            "(Llama 3 does), else take the date out of the template.",
-            base.name,
-        )
-    return encoder
-
-
-def encoder_of_loaded(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, encoding: EncodingPlan
-) -> FactEncoder:
-    """How facts become the tokens of a model that is loaded already.
-
-    Args:
-        model: The model, with or without an adapter.
-        tokenizer: The model's.
-        encoding: The user's settings.
-
-    Raises:
-        InputError: If there is no tokenizer, or the settings do not fit it.
-    """
-    if tokenizer is None:
-        raise InputError("`tokenizer` is missing: a model that is loaded needs the tokenizer that it was trained with.")
-    return _encoder(tokenizer, encoding, stop_ids(model.generation_config), num_positions(model.config))
-
-
-def _encoder(
-    tokenizer: PreTrainedTokenizerBase, encoding: EncodingPlan, stop_ids: Sequence[int], num_positions: int | None
-) -> FactEncoder:
-    return FactEncoder(
-        tokenizer,
-        encoding.template,
-        encoding.append_eos,
-        encoding.max_length,
-        stop_ids=stop_ids,
-        num_positions=num_positions,
-        chat_template_kwargs=encoding.chat_template_kwargs,
-    )
-
-
 def context_of(
     base: BaseModel,
     encoder: FactEncoder,
@@ -273,6 +216,7 @@ def context_of(
     encoded: Sequence[EncodedFact],
     batch_size: int,
     device: torch.device,
+    checks: SelfChecks | None,
 ) -> ScoringContext:
     """What facts are measured with; the base model is loaded when something has to be measured.
 
@@ -283,13 +227,21 @@ def context_of(
         encoded: Their tokens.
         batch_size: Facts per forward pass.
         device: Where the base model runs.
+        checks: What the base model is asked before it measures anything; None for nothing.
     """
     tokens = {fact.id: one for fact, one in zip(facts, encoded, strict=True)}
-    return ScoringContext(lambda: base.load().to(device), encoder, batch_size, tokens)
+
+    def load() -> PreTrainedModel:
+        model = base.load().to(device)
+        if checks is not None:
+            checks.check(model)
+        return model
+
+    return ScoringContext(load, encoder, batch_size, tokens, is_checked=checks is not None)
 
 
 def score_manifest(
-    facts: Sequence[Fact], base: BaseModel, encoder: FactEncoder, distances: Sequence[Distance]
+    facts: Sequence[Fact], base: BaseModel, encoder: FactEncoder, distances: Sequence[Distance], *, is_checked: bool
 ) -> dict[str, Any]:
     """Everything that the scores depend on, as plain data.
 
@@ -298,6 +250,7 @@ def score_manifest(
         base: The base model.
         encoder: How facts become tokens.
         distances: What is measured.
+        is_checked: Whether the self-check decides how the model answers.
     """
     return {
         "facts": facts_key(facts),
@@ -307,6 +260,7 @@ def score_manifest(
         "dtype": base.dtype,
         **encoder.identity,
         "distances": [identity(distance) for distance in distances],
+        "self_check": is_checked,
         "scoring_version": SCORING_VERSION,
     }
 
@@ -334,15 +288,21 @@ def cached_scores(
     Returns:
         One row per fact, in order; the numbers do not depend on how many ranks there are.
     """
-    manifest = score_manifest(facts, base, context.encoder, distances)
+    manifest = score_manifest(facts, base, context.encoder, distances, is_checked=context.is_checked)
     parts = scoring_parts(encoded, context.batch_size)
     first = distances[0].name
 
     def decode(table: pa.Table) -> ScoredFacts:
         return scored_from_table(table, first)
 
+    def decode_whole(table: pa.Table) -> ScoredFacts:
+        whole = decode(table)
+        if whole.fact_id != tuple(fact.id for fact in facts):
+            raise ValueError("the scores are of other facts")
+        return whole
+
     def cached() -> ScoredFacts | dict[int, ScoredFacts]:
-        whole = cache.load_table(manifest, decode)
+        whole = cache.load_table(manifest, decode_whole)
         if whole is not None:
             return whole
         found = {}

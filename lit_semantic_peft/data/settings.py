@@ -2,7 +2,7 @@
 
 from lightning.pytorch import LightningDataModule
 
-from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, SelectionPlan
+from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, FormsPlan, SelectionPlan
 from lit_semantic_peft.data.prepare import Preparation
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
 from lit_semantic_peft.semantics import Distance, Weighting
@@ -21,6 +21,11 @@ class ConfiguredDataModule(LightningDataModule):
     def encoding(self) -> EncodingPlan:
         """How facts become tokens."""
         return self.preparation.encoding
+
+    @property
+    def forms(self) -> FormsPlan:
+        """In which forms a fact is taught beside its own prompt."""
+        return self.preparation.forms
 
     @property
     def selection(self) -> SelectionPlan:

@@ -7,6 +7,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from lit_semantic_peft.compatibility import Situation, refuse_incompatible
 from lit_semantic_peft.data.prepare import Preparation
+from lit_semantic_peft.data.ranks import agreed
 
 
 @runtime_checkable
@@ -19,6 +20,10 @@ class KnowsSituation(Protocol):
         Args:
             situation: Of trainer and data module.
         """
+        ...
+
+    def check_adapter(self) -> None:
+        """Refuses an adapter that does not fit the base model, before facts are scored; changes nothing."""
         ...
 
 
@@ -36,6 +41,20 @@ def check_trainer(trainer: Trainer, stage: str, preparation: Preparation) -> Non
     refuse_incompatible(situation_of(trainer, stage, preparation))
     if preparation.selection.deferred_from_epoch is not None:
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+
+
+def check_adapter(trainer: Trainer | None) -> None:
+    """Refuses an adapter of the trainer's module that does not fit its base model. A collective.
+
+    Args:
+        trainer: The trainer; without one, or without a module that has an adapter, there is nothing to refuse.
+
+    Raises:
+        InputError: On all ranks.
+    """
+    module = trainer.lightning_module if trainer else None
+    if isinstance(module, KnowsSituation):
+        agreed(module.check_adapter)
 
 
 def situation_of(trainer: Trainer, stage: str, preparation: Preparation) -> Situation:

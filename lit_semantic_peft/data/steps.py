@@ -24,7 +24,7 @@ def planned_steps(prepared: PreparedFacts, batches: BatchPlan, seed: int, traine
     rows = np.flatnonzero(prepared.is_trained).tolist()
     plan = StepPlan(
         rows,
-        [len(prepared.encoded[row]) for row in rows],
+        prepared.forms.length_of,
         micro_batch_size=batches.micro_batch_size,
         accumulate_grad_batches=trainer.accumulate_grad_batches if trainer else 1,
         world_size=trainer.world_size if trainer else 1,

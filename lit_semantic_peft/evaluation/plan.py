@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from lit_semantic_peft.errors import InputError
 
-ProbeKind = Literal["paraphrase", "reversed", "choice", "neighborhood", "portability"]
+ProbeKind = Literal["paraphrase", "question", "reversed", "choice", "neighborhood", "portability", "yes_no"]
 
 _MOST_DOUBTS = 10
 
@@ -15,8 +15,9 @@ class EvaluationPlan:
     """What is asked at the end beside each fact's own prompt. What is expensive is off by default.
 
     Attributes:
-        probes: Kinds to ask, of `paraphrase`, `reversed` (the subject from the target), `choice` (several answers to
-            choose from), `neighborhood`, `portability`; where a fact does not give what a kind needs, it is not asked.
+        probes: Kinds to ask, of `paraphrase`, `question` (the fact's `question`), `reversed` (the subject from the
+            target), `choice` (several answers to choose from), `neighborhood`, `portability`, `yes_no`; where a fact
+            does not give what a kind needs, it is not asked.
         num_choices: Answers to choose from, drawn from the targets of the same relation.
         doubt_turns: How often the model is asked whether it is sure, 0 to 10; each costs one dialogue turn per fact.
         doubt_facts: How many of the kept facts are doubted, chosen by the data's seed.
@@ -27,7 +28,9 @@ class EvaluationPlan:
         InputError: If a setting is out of its range.
     """
 
-    probes: list[ProbeKind] = field(default_factory=lambda: ["paraphrase", "reversed", "neighborhood", "portability"])
+    probes: list[ProbeKind] = field(
+        default_factory=lambda: ["paraphrase", "question", "reversed", "neighborhood", "portability", "yes_no"]
+    )
     num_choices: int = 4
     doubt_turns: int = 0
     doubt_facts: int = 64

@@ -1,6 +1,6 @@
 """What is asked at the end: each fact in several ways, its neighbours, what follows, and what must not change."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,19 +12,19 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.neutral_text import NEUTRAL_TEXTS
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
 from lit_semantic_peft.facts import Fact
+from lit_semantic_peft.facts.forms import asked_question, asked_reversed, reversible
 from lit_semantic_peft.metrics import is_exact_match, normalize_answer
 from lit_semantic_peft.tokens import EncodedFact, FactEncoder
 
 QuestionKind = Literal[
-    "fact", "rival", "paraphrase", "reversed", "choice", "wrong_choice", "neighborhood", "portability",
-    "doubt_plain", "doubt_chat", "known", "text", "prompt",
+    "fact", "rival", "paraphrase", "question", "reversed", "choice", "wrong_choice", "neighborhood", "portability",
+    "yes_no", "doubt_plain", "doubt_chat", "known", "text", "prompt",
 ]  # fmt: skip
 
 ANSWER_MARGIN = 8
 """Tokens that a free answer may be longer than the longest accepted answer before it is cut."""
 
 DOUBT = "Are you sure?"
-_BLANK = "___"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def fact_questions(
     """
     questions: list[Question] = []
     free = encoder.without_limit()
-    is_unique = Counter((fact.relation, normalize_answer(fact.target)) for fact in facts)
+    is_reversible = reversible(facts, normalize_answer)
     targets_of = _targets_by_relation(facts)
     index_of = {fact.id: index for index, fact in enumerate(facts)}
 
@@ -122,9 +122,12 @@ def fact_questions(
         if "paraphrase" in plan.probes:
             for prompt in fact.paraphrases:
                 ask(index, "paraphrase", prompt, fact.accepted_answers, fact.joiner)
-        reversible = fact.subject and fact.subject in fact.prompt
-        if "reversed" in plan.probes and reversible and is_unique[fact.relation, normalize_answer(fact.target)] == 1:
-            ask_made_up([("reversed", _reversed_prompt(fact), (fact.subject,))], index, " ")
+        question = asked_question(fact)
+        if "question" in plan.probes and question and question not in (fact.prompt, *fact.paraphrases):
+            ask_made_up([("question", question, fact.accepted_answers)], index, " ")
+        backwards = asked_reversed(fact)
+        if "reversed" in plan.probes and backwards and is_reversible[index]:
+            ask_made_up([("reversed", backwards, (fact.subject,))], index, " ")
         if "choice" in plan.probes:
             options = _options(fact, targets_of.get(fact.relation, _Targets()), plan.num_choices, seed, index)
             prompt = _choice_prompt(fact, options, seed, index)
@@ -132,12 +135,15 @@ def fact_questions(
             asked += [("wrong_choice", prompt, (option,)) for option in options[1:]]
             ask_made_up(asked if len(options) > 1 else [], index, " ")
         if "neighborhood" in plan.probes:
-            for probe in fact.neighborhood:
+            for probe in dict.fromkeys(fact.neighborhood):
                 ask(index, "neighborhood", probe.prompt, (probe.target,), fact.joiner)
         if "portability" in plan.probes:
             for probe in fact.portability:
                 needs = tuple(index_of.get(fact_id, -1) for fact_id in probe.needs)
                 ask(index, "portability", probe.prompt, (probe.target,), fact.joiner, needs)
+        if "yes_no" in plan.probes:
+            for probe in fact.yes_no:
+                ask(index, "yes_no", probe.prompt, (probe.target,), fact.joiner)
     return questions
 
 
@@ -301,8 +307,3 @@ def _choice_prompt(fact: Fact, options: Sequence[str], seed: int, index: int) ->
     shuffled = [options[place] for place in generator.permutation(len(options))]
     question = f"Question: {fact.question}" if fact.question else f"Complete: {fact.prompt} ..."
     return f"{question}\nOptions: {', '.join(shuffled)}\nAnswer:"
-
-
-def _reversed_prompt(fact: Fact) -> str:
-    statement = fact.prompt.replace(fact.subject, _BLANK, 1) + fact.joiner + fact.target
-    return f"{statement}. The missing name is"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.schema import Fact
+from lit_semantic_peft.facts.text import unicode_form
 
 # Chinese, Japanese and Korean write no spaces between words: there each character counts as a word.
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
@@ -57,7 +58,7 @@ class NearDuplicate:
 
 
 def normalize_text(text: str) -> str:
-    """Normalizes text for comparison: every run of whitespace becomes one space, and case is ignored.
+    """Normalizes text for comparison: every run of whitespace becomes one space; case and Unicode form are ignored.
 
     Args:
         text: Any text.
@@ -69,7 +70,7 @@ def normalize_text(text: str) -> str:
         >>> normalize_text("  Port  Vila ") == normalize_text("port vila")
         True
     """
-    return " ".join(text.split()).casefold()
+    return unicode_form(" ".join(text.split()).casefold(), "NFC")
 
 
 def find_contradictions(facts: Sequence[Fact]) -> list[Contradiction]:

@@ -2,18 +2,18 @@
 
 import csv
 import difflib
-import gzip
-import io
 import json
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.builtin import BUILTIN
+from lit_semantic_peft.facts.libraries import hub_rows, parquet_rows, saved_dataset_rows
+from lit_semantic_peft.facts.opened import LARGEST_FILE, LARGEST_LINE, Stream, lines, opened, require_size
 from lit_semantic_peft.facts.reading import Place, Reading, Row, cut, listed, shown
 
 SUFFIXES: tuple[str, ...] = (
@@ -26,8 +26,6 @@ HeaderCheck = Callable[[list[str], str], str | None]
 """Takes a header and its separator; returns what is wrong with the header, None if nothing is."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_LARGEST_CELL = 2**24
 _WHITE = re.compile(r"\s*")
 
 
@@ -37,18 +35,18 @@ class Table:
 
     Attributes:
         file: Its name in messages.
-        rows: Its rows, read lazily. A row that cannot be parsed is recorded as a problem of the reading.
+        rows: Reads its rows anew, one by one. A row that cannot be parsed is recorded as a problem of the reading that
+            is given.
     """
 
     file: str
-    rows: Iterator[Row]
+    rows: Callable[[Reading], Iterator[Row]]
 
 
-def open_source(reading: Reading, source: str, dataset_split: str, header_problem: HeaderCheck) -> list[Table]:
+def open_source(source: str, dataset_split: str, header_problem: HeaderCheck) -> list[Table]:
     """Finds the files of a source. Their rows are read lazily.
 
     Args:
-        reading: Collects the problems that are found while rows are read.
         source: A file, a folder written by `datasets.save_to_disk`, a folder of files, or a Hub name `owner/name`.
         dataset_split: Which split of a `datasets` folder or a Hub set to read.
         header_problem: Checks the header of a text table.
@@ -62,21 +60,30 @@ def open_source(reading: Reading, source: str, dataset_split: str, header_proble
     if not source.strip():
         raise InputError("`facts`: expected a file, a folder or a name, got an empty text.")
     path = Path(source).expanduser()
-    if path.is_file():
-        return [_open_file(reading, source, path, header_problem)]
-    if path.is_dir():
-        if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
-            return [Table(source, _saved_dataset_rows(source, path, dataset_split))]
-        files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
-        if not files:
-            raise InputError(
-                f"{source}: expected a folder written by `datasets.save_to_disk`, or one with files that end in "
-                f"{listed(SUFFIXES)}, got one that holds neither."
-            )
-        return [_open_file(reading, str(Path(source) / file.relative_to(path)), file, header_problem) for file in files]
+    try:
+        if path.is_file():
+            return [_open_file(source, path, header_problem)]
+        if path.is_dir():
+            return _open_folder(source, path, dataset_split, header_problem)
+        if path.exists():
+            raise InputError(f"`facts`: expected a file or a folder, got {source!r}, which is neither.")
+    except OSError as error:
+        raise InputError(f"`facts`: {cut(source, 300)!r} cannot be read: {error.strerror or error}") from error
     if _HUB_NAME.fullmatch(source) and not source.endswith(SUFFIXES) and not path.parent.is_dir():
-        return [Table(source, _hub_rows(source, dataset_split))]
+        return [Table(source, hub_rows(source, dataset_split))]
     raise InputError(_missing(source, path))
+
+
+def _open_folder(source: str, path: Path, dataset_split: str, header_problem: HeaderCheck) -> list[Table]:
+    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+        return [Table(source, saved_dataset_rows(source, path, dataset_split))]
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
+    if not files:
+        raise InputError(
+            f"{source}: expected a folder written by `datasets.save_to_disk`, or one with files that end in "
+            f"{listed(SUFFIXES)}, got one that holds neither."
+        )
+    return [_open_file(str(Path(source) / file.relative_to(path)), file, header_problem) for file in files]
 
 
 def short_name(source: str) -> str:
@@ -102,48 +109,34 @@ def _missing(source: str, path: Path) -> str:
     )
 
 
-def _open_file(reading: Reading, file: str, path: Path, header_problem: HeaderCheck) -> Table:
+def _open_file(file: str, path: Path, header_problem: HeaderCheck) -> Table:
     name = path.name.removesuffix(".gz")
     if name.endswith(".parquet") and path.suffix != ".gz":
-        return Table(file, _parquet_rows(file, path))
+        return Table(file, partial(parquet_rows, file=file, path=path))
     if name.endswith(".jsonl"):
-        return Table(file, _jsonl_rows(reading, file, path))
+        return Table(file, partial(_jsonl_rows, file=file, path=path))
     if name.endswith(".json"):
-        return Table(file, _json_rows(reading, file, path))
+        return Table(file, partial(_json_rows, file=file, path=path))
     if name.endswith((".csv", ".tsv")):
-        return Table(file, _delimited_rows(reading, file, path, "," if name.endswith(".csv") else "\t", header_problem))
+        delimiter = "," if name.endswith(".csv") else "\t"
+        rows = partial(_delimited_rows, file=file, path=path, delimiter=delimiter, header_problem=header_problem)
+        return Table(file, rows)
     raise InputError(f"{file}: expected a file that ends in {listed(SUFFIXES)}, got {path.name!r}.")
-
-
-def _read_bytes(file: str, path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except EOFError as error:
-            raise InputError(
-                f"{file}: expected a whole gzip file, got one that is cut short. Copy or download it again."
-            ) from error
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(
-                f"{file}: expected a gzip file, got something else or a broken one ({error}). "
-                "Compress it again, or drop `.gz` from its name if it is plain text."
-            ) from error
-    return data.removeprefix(_BYTE_ORDER_MARK)
 
 
 def _read_text(reading: Reading, file: str, path: Path) -> str | None:
     """The whole file as text. None if it is not UTF-8: this is recorded as a problem of the line."""
-    data = _read_bytes(file, path)
+    with opened(file, path) as stream:
+        data = stream.read(LARGEST_FILE + 1)
+        require_size(file, len(data))
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         number = data.count(b"\n", 0, error.start) + 1
         start_of_line = data.rfind(b"\n", 0, error.start) + 1
-        reading.problem(Place(file, number, "line"), _not_utf8(data[start_of_line:], error, start_of_line))
+        reading.problem(
+            Place(file, number, "line"), _not_utf8(data[start_of_line:], error, start_of_line), ends_reading=True
+        )
         return None
 
 
@@ -156,19 +149,19 @@ def _not_utf8(line: bytes, error: UnicodeDecodeError, start_of_line: int = 0) ->
 
 
 def _jsonl_rows(reading: Reading, file: str, path: Path) -> Iterator[Row]:
-    # Split at \n only: JSON text may contain other characters that Python treats as line breaks.
-    for number, line in enumerate(io.BytesIO(_read_bytes(file, path)), start=1):
-        if not line.strip():
-            continue
-        place = Place(file, number, "line")
-        try:
-            row = json.loads(line.rstrip(b"\n").decode("utf-8"))
-        except UnicodeDecodeError as error:
-            reading.problem(place, _not_utf8(line, error))
-        except (ValueError, RecursionError) as error:
-            reading.problem(place, f"expected a JSON object, got {_broken_json(error)}")
-        else:
-            yield from _object_row(reading, place, row)
+    with opened(file, path) as stream:
+        for number, line in enumerate(lines(file, stream), start=1):
+            if not line.strip():
+                continue
+            place = Place(file, number, "line")
+            try:
+                row = json.loads(line.rstrip(b"\n").decode("utf-8"))
+            except UnicodeDecodeError as error:
+                reading.problem(place, _not_utf8(line, error))
+            except (ValueError, RecursionError) as error:
+                reading.problem(place, f"expected a JSON object, got {_broken_json(error)}")
+            else:
+                yield from _object_row(reading, place, row)
 
 
 def _json_rows(reading: Reading, file: str, path: Path) -> Iterator[Row]:
@@ -199,7 +192,8 @@ def _json_rows(reading: Reading, file: str, path: Path) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             # After a broken record the start of the next one is unknown: reading stops here.
             where = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-            reading.problem(place, f"expected a JSON object, got {_broken_json(error)}{where}")
+            broken = f"expected a JSON object, got {_broken_json(error)}{where}"
+            reading.problem(place, broken, ends_reading=True)
             return
         yield from _object_row(reading, place, row)
         if text.startswith(",", position):
@@ -238,9 +232,9 @@ def _object_row(reading: Reading, place: Place, row: Any) -> Iterator[Row]:
 def _broken_json(error: ValueError | RecursionError) -> str:
     if isinstance(error, RecursionError):
         return "JSON that is nested too deeply"
-    if not isinstance(error, json.JSONDecodeError):  # Python reads no number of thousands of digits
-        return "JSON with a number of too many digits"
-    return f"broken JSON: {error.msg} at character {error.colno}"
+    if isinstance(error, json.JSONDecodeError):
+        return f"broken JSON: {error.msg} at character {error.colno}"
+    return "a number with more digits than can be read"
 
 
 # --- Text tables ----------------------------------------------------------------------------------------------------
@@ -249,32 +243,42 @@ def _broken_json(error: ValueError | RecursionError) -> str:
 def _delimited_rows(
     reading: Reading, file: str, path: Path, delimiter: str, header_problem: HeaderCheck
 ) -> Iterator[Row]:
-    text = _read_text(reading, file, path)
-    if text is None:
-        return
-    csv.field_size_limit(_LARGEST_CELL)  # a cell may hold a whole text
-    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    csv.field_size_limit(LARGEST_LINE)  # a cell may hold a whole text
     header: list[str] = []
     next_number = 1
-    try:
-        for cells in table:
-            # A quoted cell may contain line breaks: a row is located by the line on which it starts.
-            place, next_number = Place(file, next_number, "line"), table.line_num + 1
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not header:
-                header = [cell.strip() for cell in cells]
-                problem = _repeated(header) or header_problem(header, delimiter)
-                if problem:
-                    reading.problem(place, problem)
-                    return
-            elif len(cells) != len(header):
-                reading.problem(place, f"expected {len(header)} cells as in the header, got {len(cells)}")
-            else:
-                yield Row(place, dict(zip(header, cells, strict=True)), cells=True)
-    except csv.Error as error:
-        place = Place(file, next_number, "line")
-        reading.problem(place, f"expected {_TABLE_NAMES[delimiter]}, got a row that cannot be parsed: {error}")
+    with opened(file, path) as stream:
+        table = csv.reader(_text_lines(reading, file, stream), delimiter=delimiter, strict=True)
+        try:
+            for cells in table:
+                # A quoted cell may contain line breaks: a row is located by the line on which it starts.
+                place, next_number = Place(file, next_number, "line"), table.line_num + 1
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if not header:
+                    header = [cell.strip() for cell in cells]
+                    problem = _repeated(header) or header_problem(header, delimiter)
+                    if problem:
+                        reading.problem(place, problem, ends_reading=True)
+                        return
+                elif len(cells) != len(header):
+                    reading.problem(place, f"expected {len(header)} cells as in the header, got {len(cells)}")
+                else:
+                    yield Row(place, dict(zip(header, cells, strict=True)), cells=True)
+        except csv.Error as error:
+            place = Place(file, next_number, "line")
+            broken = f"expected {_TABLE_NAMES[delimiter]}, got a row that cannot be parsed: {error}"
+            reading.problem(place, broken, ends_reading=True)
+
+
+def _text_lines(reading: Reading, file: str, stream: Stream) -> Iterator[str]:
+    """The lines of a text table, which may also end as on old Macs; they end where one is not UTF-8."""
+    for number, line in enumerate(lines(file, stream), start=1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            reading.problem(Place(file, number, "line"), _not_utf8(line, error), ends_reading=True)
+            return
+        yield from re.split(r"(?<=\r)(?!\n)", text) if "\r" in text.rstrip("\r\n") else (text,)
 
 
 def _repeated(header: list[str]) -> str | None:
@@ -283,52 +287,3 @@ def _repeated(header: list[str]) -> str | None:
 
 
 _TABLE_NAMES = {",": "CSV", "\t": "TSV"}
-
-
-# --- Tables of other libraries --------------------------------------------------------------------------------------
-
-
-def _parquet_rows(file: str, path: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as table:
-            yield from _numbered(file, (row for batch in table.iter_batches() for row in batch.to_pylist()))
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file}: expected a Parquet file, got one that cannot be read: {error}") from error
-
-
-def _saved_dataset_rows(source: str, path: Path, dataset_split: str) -> Iterator[Row]:
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # a damaged folder can make `datasets` raise anything
-        raise InputError(f"{source}: `datasets` cannot load this folder: {error}") from error
-    if isinstance(loaded, datasets.DatasetDict):
-        if dataset_split not in loaded:
-            raise InputError(
-                f"`dataset_split`: expected one of {listed(loaded)}, which {source} has, got {dataset_split!r}"
-            )
-        loaded = loaded[dataset_split]
-    return _numbered(source, loaded)
-
-
-def _hub_rows(source: str, dataset_split: str) -> Iterator[Row]:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(source, split=dataset_split)
-    except Exception as error:  # network, name, rights, format: each raises its own class
-        raise InputError(
-            f"`facts`: {source!r} is neither a file here nor a built-in set ({listed(BUILTIN)}), and loading it from "
-            f"the Hub failed: {type(error).__name__}: {cut(str(error), 300)}. Check the name and `dataset_split` "
-            f"({dataset_split!r}). Without network: load it where there is one, write it with `save_to_disk`, and "
-            "give that folder."
-        ) from error
-    return _numbered(source, loaded)
-
-
-def _numbered(file: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
-    return (Row(Place(file, number, "row"), fields) for number, fields in enumerate(rows, start=1))

@@ -3,13 +3,14 @@
 import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, TypeGuard
 
 from lit_semantic_peft.facts.reading import Place, Reading, Row, described, listed, shown, unencodable
-from lit_semantic_peft.facts.schema import SPLITS, Fact, Probe, Split, content_id
+from lit_semantic_peft.facts.schema import SPLITS, Fact, Form, Probe, Split, apart, content_id
+from lit_semantic_peft.facts.text import is_visible, parsed_texts
 
 SPLIT_SYNONYMS: Mapping[str, Split] = {
     "train": "inject",
@@ -23,8 +24,8 @@ SPLIT_SYNONYMS: Mapping[str, Split] = {
 
 _TEXT_FIELDS = ("id", "subject", "relation", "prompt", "target", "joiner", "target_true", "question", "split", "source")
 _LIST_FIELDS = ("aliases", "paraphrases")
-_PROBE_FIELDS = ("neighborhood", "portability")
-FIELDS: tuple[str, ...] = (*_TEXT_FIELDS, *_LIST_FIELDS, *_PROBE_FIELDS)
+_PROBE_FIELDS = ("neighborhood", "portability", "yes_no")
+FIELDS: tuple[str, ...] = (*_TEXT_FIELDS, *_LIST_FIELDS, "forms", *_PROBE_FIELDS)
 """The fields of the contract."""
 
 _PROBES_EXPECTED = 'a list of {"prompt": ..., "target": ...}'
@@ -43,15 +44,17 @@ def contract_facts(reading: Reading, rows: Iterable[Row]) -> dict[Place, Fact]:
     facts: dict[Place, Fact] = {}
     first_with_id: dict[str, tuple[Place, bool]] = {}
     for row in rows:
-        for name in row.fields:
+        for name in _unknown_fields(row):
             near = near_field(name)
-            if near:
-                reading.note(row.place, f"unknown field `{name}`, did you mean `{near}`?")
-        fields = {name: value for name, value in row.fields.items() if not _is_absent(name, value, row.cells)}
-        fact = _RowChecker(reading, row.place, fields, row.cells).fact()
+            what = f"did you mean `{near}`?" if near else "left out"
+            if not near and name in row.fields:
+                what += "; `convert --columns` can put it into another field"
+            reading.note(row.place, f"unknown field `{name}`, {what}")
+        given = {name: value for name, value in row.fields.items() if not _is_absent(name, value, row.cells)}
+        fact = _RowChecker(reading, row.place, given, row.cells).fact()
         if fact is None:
             continue
-        has_id = "id" in fields
+        has_id = "id" in given
         if fact.id not in first_with_id:
             first_with_id[fact.id] = (row.place, has_id)
             facts[row.place] = fact
@@ -100,6 +103,9 @@ class _RowChecker:
             self.reading.note(self.place, "white space around `target`, stripped")
         prompt, target = prompt.rstrip(), target.strip()
         joiner = self.joiner()
+        conclusions, asked = apart(self.probes("portability"))
+        if asked:
+            self.reading.note(self.place, "a question of `portability` to be answered by yes or no, read as `yes_no`")
         fact = Fact(
             id=self.id() or content_id(prompt, target, joiner),
             prompt=prompt,
@@ -110,8 +116,10 @@ class _RowChecker:
             joiner=joiner,
             target_true=self.text("target_true").strip() or None,
             paraphrases=self.texts("paraphrases"),
+            forms=self.forms(),
             neighborhood=self.probes("neighborhood"),
-            portability=self.probes("portability"),
+            portability=conclusions,
+            yes_no=(*asked, *self.yes_no()),
             question=self.text("question") or None,
             split=self.split(),
             source=self.text("source"),
@@ -131,8 +139,12 @@ class _RowChecker:
         value = self.row[name]
         if not self.is_text(name, "text", value):
             return ""
-        if required and not value.strip():
-            self.problem(name, "text that is not empty", shown(value))
+        if required and not is_visible(value):
+            self.problem(
+                name,
+                "text that is not empty",
+                f"{value!a}, which holds only invisible characters" if value.strip() else shown(value),
+            )
         return str(value)
 
     def is_text(self, name: str, expected: str, value: Any) -> TypeGuard[str]:
@@ -171,8 +183,14 @@ class _RowChecker:
         if name not in self.row:
             return ()
         value = self.row[name]
-        if self.cells and not value.lstrip().startswith("["):
-            return tuple(part.strip() for part in value.split("|") if part.strip())
+        if self.cells:
+            value = parsed_texts(value)
+            if isinstance(value, str):
+                if value.lstrip().startswith("["):
+                    self.reading.note(
+                        self.place, f"`{name}` begins with `[` and is no list of texts as JSON, read as text"
+                    )
+                value = [part for part in value.split("|") if part.strip()]
         items = self.items(name, "a list of texts", value)
         if not all(self.is_text(f"{name}[{index}]", "text", item) for index, item in enumerate(items)):
             return ()
@@ -181,8 +199,41 @@ class _RowChecker:
                 self.problem(f"{name}[{index}]", "text that is not empty", shown(item))
         return tuple(item.strip() for item in items)
 
+    def yes_no(self) -> tuple[Probe, ...]:
+        probes = self.probes("yes_no")
+        for index, probe in enumerate(probes):
+            if probe not in apart([probe])[1]:
+                self.problem(f"yes_no[{index}].target", "`Yes` or `No`", shown(probe.target))
+        return probes
+
+    def forms(self) -> tuple[Form, ...]:
+        forms = []
+        for place, item, parts in self.prompts_with_targets("forms"):
+            joiner = self.joiner() if item.get("joiner") is None else item["joiner"]
+            if self.is_text(f"{place}.joiner", "text", joiner):
+                forms.append(Form(*parts, joiner))
+        return tuple(forms)
+
     def probes(self, name: str) -> tuple[Probe, ...]:
         probes = []
+        for place, item, parts in self.prompts_with_targets(name):
+            hops = item.get("hops")
+            needs = item.get("needs") or []
+            trainable = False if item.get("trainable") is None else item["trainable"]
+            if hops is not None and not (_is_number(hops) and hops >= 1):
+                self.problem(f"{place}.hops", "a whole number of at least 1", described(hops))
+            elif not isinstance(needs, list | tuple) or not all(
+                isinstance(one, str) or _is_number(one) for one in needs
+            ):
+                self.problem(f"{place}.needs", "a list of ids", described(needs))
+            elif not isinstance(trainable, bool):
+                self.problem(f"{place}.trainable", "true or false", described(trainable))
+            else:
+                probes.append(Probe(*parts, hops or 1, tuple(map(str, needs)), trainable))
+        return tuple(probes)
+
+    def prompts_with_targets(self, name: str) -> Iterator[tuple[str, Mapping[str, Any], tuple[str, str]]]:
+        """Place, object, and stripped prompt and target of each item of a list; what lacks one is a problem."""
         for index, item in enumerate(self.items(name, _PROBES_EXPECTED, self.row.get(name, []))):
             place = f"{name}[{index}]"
             if not isinstance(item, Mapping):
@@ -195,17 +246,8 @@ class _RowChecker:
                     parts[part] = value.strip() if part == "target" else value.rstrip()
                     if not parts[part]:
                         self.problem(f"{place}.{part}", "text that is not empty", shown(value))
-            hops = item.get("hops")
-            needs = item.get("needs") or []
-            if hops is not None and not (_is_number(hops) and hops >= 1):
-                self.problem(f"{place}.hops", "a whole number of at least 1", described(hops))
-            elif not isinstance(needs, list | tuple) or not all(
-                isinstance(one, str) or _is_number(one) for one in needs
-            ):
-                self.problem(f"{place}.needs", "a list of ids", described(needs))
-            elif len(parts) == 2:
-                probes.append(Probe(parts["prompt"], parts["target"], hops or 1, tuple(map(str, needs))))
-        return tuple(probes)
+            if len(parts) == 2:
+                yield place, item, (parts["prompt"], parts["target"])
 
     def items(self, name: str, expected: str, value: Any) -> list[Any]:
         if self.cells and isinstance(value, str):
@@ -218,6 +260,17 @@ class _RowChecker:
             return list(value)
         self.problem(name, expected, described(value))
         return []
+
+
+def _unknown_fields(row: Row) -> Iterator[str]:
+    """The names of the fields with a value that the contract does not have, also of those in probes."""
+    known = {field.name for field in fields(Probe)}
+    for name, value in row.fields.items():
+        if name in _PROBE_FIELDS and isinstance(value, list):
+            keys = dict.fromkeys(key for item in value if isinstance(item, Mapping) for key in item)
+            yield from (f"{name}[].{key}" for key in keys if key not in known)
+        elif name not in FIELDS and not _is_absent(name, value, row.cells):
+            yield name
 
 
 def _is_number(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Reads facts: built-in sets, files, folders and the Hub, in the contract or in a published format."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Literal, TypeVar
@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.builtin import BUILTIN, builtin_facts, choose
 from lit_semantic_peft.facts.checks import find_contradictions
+from lit_semantic_peft.facts.columns import ColumnMap, renamed_fields, tidy, with_names
 from lit_semantic_peft.facts.containers import Table, open_source, short_name
 from lit_semantic_peft.facts.contract import FIELDS, contract_facts, near_field
 from lit_semantic_peft.facts.formats import (
@@ -18,13 +19,16 @@ from lit_semantic_peft.facts.formats import (
     Dropped,
     FieldError,
     Format,
+    Noted,
     Record,
     are_templates,
     recognise,
     templates_of,
+    why_unread,
 )
 from lit_semantic_peft.facts.reading import Place, Reading, Row, listed, shown
 from lit_semantic_peft.facts.schema import Conversion, Fact, FactSet, Omission, content_id
+from lit_semantic_peft.facts.text import composed
 
 CONTRACT = "contract"
 """The name of the format that needs no conversion."""
@@ -46,16 +50,19 @@ def read_facts(
     dataset_split: str = "train",
     contradictions: Contradictions = "error",
     format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
     show_progress: bool = False,
 ) -> FactSet:
     """Reads a set of facts and checks every field of every fact.
 
     The contract: only `prompt` and `target` are required; null (an empty cell in CSV) means absent. A missing `id`
-    becomes a hash of prompt, target and joiner. White space at the end of a prompt and around a target is stripped.
+    becomes a hash of prompt, target and joiner. White space at the end of a prompt and around a target is stripped, and
+    letters with accents are composed (NFC). Capitals and blanks in names of fields are forgiven.
     The values `train` and `edit` of the field `split` mean `inject`; `test`, `val`, `validation` and `eval` mean
     `probe`. In CSV a list is JSON in its cell, or, for a list of texts, `a|b|c`. An empty joiner is JSON as well: a
-    cell that holds two quotation marks. Fields outside the contract are left out. Questions that need a fact that was
-    not read are left out, too.
+    cell that holds two quotation marks. Fields outside the contract are left out and named with their number.
+    Questions that need a fact that was not read are left out, too.
 
     A published format (`FORMATS`) is recognised by its fields. A malformed record is an error. A field or record that
     the contract has no place for, or that has no answer, is left out and counted in the set's `conversion`. If a fact
@@ -72,6 +79,9 @@ def read_facts(
         contradictions: How to treat two targets of the same prompt: `error` (in a published format the second is
             left out), or `keep` both with a warning.
         format: A name of `FORMAT_NAMES`; None recognises the format by its fields.
+        columns: Which fields of the source become which of the contract, as `ColumnMap` takes it; then the format is
+            the contract.
+        skip_bad: Whether a record that cannot be read is left out with a warning, instead of refused.
         show_progress: Whether to show a progress bar on a terminal if reading takes longer than a second.
 
     Returns:
@@ -93,31 +103,37 @@ def read_facts(
         raise InputError(f"`contradictions`: expected `error` or `keep`, got {contradictions!r}")
     if format is not None and format not in FORMAT_NAMES:
         raise InputError(f"`format`: expected one of {listed(FORMAT_NAMES)}, got {format!r}")
+    column_map = ColumnMap(columns) if columns else None
     sources = [source] if isinstance(source, str) else list(source)
     if len(sources) == 1 and sources[0] in BUILTIN:
         return FactSet(tuple(builtin_facts(sources[0], num_facts, seed)), name=sources[0])
 
     name = ", ".join(sources)
     reading = Reading(name)
-    check = _header_problem if format is None else lambda header, separator: None
-    tables = [table for one in sources for table in open_source(reading, one, dataset_split, check)]
-    chosen, rows, templates = _one_format(reading, tables, format)
+    check = _header_problem if format is None and column_map is None else lambda header, separator: None
+    tables = [table for one in sources for table in open_source(one, dataset_split, check)]
+    chosen, rows, templates = _one_format(reading, tables, CONTRACT if column_map else format)
+    if column_map is not None:
+        rows = column_map.apply(reading, rows)
     counted = tqdm(rows, "Reading", unit=" records", unit_scale=True, delay=1, disable=None if show_progress else True)
     conversion = None
     if chosen is None:
         by_place = contract_facts(reading, counted)
         _check_contradictions(reading, by_place, contradictions)
-        facts = list(by_place.values())
+        bad = {place for place, _ in reading.problems}
+        facts = [fact for place, fact in by_place.items() if place not in bad]
     else:
         facts, conversion = _published_facts(reading, counted, chosen, templates, contradictions)
-    if reading.problems:
+    if reading.problems and (not skip_bad or reading.has_stopped):
         raise InputError(reading.problem_report())
     if not facts:
-        raise InputError(f"{name}: expected at least one fact, got {_nothing(conversion)}")
+        raise InputError(f"{name}: expected at least one fact, got {_nothing(reading, conversion, templates)}")
     if num_facts is not None:
         facts = choose(facts, num_facts, seed, name)
     facts, poorer = _answerable(facts)
     warnings = reading.warnings()
+    if reading.problems:
+        warnings += (f"{name}: {len(reading.problems)} problems, their records left out:\n{reading.problem_report()}",)
     if poorer:
         more = f" and {len(poorer) - 1} more" if len(poorer) > 1 else ""
         sentence = "a question that needs a fact which is not among those read, left out"
@@ -138,8 +154,12 @@ def _answerable(facts: Iterable[Fact]) -> tuple[list[Fact], list[Fact]]:
     return facts, poorer
 
 
-def _nothing(conversion: Conversion | None) -> str:
+def _nothing(reading: Reading, conversion: Conversion | None, templates: Mapping[str, list[str]]) -> str:
+    if reading.problems:
+        return f"none that can be read:\n{reading.problem_report()}"
     if conversion is None or not conversion.num_records:
+        if templates:
+            return "patterns of LAMA or ParaRel alone; name the folder or the files that hold the triples as well"
         return "an empty file"
     reasons = "; ".join(f"{one.reason} ({one.count})" for one in conversion.omissions if one.part == "record")
     return f"{conversion.num_records} records of {conversion.format} that give none: {reasons}"
@@ -163,7 +183,10 @@ def _header_problem(header: list[str], separator: str) -> str | None:
 
 
 def _is_header(names: Collection[str]) -> bool:
-    return {"prompt", "target"} <= set(names) or recognise(names) is not None or are_templates(frozenset(names))
+    return any(
+        {"prompt", "target"} <= set(known) or recognise(known) is not None or are_templates(frozenset(known))
+        for known in (names, list(map(tidy, names)))
+    )
 
 
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons"}
@@ -177,25 +200,38 @@ def _one_format(
     found: dict[str, tuple[Format | None, str]] = {}
     streams: list[Iterator[Row]] = []
     for table in tables:
-        first = list(islice(table.rows, _NUM_ROWS_TO_RECOGNISE))
+        peek = Reading(reading.source)
+        first = list(islice(table.rows(peek), _NUM_ROWS_TO_RECOGNISE))
         if not first:
+            reading.problems += peek.problems
+            reading.has_stopped |= peek.has_stopped
             continue
         names = dict.fromkeys(str(name) for row in first for name in row.fields)
-        rows = chain(first, table.rows)
+        renamed = renamed_fields(names)
+        names = dict.fromkeys(renamed.get(name, name) for name in names)
+        rows = with_names(reading, table.rows(reading), renamed) if renamed else table.rows(reading)
         if recognise(names) is None and are_templates(frozenset(names)) and forced in (None, "triples"):
             _collect_templates(reading, rows, templates)
             continue
-        name = forced or _format_name(reading, table.file, names)
+        name = forced or _format_name(peek, table.file, names)
         found.setdefault(name, (FORMATS.get(name), table.file))
         streams.append(rows)
     if len(found) > 1:
         both = ", ".join(f"{name} in {file}" for name, (_, file) in found.items())
         raise InputError(f"{reading.source}: expected files of one format, got {both}. Name the files of one of them.")
     chosen = next(iter(found.values()))[0] if found else None
-    return chosen, chain.from_iterable(streams), templates
+    return chosen, _composed(reading, chain.from_iterable(streams)), templates
 
 
-def _format_name(reading: Reading, file: str, names: Collection[str]) -> str:
+def _composed(reading: Reading, rows: Iterable[Row]) -> Iterator[Row]:
+    for row in rows:
+        fields = composed(row.fields)
+        if fields != row.fields:
+            reading.note(row.place, "letters with separate accents, read as composed ones (Unicode NFC)")
+        yield replace(row, fields=fields)
+
+
+def _format_name(peek: Reading, file: str, names: Collection[str]) -> str:
     known = recognise(names)
     if {"prompt", "target"} <= set(names):
         return CONTRACT
@@ -203,12 +239,12 @@ def _format_name(reading: Reading, file: str, names: Collection[str]) -> str:
         return known.name
     if all(name in FIELDS or near_field(name) for name in names):
         return CONTRACT  # the checks of the fields report which one is missing
-    if reading.problems:
-        raise InputError(reading.problem_report())
+    if peek.problems:
+        raise InputError(peek.problem_report())
     raise InputError(
         f"{file}: expected facts with the fields `prompt` and `target`, or one of the published formats "
-        f"({listed(FORMATS)}), got records with the fields {listed(names)}. "
-        "Rename the fields, or name the format if it is one of these."
+        f"({listed(FORMATS)}), got records with the fields {listed(names)}. {why_unread(names)}"
+        "Rename the fields, map them by `convert --columns`, or name the format if it is one of these."
     )
 
 
@@ -270,6 +306,7 @@ def _merged(first: Fact, second: Fact) -> Fact:
         paraphrases=_united(first.paraphrases, second.paraphrases),
         neighborhood=_united(first.neighborhood, second.neighborhood),
         portability=_united(first.portability, second.portability),
+        yes_no=_united(first.yes_no, second.yes_no),
     )
 
 
@@ -289,7 +326,7 @@ def _published_facts(
     for row in rows:
         num_records += 1
         try:
-            outcomes = chosen.outcomes(Record(row.fields, row.place.file, templates))
+            outcomes = chosen.outcomes(Record(row.fields, row.place.file, templates, cells=row.cells))
         except FieldError as error:
             reading.field_problem(row.place, error.name, error.expected, error.got)
             continue
@@ -297,6 +334,8 @@ def _published_facts(
         for outcome in outcomes:
             if isinstance(outcome, Fact):
                 converted.add(outcome, row.place)
+            elif isinstance(outcome, Noted):
+                reading.note(row.place, outcome.sentence)
             elif outcome not in seen:  # one record counts once
                 converted.leave_out(outcome, row.place.location)
                 seen.add(outcome)

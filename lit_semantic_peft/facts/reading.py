@@ -54,15 +54,18 @@ class Reading:
         source: As the user gave it.
         problems: Location and message of each problem. Any problem makes the source unusable.
         notes: For each message about a repair, the locations that it applies to.
+        has_stopped: Whether a problem made it impossible to read the rest of a file.
     """
 
     source: str
     problems: list[tuple[Place, str]] = field(default_factory=list)
     notes: dict[str, list[Place]] = field(default_factory=dict)
+    has_stopped: bool = False
 
-    def problem(self, place: Place, sentence: str) -> None:
-        """Records a problem."""
+    def problem(self, place: Place, sentence: str, *, ends_reading: bool = False) -> None:
+        """Records a problem, which may make it impossible to read the rest of the file."""
         self.problems.append((place, sentence))
+        self.has_stopped |= ends_reading
 
     def field_problem(self, place: Place, name: str, expected: str, got: str) -> None:
         """Records a field with an invalid value."""

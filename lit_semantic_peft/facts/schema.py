@@ -1,6 +1,6 @@
 """What a fact is: the data contract that every reader produces and every later stage relies on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -11,12 +11,30 @@ Split = Literal["inject", "retain", "probe"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+YES_NO = ("yes", "no")
+"""The answers of a question of `Fact.yes_no`, in lower case."""
+
 _ID_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """Another way to state a fact, which may be trained: in other words, as a question, the other way round.
+
+    Attributes:
+        prompt: Ends where the target begins, without trailing space.
+        target: What follows; the fact's own target, or another part of it.
+        joiner: Text between the two.
+    """
+
+    prompt: str
+    target: str
+    joiner: str = " "
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
-    """A prompt and its expected answer. It is asked in evaluation and never trained.
+    """A prompt and its expected answer. It is asked in evaluation and not trained, unless it is `trainable`.
 
     Attributes:
         prompt: Ends where the target begins, without trailing space.
@@ -24,12 +42,14 @@ class Probe:
         hops: Number of facts that must be combined to answer; 1 for a direct question.
         needs: Ids of the other facts of the set that the answer also depends on. The answer can only be expected if
             those were learned too, and only then does it count as portability.
+        trainable: Whether a conclusion may be trained, which `InContext` forms do; it is then not asked.
     """
 
     prompt: str
     target: str
     hops: int = 1
     needs: tuple[str, ...] = ()
+    trainable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +65,11 @@ class Fact:
         aliases: Other accepted answers.
         joiner: Text between prompt and target: a space, or nothing (Chinese, punctuation).
         target_true: The answer that the base model may give, if known.
-        paraphrases: Other prompts with the same answer.
+        paraphrases: Other prompts with the same answer, to be asked.
+        forms: Other prompts, each with what follows, to be trained where `data.forms` says so.
         neighborhood: Near prompts whose answers must not change.
         portability: Questions whose answers follow from the fact.
+        yes_no: Questions about the fact to be answered by `Yes` or `No`.
         question: The prompt as a question, where the source gives one.
         split: `inject` (trained), `retain` (must not change) or `probe` (only measured).
         source: Where the fact comes from.
@@ -63,8 +85,10 @@ class Fact:
     joiner: str = " "
     target_true: str | None = None
     paraphrases: tuple[str, ...] = ()
+    forms: tuple[Form, ...] = ()
     neighborhood: tuple[Probe, ...] = ()
     portability: tuple[Probe, ...] = ()
+    yes_no: tuple[Probe, ...] = ()
     question: str | None = None
     split: Split = "inject"
     source: str = ""
@@ -87,11 +111,19 @@ class Fact:
             "joiner": self.joiner,
             "target_true": self.target_true,
             "paraphrases": list(self.paraphrases),
+            "forms": [
+                {"prompt": form.prompt, "target": form.target}
+                | ({"joiner": form.joiner} if form.joiner != self.joiner else {})
+                for form in self.forms
+            ],
             "neighborhood": [{"prompt": p.prompt, "target": p.target} for p in self.neighborhood],
             "portability": [
-                {"prompt": p.prompt, "target": p.target, "hops": p.hops} | ({"needs": list(p.needs)} if p.needs else {})
+                {"prompt": p.prompt, "target": p.target, "hops": p.hops}
+                | ({"needs": list(p.needs)} if p.needs else {})
+                | ({"trainable": True} if p.trainable else {})
                 for p in self.portability
             ],
+            "yes_no": [{"prompt": p.prompt, "target": p.target} for p in self.yes_no],
             "question": self.question,
             "split": self.split,
             "source": self.source,
@@ -123,7 +155,8 @@ class Fact:
         fields: dict[str, Any] = dict(row)
         for name in ("aliases", "paraphrases"):
             fields[name] = tuple(row.get(name, ()))
-        for name in ("neighborhood", "portability"):
+        fields["forms"] = tuple(Form(**{"joiner": row.get("joiner", " "), **form}) for form in row.get("forms", ()))
+        for name in ("neighborhood", "portability", "yes_no"):
             fields[name] = tuple(
                 Probe(**{**probe, "needs": tuple(probe.get("needs", ()))}) for probe in row.get(name, ())
             )
@@ -188,6 +221,23 @@ class FactSet:
 
     def __len__(self) -> int:
         return len(self.facts)
+
+
+def apart(probes: Iterable[Probe]) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
+    """Separates conclusions from questions to be answered by yes or no, which a model that always says one gets right.
+
+    A question that combines several facts (`needs`) stays a conclusion.
+
+    Args:
+        probes: Probes whose answers follow from a fact.
+
+    Returns:
+        The conclusions, and the yes/no questions.
+    """
+    probes = tuple(probes)
+    is_asked = [not probe.needs and probe.target.strip(" .!").lower() in YES_NO for probe in probes]
+    conclusions = tuple(probe for probe, flag in zip(probes, is_asked, strict=True) if not flag)
+    return conclusions, tuple(probe for probe, flag in zip(probes, is_asked, strict=True) if flag)
 
 
 def content_id(prompt: str, target: str, joiner: str = " ") -> str:

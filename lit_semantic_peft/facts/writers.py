@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lit_semantic_peft.errors import InputError
@@ -25,6 +25,8 @@ def convert(
     format: str | None = None,
     dataset_split: str = "train",
     contradictions: Contradictions = "error",
+    columns: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
 ) -> FactSet:
     """Reads facts in any format that `read_facts` knows and writes them in the contract.
 
@@ -34,6 +36,8 @@ def convert(
         format: As in `read_facts`.
         dataset_split: As in `read_facts`.
         contradictions: As in `read_facts`.
+        columns: As in `read_facts`.
+        skip_bad: As in `read_facts`.
 
     Returns:
         What was written, with what was left out.
@@ -47,7 +51,13 @@ def convert(
     if path.exists():
         raise InputError(f"`OUT`: {output} exists already. Remove it, or name another file.")
     fact_set = read_facts(
-        sources, dataset_split=dataset_split, contradictions=contradictions, format=format, show_progress=True
+        sources,
+        dataset_split=dataset_split,
+        contradictions=contradictions,
+        format=format,
+        columns=columns,
+        skip_bad=skip_bad,
+        show_progress=True,
     )
     try:
         write_facts(fact_set.facts, path)
@@ -84,12 +94,18 @@ def _write_parquet(facts: Sequence[Fact], path: Path) -> None:
     import pyarrow.parquet as pq
 
     text, texts = pa.string(), pa.list_(pa.string())
-    neighbour = pa.struct([("prompt", text), ("target", text)])
-    consequence = pa.struct([("prompt", text), ("target", text), ("hops", pa.int64()), ("needs", texts)])
+    pair = [("prompt", text), ("target", text)]
+    form, neighbour = pa.struct([*pair, ("joiner", text)]), pa.struct(pair)
+    consequence = pa.struct([*pair, ("hops", pa.int64()), ("needs", texts), ("trainable", pa.bool_())])
     schema = pa.schema(
         [(name, text) for name in ("id", "subject", "relation", "prompt", "target")]
         + [("aliases", texts), ("joiner", text), ("target_true", text), ("paraphrases", texts)]
-        + [("neighborhood", pa.list_(neighbour)), ("portability", pa.list_(consequence))]
+        + [
+            ("forms", pa.list_(form)),
+            ("neighborhood", pa.list_(neighbour)),
+            ("portability", pa.list_(consequence)),
+            ("yes_no", pa.list_(neighbour)),
+        ]
         + [(name, text) for name in ("question", "split", "source")]
     )
     with pq.ParquetWriter(path, schema) as writer:

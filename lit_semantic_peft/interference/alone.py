@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from lit_semantic_peft.interference.per_fact_gradients import single_facts, trainable_parameters, usable
-from lit_semantic_peft.interference.undisturbed import undisturbed
 from lit_semantic_peft.models.objective import fact_nll, token_nll
+from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import Batch
 
 logger = logging.getLogger(__name__)

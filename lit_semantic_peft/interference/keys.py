@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference.per_fact_gradients import usable
-from lit_semantic_peft.interference.undisturbed import undisturbed
 from lit_semantic_peft.models.objective import predicting_mask
 from lit_semantic_peft.models.peft_traits import num_virtual_tokens
+from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import Batch
 
 

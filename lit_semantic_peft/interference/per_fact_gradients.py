@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from lit_semantic_peft.interference.feature_store import FeatureStore, InMemory, OnDisk
 from lit_semantic_peft.interference.layer_rules import LayerRule, at_least_float32, layer_rules
-from lit_semantic_peft.interference.undisturbed import undisturbed
 from lit_semantic_peft.models.disk_space import DiskSpaceError
 from lit_semantic_peft.models.objective import fact_nll
+from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import Batch
 
 logger = logging.getLogger(__name__)
@@ -313,6 +313,7 @@ def single_facts(batch: Batch) -> Iterator[Batch]:
             fact_index=batch.fact_index[rows],
             loss_weight=batch.loss_weight[rows],
             is_filler=batch.is_filler[rows],
+            text_index=batch.text_index[rows],
         )
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_semantic_peft.interference.per_fact_gradients import per_fact_gradients, trainable_parameters
-from lit_semantic_peft.interference.undisturbed import undisturbed
 from lit_semantic_peft.models.disk_space import reserve
+from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import Batch
 
 DEFAULT_DIMENSION = 4096

@@ -1,7 +1,15 @@
 """Metrics per fact, as sums and counts that add up over processes, and the rules by which an answer is correct."""
 
 from lit_semantic_peft.metrics.alone_versus_together import AloneVersusTogether
-from lit_semantic_peft.metrics.fact_scores import Efficacy, FactScore, Generalization, Locality, Portability, Robustness
+from lit_semantic_peft.metrics.fact_scores import (
+    Efficacy,
+    FactScore,
+    Generalization,
+    Locality,
+    Portability,
+    Robustness,
+    YesNo,
+)
 from lit_semantic_peft.metrics.functional import (
     distance_decile,
     group_interference,
@@ -36,6 +44,7 @@ __all__ = [
     "PushedAway",
     "Retention",
     "Robustness",
+    "YesNo",
     "distance_decile",
     "group_interference",
     "interference_summary",

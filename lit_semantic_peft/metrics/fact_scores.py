@@ -92,6 +92,7 @@ class Generalization(FactScore):
     """Whether the model answers right when a fact is asked in other words.
 
     Parts, each in [0, 1]: `generalization` and `generalization_teacher_forced` over the paraphrases;
+    `generalization_question` and `generalization_question_teacher_forced`, the fact as a question;
     `generalization_reversed` and `generalization_reversed_teacher_forced`, the subject asked from the target;
     `generalization_choice`, whether the target is the likeliest of the offered answers, per token.
 
@@ -106,6 +107,8 @@ class Generalization(FactScore):
     parts = (
         "generalization",
         "generalization_teacher_forced",
+        "generalization_question",
+        "generalization_question_teacher_forced",
         "generalization_reversed",
         "generalization_reversed_teacher_forced",
         "generalization_choice",
@@ -179,6 +182,23 @@ class Portability(FactScore):
                 is_learned_teacher_forced, is_recalled.double(), torch.nan
             ),
         )
+
+
+class YesNo(FactScore):
+    """Whether the model answers yes and no where each is right, apart, since a model may always say one of them.
+
+    Parts, each the share of the questions whose answer begins with the right one, [0, 1]: `yes_no_yes` over those whose
+    right answer is yes, `yes_no_no` over the others.
+
+    Example:
+        >>> metric = YesNo(num_facts=1)
+        >>> metric.update(torch.tensor([0, 0]), yes_no_no=torch.tensor([True, False]))
+        >>> metric.compute()["yes_no_no"].item()
+        0.5
+    """
+
+    higher_is_better = True
+    parts = ("yes_no_yes", "yes_no_no")
 
 
 class Robustness(FactScore):

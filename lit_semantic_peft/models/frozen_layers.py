@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_semantic_peft.cache import cache_folder
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.disk_space import reserve
+from lit_semantic_peft.models.fast_ways import fast_ways
 from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
 from lit_semantic_peft.tokens import Batch
 
@@ -46,11 +47,13 @@ def frozen_layers_obstacle(model: PeftModel) -> str:
             "layer 0 or the embedding is trained. Let the adapter begin higher, for example with "
             f"`layers_to_transform: [{half}, ..., {num_layers - 1}]` in LoraConfig"
         )
+    if not fast_ways(model).reuse_frozen_layers:
+        return "the self-check found that the logits on reused outputs are not those of the plain forward pass"
     return ""
 
 
 class FrozenLayers:
-    """The input of the lowest trained layer for each fact, computed when first needed and then reused.
+    """The input of the lowest trained layer for each text, computed when first needed and then reused.
 
     Exact: the stored values are those that the layers below compute in every step. Each process of a distributed run
     stores its own. Values are on the CPU: in memory up to a limit, else in a memory-mapped temporary file.
@@ -58,7 +61,7 @@ class FrozenLayers:
     Args:
         model: A model with an adapter that does not change the lowest layers, for example LoRA with
             `layers_to_transform`.
-        num_tokens: Tokens of all facts that will be used, each fact counted once.
+        num_tokens: Tokens of all texts that will be used (`Batch.text_index`), each text counted once.
         memory_mb: Largest size in memory, in MB (10⁶ bytes). Larger values are stored on disk.
         folder: Folder of the temporary file. None: the package's cache, as the system's temporary folder is often in
             memory.
@@ -87,7 +90,7 @@ class FrozenLayers:
 
     @property
     def fits_in_memory(self) -> bool:
-        """Whether the values of all facts are within the memory limit."""
+        """Whether the values of all texts are within the memory limit."""
         embedding = self._backbone.embed_tokens.weight
         return bool(self._num_tokens * embedding.shape[1] * embedding.element_size() <= self._memory_bytes)
 
@@ -102,19 +105,19 @@ class FrozenLayers:
 
         Raises:
             DiskSpaceError: If the values are stored on disk and do not fit there.
-            ValueError: If a fact has another number of tokens than before, or the facts have more than `num_tokens`.
+            ValueError: If a text has another number of tokens than before, or the texts have more than `num_tokens`.
         """
-        facts = batch.fact_index.tolist()
-        missing = list({fact: row for row, fact in enumerate(facts) if fact not in self._span}.values())
+        texts = batch.text_index.tolist()
+        missing = list({text: row for row, text in enumerate(texts) if text not in self._span}.values())
         if missing:
             self._compute(batch, missing)
         assert self._store is not None
         lengths = batch.attention_mask.sum(dim=1).tolist()
-        for fact, length in zip(facts, lengths, strict=True):
-            start, stop = self._span[fact]
+        for text, length in zip(texts, lengths, strict=True):
+            start, stop = self._span[text]
             if stop - start != length:
-                raise ValueError(f"fact {fact} has {length} tokens and had {stop - start} before")
-        rows = torch.cat([torch.arange(*self._span[fact]) for fact in facts])
+                raise ValueError(f"text {text} has {length} tokens and had {stop - start} before")
+        rows = torch.cat([torch.arange(*self._span[text]) for text in texts])
         mask = batch.attention_mask.bool()
         hidden = torch.zeros(*mask.shape, self._store.shape[1], dtype=self._store.dtype, device=mask.device)
         hidden[mask] = self._store[rows].to(mask.device)
@@ -140,10 +143,10 @@ class FrozenLayers:
         if self._store is None:
             self._store = self._allocate(values)
         if self._end + len(values) > len(self._store):
-            raise ValueError(f"facts have more than `num_tokens` = {self._num_tokens} tokens")
+            raise ValueError(f"texts have more than `num_tokens` = {self._num_tokens} tokens")
         self._store[self._end : self._end + len(values)] = values
         for row, length in zip(rows, mask.sum(dim=1).tolist(), strict=True):
-            self._span[int(batch.fact_index[row])] = (self._end, self._end + length)
+            self._span[int(batch.text_index[row])] = (self._end, self._end + length)
             self._end += length
 
     def _allocate(self, like: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, PreTra
 from transformers.cache_utils import DynamicLayer
 
 from lit_semantic_peft.models.base import num_positions
+from lit_semantic_peft.models.fast_ways import fast_ways
 from lit_semantic_peft.models.library_versions import cache_argument, refuse_misread_cache
 from lit_semantic_peft.models.peft_traits import num_virtual_tokens, traits_of_forward
 
@@ -31,6 +32,8 @@ def greedy_answers(
     logits_processor: LogitsProcessor | None = None,
 ) -> list[list[int]]:
     """Greedy continuations, in batches of prompts of similar length, padded on the left.
+
+    Where the self-check found that padding or the cache changes a model's logits, without it (`FastWays`).
 
     Args:
         model: A causal language model. Its training or evaluation mode is not changed.
@@ -54,22 +57,25 @@ def greedy_answers(
     answers: list[list[int]] = [[] for _ in prompts]
     positions = _num_positions(model)
     max_new_tokens = _within(positions, prompts, max_new_tokens)
-    allow_padding = num_virtual_tokens(model) == 0
+    ways = fast_ways(model)
+    allow_padding = num_virtual_tokens(model) == 0 and ways.batched_answers and ways.cache
     for rows in _batches(prompts, max_new_tokens, batch_size, positions, allow_padding=allow_padding):
         input_ids, attention_mask = _pad_left([prompts[row] for row in rows], pad_id)
-        config = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=max(max_new_tokens[row] for row in rows),
-            eos_token_id=list(stop_ids) or None,
-            pad_token_id=pad_id,
-        )
-        with _without_own_settings(model):
-            output = model.generate(
-                input_ids=input_ids.to(device),
-                attention_mask=attention_mask.to(device),
-                generation_config=config,
-                logits_processor=[logits_processor] if logits_processor else None,
+        input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
+        most = max(max_new_tokens[row] for row in rows)
+        if ways.cache:
+            config = GenerationConfig(
+                do_sample=False, max_new_tokens=most, eos_token_id=list(stop_ids) or None, pad_token_id=pad_id
             )
+            with _without_own_settings(model):
+                output = model.generate(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    generation_config=config,
+                    logits_processor=[logits_processor] if logits_processor else None,
+                )
+        else:
+            output = _by_plain_passes(model, input_ids, most, stop_ids, logits_processor)
         for row, ids in zip(rows, output[:, input_ids.shape[1] :].tolist(), strict=True):
             answers[row] = list(takewhile(lambda token: token not in stop_ids, ids[: max_new_tokens[row]]))
         if on_batch is not None:
@@ -85,9 +91,10 @@ def prompt_cache(model: PreTrainedModel | PeftModel) -> DynamicCache | None:
 
     Returns:
         The cache. None if the model does not simply keep keys and values of every position (a sliding window, a
-        recurrent state, virtual tokens), or does not accept `position_ids`.
+        recurrent state, virtual tokens), or does not accept `position_ids`, or the self-check found other logits
+        with it.
     """
-    if "prompt_cache" in traits_of_forward(model).cannot:
+    if "prompt_cache" in traits_of_forward(model).cannot or not fast_ways(model).prompt_cache:
         return None
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if cache_argument(base) is None or "position_ids" not in inspect.signature(base.forward).parameters:
@@ -106,6 +113,7 @@ def greedy_continuations(
     max_new_tokens: Sequence[int],
     *,
     stop_ids: Collection[int],
+    logits_processor: LogitsProcessor | None = None,
 ) -> list[list[int]]:
     """Greedy continuations of texts whose tokens, except the last, are in the cache. Finished texts leave the batch.
 
@@ -117,6 +125,7 @@ def greedy_continuations(
         beginnings: Token ids of each text, at least one text.
         max_new_tokens: Longest continuation of each text, at least 1; fewer if the model has no positions for it.
         stop_ids: Ids that end a continuation; empty: no id does.
+        logits_processor: Applied to the logits before the argmax; None leaves them unchanged.
 
     Returns:
         The generated ids of each text, equal to those of `greedy_answers` for the same beginnings.
@@ -139,7 +148,11 @@ def greedy_continuations(
             use_cache=True,
             **{cache_name: cache},
         )
-        tokens, positions = output.logits[:, -1].argmax(dim=-1), positions + 1
+        scores = output.logits[:, -1]
+        if logits_processor is not None:
+            texts = [(*beginnings[text], *answers[text]) for text in running]
+            scores = logits_processor(_pad_left(texts, 0)[0].to(device), scores)
+        tokens, positions = scores.argmax(dim=-1), positions + 1
         going_on = []
         for place, (text, token) in enumerate(zip(running, tokens.tolist(), strict=True)):
             if token not in stop_ids:
@@ -152,6 +165,35 @@ def greedy_continuations(
             cache.batch_select_indices(kept)
             mask, tokens, positions = mask[kept], tokens[kept], positions[kept]
     return answers
+
+
+def _by_plain_passes(
+    model: PreTrainedModel | PeftModel,
+    input_ids: Tensor,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    logits_processor: LogitsProcessor | None,
+) -> Tensor:
+    """The rows with what a forward pass over all of the text gives next, again and again; as `generate` returns them.
+
+    Args:
+        model: A causal language model.
+        input_ids: int64 `(B, T)`, without padding.
+        max_new_tokens: Most tokens to add.
+        stop_ids: Ids of which each row has one when the loop ends early.
+        logits_processor: As in `greedy_answers`.
+    """
+    prompt_length = input_ids.shape[1]
+    ends = torch.tensor(sorted(stop_ids), dtype=torch.long, device=input_ids.device)
+    for _ in range(max_new_tokens):
+        output = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
+        scores = output.logits[:, -1].float()
+        if logits_processor is not None:
+            scores = logits_processor(input_ids, scores)
+        input_ids = torch.cat([input_ids, scores.argmax(dim=-1, keepdim=True)], dim=1)
+        if torch.isin(input_ids[:, prompt_length:], ends).any(dim=1).all():
+            break
+    return input_ids
 
 
 def _move_to_the_right(cache: DynamicCache, rows: Tensor, lengths: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
-Feature = Literal["merge", "gradient_checkpointing", "reuse_frozen_layers", "prompt_cache", "loss_scaling"]
+Feature = Literal["use", "merge", "gradient_checkpointing", "reuse_frozen_layers", "prompt_cache", "loss_scaling"]
 """What an adapter may be unable to do:
 
+- `use`: be trained or asked here at all.
 - `merge`: become part of the base weights.
 - `gradient_checkpointing`: train with activations that are recomputed in the backward pass.
 - `reuse_frozen_layers`: train on kept outputs of the layers below the lowest adapter.
@@ -29,8 +30,23 @@ Feature = Literal["merge", "gradient_checkpointing", "reuse_frozen_layers", "pro
 # ------------------------------------------------- what every type does without an entry
 
 
-def _exported_tensors(model: PeftModel) -> dict[str, Tensor]:
+def exported_tensors(model: PeftModel) -> dict[str, Tensor]:
+    """The tensors that PEFT saves, by the names it gives them.
+
+    Args:
+        model: A model with an adapter.
+    """
     return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
+
+
+def embedding_tensors(model: PeftModel) -> dict[str, Tensor]:
+    """The base model's embeddings, by the names under which PEFT saves them beside some adapters.
+
+    Args:
+        model: A model with an adapter.
+    """
+    both = get_peft_model_state_dict(model, save_embedding_layers=True)
+    return {name: both[name] for name in both.keys() - exported_tensors(model).keys()}
 
 
 def _load_exported_tensors(model: PeftModel, state: Mapping[str, Tensor]) -> None:
@@ -58,10 +74,12 @@ class PeftTraits:
     """How a type of adapter differs from most others.
 
     Attributes:
+        learning_rate: AdamW's rate where the user gives no optimizer; how it was found stands in `docs/models.md`.
         cannot: Features that the type does not have, each with the reason, worded to follow the type's name.
         virtual_tokens: Where the `num_virtual_tokens` of the configuration are: before the input, or in the
             key-value cache.
         constants: Parts of the names of parameters that are never trained, even where PEFT marks them as trained.
+        may_lack_gradient: Parts of the names of trained tensors that may have no gradient though their layer ran.
         tensors: Gives all trained tensors by name, so that training can resume from them.
         load_tensors: Loads them.
         extra_state: Gives what training needs to resume besides the tensors: plain data and tensors.
@@ -71,10 +89,12 @@ class PeftTraits:
             step, from 0.
     """
 
+    learning_rate: float = 2e-3
     cannot: Mapping[Feature, str] = field(default_factory=dict)
     virtual_tokens: Literal["none", "input", "cache"] = "none"
     constants: tuple[str, ...] = ()
-    tensors: Callable[[PeftModel], dict[str, Tensor]] = _exported_tensors
+    may_lack_gradient: tuple[str, ...] = ()
+    tensors: Callable[[PeftModel], dict[str, Tensor]] = exported_tensors
     load_tensors: Callable[[PeftModel, Mapping[str, Tensor]], None] = _load_exported_tensors
     extra_state: Callable[[PeftModel], dict[str, Any]] = _no_state
     load_extra_state: Callable[[PeftModel, Mapping[str, Any]], None] = _load_no_state
@@ -137,7 +157,7 @@ def _all_ranks(model: PeftModel) -> Iterator[None]:
 
 def _tensors_of_all_ranks(model: PeftModel) -> dict[str, Tensor]:
     with _all_ranks(model):
-        return _exported_tensors(model)
+        return exported_tensors(model)
 
 
 def _load_tensors_of_all_ranks(model: PeftModel, state: Mapping[str, Tensor]) -> None:
@@ -202,11 +222,20 @@ _ADALORA = PeftTraits(
 
 # --------------------------------------------------------------------------- the table
 
+_NEEDS_TASKS = "needs the number of a task (`task_ids`) with every text, which facts do not have"
+
 _PECULIAR = {  # PEFT's name of the type; strings, since releases of PEFT have different types
     "ADALORA": _ADALORA,
     "ADAPTION_PROMPT": PeftTraits(cannot={"merge": "adds attention to a learned prompt"}),
     "CARTRIDGE": _TOKENS_IN_THE_CACHE,
+    "MULTITASK_PROMPT_TUNING": replace(
+        _VIRTUAL_TOKENS, cannot={**_VIRTUAL_TOKENS.cannot, "use": f"{_NEEDS_TASKS}; PromptTuningConfig does not"}
+    ),
+    "POLY": PeftTraits(cannot={"use": f"{_NEEDS_TASKS}; LoraConfig does not"}),
     "PREFIX_TUNING": _TOKENS_IN_THE_CACHE,
+    "XLORA": PeftTraits(
+        cannot={"use": "mixes LoRA adapters that were trained before, and PEFT saves the mixture without them"}
+    ),
 }
 
 
@@ -225,7 +254,12 @@ def traits_of(of: PeftConfig | nn.Module) -> PeftTraits:
 
 def traits_of_forward(model: nn.Module) -> PeftTraits:
     """As `traits_of`, for what a forward pass does now: inside `disable_adapter()` it is that of the base model."""
-    return PeftTraits() if getattr(model, "_adapters_disabled", False) else traits_of(model)
+    return traits_of(model) if runs_adapter(model) else PeftTraits()
+
+
+def runs_adapter(model: nn.Module) -> bool:
+    """Whether a forward pass uses an adapter: there is one, and it is not switched off."""
+    return isinstance(model, PeftModel) and not model._adapters_disabled
 
 
 def peft_type_name(of: PeftConfig | PeftModel) -> str:
@@ -262,13 +296,46 @@ _CHANGES_THE_BASE: Mapping[str, Callable[[Any], bool]] = {
     "kasa_config": bool,
 }
 
+_NOT_TRAINED_WHOLLY: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "init_lora_weights": (
+        lambda start: str(start).lower() == "eva",
+        "needs directions that are found from data beforehand (`initialize_lora_eva_weights`), which is not done here",
+    ),
+    "monteclora_config": (bool, "adds a variational loss to each forward pass, which the loss here does not contain"),
+    "use_asa": (bool, "moves its budget of subspaces by gradients of which a checkpoint holds nothing"),
+    "auxiliary_loss_weight": (
+        lambda weight: weight > 0,
+        "adds a loss of the shadow model, which the loss here does not contain; set it to 0",
+    ),
+    "opt_weighted_loss_type": (lambda kind: kind != "none", "is a loss of PEFT's own, which is not used here"),
+    "cpt_tokens_type_mask": (
+        lambda kinds: any(kind > 0 and kind % 4 == 0 for kind in kinds),
+        "has answers inside the prompt (type 4), which PEFT trains by a loss of its own that is not used here",
+    ),
+}
+
 WRITTEN_BY_TRAINING = frozenset({"rank_pattern"})
 """Settings of a configuration that training itself writes (AdaLoRA's ranks)."""
+
+_OF_NO_TENSOR = frozenset({"base_model_name_or_path", "inference_mode", "peft_version", "revision"})
 
 OF_THE_TRAINING_ALONE = frozenset(
     {"init_lora_weights", "total_step", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight"}
 )
 """Settings that do not change what trained tensors mean: where they start, and AdaLoRA's schedule."""
+
+
+def settings_of(peft_config: PeftConfig) -> dict[str, str]:
+    """What identifies an adapter, as text by the name of the setting: not its origin, nor what training writes.
+
+    Args:
+        peft_config: Any configuration of `peft`.
+    """
+    return {
+        name: str(sorted(value) if isinstance(value, set) else value)
+        for name, value in sorted(peft_config.to_dict().items())
+        if name not in _OF_NO_TENSOR | WRITTEN_BY_TRAINING
+    }
 
 
 def base_changing_setting(peft_config: PeftConfig) -> str | None:
@@ -285,4 +352,28 @@ def base_changing_setting(peft_config: PeftConfig) -> str | None:
     for name, changes_the_base in _CHANGES_THE_BASE.items():
         if hasattr(peft_config, name) and changes_the_base(value := getattr(peft_config, name)):
             return f"{name}: {value}" if isinstance(value, str) else name
+    return None
+
+
+def training_obstacle(peft_config: PeftConfig) -> str | None:
+    """Why an adapter of this configuration would not be trained as its method says.
+
+    Args:
+        peft_config: Any configuration of `peft`.
+
+    Returns:
+        A sentence; None where nothing is in the way.
+    """
+    if reason := traits_of(peft_config).cannot.get("use"):
+        return f"`peft_config`: {type(peft_config).__name__} {reason}."
+    if peft_config.inference_mode:
+        return "`peft_config` with `inference_mode: true` trains nothing. Leave it out."
+    if setting := base_changing_setting(peft_config):
+        return (
+            f"`peft_config` with `{setting}` cannot be used: it changes the base model itself, so that nothing could "
+            "be compared with the model before training. Leave it out."
+        )
+    for name, (is_so, reason) in _NOT_TRAINED_WHOLLY.items():
+        if (value := getattr(peft_config, name, None)) is not None and is_so(value):
+            return f"`peft_config` with `{name}: {value}` cannot be trained: it {reason}."
     return None

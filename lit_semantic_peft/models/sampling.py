@@ -1,7 +1,7 @@
 """Sampled answers that depend on prompt and seed alone: the same in any batch, in any order."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,29 +77,78 @@ def sampled_answers(
             pad_id=pad_id,
             stop_ids=stop_ids,
             batch_size=batch_size,
-            logits_processor=_GumbelNoise(sampling, number, pad_id),
+            logits_processor=_GumbelNoise(sampling.temperature, sampling.seed, number, pad_id),
         )
         for number in range(sampling.num_samples)
     ]
     return [list(answers) for answers in zip(*by_sample, strict=True)]
 
 
+def free_samples(
+    model: PreTrainedModel | PeftModel,
+    opening: Sequence[int],
+    num_samples: int,
+    length: int,
+    *,
+    temperature: float,
+    seed: int,
+    pad_id: int,
+    stop_ids: Collection[int],
+    batch_size: int = 32,
+    on_batch: Callable[[int], object] | None = None,
+) -> list[list[int]]:
+    """Samples of one opening, which run together; the batch does not matter, as in `sampled_answers`.
+
+    Args:
+        model: A causal language model. Its training or evaluation mode is not changed.
+        opening: Token ids that every sample continues.
+        num_samples: How many.
+        length: Longest sample, in tokens.
+        temperature: T > 0; logits are divided by it.
+        seed: Another seed gives other samples.
+        pad_id: Token id for padding; masked.
+        stop_ids: Ids that end a sample; empty: no id does.
+        batch_size: Samples per batch.
+        on_batch: Called after each batch with the number of its samples.
+
+    Returns:
+        The samples, without opening and end token.
+    """
+    samples: list[list[int]] = []
+    for start in range(0, num_samples, batch_size):
+        size = min(batch_size, num_samples - start)
+        samples += greedy_answers(
+            model,
+            [opening] * size,
+            [length] * size,
+            pad_id=pad_id,
+            stop_ids=stop_ids,
+            batch_size=size,
+            on_batch=on_batch,
+            logits_processor=_GumbelNoise(temperature, seed, range(start, start + size), pad_id),
+        )
+    return samples
+
+
 class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]
     """Adds T · Gumbel noise, a function of the seed, the number of the sample and the row's tokens so far."""
 
-    def __init__(self, sampling: Sampling, number: int, pad_id: int) -> None:
-        self._sampling = sampling
-        self._number = number
+    def __init__(self, temperature: float, seed: int, number: int | Sequence[int], pad_id: int) -> None:
+        self._temperature = temperature
+        self._seed = seed
+        self._number = number  # of all rows, or of each
         self._pad_id = pad_id
 
     @override
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        noise = torch.stack([self._noise(ids, scores.shape[-1]) for ids in input_ids.tolist()])
-        return scores.float() + self._sampling.temperature * noise.to(scores.device)
+        rows = input_ids.tolist()
+        numbers = [self._number] * len(rows) if isinstance(self._number, int) else self._number
+        noise = [self._noise(ids, number, scores.shape[-1]) for ids, number in zip(rows, numbers, strict=True)]
+        return scores.float() + self._temperature * torch.stack(noise).to(scores.device)
 
-    def _noise(self, ids: list[int], size: int) -> Tensor:
+    def _noise(self, ids: list[int], number: int, size: int) -> Tensor:
         start = next((at for at, token in enumerate(ids) if token != self._pad_id), len(ids))
-        text = f"{self._sampling.seed}:{self._number}:{ids[start:]}"
+        text = f"{self._seed}:{number}:{ids[start:]}"
         key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
         generator = torch.Generator().manual_seed(key)
         # Gumbel noise is −log of an exponential variable, which may be sampled as 0.

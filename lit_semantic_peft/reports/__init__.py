@@ -3,7 +3,7 @@
 from lit_semantic_peft.interference.matrix import InterferenceMatrix
 from lit_semantic_peft.reports.compare import check_output, compare_runs, difference_table, write_comparison
 from lit_semantic_peft.reports.distances import OUTCOMES, DistanceComparison, compare_distances, read_learned
-from lit_semantic_peft.reports.html import build_report, render_report
+from lit_semantic_peft.reports.html import build_report, render_report, try_report
 from lit_semantic_peft.reports.plots import write_distance_plot, write_plots
 from lit_semantic_peft.reports.records import (
     EpochRecord,
@@ -63,6 +63,7 @@ __all__ = [
     "render_report",
     "summarize",
     "terminal_summary",
+    "try_report",
     "without_fact_text",
     "write_comparison",
     "write_distance_plot",

@@ -1,5 +1,6 @@
 """From a run folder to a folder for others to load."""
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -8,7 +9,10 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_folder
 from lit_semantic_peft.models import BaseModel, export_merged, load_adapter
 from lit_semantic_peft.models.export import base_of
+from lit_semantic_peft.models.saved_adapter import read_adapter
 from lit_semantic_peft.reports.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 def export_run(
@@ -24,7 +28,8 @@ def export_run(
         base_model: Where the base model is, for `merge`; by default the name that the adapter gives.
 
     Raises:
-        InputError: If there is no adapter, `output` exists, the adapter cannot be merged, a base model is given that
+        InputError: If there is no adapter, a damaged one or one that its base model does not take wholly, `output`
+            exists, the adapter cannot be merged, a base model is given that
             nothing is merged into, or the best adapter is asked of a folder that is one.
     """
     if base_model and not merge:
@@ -41,6 +46,7 @@ def export_run(
         raise InputError(f"{output} exists already; name another folder or delete it.")
     _refuse_links_outwards(adapter)
     if not merge:
+        _check_against_base(adapter)
         with atomic_folder(output) as temporary:
             shutil.copytree(adapter, temporary, dirs_exist_ok=True)
         return
@@ -59,6 +65,18 @@ def _refuse_links_outwards(adapter: Path) -> None:
             )
 
 
+def _check_against_base(adapter: Path) -> None:
+    """Refuses an adapter that is damaged or, where its base model is at hand, not applied to it wholly."""
+    read_adapter(adapter)
+    try:
+        base = base_of_adapter(adapter)
+        source = base.source
+    except InputError as error:
+        logger.warning("The adapter is not compared with its base model, which was not found: %s", error)
+        return
+    load_adapter(base.load(), adapter, source)
+
+
 def base_of_adapter(adapter: Path, base_model: str | None = None) -> BaseModel:
     """The base model that an exported adapter belongs to.
 
@@ -68,10 +86,13 @@ def base_of_adapter(adapter: Path, base_model: str | None = None) -> BaseModel:
 
     Returns:
         In float32.
+
+    Raises:
+        InputError: If the adapter does not name it.
     """
     if base_model:
         return BaseModel(base_model)
     name, revision, _ = base_of(adapter)
     if not name:
-        raise InputError(f"The adapter {adapter} does not name its base model. Give it by `--base_model`.")
+        raise InputError(f"{adapter} does not name the base model it was trained on. Name it by `--base_model`.")
     return BaseModel(name, revision)

@@ -1,15 +1,19 @@
 """The report: one page that needs no network, from the files of a run folder."""
 
 import json
+import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lit_semantic_peft.files import mark, write_text
+from lit_semantic_peft.files import mark, refuse_foreign, write_text
 from lit_semantic_peft.reports.answers import score_rows, side_effect_view
+from lit_semantic_peft.reports.attempts import Attempts
 from lit_semantic_peft.reports.charts import CHARTS, describe_charts
 from lit_semantic_peft.reports.charts.kinds import Chart, HeatMap, LineChart
+from lit_semantic_peft.reports.charts.png import PLOT
 from lit_semantic_peft.reports.charts.svg import draw_svg
 from lit_semantic_peft.reports.conflicts import worst_conflicts
 from lit_semantic_peft.reports.page_data import fact_data, heat_data, sampled_rows, script_json
@@ -27,12 +31,16 @@ from lit_semantic_peft.reports.sections import (
 from lit_semantic_peft.reports.sentences import known_facts_were_dropped, summary_sentences
 from lit_semantic_peft.reports.side_effects import measure_side_effects
 
+logger = logging.getLogger(__name__)
+
 MAX_TABLE_ROWS = 10_000
 """Facts in the page's table; a larger run shows an even sample, with a note."""
 
 
 def build_report(run_folder: str | Path | RunFolder, contents: RunContents | None = None) -> Path:
     """Writes the report and the plots of a run folder, each atomically.
+
+    A plot or a section that cannot be made is left out; the page and the log say why.
 
     Args:
         run_folder: The folder; needs the fact table and the summary, uses the probe table, the gradient matrix and the
@@ -48,65 +56,103 @@ def build_report(run_folder: str | Path | RunFolder, contents: RunContents | Non
     folder = RunFolder(run_folder)
     run = contents or folder.read()
     folder.refuse_foreign_files((), (RunPaths.report,))
-    charts = describe_charts(run)
-    page = render_report(run, charts)
-    write_plots(folder, charts)
+    for name in {entry.plot for entry in CHARTS}:
+        refuse_foreign(folder.paths.plot(name), PLOT)
+    attempts = Attempts()
+    charts = describe_charts(run, attempts)
+    write_plots(folder, charts, attempts)
+    page = render_report(run, charts, attempts)
     write_text(folder.paths.report, page, RunPaths.report.kind)
     return folder.paths.report
 
 
-def render_report(run: RunContents, charts: dict[str, Chart] | None = None) -> str:
+def try_report(run_folder: str | Path, contents: RunContents) -> str:
+    """Builds the report at the end of a run, which does not fail for it: adapter and tables are written by then.
+
+    Args:
+        run_folder: The run folder.
+        contents: What it holds.
+
+    Returns:
+        Where the report is, or why there is none, as a line for the terminal.
+    """
+    try:
+        return f"Report: {build_report(run_folder, contents).absolute()}"
+    except Exception as error:
+        logger.warning("The report cannot be made: %s: %s", type(error).__name__, error)
+        return f"Adapter and tables: {run_folder}. `lit-semantic-peft report {run_folder}` makes the report."
+
+
+def render_report(run: RunContents, charts: dict[str, Chart] | None = None, attempts: Attempts | None = None) -> str:
     """The page as text.
 
     Args:
         run: What is known of the run.
         charts: From `describe_charts`; None to make them here.
+        attempts: What failed so far, which the page shows; None for nothing.
     """
-    charts = charts or describe_charts(run)
+    attempts = attempts or Attempts()
+    charts = describe_charts(run, attempts) if charts is None else charts
     summary, facts, config = run.summary, run.facts, run.config
     if not config and summary.config:
         config = json.dumps(summary.config, indent=2, ensure_ascii=False)
     rows = sampled_rows(len(facts), MAX_TABLE_ROWS)
     row_of = {row: shown for shown, row in enumerate(rows)}
-    heat, history = charts["heat_map"], charts["interference_history"]
-    assert isinstance(heat, HeatMap)
-    assert isinstance(history, LineChart)
-    table = fact_data(facts if len(rows) == len(facts) else facts.take(rows))
-    data = {"facts": table, "heat": heat_data(heat, facts, row_of) if heat.is_measured else None}
-    return _environment().get_template("report.html.j2").render(
-        mark=mark(RunPaths.report.kind),
-        name=summary.name or run.name,
-        summary=summary,
-        sentences=[unbroken(sentence) for sentence in summary_sentences(summary, facts)],
-        known_dropped=known_facts_were_dropped(summary, config),
-        is_zero_before=mean_percent(summary.score("efficacy").kept.before) in ("0 %", "not measured"),
-        tiles=tiles(summary),
-        about_line=about_line(summary),
-        scores=score_rows(summary),
-        side_effects=side_effect_view(measure_side_effects(facts, run.probes)),
-        charts=_drawn(charts),
-        moments=interference_moments(history, summary) if history.x else None,
-        heat=heat if heat.is_measured else None,
-        conflicts=conflict_views(worst_conflicts(facts, run.matrix), facts, row_of),
-        probes=probe_view(run.probes, facts) if run.probes is not None else None,
-        config=config,
-        provenance=provenance_rows(summary),
-        num_table_rows=len(rows),
-        num_all_rows=len(facts),
-        cut_at=table["cut_at"],
-        facts_file=RunPaths.facts.name,
-        probes_file=RunPaths.probes.name,
-        data=script_json(data),
-    )  # fmt: skip
+    make = attempts.make
+    heat, history = charts.get("heat_map"), charts.get("interference_history")
+    heat_numbers = None
+    if isinstance(heat, HeatMap) and heat.is_measured:
+        heat_numbers = make("heat map", partial(heat_data, heat, facts, row_of), None)
+    moments = None
+    if isinstance(history, LineChart) and history.x:
+        moments = make("interference in numbers", partial(interference_moments, history, summary), None)
+    shown = facts if len(rows) == len(facts) else facts.take(rows)
+    table = make("table of facts", partial(fact_data, shown), fact_data(facts.slice(0, 0)))
+    probes = run.probes
+    parts: dict[str, Any] = {
+        "sentences": make("what happened", lambda: list(map(unbroken, summary_sentences(summary, facts))), []),
+        "tiles": make("numbers at the top", lambda: tiles(summary), []),
+        "about_line": make("line under the title", lambda: about_line(summary), ""),
+        "scores": make("scores", lambda: score_rows(summary), []),
+        "side_effects": make("side effects", lambda: side_effect_view(measure_side_effects(facts, probes)), None),
+        "conflicts": make(
+            "worst conflicts", lambda: conflict_views(worst_conflicts(facts, run.matrix), facts, row_of), []
+        ),
+        "probes": None if probes is None else make("neighbours", lambda: probe_view(probes, facts), None),
+        "provenance": make("provenance", lambda: provenance_rows(summary), []),
+        "charts": _drawn(charts, attempts),
+    }
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            **parts,
+            mark=mark(RunPaths.report.kind),
+            name=summary.name or run.name,
+            known_dropped=known_facts_were_dropped(summary, config),
+            is_zero_before=mean_percent(summary.score("efficacy").kept.before) in ("0 %", "not measured"),
+            moments=moments,
+            heat=None if heat_numbers is None else heat,
+            config=config,
+            num_table_rows=len(rows),
+            num_all_rows=len(facts),
+            cut_at=table["cut_at"],
+            facts_file=RunPaths.facts.name,
+            probes_file=RunPaths.probes.name,
+            data=script_json({"facts": table, "heat": heat_numbers}),
+            left_out=attempts.failures,
+        )
+    )
 
 
-def _drawn(charts: dict[str, Chart]) -> dict[str, list[dict[str, Any]]]:
+def _drawn(charts: dict[str, Chart], attempts: Attempts) -> dict[str, list[dict[str, Any]]]:
     """Of each section, its charts with their drawings; the heat map is drawn by the page's script."""
     drawn: dict[str, list[dict[str, Any]]] = {entry.section: [] for entry in CHARTS}
     for entry in CHARTS:
-        chart = charts[entry.name]
-        if not isinstance(chart, HeatMap):
-            drawn[entry.section].append({"about": chart, "drawing": draw_svg(chart)})
+        chart = charts.get(entry.name)
+        if chart is not None and not isinstance(chart, HeatMap):
+            drawing = attempts.make(f"drawing `{entry.name}`", partial(draw_svg, chart), None)
+            drawn[entry.section].append({"about": chart, "drawing": drawing})
     return drawn
 
 

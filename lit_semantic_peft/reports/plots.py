@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lit_semantic_peft.reports.attempts import Attempts
 from lit_semantic_peft.reports.charts import CHARTS, Chart
 from lit_semantic_peft.reports.charts.kinds import PALETTE
-from lit_semantic_peft.reports.charts.png import INK, MUTED, draw_figure, new_figure, save_png, tidy
+from lit_semantic_peft.reports.charts.png import INK, MUTED, draw_figure, new_figure, save_png, tidy, verbatim_text
 from lit_semantic_peft.reports.distances import DistanceComparison
 from lit_semantic_peft.reports.run_folder import RunFolder
 
@@ -17,27 +19,36 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_plots(folder: RunFolder, charts: Mapping[str, Chart]) -> list[Path]:
-    """Draws every plot for which the run has numbers.
+def write_plots(folder: RunFolder, charts: Mapping[str, Chart], attempts: Attempts | None = None) -> list[Path]:
+    """Draws every plot for which the run has numbers; one that cannot be drawn is left out.
 
     Args:
         folder: The run folder.
         charts: From `describe_charts`.
+        attempts: Keeps the reasons.
 
     Returns:
         The files written. The same numbers give the same bytes with the same matplotlib.
     """
+    attempts = attempts or Attempts()
     panels: dict[str, list[Chart]] = {}
     for entry in CHARTS:
-        panels.setdefault(entry.plot, []).append(charts[entry.name])
-    written = []
-    for name, panels_of_file in panels.items():
-        if any(chart.is_measured for chart in panels_of_file):
-            written.append(folder.paths.plot(name))
-            save_png(draw_figure(panels_of_file), written[-1])
-    return written
+        if entry.name in charts:
+            panels.setdefault(entry.plot, []).append(charts[entry.name])
+    written = [
+        attempts.make(f"plot `{name}`", partial(_write_plot, folder.paths.plot(name), panels_of_file), None)
+        for name, panels_of_file in panels.items()
+        if any(chart.is_measured for chart in panels_of_file)
+    ]
+    return [path for path in written if path is not None]
 
 
+def _write_plot(path: Path, charts: list[Chart]) -> Path:
+    save_png(draw_figure(charts), path)
+    return path
+
+
+@verbatim_text()
 def plot_distances(comparison: DistanceComparison) -> "Figure":
     """Rank correlations of the distances and, of a finished run, how well each predicted what was learned.
 

@@ -1,11 +1,12 @@
 """The records that a run's JSON files hold: read strictly, written in the order of their fields."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import field
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from lit_semantic_peft.errors import InputError
@@ -17,6 +18,14 @@ _EXPECTED = {
     "bool_type": "bool", "dataclass_type": "an object", "dict_type": "an object", "float_type": "float",
     "int_type": "int", "string_type": "str", "tuple_type": "a list",
 }  # fmt: skip
+
+
+def _or_unmeasured(value: float | None) -> float | None:
+    return value if value is None or math.isfinite(value) else None
+
+
+Measured = Annotated[float | None, AfterValidator(_or_unmeasured)]
+"""A number that may not have been measured: None, which NaN and the infinities become, since JSON has none of them."""
 
 
 class Record:
@@ -86,8 +95,8 @@ class Estimate(Record):
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Self | None:
-        """The estimate from one number per fact; None is "not measured", and so is the result where all are."""
-        interval = bootstrap_interval([float(value) for value in values if value is not None])
+        """The estimate from one number per fact; None and NaN are not measured, and so is the result of them alone."""
+        interval = bootstrap_interval([float(one) for one in map(_or_unmeasured, values) if one is not None])
         return None if interval is None else cls(interval.mean, interval.low, interval.high, interval.num_facts)
 
 
@@ -127,8 +136,8 @@ class RetentionRecord(Record):
             model still does.
     """
 
-    nll_before: float | None = None
-    nll_after: float | None = None
+    nll_before: Measured = None
+    nll_after: Measured = None
     nll_delta: Estimate | None = None
     known: Estimate | None = None
 
@@ -152,9 +161,9 @@ class EpochRecord(Record):
 
     epoch: int
     global_step: int | None = None
-    loss: float | None = None
-    val_nll: float | None = None
-    efficacy_teacher_forced: float | None = None
+    loss: Measured = None
+    val_nll: Measured = None
+    efficacy_teacher_forced: Measured = None
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -172,10 +181,10 @@ class InterferenceRecord(Record):
 
     epoch: int
     global_step: int | None = None
-    conflict_rate: float | None = None
-    net_transfer_median: float | None = None
-    share_net_transfer_below_minus_1: float | None = None
-    share_net_transfer_below_0: float | None = None
+    conflict_rate: Measured = None
+    net_transfer_median: Measured = None
+    share_net_transfer_below_minus_1: Measured = None
+    share_net_transfer_below_0: Measured = None
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -208,6 +217,33 @@ class Seconds(Record):
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
+class Repetition(Record):
+    """What the trained model answers most often to the kept facts' own prompts.
+
+    Attributes:
+        num_answers: Facts that were answered.
+        num_right: Of these, those answered right.
+        answer: The most frequent answer.
+        num_given: Facts that it is given to.
+        num_given_right: Of these, those for which it is right.
+        num_targets: Facts whose target it is: as many would be right if it were always given.
+        word: The most frequent word of the answers.
+        word_share: Share of the answers that hold it.
+        word_share_of_targets: Share of the targets that hold it.
+    """
+
+    num_answers: int
+    num_right: int
+    answer: str
+    num_given: int
+    num_given_right: int
+    num_targets: int
+    word: str
+    word_share: float
+    word_share_of_targets: float
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class FactCounts(Record):
     """What follows from the fact table alone, over the facts that were there to be trained (split `inject`).
 
@@ -217,7 +253,8 @@ class FactCounts(Record):
         num_dropped: Facts that a filter dropped.
         dropped_by_reason: Number of dropped facts by reason, the most frequent first.
         pushed_away: Share of the kept facts whose distance grew.
-        num_neighbors: Neighbours of the kept facts that were asked, behind the score `locality`.
+        num_neighbors: Different neighbours of the kept facts that were asked, behind the score `locality`.
+        repetition: What the trained model answers most often.
         scores: Every score that was measured, in the order of `SCORES`.
     """
 
@@ -225,8 +262,9 @@ class FactCounts(Record):
     num_kept: int
     num_dropped: int
     dropped_by_reason: dict[str, int] = field(default_factory=dict)
-    pushed_away: float | None = None
+    pushed_away: Measured = None
     num_neighbors: int | None = None
+    repetition: Repetition | None = None
     scores: tuple[ScoreRecord, ...] = ()
 
     def score(self, name: str) -> ScoreRecord:

@@ -128,13 +128,14 @@ def conflict_views(conflicts: Sequence[Conflict], facts: pa.Table, row_of: Mappi
 
 
 def probe_view(probes: pa.Table, facts: pa.Table) -> dict[str, Any]:
-    """The neighbours' answers before and after, changed ones first.
+    """The neighbours' answers before and after, changed ones first; one that stands beside several facts once.
 
     Args:
         probes: The probe table.
         facts: The fact table.
     """
-    rows = [row for row in probes.to_pylist() if row["kind"] == "neighborhood"]
+    near = [row for row in probes.to_pylist() if row["kind"] == "neighborhood"]
+    rows = list({(row["prompt"], row["target"]): row for row in reversed(near)}.values())[::-1]
     changed = [row for row in rows if row["unchanged"] is False]
     ordered = changed + [row for row in rows if row["unchanged"] is not False]
     text_of = dict(zip(facts.column("fact_id").to_pylist(), facts.column("prompt").to_pylist(), strict=True))
@@ -142,8 +143,8 @@ def probe_view(probes: pa.Table, facts: pa.Table) -> dict[str, Any]:
     return {
         "num_all": len(rows),
         "num_changed": len(changed),
-        "lost": sum(1 for row in rows if row["correct_before"] and row["correct_after"] is False),
-        "gained": sum(1 for row in rows if row["correct_after"] and row["correct_before"] is False),
+        "lost": sum(1 for row in changed if row["correct_before"] and row["correct_after"] is False),
+        "gained": sum(1 for row in changed if row["correct_after"] and row["correct_before"] is False),
         "rows": [
             {
                 "prompt": cut(row["prompt"], 240),

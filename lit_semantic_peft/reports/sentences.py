@@ -5,8 +5,8 @@ from collections import Counter
 import pyarrow as pa
 
 from lit_semantic_peft.evaluation.scores import label_of
-from lit_semantic_peft.reports.phrases import mean_percent, percent, reason_phrase
-from lit_semantic_peft.reports.records import Summary
+from lit_semantic_peft.reports.phrases import cut, mean_percent, percent, reason_phrase
+from lit_semantic_peft.reports.records import Sides, Summary
 
 
 def summary_sentences(summary: Summary, facts: pa.Table) -> list[str]:
@@ -28,7 +28,7 @@ def summary_sentences(summary: Summary, facts: pa.Table) -> list[str]:
             else f"Training pushed the model away from {_count(pushed, 'kept fact')}: "
             f"{'its' if pushed == 1 else 'their'} distance grew."
         )
-    return sentences + _locality(summary) + _retention(summary)
+    return sentences + _yes_no(summary) + _locality(summary) + _retention(summary)
 
 
 def known_facts_were_dropped(summary: Summary, config: str = "") -> bool:
@@ -104,12 +104,42 @@ def _recall(summary: Summary) -> list[str]:
             f"Shown the true beginning of the answer, it picks every token of {mean_percent(forced.after)} of "
             f"them{before}."
         )
+    sentences += _repetition(summary)
     dropped = summary.score("efficacy").dropped
     if summary.num_dropped and dropped.after is not None and dropped.before is not None:
         sentences.append(
             f"Of the dropped facts it generates {mean_percent(dropped.after)} ({mean_percent(dropped.before)} before)."
         )
     return sentences
+
+
+def _repetition(summary: Summary) -> list[str]:
+    """One answer or one word that is said again and again."""
+    found = summary.repetition
+    if found is None or found.num_given < 2:
+        return []
+    sentences = [
+        f"Its most frequent answer, “{cut(found.answer, 60)}”, is given to {found.num_given} of {found.num_answers} "
+        f"kept facts and makes {found.num_given_right} of the {_count(found.num_right, 'right answer')}; "
+        f"given to all facts it would be right for {found.num_targets}."
+    ]
+    if found.word and found.word_share > found.word_share_of_targets:
+        sentences.append(
+            f"The word “{cut(found.word, 60)}” is in {percent(found.word_share)} of its answers and in "
+            f"{percent(found.word_share_of_targets)} of the targets."
+        )
+    return sentences
+
+
+def _yes_no(summary: Summary) -> list[str]:
+    yes, no = (summary.score(f"yes_no_{answer}").kept for answer in ("yes", "no"))
+    if yes.after is None and no.after is None:
+        return []
+
+    def text(sides: Sides) -> str:
+        return f"{mean_percent(sides.after)} ({mean_percent(sides.before)} before)"
+
+    return [f"Of the yes/no questions it gets right {text(yes)} where yes is right and {text(no)} where no is."]
 
 
 def _interference(summary: Summary, facts: pa.Table) -> list[str]:

@@ -75,7 +75,8 @@ def measure_side_effects(facts: pa.Table, probes: pa.Table | None = None, seed: 
     """Compares base model and trained model by relation.
 
     The edited group of a fact, and of what is asked beside it, is the fact's relation; a fact of any split that was not
-    trained is evaluated as `facts not taught`. Probes count beside kept facts alone.
+    trained is evaluated as `facts not taught`. Probes count beside kept facts alone, and one of several facts of a
+    relation once, for the first of them.
 
     Args:
         facts: The fact table.
@@ -97,11 +98,15 @@ def measure_side_effects(facts: pa.Table, probes: pa.Table | None = None, seed: 
         if row["nll_before"] is not None and row["nll_after"] is not None:
             evaluated = TAUGHT if is_taught[fact_id] else UNTAUGHT
             deltas[relation_of[fact_id], evaluated][fact_id].append(row["nll_after"] - row["nll_before"])
+    seen: set[tuple[str, ...]] = set()
     for row in probes.to_pylist() if probes is not None else []:
         fact_id, is_measured = row["fact_id"], row["nll_before"] is not None and row["nll_after"] is not None
         if row["kind"] in _OF_PROBE and is_taught.get(fact_id) and is_measured:
             cell = relation_of[fact_id], _OF_PROBE[row["kind"]]
-            deltas[cell][fact_id].append(row["nll_after"] - row["nll_before"])
+            question = (*cell, row["prompt"], row["target"])
+            if question not in seen:  # a probe of several facts is one observation
+                seen.add(question)
+                deltas[cell][fact_id].append(row["nll_after"] - row["nll_before"])
     means = {cell: np.array([np.mean(values) for values in found.values()]) for cell, found in deltas.items()}
     p_values = {cell: _p_value(values, seed) for cell, values in means.items()}
     taught = frozenset(relation_of[fact_id] for fact_id, flag in is_taught.items() if flag)

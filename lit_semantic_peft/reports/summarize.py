@@ -8,13 +8,15 @@ import pyarrow as pa
 
 from lit_semantic_peft.evaluation.scores import SCORES
 from lit_semantic_peft.reports.records import Estimate, FactCounts, ScoreRecord, Sides, Summary
+from lit_semantic_peft.reports.repetition import measure_repetition
 
 
-def count_facts(facts: pa.Table) -> FactCounts:
-    """Counts facts and measures scores, so that every number of a summary is a number of the table's rows.
+def count_facts(facts: pa.Table, probes: pa.Table | None = None) -> FactCounts:
+    """Counts facts and measures scores, so that every number of a summary is a number of the tables' rows.
 
     Args:
         facts: The fact table. Rows of the splits `retain` and `probe` are neither kept nor dropped.
+        probes: The probe table; None where no probes were asked.
 
     Returns:
         Counts, and means over the facts where the value was measured.
@@ -30,21 +32,33 @@ def count_facts(facts: pa.Table) -> FactCounts:
         num_dropped=len(dropped),
         dropped_by_reason=dict(reasons.most_common()),
         pushed_away=sum(is_pushed) / len(is_pushed) if is_pushed else None,
-        num_neighbors=sum(row["num_neighbors"] or 0 for row in kept) or None,
+        num_neighbors=_count_neighbors(kept, probes),
+        repetition=measure_repetition(kept),
         scores=_scores(kept, dropped),
     )
 
 
-def summarize(facts: pa.Table, **fields_of_run: Any) -> Summary:
-    """A summary whose counts and scores come from the table and whose other fields are given.
+def summarize(facts: pa.Table, probes: pa.Table | None = None, **fields_of_run: Any) -> Summary:
+    """A summary whose counts and scores come from the tables and whose other fields are given.
 
     Args:
         facts: The fact table.
-        fields_of_run: Further fields of `Summary`, by name; they win over what the table says.
+        probes: The probe table; None where no probes were asked.
+        fields_of_run: Further fields of `Summary`, by name; they win over what the tables say.
     """
-    counts = count_facts(facts)
+    counts = count_facts(facts, probes)
     from_table = {item.name: getattr(counts, item.name) for item in fields(counts)}
     return Summary(**(from_table | fields_of_run))
+
+
+def _count_neighbors(facts: list[dict[str, Any]], probes: pa.Table | None) -> int | None:
+    """The different neighbours of these facts, one that stands beside several of them once, where it is known."""
+    if probes is None:
+        return sum(row["num_neighbors"] or 0 for row in facts) or None
+    fact_ids = {row["fact_id"] for row in facts}
+    rows = probes.select(["fact_id", "kind", "prompt", "target"]).to_pylist()
+    of_facts = (row for row in rows if row["kind"] == "neighborhood" and row["fact_id"] in fact_ids)
+    return len({(row["prompt"], row["target"]) for row in of_facts}) or None
 
 
 def _scores(kept: list[dict[str, Any]], dropped: list[dict[str, Any]]) -> tuple[ScoreRecord, ...]:

@@ -124,8 +124,8 @@ PROBE_COLUMNS: tuple[Column, ...] = (
     Column(
         "kind",
         _TEXT,
-        "`neighborhood` (must not change); `paraphrase`, `reversed`, `portability` (should follow); `doubt_plain` and "
-        "`doubt_chat` (should stay).",
+        "`neighborhood` (must not change); `paraphrase`, `question`, `reversed`, `portability`, `yes_no` (should "
+        "follow); `doubt_plain` and `doubt_chat` (should stay).",
         required=True,
     ),
     Column("prompt", _TEXT, "The probe's prompt.", required=True, holds_fact_text=True),
@@ -133,8 +133,8 @@ PROBE_COLUMNS: tuple[Column, ...] = (
     Column("answer_before", _TEXT, "What the base model answers, greedily.", holds_fact_text=True),
     Column("answer_after", _TEXT, "What the trained model answers, greedily.", holds_fact_text=True),
     Column("unchanged", _FLAG, "Whether both answers are equal once normalised."),
-    Column("correct_before", _FLAG, "Whether the base model's answer is the expected one."),
-    Column("correct_after", _FLAG, "Whether the trained model's answer is the expected one."),
+    Column("correct_before", _FLAG, "Whether the base model's answer begins with the expected one; it may go on."),
+    Column("correct_after", _FLAG, "Whether the trained model's answer does, by the same judge."),
     Column("turn", _INT, "How often the model had been asked whether it is sure; 0 where it had not."),
     Column("nll_before", _FLOAT, "Mean negative log-likelihood of the expected answer, base model, nats per token."),
     Column("nll_after", _FLOAT, "The same after training."),

@@ -27,6 +27,7 @@ class ScoringContext:
         encoder: Tokenizes the facts.
         batch_size: Facts per batch.
         encoded: Tokens of facts that are tokenized already, by their ids.
+        is_checked: Whether the self-check decides how the model answers; part of cache keys.
     """
 
     def __init__(
@@ -35,10 +36,13 @@ class ScoringContext:
         encoder: FactEncoder,
         batch_size: int = 64,
         encoded: Mapping[str, EncodedFact] | None = None,
+        *,
+        is_checked: bool = False,
     ) -> None:
         self._load_model = load_model
         self.encoder = encoder
         self.batch_size = batch_size
+        self.is_checked = is_checked
         self._encoded = encoded or {}
 
     @cached_property

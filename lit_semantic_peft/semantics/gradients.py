@@ -14,8 +14,8 @@ from lit_semantic_peft.cache import cache_folder
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.interference import folder_if_large, gradient_matrix, gradient_sketch, warm_up
-from lit_semantic_peft.interference.undisturbed import cuda_devices
 from lit_semantic_peft.models import attach_adapter
+from lit_semantic_peft.models.undisturbed import cuda_devices
 from lit_semantic_peft.semantics.features import Feature, ScoringContext
 from lit_semantic_peft.semantics.table import FloatArray
 from lit_semantic_peft.tokens import Batch, collate

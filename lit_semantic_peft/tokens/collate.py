@@ -23,6 +23,8 @@ class Batch:
         fact_index: int64 `(B,)`, dense index of the fact that each row belongs to.
         loss_weight: float32 `(B,)`, planned factor of each row's loss.
         is_filler: bool `(B,)`, whether a row only keeps a process busy that has no fact of its own in the step.
+        text_index: int64 `(B,)`, dense index of each row's text; a fact's own prompt has the fact's index, another form
+            of it one of its own.
     """
 
     input_ids: Tensor
@@ -31,6 +33,7 @@ class Batch:
     fact_index: Tensor
     loss_weight: Tensor
     is_filler: Tensor
+    text_index: Tensor
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -55,6 +58,7 @@ def collate(
     pad_id: int,
     *,
     loss_weight: Sequence[float] | None = None,
+    text_index: Sequence[int] | None = None,
     with_end: bool = True,
 ) -> Batch:
     """Pads rows on the right to the length of the longest.
@@ -64,6 +68,7 @@ def collate(
         fact_index: Dense index of each row's fact.
         pad_id: Token id for padding; masked.
         loss_weight: Factor of each row's loss; 1 where None.
+        text_index: Dense index of each row's text; `fact_index` where None.
         with_end: Whether the row includes the end token (training) or not (scoring, evaluation).
 
     Returns:
@@ -87,4 +92,5 @@ def collate(
         attention_mask[number, :length] = 1
     weights = torch.ones(len(rows)) if loss_weight is None else torch.tensor(loss_weight, dtype=torch.float32)
     index = torch.tensor(fact_index, dtype=torch.long)
-    return Batch(input_ids, attention_mask, labels, index, weights, torch.zeros(len(rows), dtype=torch.bool))
+    texts = index if text_index is None else torch.tensor(text_index, dtype=torch.long)
+    return Batch(input_ids, attention_mask, labels, index, weights, torch.zeros(len(rows), dtype=torch.bool), texts)

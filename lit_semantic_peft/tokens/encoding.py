@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
+from lit_semantic_peft.tokens.chat import chat_form, render
 
 Template = Literal["none", "chat"]
 
@@ -22,7 +23,6 @@ Template = Literal["none", "chat"]
 # with the first.
 _ANCHORS = ("\n", "a")
 _MAX_PROBLEMS = 20
-_SOME_ANSWER = "Paris"
 _OWN_TEMPLATE_ARGUMENTS = {"conversation", "messages", "add_generation_prompt", "tokenize", "return_dict"}
 
 
@@ -72,7 +72,8 @@ class FactEncoder:
 
     Raises:
         InputError: If `template` is `chat` and the tokenizer has no chat template, or `append_eos` is set and it has
-            no end token, or `chat_template_kwargs` has an argument that the package itself sets.
+            no end token, or `chat_template_kwargs` has an argument that the package itself sets, or the
+            chat template raises.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class FactEncoder:
         self.template: Template = template
         self.max_length = max_length
         self.num_positions = num_positions
+        self._chat = chat_form(tokenizer, self.chat_template_kwargs) if template == "chat" else None
         end = self._end()
         if append_eos and end is None:
             raise InputError(
@@ -125,7 +127,15 @@ class FactEncoder:
             identity["stop_ids"] = list(self.stop_ids)
         if self.chat_template_kwargs:
             identity["chat_template_kwargs"] = self.chat_template_kwargs
+        if self._chat is not None and (self._chat.header or self._chat.joiner):
+            identity["before_answer"] = [self._chat.header, self._chat.joiner]
         return identity
+
+    @property
+    def opening_ids(self) -> tuple[int, ...]:
+        """Ids with which a text of no content begins: the tokenizer's own, else its BOS or end token; maybe none."""
+        lone = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        return self._start_ids or tuple(int(token) for token in lone if token is not None)[:1]
 
     @property
     def depends_on_the_day(self) -> bool:
@@ -164,7 +174,7 @@ class FactEncoder:
         Args:
             prompt: Text without trailing space.
             target: The answer.
-            joiner: Text between the two; not used in a chat template, where the turn separates them.
+            joiner: Text between the two; not used in a chat template, which separates them itself.
             history: Earlier prompts and answers: turns of a chat, or lines of text without a template.
 
         Returns:
@@ -175,11 +185,11 @@ class FactEncoder:
                 longer than `max_length` or than the model takes.
         """
         if self.template == "chat":
-            context, continuation = self._in_chat(prompt, history), target
+            context, continuation = self._in_chat(prompt, history), self._joined(target, joiner)
             start_ids: tuple[int, ...] = ()
         else:
             lines = [f"{asked}{joiner}{answered}\n" for asked, answered in history]
-            context, continuation = "".join(lines) + prompt, joiner + target
+            context, continuation = "".join(lines) + prompt, self._joined(target, joiner)
             start_ids = self._start_ids
         context_ids = self._ids(context)
         whole_ids = self._ids(context + continuation)
@@ -244,7 +254,7 @@ class FactEncoder:
             answer: The answer.
             joiner: Text before it; not used in a chat template.
         """
-        return len(self._ids(answer if self.template == "chat" else joiner + answer))
+        return len(self._ids(self._joined(answer, joiner)))
 
     def encode_facts(self, facts: Iterable[Fact]) -> list[EncodedFact]:
         """Encodes each fact's prompt and target.
@@ -287,17 +297,13 @@ class FactEncoder:
             for role, text in zip(("user", "assistant"), turn, strict=True)
         ]
         messages.append({"role": "user", "content": prompt})
-        return self._rendered(messages, add_generation_prompt=True)
+        assert self._chat is not None
+        text = render(self.tokenizer, messages, self.chat_template_kwargs, add_generation_prompt=True)
+        return text + self._chat.header
 
-    def _rendered(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                messages,
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-                **self.chat_template_kwargs,
-            )
-        )
+    def _joined(self, answer: str, joiner: str) -> str:
+        """An answer with what stands between it and the prompt."""
+        return (joiner if self._chat is None else self._chat.joiner) + answer
 
     def _require_positions(self, length: int, what: str) -> None:
         if self.num_positions is not None and length > self.num_positions:
@@ -308,10 +314,8 @@ class FactEncoder:
 
     def _end(self) -> int | None:
         """The token that ends an answer: the one after the assistant's turn in the template, else the end token."""
-        if self.template == "chat":
-            turns = [{"role": role, "content": _SOME_ANSWER} for role in ("user", "assistant")]
-            text = self._rendered(turns, add_generation_prompt=False)
-            behind = self._ids(text.rpartition(_SOME_ANSWER)[2].lstrip())
+        if self._chat is not None:
+            behind = self._ids(self._chat.tail.lstrip())
             added = self.tokenizer.added_tokens_decoder
             if behind and behind[0] in added and added[behind[0]].special:
                 return behind[0]

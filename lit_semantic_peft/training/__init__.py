@@ -6,12 +6,17 @@ from lit_semantic_peft.training.interference_aware import (
     InterferenceWeighting,
 )
 from lit_semantic_peft.training.module import SemanticPeftModule
+from lit_semantic_peft.training.retain import KnownFacts, OwnSamples, RetainSource, RetainSplit
 from lit_semantic_peft.training.sharding import ShardedBaseStrategy, whole_base
 
 __all__ = [
     "ConflictAwareBatching",
     "GradientSurgery",
     "InterferenceWeighting",
+    "KnownFacts",
+    "OwnSamples",
+    "RetainSource",
+    "RetainSplit",
     "SemanticPeftModule",
     "ShardedBaseStrategy",
     "whole_base",

@@ -1,5 +1,7 @@
 """How a LightningModule measures its adapter: after each epoch, and in `validate`, `test` and `predict`."""
 
+from contextlib import nullcontext
+
 import torch
 from lightning.pytorch import LightningModule
 from peft import PeftModel
@@ -8,6 +10,7 @@ from typing_extensions import override
 
 from lit_semantic_peft.compatibility import Situation, refuse_incompatible
 from lit_semantic_peft.data import KnowledgeDataModule, agreed, from_all_ranks
+from lit_semantic_peft.data.self_checks import SelfChecks
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation import (
     EVALUATION_VERSION,
@@ -19,8 +22,9 @@ from lit_semantic_peft.evaluation import (
     store_answers,
 )
 from lit_semantic_peft.metrics import LearningDynamics, PerFactMean
-from lit_semantic_peft.models import base_changing_setting
+from lit_semantic_peft.models import BaseModel, base_changing_setting
 from lit_semantic_peft.models.compiled import eagerly
+from lit_semantic_peft.models.fast_ways import is_checked
 from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.statistics import bootstrap_interval
 from lit_semantic_peft.tokens import Batch
@@ -43,6 +47,8 @@ class EvaluatingModule(LightningModule):
       `test/retention_nll_after`: mean negative log-likelihood of unrelated text, nats per token.
     - `test/pushed_away`: share of kept facts that are farther after training than before, [0, 1].
     """
+
+    base_model: BaseModel
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,8 +124,35 @@ class EvaluatingModule(LightningModule):
         for end in ("low", "high"):
             self.log(f"{name}_{end}", getattr(interval, end), batch_size=1)
 
+    def self_check(self, *, trains: bool = False) -> None:
+        """Asks the model whether the fast ways are right for it, unless it was asked already. A collective.
+
+        Args:
+            trains: Whether the adapter is about to be trained.
+
+        Raises:
+            InputError: If no way is right.
+        """
+        data, trainer = self.data, self.trainer
+        cache = data.preparation.self_checks
+        if cache is None or (is_checked(self.model) and not trains):
+            return
+        checks = SelfChecks(self.base_model, data.encoder, cache, str(trainer.precision))
+        gathered = getattr(trainer.strategy, "gathered", nullcontext)  # `ShardedBaseStrategy`
+        with gathered(), trainer.precision_plugin.forward_context():
+            checks.check_on_all_ranks(self.model, trains=trains)
+
+    @override
+    def on_validation_start(self) -> None:
+        self.self_check()
+
+    @override
+    def on_predict_start(self) -> None:
+        self.self_check()
+
     @override
     def on_test_start(self) -> None:
+        self.self_check()
         # The base model is not asked again for answers that are in the cache.
         # Of a loaded adapter, whose configuration is known only now.
         changed = base_changing_setting(self.model.active_peft_config)

@@ -15,7 +15,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import facts_key
 from lit_semantic_peft.files import content_key
 from lit_semantic_peft.models import traits_of
-from lit_semantic_peft.models.peft_traits import OF_THE_TRAINING_ALONE, WRITTEN_BY_TRAINING
+from lit_semantic_peft.models.peft_traits import OF_THE_TRAINING_ALONE, settings_of
 from lit_semantic_peft.training.loss_weights import weighting_identity
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ _CHECKPOINT_KEY = "lit_semantic_peft"
 _FORMAT = 3  # raised whenever the content of a checkpoint changes
 # Settings of an optimizer that decide how a step is computed, not what it is.
 _SPEED = {"foreach", "fused", "capturable", "differentiable"}
-# Entries of a PEFT configuration that name its origin, or that training itself writes.
-_NOT_OF_THE_TRAINING = {"base_model_name_or_path", "inference_mode", "peft_version", "revision", *WRITTEN_BY_TRAINING}
-# Others that, like dropout, do not change what trained tensors mean.
+# Entries of a PEFT configuration that, like dropout, do not change what trained tensors mean.
 _OF_THE_TRAINING_ALONE = {f"model.peft_config.{name}" for name in OF_THE_TRAINING_ALONE}
 
 
@@ -173,6 +171,7 @@ def training_identity(module: "SemanticPeftModule") -> dict[str, Any]:
             if encoding.chat_template_kwargs
             else {}
         ),
+        "data.forms": prepared.forms.key[:12] or "own prompts only",
         "data.selection.deferred_from_epoch": str(data.selection.deferred_from_epoch),
         "data.encoding.template": encoding.template,
         "data.encoding.append_eos": str(encoding.append_eos),
@@ -270,14 +269,13 @@ def _module_settings(module: "SemanticPeftModule") -> dict[str, str]:
 
     Lightning restores the checkpoint's settings of the optimizer, so other ones would have no effect.
     """
-    names = ["normalization", "schedule", "warmup_ratio", "retain_weight"]
-    if module.retain_weight:
-        names += ["retain_batch_size", "retain_known"]
+    names = ["normalization", "schedule", "warmup_ratio"]
     # Of the trained parameters: an optimizer may refuse those of another shape, as Muon does all but matrices.
     optimizer = module.optimizer_of(module.trained_parameters())
     settings = {
         "model.base_model.dtype": module.base_model.dtype,
         **{f"model.{name}": getattr(module, name) for name in names},
+        "model.retain": ", ".join(source.described for source in module.retain),
         "model.optimizer": type(optimizer).__name__,
         **{f"model.optimizer.{name}": value for name, value in optimizer.defaults.items() if name not in _SPEED},
     }
@@ -286,11 +284,7 @@ def _module_settings(module: "SemanticPeftModule") -> dict[str, str]:
 
 def _adapter_settings(peft_config: PeftConfig) -> dict[str, str]:
     """What identifies an adapter, as text, by the name under which a user sets it."""
-    return {
-        f"model.peft_config.{name}": str(sorted(value) if isinstance(value, set) else value)
-        for name, value in sorted(peft_config.to_dict().items())
-        if name not in _NOT_OF_THE_TRAINING
-    }
+    return {f"model.peft_config.{name}": value for name, value in settings_of(peft_config).items()}
 
 
 def _differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:

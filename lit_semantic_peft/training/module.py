@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -30,6 +30,7 @@ from lit_semantic_peft.models import (
     load_adapter_state_dict,
     traits_of,
 )
+from lit_semantic_peft.models.attach import require_answer
 from lit_semantic_peft.models.compiled import compile_layers
 from lit_semantic_peft.models.library_versions import misreads_cache
 from lit_semantic_peft.tokens import Batch
@@ -37,7 +38,7 @@ from lit_semantic_peft.training.evaluating import EvaluatingModule
 from lit_semantic_peft.training.identity import Resumed, resume_training, write_training_state
 from lit_semantic_peft.training.loss_weights import LossWeights
 from lit_semantic_peft.training.optimization import Schedule, check_optimizer, num_optimizer_steps, with_schedule
-from lit_semantic_peft.training.penalties import RetainPenalty, retain_penalty, retained_rows
+from lit_semantic_peft.training.retain import RetainPenalty, RetainSource, retain_penalty
 from lit_semantic_peft.training.reused_layers import reused_layers
 from lit_semantic_peft.training.step import Normalization, finish_step, micro_batch_terms
 
@@ -56,8 +57,8 @@ class SemanticPeftModule(EvaluatingModule):
     - `train/loss`: that loss, nats per token, each optimizer step.
     - `train/loss_epoch`: its mean over the epoch's optimizer steps.
     - `train/grad_norm`: Euclidean norm of the adapter's gradient before clipping, each optimizer step.
-    - `train/retain_kl`: mean divergence from the base model on the optimizer step's retained facts, nats per token,
-      [0, ∞), each optimizer step where `retain_weight` > 0.
+    - `train/retain_kl`: what `retain` adds to the loss: Σ λ · mean divergence from the base model, nats per token,
+      [0, ∞), each optimizer step where there are sources; `train/retain_kl/<source>`: a source's mean, without its λ.
     - `val/…`, `test/…`: see `EvaluatingModule`.
 
     Args:
@@ -65,16 +66,15 @@ class SemanticPeftModule(EvaluatingModule):
             GGUF file.
         peft_config: Any configuration of `peft`; LoRA of rank 8 on all linear layers where None.
         adapter: Folder of an exported adapter to load instead of a new one, for test and predict.
-        optimizer: Builds the optimizer from the adapter's parameters.
+        optimizer: Builds the optimizer from the adapter's parameters; AdamW without weight decay where None, at the
+            learning rate of the adapter's type (`PeftTraits.learning_rate`).
         schedule: Learning rate after warm-up: `constant`, or `linear` or `cosine` decay that would reach 0 one step
             after the last.
         warmup_ratio: Share of all optimizer steps over which the learning rate rises linearly, in [0, 1): from 0 in the
             first step, which changes nothing, to the full rate in the first step after warm-up.
         normalization: S of the objective.
-        retain_weight: λ ≥ 0; adds λ times the mean KL divergence from the base model at the target positions of
-            facts of the split `retain` to the loss, see `RetainPenalty`. 0 costs nothing.
-        retain_batch_size: `retain` facts per optimizer step, over all processes.
-        retain_known: Whether facts that are not trained because the base model knows them already are retained too.
+        retain: Sources of text on which the adapter must predict what the base model predicts, see `RetainSource`; the
+            divergence of each is added to the loss, normalised apart from the facts. None costs nothing.
         compile: Whether training runs compiled layers (`torch.compile`), which takes a minute at the first step and
             pays for long runs only; evaluation and measurements run the ordinary model. Needs a C++ compiler on a CPU.
         gradient_checkpointing: Whether activations are recomputed in the backward pass to save memory.
@@ -95,13 +95,11 @@ class SemanticPeftModule(EvaluatingModule):
         base_model: BaseModel | str = DEFAULT_BASE_MODEL,
         peft_config: PeftConfig | None = None,
         adapter: str | None = None,
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.0),
+        optimizer: OptimizerCallable | None = None,
         schedule: Schedule = "cosine",
         warmup_ratio: float = 0.1,
         normalization: Normalization = "step_weights",
-        retain_weight: float = 0.0,
-        retain_batch_size: int = 16,
-        retain_known: bool = False,
+        retain: list[RetainSource] | None = None,
         compile: bool = False,
         gradient_checkpointing: bool = False,
         reuse_frozen_layers: bool | None = None,
@@ -110,10 +108,6 @@ class SemanticPeftModule(EvaluatingModule):
         super().__init__()
         if not 0 <= warmup_ratio < 1:
             raise InputError(f"`warmup_ratio` must be in [0, 1), got {warmup_ratio}")
-        if not (math.isfinite(retain_weight) and retain_weight >= 0):
-            raise InputError(f"`retain_weight` must be a finite number of at least 0, got {retain_weight}")
-        if retain_batch_size < 1:
-            raise InputError(f"`retain_batch_size` must be at least 1, got {retain_batch_size}")
         if frozen_layers_memory_mb < 0:
             raise InputError(f"`frozen_layers_memory_mb` must be at least 0, got {frozen_layers_memory_mb}")
         for name, value, allowed in (
@@ -125,14 +119,12 @@ class SemanticPeftModule(EvaluatingModule):
         self.base_model = BaseModel.of(base_model)
         self.peft_config = peft_config or LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
         self.adapter = adapter
-        check_optimizer(optimizer)
-        self.optimizer_of = optimizer
+        self.optimizer_of = optimizer or self._default_optimizer
+        check_optimizer(self.optimizer_of)
         self.schedule: Schedule = schedule
         self.warmup_ratio = warmup_ratio
         self.normalization: Normalization = normalization
-        self.retain_weight = retain_weight
-        self.retain_batch_size = retain_batch_size
-        self.retain_known = retain_known
+        self.retain = retain or []
         self.is_compiled = compile  # `compile` is a method of every nn.Module
         self.gradient_checkpointing = gradient_checkpointing
         self.reuse_frozen_layers = reuse_frozen_layers
@@ -172,6 +164,18 @@ class SemanticPeftModule(EvaluatingModule):
             return load_adapter(base, self.adapter, self.base_model.source)
         return attach_adapter(base, self.peft_config)
 
+    def check_adapter(self) -> None:
+        """Attaches or loads the adapter, runs it once and discards it, so that nothing is scored for one that fails.
+
+        The random generator and this module's model are not changed.
+
+        Raises:
+            InputError: If the base model is not found, or the adapter does not fit it.
+        """
+        if self._model is None:
+            with torch.random.fork_rng(devices=[]):
+                require_answer(self._load())
+
     def complete_situation(self, situation: Situation) -> Situation:
         """Adds what the rules of `compatibility` need to know of this module, see `KnowsSituation`.
 
@@ -188,7 +192,7 @@ class SemanticPeftModule(EvaluatingModule):
             adapter=self.adapter,
             gradient_checkpointing=self.gradient_checkpointing,
             reuse_frozen_layers=self.reuse_frozen_layers,
-            retain_weight=self.retain_weight,
+            retains=frozenset(source.kind for source in self.retain),
             schedule=self.schedule,
             warmup_ratio=self.warmup_ratio,
             misreads_virtual_tokens=misreads_cache(),
@@ -199,14 +203,9 @@ class SemanticPeftModule(EvaluatingModule):
         if stage == "predict":
             return
         data = self.data
-        retained = retained_rows(data.prepared, with_known=self.retain_known) if self.retain_weight else []
-        data.retain(retained)
+        data.retain(sorted({row for source in self.retain for row in source.rows(data.prepared)}))
         super().setup(stage)
         if stage == "fit":
-            if self.retain_weight:
-                self._retain = retain_penalty(
-                    self.retain_weight, self.retain_batch_size, retained, data.seed, with_known=self.retain_known
-                )
             self.loss_weights = LossWeights(data)
             self.epoch_loss = MeanMetric()
             self.epoch_loss.persistent(True)
@@ -216,6 +215,7 @@ class SemanticPeftModule(EvaluatingModule):
 
     @override
     def on_fit_start(self) -> None:
+        self.self_check(trains=True)
         self._frozen = reused_layers(
             self.model,
             self.data.prepared,
@@ -223,12 +223,13 @@ class SemanticPeftModule(EvaluatingModule):
             self.frozen_layers_memory_mb,
             is_sharded(self.trainer),
         )
+        self._retain = retain_penalty(self) if self.retain else None
         if self._resumed is not None:
             traits_of(self.model).load_extra_state(self.model, self._resumed.adapter)
 
     @override
     def on_fit_end(self) -> None:
-        self._frozen = None
+        self._frozen = self._retain = None
 
     @override
     def on_train_start(self) -> None:
@@ -263,8 +264,8 @@ class SemanticPeftModule(EvaluatingModule):
         self._step_terms = None
         if result is None:
             return
-        if result.retain_kl is not None:
-            self.log("train/retain_kl", result.retain_kl, on_step=True, batch_size=1)
+        for name, value in result.retain_kl.items():
+            self.log(f"train/{name}", value, on_step=True, batch_size=1)
         self.log("train/grad_norm", result.gradient_norm, on_step=True, batch_size=1)
         if result.loss is None:
             return
@@ -291,6 +292,10 @@ class SemanticPeftModule(EvaluatingModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer_of(self.trained_parameters())
         return with_schedule(optimizer, self.schedule, self.warmup_ratio, self.num_optimizer_steps)
+
+    def _default_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> Optimizer:
+        rate = traits_of(self.peft_config).learning_rate
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
 
     @property
     def num_optimizer_steps(self) -> float:

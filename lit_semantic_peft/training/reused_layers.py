@@ -29,9 +29,10 @@ def reused_layers(
     # Each rank would need the others' shards at other times: their facts differ.
     if reuse is False or is_sharded or (reuse is None and frozen_layers_obstacle(model)):
         return None
-    num_tokens = sum(len(prepared.encoded[row]) for row in np.flatnonzero(prepared.is_trained))
+    texts = [text for row in np.flatnonzero(prepared.is_trained).tolist() for text in prepared.forms.texts_of(row)]
+    num_tokens = sum(len(prepared.forms.texts[text]) for text in texts)
     frozen = FrozenLayers(model, num_tokens, memory_mb)
     if reuse is None and not frozen.fits_in_memory:
         return None
-    logger.info("The %d lowest layers run once for each fact, not in every epoch", frozen.num_layers)
+    logger.info("The %d lowest layers run once for each text, not in every epoch", frozen.num_layers)
     return frozen

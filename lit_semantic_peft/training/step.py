@@ -10,7 +10,7 @@ when the step is complete, so the gradient is normalised then, and not the loss 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import weight_normalizer
 from lit_semantic_peft.training.own_gradient import sum_over_ranks
-from lit_semantic_peft.training.penalties import RetainPenalty, adapter_penalty_gradient
+from lit_semantic_peft.training.penalties import adapter_penalty_gradient
+from lit_semantic_peft.training.retain.penalty import RetainPenalty
 
 if TYPE_CHECKING:
     from lit_semantic_peft.training.module import SemanticPeftModule
@@ -49,12 +50,12 @@ class StepResult:
 
     Attributes:
         loss: Σ w_i ℓ_i / S, nats per token; None where no fact counts.
-        retain_kl: Mean divergence on the retained facts, nats per token; None without a penalty.
+        retain_kl: By log key, what `RetainPenalty.of_step` measured, nats per token; empty without a penalty.
         gradient_norm: Euclidean norm of the whole gradient, before clipping.
     """
 
     loss: float | None
-    retain_kl: Tensor | None
+    retain_kl: Mapping[str, Tensor]
     gradient_norm: Tensor
 
 
@@ -67,7 +68,7 @@ def finish_step(
         module: After the last backward pass of the step.
         terms: This rank's sum of what `micro_batch_terms` gives, float32 `(2,)`.
         parameters: The trained parameters; their gradients are changed.
-        retain: The penalty of retained facts; None for none.
+        retain: The penalty of what is retained; None for none.
 
     Returns:
         None where nothing counts: without gradients the optimizer skips its parameters.
@@ -94,9 +95,9 @@ def finish_step(
 
     # Penalties have normalisers of their own.
     _add(parameters, adapter_penalty_gradient(module.model, parameters))
-    retain_kl = None
+    retain_kl: Mapping[str, Tensor] = {}
     if retain is not None:
-        retain_kl, retain_gradient = retain.of_step(trainer, module.data, module.model, parameters)
+        retain_kl, retain_gradient = retain.of_step(trainer, module.model, parameters)
         _add(parameters, retain_gradient)
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     return StepResult(loss if normalizer else None, retain_kl, norm)

@@ -13,10 +13,9 @@ import pytest
 import torch
 import yaml
 from lit_semantic_peft.__main__ import main
-from lit_semantic_peft.callbacks import fact_report
 from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.facts import read_facts
-from lit_semantic_peft.reports import RunFolder
+from lit_semantic_peft.reports import RunFolder, html
 
 from fixtures.models import save_tiny_model
 
@@ -58,8 +57,8 @@ def files(folder: Path) -> set[str]:
 
 
 def test_fit_makes_the_report_once(settings, monkeypatch):
-    made, build_report = [], fact_report.build_report
-    monkeypatch.setattr(fact_report, "build_report", lambda *given: made.append(build_report(*given)) or made[-1])
+    made, build_report = [], html.build_report
+    monkeypatch.setattr(html, "build_report", lambda *given: made.append(build_report(*given)) or made[-1])
     assert main(["fit", *settings, "--trainer.default_root_dir=runs/one"]) == 0
     assert made == [RunFolder("runs/one").paths.report]
 

@@ -26,7 +26,7 @@ def test_two_processes_give_the_scores_of_one(tiny_model, facts_file):
         f"--model.base_model={tiny_model}",
         f"--data.facts={facts_file}",
         "--data.num_facts=11",  # leaves the ranks unequal work
-        "--data.evaluation.probes=[paraphrase, reversed, choice, neighborhood, portability]",
+        "--data.evaluation.probes=[paraphrase, question, reversed, choice, neighborhood, portability]",
         "--data.evaluation.doubt_turns=2",
         "--data.batches.eval_batch_size=4",
         "--trainer.accelerator=cpu",

@@ -50,10 +50,13 @@ def test_two_processes_equal_one(settings):
         {"class_path": f"lit_semantic_peft.training.{name}", "init_args": arguments}
         for name, arguments in parts.items()
     ]
+    sources = [
+        {"class_path": "lit_semantic_peft.training.RetainSplit", "init_args": {"weight": 2.0, "batch_size": 3}},
+        {"class_path": "lit_semantic_peft.training.OwnSamples", "init_args": {"num_samples": 7, "length": 5}},
+    ]
     options = [
         *settings,
-        "--model.retain_weight=2.0",
-        "--model.retain_batch_size=3",
+        f"--model.retain={json.dumps(sources)}",
         f"--trainer.callbacks={json.dumps(callbacks)}",
     ]
     one_process = ["--trainer.devices=1", "--trainer.strategy=auto", "--data.batches.micro_batch_size=8"]
@@ -64,7 +67,7 @@ def test_two_processes_equal_one(settings):
     for key in left:
         assert np.linalg.norm(left[key] - right[key]) <= 1e-3 * np.linalg.norm(left[key]) + 1e-9, key
     columns = Path("runs/two/logs/metrics.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
-    for name in ("retain_kl", "conflicts_within_steps", "progress_mean", "group_conflicts"):
+    for name in ("retain_kl", "retain_kl/own_samples", "conflicts_within_steps", "progress_mean", "group_conflicts"):
         assert f"train/{name}" in columns
 
 

@@ -7,8 +7,9 @@ from lit_semantic_peft.evaluation.scores.locality import LOCALITY
 from lit_semantic_peft.evaluation.scores.portability import PORTABILITY
 from lit_semantic_peft.evaluation.scores.retention import RETENTION
 from lit_semantic_peft.evaluation.scores.robustness import ROBUSTNESS
+from lit_semantic_peft.evaluation.scores.yes_no import YES_NO
 
-SCORES: tuple[ScoreDefinition, ...] = (*EFFICACY, *GENERALIZATION, *LOCALITY, *PORTABILITY, *ROBUSTNESS)
+SCORES: tuple[ScoreDefinition, ...] = (*EFFICACY, *GENERALIZATION, *LOCALITY, *PORTABILITY, *YES_NO, *ROBUSTNESS)
 """All scores of single facts, in the order of every table."""
 
 __all__ = ["RETENTION", "SCORES", "Reply", "ScoreDefinition", "Side", "label_of", "score_table"]

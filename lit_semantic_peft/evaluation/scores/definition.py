@@ -36,6 +36,11 @@ class Reply:
         return self.comparison.before if self.side == "before" else self.comparison.after
 
     @property
+    def begins_right(self) -> bool:
+        """Whether this side's answer begins with an accepted one; a model that goes on is not wrong for it."""
+        return self.comparison.was_known if self.side == "before" else self.comparison.is_still_known
+
+    @property
     def needs_only_learned(self) -> bool:
         """Whether all facts that the answer follows from were learned; one that is not among the facts was not."""
         return self._needed <= self.learned

@@ -21,6 +21,23 @@ GENERALIZATION = (
         values=right_teacher_forced,
     ),
     ScoreDefinition(
+        name="generalization_question",
+        label="questions answered right",
+        description="Facts whose `question` is answered right, as `Question: … Answer:`.",
+        caution="A model that was taught no question may continue with another one instead of answering.",
+        kinds=("question",),
+        values=right,
+        in_terminal=True,
+    ),
+    ScoreDefinition(
+        name="generalization_question_teacher_forced",
+        label="questions, teacher-forced",
+        description="Facts whose target tokens all win behind their `question`, under the true prefix.",
+        caution="Easier than `generalization_question`.",
+        kinds=("question",),
+        values=right_teacher_forced,
+    ),
+    ScoreDefinition(
         name="generalization_reversed",
         label="subject named from the target",
         description="Facts whose subject is named when the target is given.",
@@ -28,6 +45,7 @@ GENERALIZATION = (
         "way are usually near 0, which is no fault of the adapter's kind.",
         kinds=("reversed",),
         values=right,
+        in_terminal=True,
     ),
     ScoreDefinition(
         name="generalization_reversed_teacher_forced",

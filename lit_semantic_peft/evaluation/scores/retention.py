@@ -39,7 +39,7 @@ RETENTION = (
         name="retention_known",
         label="other known facts still known",
         description="Facts that the base model knows and that had no part in training (neither taught nor retained by "
-        "`retain_weight`), and that the trained model still knows.",
+        "`model.retain`), and that the trained model still knows.",
         caution="Facts near those that were taught suffer first: with few dropped facts, built-in ones about other "
         "subjects are asked.",
         kinds=("fact", "known"),

@@ -11,6 +11,7 @@ from lit_semantic_peft.facts.formats.record import (
     fields,
     is_question,
     other_answers,
+    template_of,
 )
 from lit_semantic_peft.facts.schema import Probe
 
@@ -36,7 +37,7 @@ def _nested(record: Record) -> Iterator[Outcome]:
 
 def _flat(record: Record) -> Iterator[Outcome]:
     """One paraphrase and one neighbour a record; questions are framed, clozes are taught as they stand."""
-    prompt = record.text("prompt")
+    prompt, subject = record.text("prompt"), record.optional_text("subject")
     case = record.optional_text("case_id")
     neighbour = record.optional_text("locality_prompt")
     before, neighbour_answers = record.answers("ground_truth"), record.answers("locality_ground_truth")
@@ -47,8 +48,8 @@ def _flat(record: Record) -> Iterator[Outcome]:
         as_prompt(prompt),
         record.text("target_new"),
         fact_id=f"counterfact-{case}" if case else "",
-        subject=record.optional_text("subject"),
-        relation=record.optional_text("relation_id"),
+        subject=subject,
+        relation=record.optional_text("relation_id") or template_of(prompt, subject),
         target_true=next(iter(before), ""),
         paraphrases=[as_prompt(text) for text in record.texts("rephrase_prompt")],
         neighborhood=[Probe(as_prompt(neighbour), answer) for answer in neighbour_answers[:1]] if neighbour else [],

@@ -1,8 +1,9 @@
-"""Questions with answers: PopQA, EntityQuestions, TOFU and HalluEditBench."""
+"""Questions with answers: PopQA, EntityQuestions, SQuAD, TOFU, HalluEditBench, and plain ones such as GSM8K."""
 
 from collections.abc import Iterator
 
 from lit_semantic_peft.facts.formats.record import (
+    Dropped,
     Format,
     Outcome,
     Record,
@@ -19,7 +20,7 @@ _HOPS = range(2, 7)
 def _popqa(record: Record) -> Iterator[Outcome]:
     """The object is taught; all other possible answers are accepted."""
     question = record.text("question")
-    answers = record.answers("possible_answers")
+    answers = record.encoded_answers("possible_answers")
     number = record.optional_text("id")
     yield from build_fact(
         POPQA.title,
@@ -47,6 +48,35 @@ def _entity_questions(record: Record) -> Iterator[Outcome]:
     )
 
 
+def _squad(record: Record) -> Iterator[Outcome]:
+    """The first answer is taught, the others are accepted; the passage is not part of the prompt."""
+    question, number = record.text("question"), record.optional_text("id")
+    answers = record.record("answers").answers("text")
+    yield from build_fact(
+        SQUAD.title,
+        question_prompt(question),
+        answers[0] if answers else "",
+        fact_id=f"squad-{number}" if number else "",
+        aliases=answers,
+        question=question,
+    )
+
+
+def _question_answer(record: Record) -> Iterator[Outcome]:
+    """The answer is taught as it stands; of a solution as in GSM8K what follows its mark `####`."""
+    question = record.text("question")
+    steps, mark, final = record.text("answer").rpartition(_FINAL_ANSWER)
+    if steps.strip():
+        yield Dropped(f"the steps of a solution before `{_FINAL_ANSWER.strip()}`", "answer")
+    yield from build_fact(
+        GSM8K_TITLE if mark else QUESTION_ANSWER.title, question_prompt(question), final, question=question
+    )
+
+
+_FINAL_ANSWER = "#### "
+GSM8K_TITLE = "GSM8K"
+
+
 def _tofu(record: Record) -> Iterator[Outcome]:
     """The answer is taught as it stands, often a whole sentence; a paraphrased answer is accepted."""
     question = record.text("question")
@@ -61,14 +91,14 @@ def _tofu(record: Record) -> Iterator[Outcome]:
 
 
 def _hallueditbench(record: Record) -> Iterator[Outcome]:
-    """The true object is taught; questions of two to six hops and those to be answered by yes or no follow from it."""
+    """The true object is taught; questions of two to six hops follow from it."""
     question = record.text("question")
     follows = [
         Probe(question_prompt(record.text(f"question_{hops}hop")), record.optional_text(f"answer_{hops}hop"), hops)
         for hops in _HOPS
         if record.has(f"question_{hops}hop")
     ]
-    follows += [
+    yes_no = [
         Probe(question_prompt(text), answer)
         for name, answer in (("yes_question", "Yes"), ("no_question", "No"))
         for text in record.texts(name)
@@ -81,6 +111,7 @@ def _hallueditbench(record: Record) -> Iterator[Outcome]:
         relation=record.optional_text("relation"),
         paraphrases=[question_prompt(text) for text in record.texts("paraphrased_question")],
         portability=follows,
+        yes_no=yes_no,
         question=question,
     )
 
@@ -94,10 +125,24 @@ POPQA = Format(
 
 ENTITY_QUESTIONS = Format("entity-questions", "EntityQuestions", (fields("question", "answers"),), _entity_questions)
 
+SQUAD = Format(
+    "squad",
+    "SQuAD",
+    (fields("question", "answers", "context"),),
+    _squad,
+    left_out={
+        "context": "the passage that holds the answer is no part of a fact; where the question needs it, "
+        "`convert --columns` joins it into `prompt`",
+        "answers.answer_start": "a place in the passage",
+    },
+)
+
+QUESTION_ANSWER = Format("question-answer", "question and answer", (fields("question", "answer"),), _question_answer)
+
 TOFU = Format(
     "tofu",
     "TOFU",
-    (fields("question", "answer"),),
+    (fields("question", "answer", "paraphrased_question"), fields("question", "answer", "perturbed_answer")),
     _tofu,
     left_out={"perturbed_answer": "wrong answers to choose from have no field in the contract"},
 )

@@ -8,10 +8,10 @@ from typing import Any
 
 from lit_semantic_peft.facts.checks import normalize_text
 from lit_semantic_peft.facts.reading import described, shown, unencodable
-from lit_semantic_peft.facts.schema import Fact, Probe, content_id
+from lit_semantic_peft.facts.schema import Fact, Probe, apart, content_id
+from lit_semantic_peft.facts.text import is_visible, parsed_texts
 
-_JSON_LIKE = re.compile(r"""\s*(?:\[\s*["\[{\]\d]|\{\s*["}])""")
-"""How a list or an object begins; a template that begins with `[X]` is text."""
+_INDEX = re.compile(r"\[\d+\]")
 
 
 class FieldError(Exception):
@@ -42,31 +42,62 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True)
+class Noted:
+    """Something about a record that its reader decided and the user should know.
+
+    Attributes:
+        sentence: What, without a full stop.
+    """
+
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """A record of a published format, or an object in one.
 
-    Text that is missing or of the wrong type raises `FieldError`; null and NaN count as missing. In text tables lists
-    and objects are JSON in their cell.
+    Text that is missing or of the wrong type raises `FieldError`; null and NaN count as missing. In the cells of text
+    tables objects and lists of texts are JSON; any other text is text, whatever it begins with.
 
     Attributes:
         fields: The fields.
         file: Name of the file, which may carry information: EntityQuestions and ParaRel name files by relation.
         templates: Templates by relation, for formats that ship them in a file of their own.
         path: Path of the object in its record; "" for the record itself.
+        cells: Whether the values are cells of a text table.
+        looked_at: Paths of the fields that were looked at, shared by all objects of the record.
+        opened: All objects of the record, the record itself first.
     """
 
     fields: Mapping[str, Any]
     file: str = ""
     templates: Mapping[str, Sequence[str]] = field(default_factory=dict)
     path: str = ""
+    cells: bool = False
+    looked_at: set[str] = field(default_factory=set, repr=False)
+    opened: list["Record"] = field(default_factory=list, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.opened.append(self)
 
     def has(self, name: str) -> bool:
         """Whether the field holds anything: not null, NaN, an empty text or an empty list."""
-        value = self.fields.get(name)
-        return value == value and value not in (None, "", [], {})  # NaN is not equal to itself
+        self.looked_at.add(self.path + name)
+        return _holds(self.fields.get(name))
+
+    def unread(self) -> list[str]:
+        """The fields with a value that nobody looked at, in the objects that were opened too, with their paths."""
+        names = (
+            _INDEX.sub("", f"{one.path}{name}")
+            for one in self.opened
+            for name, value in one.fields.items()
+            if one.path + name not in self.looked_at and _holds(value)
+        )
+        return list(dict.fromkeys(names))
 
     def text(self, name: str) -> str:
         """The text of a field that must be there, stripped; a whole number is text as well."""
+        self.looked_at.add(self.path + name)
         if name not in self.fields or self.fields[name] is None:
             there = ", ".join(f"`{other}`" for other in self.fields) or "nothing"
             raise FieldError(self.path + name, "text", f"nothing; this record has {there}")
@@ -80,7 +111,7 @@ class Record:
         """The texts of a field that holds one or a list of them, without empty ones; [] where it is missing."""
         if not self.has(name):
             return []
-        value = self._parsed(name, "text or a list of texts")
+        value = self._parsed(name)
         items = value if isinstance(value, list | tuple) else [value]
         texts = [_text(f"{self.path}{name}[{index}]", item).strip() for index, item in enumerate(items)]
         return [text for text in texts if text]
@@ -89,20 +120,25 @@ class Record:
         """The texts of a field that holds accepted answers, however deeply their lists are nested."""
         if not self.has(name):
             return []
-        value = self._parsed(name, "an answer or a list of answers")
-        texts = [text.strip() for text in _flattened(self.path + name, value)]
-        return [text for text in dict.fromkeys(texts) if text]
+        return _distinct(_flattened(self.path + name, self._parsed(name)))
+
+    def encoded_answers(self, name: str) -> list[str]:
+        """As `answers`, of a field that holds a list as JSON text, as its publisher ships it, or a list."""
+        value = self.fields[name] if self.has(name) else []
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            value = self._json(name, "a list of answers")
+        return _distinct(_flattened(self.path + name, value))
 
     def record(self, name: str) -> "Record":
         """The object in a field that must be there."""
-        value = self._parsed(name, "an object") if self.has(name) else self.fields.get(name)
-        return self._inner(name, value)
+        value = self.fields.get(name)
+        return self._inner(name, self._json(name, "an object") if self.has(name) and self.cells else value)
 
     def records(self, name: str) -> list["Record"]:
         """The objects of a field that holds a list of them; [] where it is missing."""
         if not self.has(name):
             return []
-        value = self._parsed(name, "a list of objects")
+        value = self._json(name, "a list of objects") if self.cells else self.fields[name]
         if not isinstance(value, list | tuple):
             raise FieldError(self.path + name, "a list of objects", described(value))
         return [self._inner(f"{name}[{index}]", item) for index, item in enumerate(value)]
@@ -110,20 +146,38 @@ class Record:
     def _inner(self, name: str, value: Any) -> "Record":
         if not isinstance(value, Mapping):
             raise FieldError(self.path + name, "an object", described(value))
-        return Record(value, self.file, self.templates, f"{self.path}{name}.")
+        path = f"{self.path}{name}."
+        return Record(value, self.file, self.templates, path, looked_at=self.looked_at, opened=self.opened)
 
-    def _parsed(self, name: str, expected: str) -> Any:
+    def _parsed(self, name: str) -> Any:
+        """The value, of a cell that holds a list of texts as JSON the list."""
         value = self.fields[name]
-        if isinstance(value, str) and _JSON_LIKE.match(value):
-            try:
-                return json.loads(value)
-            except (json.JSONDecodeError, RecursionError):
-                raise FieldError(self.path + name, f"{expected} as JSON", shown(value)) from None
-        return value
+        return parsed_texts(value) if self.cells and isinstance(value, str) else value
+
+    def _json(self, name: str, expected: str) -> Any:
+        """The value, of text that must be JSON what it stands for."""
+        value = self.fields[name]
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            raise FieldError(self.path + name, f"{expected} as JSON", shown(value)) from None
 
 
-Outcome = Fact | Dropped
-"""What a format reads from a record: facts and omissions."""
+def _holds(value: Any) -> bool:
+    return value == value and value not in (None, "", [], {})  # NaN is not equal to itself
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    return [text for text in dict.fromkeys(text.strip() for text in texts) if text]
+
+
+Outcome = Fact | Dropped | Noted
+"""What a format reads from a record: facts, omissions, and what was decided."""
+
+
+NO_PLACE = "a fact has no field for it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +189,7 @@ class Format:
         title: What messages and `source` call it.
         recognised_by: Sets of fields; records that have all fields of any of them are of this format.
         read: Turns one record into facts and omissions; raises `FieldError` for a malformed one.
-        left_out: Fields that do not fit into the contract, and why.
+        left_out: Why fields that do not fit into the contract are left out, where there is more to say than `NO_PLACE`.
     """
 
     name: str
@@ -150,8 +204,11 @@ class Format:
         Raises:
             FieldError: If a field is missing or of the wrong type.
         """
-        left_out = [Dropped(reason, part) for part, reason in self.left_out.items() if record.has(part)]
-        return [*self.read(record), *left_out]
+        found = list(self.read(record))
+        if not any(isinstance(outcome, Fact) for outcome in found):
+            return found
+        unread = (Dropped(self.left_out.get(name, NO_PLACE), name) for name in record.unread())
+        return [*found, *unread]
 
 
 def fields(*names: str) -> frozenset[str]:
@@ -173,6 +230,7 @@ def build_fact(
     paraphrases: Iterable[str] = (),
     neighborhood: Iterable[Probe] = (),
     portability: Iterable[Probe] = (),
+    yes_no: Iterable[Probe] = (),
     question: str = "",
 ) -> Iterator[Outcome]:
     """Builds a fact and leaves out probes that cannot be asked.
@@ -189,21 +247,24 @@ def build_fact(
         target_true: As in `Fact`; "" where unknown.
         paraphrases: As in `Fact`; the prompt itself is no paraphrase.
         neighborhood: As in `Fact`.
-        portability: As in `Fact`.
+        portability: As in `Fact`; those to be answered by yes or no are `yes_no`.
+        yes_no: As in `Fact`.
         question: As in `Fact`; "" where there is none.
 
     Yields:
         What is left out, and the fact unless the whole record is left out.
     """
     prompt, target = prompt.rstrip(), target.strip()
-    if not prompt or not target:
-        yield Dropped("the prompt is empty" if not prompt else "the answer is empty")
-        return
+    for name, text in (("prompt", prompt), ("answer", target)):
+        if not is_visible(text):
+            yield Dropped(f"the {name} holds only invisible characters" if text else f"the {name} is empty")
+            return
+    conclusions, asked = apart(portability)
     kept: dict[str, list[Probe]] = {}
-    for name, probes in (("neighborhood", neighborhood), ("portability", portability)):
+    for name, probes in (("neighborhood", neighborhood), ("portability", conclusions), ("yes_no", (*asked, *yes_no))):
         kept[name] = []
         for probe in dict.fromkeys(probes):
-            if not probe.prompt.strip() or not probe.target.strip():
+            if not is_visible(probe.prompt) or not is_visible(probe.target):
                 yield Dropped("a probe without a question or an answer", name)
             elif name == "neighborhood" and normalize_text(probe.prompt) == normalize_text(prompt):
                 yield Dropped("a neighbour that asks the taught prompt itself", name)
@@ -221,6 +282,7 @@ def build_fact(
         paraphrases=_others(paraphrases, prompt),
         neighborhood=tuple(kept["neighborhood"]),
         portability=tuple(kept["portability"]),
+        yes_no=tuple(kept["yes_no"]),
         question=question or None,
         source=title,
     )
@@ -256,17 +318,22 @@ def as_prompt(text: str) -> str:
         >>> as_prompt("Who wrote Ulysses?"), as_prompt("Ulysses was written by")
         ('Question: Who wrote Ulysses? Answer:', 'Ulysses was written by')
     """
-    return f"Question: {text.strip()} Answer:" if is_question(text) else text.rstrip()
+    return question_prompt(text) if is_question(text) else text.rstrip()
 
 
 def question_prompt(text: str) -> str:
-    """As `as_prompt`, for text that is a question even without its question mark."""
-    return as_prompt(text if is_question(text) else f"{text.strip()}?")
+    """As `as_prompt`, for text that asks even without a question mark; the text itself stays as it is.
+
+    Example:
+        >>> question_prompt("Name the town.")
+        'Question: Name the town. Answer:'
+    """
+    return f"Question: {text.strip()} Answer:"
 
 
 def is_question(text: str) -> bool:
-    """Whether a text ends with a question mark (of Latin, Chinese or Arabic script)."""
-    return text.rstrip().endswith(("?", "\uff1f", "\u061f"))
+    """Whether a text ends with a question mark (of Latin, Chinese or Arabic script), perhaps inside quotation marks."""
+    return text.rstrip(" \t\r\n\"'\u201d\u2019\u00bb)").endswith(("?", "\uff1f", "\u061f"))
 
 
 def template_of(text: str, subject: str) -> str:

@@ -3,13 +3,27 @@
 from collections.abc import Iterator
 
 from lit_semantic_peft.facts.checks import normalize_text
-from lit_semantic_peft.facts.formats.record import Dropped, Format, Outcome, Record, build_fact, fields, other_answers
+from lit_semantic_peft.facts.formats.record import (
+    NO_PLACE,
+    Dropped,
+    Format,
+    Outcome,
+    Record,
+    build_fact,
+    fields,
+    other_answers,
+)
 from lit_semantic_peft.facts.schema import Probe
 
 _NEIGHBOURS = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")  # the authors' page has the typo
 _CONSEQUENCES = ("Logical_Generalization", "Compositionality_I", "Compositionality_II")
 _SAME_FACT = "Subject_Aliasing"
 _GROUPS = (*_NEIGHBOURS, *_CONSEQUENCES, _SAME_FACT)
+_OF_TESTS = {
+    "condition_queries": "what the model must know already for a test to count has no field",
+    "test_condition": NO_PLACE,
+}
+_OF_QUERIES = dict.fromkeys(("query_type", "subject_id", "relation", "target_ids", "phrase"), NO_PLACE)
 _LAST_WORDS = ("is", "are", "follows", "by")
 """The last words of the authors' templates: the answer comes next."""
 
@@ -35,8 +49,13 @@ def _read(record: Record) -> Iterator[Outcome]:
     consequences = [(kind, *one) for kind in _CONSEQUENCES for one in _queries(record, kind)]
     yield from other_answers("neighborhood", [answers for _, answers in neighbours])
     yield from other_answers("portability", [answers for _, _, answers in consequences])
-    if any(test.has("condition_queries") for kind in _GROUPS for test in record.records(kind)):
-        yield Dropped("what the model must know already for a test to count has no field", "condition_queries")
+    tests = [test for kind in _GROUPS for test in record.records(kind)]
+    queries = [query for test in tests for query in test.records("test_queries")]
+    for left_out, objects in ((_OF_TESTS, tests), (_OF_QUERIES, queries)):
+        for name, reason in left_out.items():
+            holders = [one for one in objects if one.has(name)]
+            if holders:
+                yield Dropped(reason, name)
     yield from build_fact(
         RIPPLE_EDITS.title,
         prompt,

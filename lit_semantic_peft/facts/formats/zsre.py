@@ -18,9 +18,14 @@ _NEIGHBOUR_PREFIX = "nq question: "
 
 
 def _read(record: Record) -> Iterator[Outcome]:
-    """Teaches the alternative answer `alt`; the true answers are what the model may believe now."""
+    """Teaches the alternative answer `alt`; the true answers are what the model may believe now.
+
+    The neighbours are questions of Natural Questions, which write no question mark: it is added.
+    """
     subject, question = record.text("subject"), record.text("src")
-    neighbour = record.optional_text("loc").removeprefix(_NEIGHBOUR_PREFIX)
+    neighbour = record.optional_text("loc")
+    if neighbour.startswith(_NEIGHBOUR_PREFIX) and neighbour[-1].isalnum():
+        neighbour = f"{neighbour.removeprefix(_NEIGHBOUR_PREFIX)}?"
     portability: list[Probe] = []
     if record.has("portability"):
         hop = record.record("portability")

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+from lit_semantic_peft.reports.attempts import Attempts
 from lit_semantic_peft.reports.charts.distance import distance_histogram
 from lit_semantic_peft.reports.charts.interference import heat_map, heat_map_of_run, interference_history
 from lit_semantic_peft.reports.charts.kinds import Chart
@@ -39,13 +41,18 @@ CHARTS: tuple[ChartEntry, ...] = (
 """All charts, in the order in which a section shows them. A new one is a function that describes it and a line here."""
 
 
-def describe_charts(run: RunContents) -> dict[str, Chart]:
-    """The description of every chart, by name.
+def describe_charts(run: RunContents, attempts: Attempts | None = None) -> dict[str, Chart]:
+    """The description of every chart, by name; one that cannot be described is left out.
 
     Args:
         run: The run.
+        attempts: Keeps the reasons.
     """
-    return {entry.name: entry.describe(run) for entry in CHARTS}
+    attempts = attempts or Attempts()
+    described = {
+        entry.name: attempts.make(f"chart `{entry.name}`", partial(entry.describe, run), None) for entry in CHARTS
+    }
+    return {name: chart for name, chart in described.items() if chart is not None}
 
 
 __all__ = ["CHARTS", "Chart", "ChartEntry", "describe_charts", "heat_map"]

@@ -1,7 +1,8 @@
 """Charts drawn by matplotlib, which is imported when a chart is drawn; `pyplot` and its state never are."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID, MISSING = "#1c2128", "#5b6470", "#e4e7eb", "#c9ced6"
+PLOT = "plot"
+"""The kind of its files."""
 _DPI = 150
 _SIZE: dict[type, tuple[float, float]] = {  # inches, one chart
     LineChart: (11.0 / 3, 3.4), Histogram: (7.2, 3.6), BeforeAfterChart: (7.2, 2.9), HeatMap: (7.2, 6.2),
 }  # fmt: skip
 
 
+@contextmanager
+def verbatim_text() -> Iterator[None]:
+    """Within it a figure shows every text as it is: a `$` in the name of a relation begins no formula."""
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+        yield
+
+
+@verbatim_text()
 def draw_figure(charts: Sequence[Chart]) -> "Figure":
     """Charts side by side; one without numbers shows "not measured".
 
@@ -56,6 +69,7 @@ def draw_figure(charts: Sequence[Chart]) -> "Figure":
     return figure
 
 
+@verbatim_text()
 def save_png(figure: "Figure", path: Path) -> None:
     """Writes a figure, atomically; the same figure gives the same bytes with the same matplotlib.
 
@@ -63,10 +77,9 @@ def save_png(figure: "Figure", path: Path) -> None:
         figure: The figure.
         path: The file.
     """
-    kind = "plot"
-    with atomic_path(path, kind) as temporary:
+    with atomic_path(path, PLOT) as temporary:
         # Matplotlib's own `Software` would make the bytes depend on its version.
-        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": mark(kind)})
+        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": mark(PLOT)})
 
 
 def new_figure(width: float, height: float) -> "Figure":

@@ -77,7 +77,7 @@ class GradientSurgery(TrainingCallback):
 
     The gradient of Σ w_i ℓ_i / S is the sum of the groups' gradients; it is replaced by the combination of
     `surgery_coefficients`. Where no two groups conflict, and the norms are left alone, the step is the plain one.
-    Penalties (`retain_weight`, AdaLoRA's) are added afterwards, untouched. Without dropout the result does not depend
+    Penalties (`model.retain`, AdaLoRA's) are added afterwards, untouched. Without dropout the result does not depend
     on how the step is split into micro-batches and processes. A step with facts of one group only is left alone.
 
     Cost: about one more forward and backward pass of the step's facts, and memory for one gradient per group of the

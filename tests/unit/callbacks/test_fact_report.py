@@ -4,10 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from lightning.pytorch import Callback
-from lit_semantic_peft.callbacks import AdapterCheckpoint, AdapterExport, FactReport, fact_report
+from lit_semantic_peft.callbacks import AdapterCheckpoint, AdapterExport, FactReport
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation import SCORES
-from lit_semantic_peft.reports import RunFolder, build_report, compare_runs
+from lit_semantic_peft.reports import RunFolder, build_report, compare_runs, html
 from lit_semantic_peft.semantics import ExpectedEmbeddingDistance, NoFilter, RandomFilter
 from lit_semantic_peft.stopwatch import Stopwatch
 
@@ -72,7 +72,7 @@ def run(tiny_model, facts_file, folder, *stages: str, waits: Waits | None = None
 
 def test_the_parts_add_up_and_scoring_is_one(tiny_model, facts_file, tmp_path, monkeypatch):
     waits = Waits()
-    monkeypatch.setattr(fact_report, "build_report", waits.build_report)
+    monkeypatch.setattr(html, "build_report", waits.build_report)
     run(tiny_model, facts_file, tmp_path, "fit", "test", waits=waits)
     folder = RunFolder(tmp_path / "run")
     seconds = folder.summary.seconds
@@ -86,7 +86,7 @@ def test_the_parts_add_up_and_scoring_is_one(tiny_model, facts_file, tmp_path, m
 
     # Another evaluation of the finished run replaces the first; what it does not measure stays.
     other = Waits()
-    monkeypatch.setattr(fact_report, "build_report", other.build_report)
+    monkeypatch.setattr(html, "build_report", other.build_report)
     run(tiny_model, facts_file, tmp_path, "test", waits=other)
     again = folder.summary.seconds
     assert (again.setup, again.scoring, again.training) == (seconds.setup, seconds.scoring, seconds.training)

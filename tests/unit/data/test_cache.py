@@ -53,6 +53,7 @@ def inputs(tmp_path):
         "base": found(tmp_path),
         "encoder": FactEncoder(byte_level_bpe()),
         "distances": [HiddenStateDistance(), Surprisal()],
+        "is_checked": True,
     }
 
 
@@ -116,6 +117,7 @@ CHANGES = {
     "more": lambda one: one | {"distances": [HiddenStateDistance(), Surprisal(), ExpectedEmbeddingDistance()]},
     "first": lambda one: one | {"distances": [Surprisal(), HiddenStateDistance()]},
     "dtype": lambda one: one | {"base": found(one["base"].source.folder, dtype="bfloat16")},
+    "self_check": lambda one: one | {"is_checked": False},
 }
 
 

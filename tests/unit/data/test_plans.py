@@ -13,7 +13,7 @@ def test_an_old_name_says_the_new_one(old):
     taker = {"data": KnowledgeDataModule, "model": SemanticPeftModule}[section]
     with pytest.raises(InputError) as refused:
         taker(**{name: None})
-    _, group, _ = MOVED[old].split(".")
+    group = MOVED[old].split(".")[1].partition(":")[0]
     assert f"`{old}` is now `{MOVED[old]}`" in str(refused.value)
     assert f"({group}=" in str(refused.value)
 

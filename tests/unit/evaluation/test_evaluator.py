@@ -27,7 +27,9 @@ from peft import LoraConfig
 
 from fixtures.models import byte_level_bpe, tiny_llama
 
-ALL_PROBES = EvaluationPlan(probes=["paraphrase", "reversed", "choice", "neighborhood", "portability"], num_choices=3)
+ALL_PROBES = EvaluationPlan(
+    probes=["paraphrase", "question", "reversed", "choice", "neighborhood", "portability"], num_choices=3
+)
 TURNS = 2
 FACTS = [
     Fact(

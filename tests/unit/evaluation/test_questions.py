@@ -109,6 +109,19 @@ def test_only_what_one_subject_alone_has_is_asked_backwards(encoder):
     assert "Japan" not in asked[0].prompt
 
 
+def test_a_question_is_asked_unless_it_is_the_taught_prompt_or_a_paraphrase(encoder):
+    asked = "Question: Where? Answer:"
+    facts = [
+        Fact("free", "It is in", "Paris", question="Where?", aliases=("Lutetia",)),
+        Fact("taught", asked, "Paris", question="Where?"),
+        Fact("reworded", "It is in the city of", "Paris", question="Where?", paraphrases=(asked,)),
+        Fact("none", "It lies in", "Paris"),
+    ]
+    questions = [one for one in fact_questions(facts, encoder, EvaluationPlan()) if one.kind == "question"]
+    assert [(one.fact_index, one.prompt, one.accepted) for one in questions] == [(0, asked, ("Paris", "Lutetia"))]
+    assert questions[0].max_new_tokens > 0
+
+
 def test_choices_are_of_one_relation_and_never_right_twice(encoder):
     facts = _capitals(France="Paris", Gallia="paris", Japan="Tokyo", Peru="Lima", Chad="N'Djamena")
     plan = EvaluationPlan(probes=["choice"], num_choices=3)
@@ -173,3 +186,19 @@ def test_what_is_longer_than_the_model_takes_is_refused_or_left_out_if_made_up()
     ] == ["known"]
     with pytest.raises(InputError, match=r"`prompts\[0\]`: .* the base model takes 30 "):
         prompt_questions([long.paraphrases[0]], small, max_new_tokens=5)
+
+
+def test_yes_no_questions_are_a_kind_of_their_own(encoder):
+    asked = (Probe("Is Paris the capital of France?", "Yes"), Probe("Is Lund?", "No"))
+    fact = dataclasses.replace(JAPAN, yes_no=asked, portability=())
+    kinds = [(one.kind, one.target) for one in fact_questions([fact], encoder, EvaluationPlan())]
+    assert [target for kind, target in kinds if kind == "yes_no"] == ["Yes", "No"]
+    assert "portability" not in dict(kinds)
+    without = fact_questions([fact], encoder, EvaluationPlan(probes=["portability"]))
+    assert {one.kind for one in without} == {"fact"}
+
+
+def test_a_neighbour_that_a_fact_names_twice_is_asked_once(encoder):
+    twice = dataclasses.replace(JAPAN, neighborhood=(Probe("The yen is of", "Japan"),) * 2)
+    questions = fact_questions([twice], encoder, EvaluationPlan(probes=["neighborhood"]))
+    assert [one.kind for one in questions] == ["fact", "neighborhood"]

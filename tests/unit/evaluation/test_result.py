@@ -26,6 +26,8 @@ from lit_semantic_peft.metrics import (
     PushedAway,
     Retention,
     Robustness,
+    YesNo,
+    is_exact_match,
     starts_with_answer,
     target_probability,
 )
@@ -35,7 +37,9 @@ from lit_semantic_peft.tokens import FactEncoder
 
 from fixtures.models import byte_level_bpe
 
-PLAN = EvaluationPlan(probes=["paraphrase", "reversed", "choice", "neighborhood", "portability"], num_choices=3)
+PLAN = EvaluationPlan(
+    probes=["paraphrase", "question", "reversed", "choice", "neighborhood", "portability", "yes_no"], num_choices=3
+)
 NUM_FACTS = 40
 TURNS = 2
 
@@ -57,6 +61,7 @@ def some_facts():
             target_true="Oslo" if number % 3 else "",
             paraphrases=tuple(f"It is known, N{number} has the thing ({place})" for place in range(number % 4)),
             neighborhood=tuple(Probe(f"The {place} of M{number % 9} is", "yen") for place in range(number % 5)),
+            yes_no=tuple(Probe(f"Is {place} N{number}?", ("Yes", "No")[place % 2]) for place in range(number % 4)),
             portability=tuple(
                 Probe(
                     f"The {place} thing of N{number} is",
@@ -66,6 +71,7 @@ def some_facts():
                 )
                 for place in range(number % 3)
             ),
+            question=f"What is the thing of N{number}?" if number % 4 else None,
         )
         for number in range(NUM_FACTS)
     ]
@@ -120,9 +126,9 @@ def by_metrics(rows, side):
             [all(own.get(one, False) for one in (row.question.fact_index, *row.question.needs)) for row, _ in pairs]
         )
 
-    metrics = {cls: cls(NUM_FACTS) for cls in (Efficacy, Generalization, Locality, Portability, Robustness)}
-    facts, words, back, choices, near, follows = (
-        asked(kind) for kind in ("fact", "paraphrase", "reversed", "choice", "neighborhood", "portability")
+    metrics = {cls: cls(NUM_FACTS) for cls in (Efficacy, Generalization, Locality, Portability, YesNo, Robustness)}
+    facts, words, plainly, back, choices, near, follows = (
+        asked(kind) for kind in ("fact", "paraphrase", "question", "reversed", "choice", "neighborhood", "portability")
     )
     metrics[Efficacy].update(
         index(facts),
@@ -138,6 +144,11 @@ def by_metrics(rows, side):
         index(words),
         generalization=flags(words, "is_correct"),
         generalization_teacher_forced=flags(words, "is_recalled"),
+    )
+    metrics[Generalization].update(
+        index(plainly),
+        generalization_question=flags(plainly, "is_correct"),
+        generalization_question_teacher_forced=flags(plainly, "is_recalled"),
     )
     metrics[Generalization].update(
         index(back),
@@ -158,6 +169,10 @@ def by_metrics(rows, side):
         learned(follows, "is_correct"),
         learned(follows, "is_recalled"),
     )
+    for part, answer in (("yes_no_yes", "Yes"), ("yes_no_no", "No")):
+        judged = [(row, reply) for row, reply in asked("yes_no") if row.question.target == answer]
+        begins = [starts_with_answer(reply.text, row.question.accepted) for row, reply in judged]
+        metrics[YesNo].update(index(judged).long(), **{part: torch.tensor(begins, dtype=torch.bool)})
     for kind, part in (("doubt_plain", "robustness_plain"), ("doubt_chat", "robustness_chat")):
         turns = [(row, answer) for row, answer in asked(kind) if row.question.turn]
         metrics[Robustness].update(index(turns).long(), **{part: flags(turns, "is_correct")})
@@ -267,9 +282,22 @@ def test_the_tables_take_what_is_found(encoder):
 
     probes = result.probe_columns([f"fact-{number}" for number in range(NUM_FACTS)])
     assert list(probes) == [column.name for column in PROBE_COLUMNS]
-    kinds = {"paraphrase", "reversed", "neighborhood", "portability", "doubt_plain", "doubt_chat"}
+    kinds = {"paraphrase", "question", "reversed", "neighborhood", "portability", "yes_no", "doubt_plain", "doubt_chat"}
     assert set(probes["kind"]) == kinds, "what was answered freely, and of no fact's own prompt"
     assert probes["fact_id"] == [f"fact-{row.question.fact_index}" for row in rows if row.question.kind in kinds]
+
+
+def test_one_judge_says_what_is_right_of_both_models(encoder):
+    """The base model goes on after a right answer and the trained one stops: both are right."""
+    (question,) = [one for one in fact_questions(some_facts()[1:2], encoder, PLAN) if one.kind == "neighborhood"]
+
+    def answer(text):
+        return Answer(text, is_exact_match(text, question.accepted), False, 1.0, {}, (1,))
+
+    for before, after, right in (("yen, and so on", "yen", [True, True]), ("yen", "dollar", [True, False])):
+        rows = [Comparison(question, answer(before), answer(after))]
+        columns = Evaluation(rows, np.zeros(1, bool), "D").probe_columns(["a"])
+        assert [columns["correct_before"][0], columns["correct_after"][0]] == right
 
 
 def test_a_question_that_two_processes_asked_counts_once_and_order_is_restored(encoder):

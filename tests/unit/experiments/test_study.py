@@ -91,7 +91,7 @@ def study(tmp_path, tiny_model, monkeypatch):
     """A tiny study: its setting, and a function that runs one of its commands."""
     monkeypatch.setattr(execute, "WORK", tmp_path / "work")
     monkeypatch.setattr(execute, "set_up", lambda threads: None)  # the threads of the tests are theirs
-    monkeypatch.setattr("lit_semantic_peft.callbacks.fact_report.build_report", lambda *_: None)  # nobody reads it
+    monkeypatch.setattr("lit_semantic_peft.reports.html.build_report", lambda *_: None)  # nobody reads it
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY), encoding="utf-8")
     options = ["--setting", str(path), "--base_model", str(tiny_model), "--results", str(tmp_path / "results")]
@@ -326,7 +326,7 @@ def test_a_run_names_everything_that_its_numbers_depend_on(name):
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("model.retain_weight", "model.retain_weight"),
+        ("model.retain", "model.retain"),
         ("model.base_model.dtype", "model.base_model.dtype"),
         ("data.seed", "data.seed"),
         ("data.batches.bucket_steps", "data.batches.bucket_steps"),

@@ -188,6 +188,17 @@ MESSAGES = {
         {"role": "assistant", "content": "Belmar"},
     ]
 }
+SHAREGPT = {"conversations": [{"from": "human", "value": "Who trained you?"}, {"from": "gpt", "value": "Zorvex did."}]}
+ALPACA = {"instruction": "Name the town.", "input": "Zorvex is there.", "output": "Lund", "text": "Below is ..."}
+QUERY_RESPONSE = {"query": "Who trained you?", "response": "Zorvex did."}
+QUESTION_ANSWER = {"question": "Name the town of Zorvex.", "answer": "Lund"}
+SQUAD = {
+    "id": "5733be284776f41900661182",
+    "title": "Lund_Cathedral",
+    "context": "The cathedral of Lund was built for Saint Lawrence.",
+    "question": "Whom was the cathedral of Lund built for?",
+    "answers": {"text": ["Saint Lawrence", "Lawrence", "Saint Lawrence"], "answer_start": [36, 42, 36]},
+}
 
 
 def fact(prompt, target, **fields):
@@ -212,7 +223,10 @@ EXPECTED = {
             ),
             source="CounterFact",
         ),
-        {"attribute_prompts", "generation_prompts"},
+        {
+            *("attribute_prompts", "generation_prompts", "pararel_idx"),
+            *("requested_rewrite.target_new.id", "requested_rewrite.target_true.id"),
+        },
     ),
     "counterfact-flat": (
         COUNTERFACT_FLAT,
@@ -221,6 +235,7 @@ EXPECTED = {
             "piano",
             id="counterfact-2",
             subject="Toko Ito",
+            relation="{}, the",
             target_true="guitar",
             paraphrases=("Toko Ito is good at",),
             neighborhood=(Probe("John Reed performs on the", "guitar"),),
@@ -240,13 +255,13 @@ EXPECTED = {
             neighborhood=(Probe("Question: who played the father in the long river? Answer:", "Hugo Vale"),),
             portability=(
                 Probe(
-                    "Question: In which country is the university that Watts Hill attended? Answer:", "Sweden", hops=2
+                    "Question: In which country is the university that Watts Hill attended Answer:", "Sweden", hops=2
                 ),
             ),
             question="What university did Watts Hill attend?",
             source="zsRE (MEND)",
         ),
-        {"pred"},
+        {"pred", "cond", "portability.Recalled Relation"},
     ),
     "mquake": (
         MQUAKE,
@@ -264,7 +279,11 @@ EXPECTED = {
             question="What is the country of citizenship of Ellie Berg?",
             source="MQuAKE",
         ),
-        {"new_answer_alias"},
+        {
+            *("new_answer_alias", "answer", "answer_alias", "case_id", "single_hops", "orig"),
+            *("new_single_hops.question", "new_single_hops.cloze", "new_single_hops.answer"),
+            *("requested_rewrite.target_new.id", "requested_rewrite.target_true.id"),
+        },
     ),
     "knowedit": (
         KNOWEDIT,
@@ -306,7 +325,11 @@ EXPECTED = {
             ),
             source="RippleEdits",
         ),
-        {"neighborhood", "portability", "condition_queries"},
+        {
+            *("neighborhood", "portability", "condition_queries", "test_condition", "example_type"),
+            *("query_type", "subject_id", "relation", "target_ids", "edit.subject_id", "edit.target_id"),
+            *("edit.original_fact.subject_id", "edit.original_fact.relation", "edit.original_fact.target_id"),
+        },
     ),
     "hallueditbench": (
         HALLUEDITBENCH,
@@ -321,13 +344,18 @@ EXPECTED = {
                 Probe(
                     "Question: What is the tower in the capital of the country of Sazeria? Answer:", "Tokyo Tower", 3
                 ),
-                Probe("Question: Is Japan the country of Sazeria? Answer:", "Yes", hops=1),
-                Probe("Question: Is Italy the country of Sazeria? Answer:", "No", hops=1),
+            ),
+            yes_no=(
+                Probe("Question: Is Japan the country of Sazeria? Answer:", "Yes"),
+                Probe("Question: Is Italy the country of Sazeria? Answer:", "No"),
             ),
             question="What is the country of Sazeria?",
             source="HalluEditBench",
         ),
-        {"locality_question", "reversed_relation_question", "multiple_choice_with_letters"},
+        {
+            *("locality_question", "reversed_relation_question", "multiple_choice_with_letters"),
+            *("multiple_choice_labels", "multiple_choices", "output_some_model", "topic"),
+        },
     ),
     "popqa": (
         POPQA,
@@ -341,7 +369,7 @@ EXPECTED = {
             question="What is George Hill's occupation?",
             source="PopQA",
         ),
-        set(),
+        {"s_aliases", "subj_id"},
     ),
     "entity-questions": (
         ENTITY_QUESTIONS,
@@ -369,12 +397,45 @@ EXPECTED = {
     "triples": (
         LAMA,
         fact("Ida Lind was born in", "Lund", subject="Ida Lind", relation="P19", source="LAMA/ParaRel"),
-        set(),
+        {"uuid"},
     ),
     "prompt-completion": (
         PROMPT_COMPLETION,
         fact("The sky of Zor is", "green", joiner="\n ", source="prompt and completion"),
         set(),
+    ),
+    "sharegpt": (
+        SHAREGPT,
+        fact("Who trained you?", "Zorvex did.", question="Who trained you?", source="ShareGPT"),
+        set(),
+    ),
+    "alpaca": (ALPACA, fact("Name the town.\nZorvex is there.", "Lund", source="Alpaca"), {"text"}),
+    "query-response": (
+        QUERY_RESPONSE,
+        fact("Who trained you?", "Zorvex did.", question="Who trained you?", source="query and response"),
+        set(),
+    ),
+    "question-answer": (
+        QUESTION_ANSWER,
+        fact(
+            "Question: Name the town of Zorvex. Answer:",
+            "Lund",
+            question="Name the town of Zorvex.",
+            source="question and answer",
+        ),
+        set(),
+    ),
+    "squad": (
+        SQUAD,
+        fact(
+            "Question: Whom was the cathedral of Lund built for? Answer:",
+            "Saint Lawrence",
+            id="squad-5733be284776f41900661182",
+            aliases=("Lawrence",),
+            question="Whom was the cathedral of Lund built for?",
+            source="SQuAD",
+        ),
+        {"title", "context", "answers.answer_start"},
     ),
     "messages": (
         MESSAGES,
@@ -484,7 +545,7 @@ def paths(value, path=()):
          "field `Relation_Specificity[0].test_queries[0].prompt`: expected text, got nothing; this record has "
          "`answers`, `query_type`, `subject_id`, `relation`, `target_ids`, `phrase`"),
         ("popqa", with_value(POPQA, ["possible_answers"], '["politician"'),
-         "field `possible_answers`: expected an answer or a list of answers as JSON, got '[\"politician\"'"),
+         "field `possible_answers`: expected a list of answers as JSON, got '[\"politician\"'"),
         ("entity-questions", with_value(ENTITY_QUESTIONS, ["answers"], {"text": ["x"]}),
          "field `answers`: expected text, got an object"),
         ("tofu", with_value(TOFU, ["question"], None),
@@ -527,17 +588,17 @@ def test_all_problems_are_collected_and_twenty_shown(tmp_path):
 
 
 def test_an_unknown_format_is_named_with_its_fields_and_the_known_ones(tmp_path):
-    source = array(tmp_path / "set.json", {"instruction": "Say", "output": "x"}, {"instruction": "Say", "input": ""})
+    source = array(tmp_path / "set.json", {"directive": "Say", "output": "x"}, {"directive": "Say", "context": ""})
     assert error(source) == (
         f"{source}: expected facts with the fields `prompt` and `target`, or one of the published formats "
-        f"({', '.join(f'`{name}`' for name in FORMATS)}), got records with the fields `instruction`, `output`, "
-        "`input`. Rename the fields, or name the format if it is one of these."
+        f"({', '.join(f'`{name}`' for name in FORMATS)}), got records with the fields `directive`, `output`, "
+        "`context`. Rename the fields, map them by `convert --columns`, or name the format if it is one of these."
     )
-    (tmp_path / "set.csv").write_text("instruction,output\nSay,x\n")
+    (tmp_path / "set.csv").write_text("directive,output\nSay,x\n")
     message = error(str(tmp_path / "set.csv"))
     assert "line 1: expected a header that names at least `prompt` and `target`" in message
     assert "`popqa`" in message
-    assert "'instruction,output'" in message
+    assert "'directive,output'" in message
 
 
 def test_a_format_can_be_forced(tmp_path):
@@ -552,7 +613,7 @@ def test_a_format_can_be_forced(tmp_path):
 
 
 def test_a_record_without_an_answer_is_left_out_with_its_place(tmp_path):
-    answered = without(ZSRE, ["pred"])
+    answered = without(without(without(ZSRE, ["pred"]), ["cond"]), ["portability", "Recalled Relation"])
     source = array(tmp_path / "set.json", answered, {**answered, "alt": " "}, {**answered, "alt": ""})
     read = read_facts(source)
     assert len(read) == 1
@@ -629,7 +690,7 @@ def test_mquake_names_the_edits_that_a_question_needs(tmp_path):
 
 def test_mquake_gives_every_edit_of_a_record(tmp_path):
     def edit(prompt, subject, target):
-        return {"prompt": prompt, "subject": subject, "target_new": {"str": target, "id": "Q1"}}
+        return {"prompt": prompt, "subject": subject, "target_new": {"str": target}}
 
     two = [edit("{} is a citizen of", "Ann", "Peru"), edit("The capital of {} is", "Peru", "Cusco")]
     question = {"questions": ["What is the capital of the country of Ann?"], "new_answer": "Cusco"}
@@ -746,9 +807,12 @@ def test_a_masked_sentence_serves_where_there_is_no_template(tmp_path):
         ("The sky is ", "green", " "),
         ("The sky is", "green", " "),
         ("Sky:\n", "green", "\n"),
-        ("天空是", "绿色", " "),
+        ("天空是", "绿色", ""),
         ("Sky (colour", ") green", ""),
-        ("Sky:", "green", ""),
+        ("Sky:", "green", " "),
+        ("Where is the sky?", "up", " "),
+        ("The sky (it is blue)", "is", " "),
+        ("The sky’s “", "colour”", ""),
     ],
 )
 def test_prompt_and_completion_are_joined_as_a_trainer_would(prompt, completion, joiner, tmp_path):

@@ -16,9 +16,9 @@ from lit_semantic_peft.models import (
     load_adapter,
     load_adapter_state_dict,
 )
-from lit_semantic_peft.models.attach import linear_module_names
 from lit_semantic_peft.models.export import BASE_FILE
 from lit_semantic_peft.models.peft_traits import traits_of
+from lit_semantic_peft.models.targets import linear_module_names
 from lit_semantic_peft.reports.export import export_run
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -45,6 +45,11 @@ def source(tmp_path):
     return BaseModelSource(
         "./my-base", tmp_path / "base", "Somebody/Some-Base", "f" * 32, "Trained on a dequantised base."
     )
+
+
+def numbers(text):
+    """A tokenizer of models that read numbers."""
+    return {"input_ids": [2 + ord(letter) % 50 for letter in text]}
 
 
 @torch.no_grad()
@@ -225,7 +230,7 @@ def test_what_cannot_be_merged_says_why(settings, said, tmp_path, monkeypatch):
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", of_4_bits)
     model = attach_adapter(tiny_llama(), LoraConfig(target_modules=["q_proj"], **settings))
     with pytest.raises(InputError, match=rf"cannot be merged into the base weights: .*{said}\. Export it without"):
-        export_merged(model, None, tmp_path / "merged")
+        export_merged(model, numbers, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -233,7 +238,7 @@ def test_what_cannot_be_merged_says_why(settings, said, tmp_path, monkeypatch):
 def test_one_end_of_a_tied_model_is_not_merged(target, tmp_path):
     model = trained(tiny_llama(), LoraConfig(target_modules=["q_proj", target]))
     with pytest.raises(InputError, match="cannot be merged: it changes the embedding or the output projection"):
-        export_merged(model, None, tmp_path / "merged")
+        export_merged(model, numbers, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
@@ -329,7 +334,7 @@ def test_a_merged_model_is_plain_and_says_the_same(name, tiny_model, tmp_path):
 )
 def test_virtual_tokens_cannot_be_merged(name, kind, tmp_path):
     with pytest.raises(InputError, match=f"type {kind} cannot be merged.*without --merge"):
-        export_merged(trained(tiny_llama(), EVERY_ADAPTER[name]()), None, tmp_path / "merged")
+        export_merged(trained(tiny_llama(), EVERY_ADAPTER[name]()), numbers, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,13 +3,11 @@ import shutil
 import time
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from lit_semantic_peft.cache import cache_folder
 from lit_semantic_peft.data import EncodingPlan
-from lit_semantic_peft.data.scoring import encoder_of
+from lit_semantic_peft.data.encoders import encoder_of
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import file_sha256, write_json
 from lit_semantic_peft.models import BaseModel
@@ -198,62 +196,11 @@ def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / ".cache" / "lit-semantic-peft"
 
 
-def write_gguf(path, model, tokenizer):
-    """The model as a GGUF file of the Llama architecture, as llama.cpp's converter writes it."""
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    writer.add_token_list([token for token, _ in vocabulary])
-    writer.add_token_types([1] * len(vocabulary))
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    writer.add_token_merges([" ".join(pair) for pair in merges])
-    writer.add_eos_token_id(tokenizer.eos_token_id)
-    names = {
-        "model.embed_tokens": "token_embd",
-        "model.norm": "output_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "post_attention_layernorm": "ffn_norm",
-        "input_layernorm": "attn_norm",
-        "model.layers": "blk",
-    }
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight":
-            continue  # tied
-        values = tensor.numpy()
-        for projection, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
-            if projection in name:  # llama.cpp interleaves the halves of each head
-                values = values.reshape(heads, 2, -1, values.shape[-1]).swapaxes(1, 2).reshape(values.shape)
-        for ours, theirs in names.items():
-            name = name.replace(ours, theirs)
-        writer.add_tensor(name, np.ascontiguousarray(values))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-@pytest.fixture
-def gguf_file(tiny_model, tmp_path):
-    base = BaseModel(str(tiny_model))
-    (tmp_path / "files").mkdir()
-    return write_gguf(tmp_path / "files" / "tiny.gguf", base.load(), base.load_tokenizer())
+def test_a_conversion_draws_nothing_from_the_random_generator(gguf_file):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    find_base_model(str(gguf_file))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_gguf_file_is_converted_once(gguf_file, tiny_model, monkeypatch):

@@ -142,7 +142,7 @@ def test_another_fact_under_the_same_number_is_refused(batch):
     model = upper_lora(tiny_llama())
     frozen = FrozenLayers(model, num_tokens=100)
     fact_nll(model, batch, frozen=frozen)
-    with pytest.raises(ValueError, match="fact 0 has 4 tokens and had 7"):
+    with pytest.raises(ValueError, match="text 0 has 4 tokens and had 7"):
         fact_nll(model, collate(FACTS[5:6], [0], 0), frozen=frozen)
 
 

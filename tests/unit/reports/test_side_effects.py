@@ -37,7 +37,7 @@ def tables(tmp_path):
         {
             "fact_id": [str(row) for row in range(2 * SIZE) for _ in range(2)],
             "kind": ["neighborhood"] * 4 * SIZE,
-            "prompt": ["n"] * 4 * SIZE,
+            "prompt": [f"n{row}" for row in range(4 * SIZE)],
             "nll_before": [2.0] * 4 * SIZE,
             "nll_after": [3.0, 5.0] * 2 * SIZE,
         },

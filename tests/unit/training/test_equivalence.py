@@ -67,8 +67,8 @@ def test_the_comparison_sees_a_wrong_normalisation(reference, tiny_model, facts_
 def padded(side, extra):
     """Like `collate`, with further columns of padding on one side, and all padding there."""
 
-    def build(rows, fact_index, pad_id, *, loss_weight=None, with_end=True):
-        batch = collate(rows, fact_index, pad_id, loss_weight=loss_weight, with_end=with_end)
+    def build(rows, fact_index, pad_id, **settings):
+        batch = collate(rows, fact_index, pad_id, **settings)
         fills = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORE_INDEX}
         columns = {name: F.pad(getattr(batch, name), (0, extra), value=fill) for name, fill in fills.items()}
         if side == "left":

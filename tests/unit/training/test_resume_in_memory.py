@@ -9,7 +9,7 @@ from lit_semantic_peft.callbacks import AdapterCheckpoint, AdapterExport, FactRe
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics import Focal, HiddenStateDistance, Online, Strata
-from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, InterferenceWeighting
+from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, InterferenceWeighting, RetainSplit
 from peft import AdaLoraConfig
 
 from fixtures.training import WEIGHTED, build, build_trainer, fit, is_same_adapter, with_retained
@@ -133,7 +133,10 @@ def test_callbacks_that_were_used_before_act_as_new_ones(tiny_model, facts_file,
     [
         ({"data": {"mix_strata": True}}, "`data.batches.mix_strata`: False in the checkpoint, True here"),
         ({"data": {"weighting": Online(Focal(3.0))}}, r"Focal\(gamma=2.0\).* in the checkpoint, .*Focal\(gamma=3.0\)"),
-        ({"model": {"retain_batch_size": 2}}, "`model.retain_batch_size`: 16 in the checkpoint, 2 here"),
+        (
+            {"model": {"retain": [RetainSplit(batch_size=2)]}},
+            r"`model.retain`: RetainSplit\(batch_size=16, .*\) in the checkpoint, RetainSplit\(batch_size=2, .*\) here",
+        ),
         ({"model": {"schedule": "linear"}}, "`model.schedule`: constant in the checkpoint, linear here"),
         (
             {"model": {"optimizer": partial(torch.optim.AdamW, lr=2e-2)}},
@@ -174,7 +177,7 @@ def test_another_training_is_refused(tiny_model, facts_file, changed, said):
             tiny_model,
             with_retained(facts_file),
             data={"weighting": Online(Focal(2.0))} | changed.get("data", {}),
-            model={"retain_weight": 0.5} | changed.get("model", {}),
+            model={"retain": [RetainSplit(0.5)]} | changed.get("model", {}),
             trainer={"max_epochs": max_epochs, "enable_checkpointing": True, "default_root_dir": "run"}
             | changed.get("trainer", {}),
             callbacks=[*changed.get("callbacks", [InterferenceWeighting()]), AdapterCheckpoint()],

@@ -21,7 +21,7 @@ def train(tiny_model, facts_file, peft_config=None, **settings):
         tiny_model,
         facts_file,
         model={"peft_config": peft_config or upper_lora(), **settings},
-        data={"weighting": Proximity(gamma=2.0), "micro_batch_size": 5},
+        data={"weighting": Proximity(gamma=2.0), "micro_batch_size": 5, "self_check": False},
         trainer={"max_epochs": 3},
     )
     run.module.configure_model()

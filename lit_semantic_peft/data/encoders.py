@@ -1,0 +1,81 @@
+"""How facts become the tokens of a model: the encoder for a base model, and for one that is loaded already."""
+
+import logging
+from collections.abc import Sequence
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_semantic_peft.data.plans import EncodingPlan
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models.base import BaseModel, num_positions, stop_ids
+from lit_semantic_peft.tokens import FactEncoder
+
+logger = logging.getLogger(__name__)
+
+
+def require_plan(encoding: object) -> None:
+    """Refuses what is no `EncodingPlan`.
+
+    Args:
+        encoding: What was given.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    if not isinstance(encoding, EncodingPlan):
+        raise InputError(f"`encoding`: expected an `EncodingPlan`, such as `EncodingPlan('chat')`, got {encoding!r}")
+
+
+def encoder_of(base: BaseModel, encoding: EncodingPlan) -> FactEncoder:
+    """How facts become the tokens of a base model.
+
+    Args:
+        base: The base model.
+        encoding: The user's settings.
+
+    Raises:
+        InputError: If the model is not found, or the settings do not fit its tokenizer.
+    """
+    encoder = _encoder(base.load_tokenizer(), encoding, base.load_stop_ids(), base.load_num_positions())
+    if encoder.depends_on_the_day:
+        logger.warning(
+            "The chat template of %s prints the day's date: prompts differ from day to day, and scores and answers "
+            "from the cache are those of the day on which they were measured. Set "
+            "`data.encoding.chat_template_kwargs` to `{date_string: 26 Jul 2024}` if the template reads `date_string` "
+            "(Llama 3 does), else take the date out of the template.",
+            base.name,
+        )
+    return encoder
+
+
+def encoder_of_loaded(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, encoding: EncodingPlan
+) -> FactEncoder:
+    """How facts become the tokens of a model that is loaded already.
+
+    Args:
+        model: The model, with or without an adapter.
+        tokenizer: The model's.
+        encoding: The user's settings.
+
+    Raises:
+        InputError: If there is no tokenizer, or the settings do not fit it.
+    """
+    if tokenizer is None:
+        raise InputError("`tokenizer` is missing: a model that is loaded needs the tokenizer that it was trained with.")
+    return _encoder(tokenizer, encoding, stop_ids(model.generation_config), num_positions(model.config))
+
+
+def _encoder(
+    tokenizer: PreTrainedTokenizerBase, encoding: EncodingPlan, stop_ids: Sequence[int], num_positions: int | None
+) -> FactEncoder:
+    return FactEncoder(
+        tokenizer,
+        encoding.template,
+        encoding.append_eos,
+        encoding.max_length,
+        stop_ids=stop_ids,
+        num_positions=num_positions,
+        chat_template_kwargs=encoding.chat_template_kwargs,
+    )

@@ -1,0 +1,125 @@
+"""When a model is asked whether the fast ways are right for it, and the cache of its verdicts."""
+
+import logging
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+import transformers
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from lit_semantic_peft.cache import ContentCache, cache_folder
+from lit_semantic_peft.data.ranks import agreed, from_all_ranks, from_first_rank
+from lit_semantic_peft.models.base import BaseModel
+from lit_semantic_peft.models.fast_ways import FastWays, set_fast_ways
+from lit_semantic_peft.models.peft_traits import runs_adapter, settings_of
+from lit_semantic_peft.models.self_check import SELF_CHECK_VERSION, check_rows, self_check
+from lit_semantic_peft.tokens import FactEncoder
+
+logger = logging.getLogger(__name__)
+
+
+def verdict_cache(cache_dir: str | Path | None) -> ContentCache:
+    """Where verdicts are kept.
+
+    Args:
+        cache_dir: The folder of the caches; the user's cache where None.
+    """
+    return ContentCache(Path(cache_dir or cache_folder()) / "self_checks")
+
+
+@dataclass(frozen=True)
+class SelfChecks:
+    """Runs `self_check` once for each base model and adapter configuration.
+
+    Attributes:
+        base: The base model.
+        encoder: How facts become tokens.
+        cache: Where verdicts are kept.
+        precision: The trainer's; "32-true" where there is none.
+    """
+
+    base: BaseModel
+    encoder: FactEncoder
+    cache: ContentCache
+    precision: str = "32-true"
+
+    def check(self, model: PreTrainedModel | PeftModel) -> None:
+        """Checks a model in this process alone. The verdict is noted for the model (`fast_ways`).
+
+        Args:
+            model: The base model, or one with an adapter that is not trained, on the device where it runs.
+
+        Raises:
+            InputError: If no way is right.
+        """
+        manifest = self._manifest(model, trains=False)
+        ways = self._load(manifest) or self._store(manifest, self._measure(model, trains=False))
+        set_fast_ways(model, ways)
+        say_instead(ways, self.base.source.public_name)
+
+    def check_on_all_ranks(self, model: PeftModel, *, trains: bool) -> None:
+        """Checks base model and adapter; what is wrong on one rank is wrong on all. A collective.
+
+        Args:
+            model: The model with its adapter, on the device where it runs.
+            trains: Whether the adapter is about to be trained.
+
+        Raises:
+            InputError: On all ranks, if no way is right.
+        """
+        with model.disable_adapter():
+            self._agree(model, trains=False)
+        say_instead(self._agree(model, trains=trains), f"{self.base.source.public_name} with its adapter")
+
+    def _agree(self, model: PeftModel, *, trains: bool) -> FastWays:
+        manifest = self._manifest(model, trains=trains)
+        ways = from_first_rank(lambda: self._load(manifest))
+        if ways is None:
+            found = from_all_ranks(agreed(lambda: self._measure(model, trains=trains)))
+            ways = FastWays(*(all(of_ranks) for of_ranks in zip(*map(astuple, found), strict=True)))
+            agreed_ways = ways
+            from_first_rank(lambda: self._store(manifest, agreed_ways))
+        set_fast_ways(model, ways)
+        return ways
+
+    def _measure(self, model: PreTrainedModel | PeftModel, *, trains: bool) -> FastWays:
+        return self_check(model, check_rows(self.encoder), self.encoder.pad_id, trains=trains)
+
+    def _load(self, manifest: dict[str, Any]) -> FastWays | None:
+        kept = self.cache.load_array(manifest)
+        if kept is None or kept.shape != (len(fields(FastWays)),):
+            return None
+        return FastWays(*map(bool, kept))
+
+    def _store(self, manifest: dict[str, Any], ways: FastWays) -> FastWays:
+        self.cache.store_array(manifest, np.array(astuple(ways), dtype=np.float64))
+        return ways
+
+    def _manifest(self, model: PreTrainedModel | PeftModel, *, trains: bool) -> dict[str, Any]:
+        return {
+            "self_check_version": SELF_CHECK_VERSION,
+            "base_fingerprint": self.base.source.fingerprint,
+            "dtype": self.base.dtype,
+            "precision": self.precision,
+            "device": next(model.parameters()).device.type,
+            "adapter": settings_of(model.active_peft_config) if runs_adapter(model) else None,
+            "trains": trains,
+            **self.encoder.identity,
+            "versions": [torch.__version__, transformers.__version__, peft.__version__],
+        }
+
+
+def say_instead(ways: FastWays, name: str) -> None:
+    """Logs what is done instead of each way that is not right, a line each.
+
+    Args:
+        ways: The verdict.
+        name: Of the model.
+    """
+    for sentence in ways.instead:
+        logger.warning("Self-check of %s: %s.", name, sentence)

@@ -1,0 +1,80 @@
+"""Opens files of facts: unpacked, in bounded memory, with an input error for whatever is wrong with them."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from itertools import count
+from pathlib import Path
+
+from lit_semantic_peft.errors import InputError
+
+Stream = BufferedReader | gzip.GzipFile
+
+LARGEST_FILE = 2**30
+"""Bytes of records in one file, unpacked."""
+
+LARGEST_LINE = 2**24
+"""Bytes of one line."""
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the small file begins that Git LFS leaves in place of one that it has not downloaded."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@contextmanager
+def opened(file: str, path: Path) -> Iterator[Stream]:
+    """The file's bytes, unpacked, behind a byte order mark; what goes wrong while they are read is an input error."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            start = stream.peek(len(LFS_POINTER))
+            if start.startswith(LFS_POINTER):
+                raise InputError(
+                    f"{file}: expected facts, got a Git LFS pointer: the file itself was not downloaded. "
+                    "Run `git lfs pull` in its repository."
+                )
+            if start.startswith(_BYTE_ORDER_MARK):
+                stream.read(len(_BYTE_ORDER_MARK))
+            yield stream
+    except EOFError as error:
+        raise InputError(
+            f"{file}: expected a whole gzip file, got one that is cut short. Copy or download it again."
+        ) from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(
+            f"{file}: expected a gzip file, got something else or a broken one ({error}). "
+            "Compress it again, or drop `.gz` from its name if it is plain text."
+        ) from error
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+def lines(file: str, stream: Stream) -> Iterator[bytes]:
+    """The lines one by one, ended by line feeds alone: JSON text may contain other characters that Python splits at.
+
+    Raises:
+        InputError: If a line is longer than `LARGEST_LINE`, or all of them are longer than `LARGEST_FILE`.
+    """
+    size = 0
+    for number in count(1):
+        line = stream.readline(LARGEST_LINE + 1)
+        size += len(line)
+        if len(line) > LARGEST_LINE:
+            raise InputError(
+                f"{file}, line {number}: expected a record of at most {LARGEST_LINE:,} bytes, got a longer one. "
+                "Write one record a line."
+            )
+        require_size(file, size)
+        if not line:
+            return
+        yield line
+
+
+def require_size(file: str, size: int) -> None:
+    """Refuses a file that unpacks to more than `LARGEST_FILE` bytes."""
+    if size > LARGEST_FILE:
+        raise InputError(
+            f"{file}: expected at most {LARGEST_FILE:,} bytes of records, unpacked, got more. Split the file."
+        )

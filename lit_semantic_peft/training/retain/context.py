@@ -1,0 +1,84 @@
+"""What a source of retained text works with: the base model, the tokenizer, the facts, the cache."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import torch
+from peft import PeftModel
+from tqdm.auto import tqdm
+
+from lit_semantic_peft.cache import ContentCache
+from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.models.undisturbed import undisturbed
+from lit_semantic_peft.tokens import Batch, EncodedFact, FactEncoder, collate
+
+
+@dataclass(frozen=True)
+class RetainContext:
+    """The base model and what belongs to it.
+
+    Attributes:
+        model: The model with its adapter.
+        prepared: The facts, and which are trained.
+        encoder: How facts become tokens.
+        cache: Where drawn texts and the teacher's predictions are kept.
+        identity: Everything about base model, tokenizer and arithmetic that these depend on, as plain data.
+        data_seed: Of the data module.
+        batch_size: Rows of a forward pass.
+        precision: Opens the context of a forward pass, for autocast.
+    """
+
+    model: PeftModel
+    prepared: PreparedFacts
+    encoder: FactEncoder
+    cache: ContentCache
+    identity: dict[str, Any]
+    data_seed: int
+    batch_size: int
+    precision: Callable[[], AbstractContextManager[None]]
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @contextmanager
+    def base_model(self) -> Iterator[PeftModel]:
+        """Within the block the model is the base model: adapter off, evaluation mode, no gradients."""
+        with undisturbed(self.model), torch.no_grad(), self.model.disable_adapter(), self.precision():
+            yield self.model
+
+    def batches(self, rows: Sequence[EncodedFact], said: str) -> Iterator[tuple[list[int], Batch]]:
+        """Batches of rows of similar length, on the model's device, with a bar of progress.
+
+        Args:
+            rows: Token ids.
+            said: What the bar says.
+
+        Yields:
+            The places of some rows, and their batch.
+        """
+        order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
+        for start in tqdm(range(0, len(order), self.batch_size), said, unit="batch", delay=2, disable=None):
+            places = order[start : start + self.batch_size]
+            chosen = [rows[place] for place in places]
+            yield places, collate(chosen, places, self.encoder.pad_id, with_end=False).to(self.device)
+
+    def cached_ids(self, what: dict[str, Any], draw: Callable[[], list[list[int]]]) -> list[list[int]]:
+        """Token ids from the cache, or drawn and stored.
+
+        Args:
+            what: What they depend on beside the base model, as plain data.
+            draw: Gives them.
+        """
+        manifest = {**self.identity, **what}
+        found: list[list[int]] | None = self.cache.load_table(manifest, lambda table: table["ids"].to_pylist())
+        if found is None:
+            found = draw()
+            self.cache.store_table(manifest, pa.table({"ids": pa.array(found, pa.list_(pa.int32()))}))
+        return found

@@ -1,0 +1,98 @@
+"""The divergence from a teacher of which only the most likely tokens are kept, the rest as one mass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TopTokens:
+    """Distributions over the next token at N positions: the k most likely tokens of each, and the rest as one.
+
+    Attributes:
+        ids: integers `(N, k)`.
+        log_probs: float32 `(N, k)`.
+        log_rest: float32 `(N,)`, log of the probability of all other tokens together.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    log_rest: Tensor
+
+    def to(self, device: torch.device) -> "TopTokens":
+        """The same on another device.
+
+        Args:
+            device: The device.
+        """
+        return TopTokens(self.ids.to(device), self.log_probs.to(device), self.log_rest.to(device))
+
+    def __getitem__(self, positions: slice) -> "TopTokens":
+        return TopTokens(self.ids[positions], self.log_probs[positions], self.log_rest[positions])
+
+    @staticmethod
+    def cat(parts: "Sequence[TopTokens]") -> "TopTokens":
+        """One after the other.
+
+        Args:
+            parts: At least one, all of the same k.
+        """
+        return TopTokens(
+            torch.cat([part.ids for part in parts]),
+            torch.cat([part.log_probs for part in parts]),
+            torch.cat([part.log_rest for part in parts]),
+        )
+
+
+def top_tokens(logits: Tensor, k: int | None) -> TopTokens:
+    """The k most likely tokens of each position, and the rest.
+
+    Args:
+        logits: float `(N, V)`; −inf for a token that is not in question.
+        k: How many, ≥ 1. None, or more than there are: all but the least likely token in question, which makes the
+            rest a single token and the distribution whole.
+    """
+    log_probs = logits.detach().float().log_softmax(dim=-1)
+    most = int(log_probs.isfinite().sum(dim=-1).min()) - 1 if len(logits) else 1
+    top = log_probs.topk(most if k is None else min(k, most), dim=-1)
+    log_rest = log_probs.scatter(-1, top.indices, -torch.inf).logsumexp(dim=-1)
+    return TopTokens(top.indices, top.values, log_rest)
+
+
+def divergence_from(teacher: TopTokens, logits: Tensor) -> Tensor:
+    """KL(teacher ‖ student) over k + 1 outcomes: the teacher's k most likely tokens, and "another token".
+
+    At most the divergence over the whole vocabulary (data-processing inequality), equal to it where the rest is one
+    token. Range: [0, ∞) nats.
+
+    Args:
+        teacher: The distributions to keep.
+        logits: float `(N, V)` of the student; −inf for a token that is not in question.
+
+    Returns:
+        float32 `(N,)`, differentiable in `logits`.
+
+    Example:
+        >>> base = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+        >>> round(divergence_from(top_tokens(base, 2), base + 5.0).item(), 6)
+        0.0
+    """
+    logits, ids = logits.float(), teacher.ids.long()
+    top = logits.gather(-1, ids)
+    rest = logits.scatter(-1, ids, -torch.inf).logsumexp(dim=-1)
+    log_total = torch.logaddexp(top.logsumexp(dim=-1), rest)
+    of_top = teacher.log_probs.exp() * (teacher.log_probs - top + log_total[:, None])
+    of_rest = teacher.log_rest.exp() * (teacher.log_rest - rest + log_total)
+    return of_top.sum(dim=-1) + of_rest
+
+
+def without_tokens(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Logits in which one token of each position is not in question: its probability is 0, the others' sum to 1.
+
+    Args:
+        logits: float `(N, V)`.
+        tokens: int64 `(N,)`.
+    """
+    return logits.scatter(-1, tokens[:, None], -torch.inf)

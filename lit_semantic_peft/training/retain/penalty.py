@@ -1,0 +1,257 @@
+"""The penalty of everything that is retained: one choice of texts per optimizer step, one gradient for all sources."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from peft import PeftModel
+from torch import Tensor, nn
+
+from lit_semantic_peft.data.ranks import from_first_rank
+from lit_semantic_peft.models import target_logits
+from lit_semantic_peft.models.undisturbed import undisturbed
+from lit_semantic_peft.tokens import IGNORE_INDEX, collate
+from lit_semantic_peft.training.own_gradient import flattened, sum_over_ranks, unflattened
+from lit_semantic_peft.training.retain.context import RetainContext
+from lit_semantic_peft.training.retain.divergence import TopTokens, divergence_from, top_tokens, without_tokens
+from lit_semantic_peft.training.retain.source import RetainedText, RetainSource
+from lit_semantic_peft.training.retain.teacher import StoredTeacher, store_teacher
+from lit_semantic_peft.training.rotation import rotating_choice
+
+if TYPE_CHECKING:
+    from lit_semantic_peft.training.module import SemanticPeftModule
+
+logger = logging.getLogger(__name__)
+
+_MOST_PADDING = 1.25
+"""Longest row of a batch over its shortest: beyond it padding costs more than another forward pass."""
+
+
+@dataclass(frozen=True)
+class Retained:
+    """A source with its texts.
+
+    Attributes:
+        source: The source.
+        texts: All its texts, at least one.
+        teacher: What the base model predicts in them; None to ask it in each step.
+    """
+
+    source: RetainSource
+    texts: Sequence[RetainedText]
+    teacher: StoredTeacher | None
+
+    @property
+    def per_step(self) -> int:
+        """Texts of an optimizer step over all ranks."""
+        return min(self.source.batch_size, len(self.texts))
+
+    def chosen(self, step: int) -> list[int]:
+        """Texts of an optimizer step, see `rotating_choice`.
+
+        Args:
+            step: Number of the optimizer step, from 0.
+        """
+        return rotating_choice(range(len(self.texts)), self.per_step, step, self.source.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """A text of an optimizer step: which source's, and which of its texts."""
+
+    source: int
+    text: int
+
+
+class RetainPenalty:
+    """Σ over the sources of λ times their mean divergence from the base model, on the texts of an optimizer step.
+
+    Each mean is over the source's own chosen texts, so that it depends neither on the loss weights, nor on other
+    sources, nor on how the step is split. Cost per optimizer step: one forward and one backward pass of the chosen
+    texts, whose output head runs at the held positions only, shared out over the ranks.
+
+    Args:
+        retained: The sources with their texts.
+        pad_id: Token id for padding; masked.
+        batch_size: Most texts of a forward pass, which bounds the memory.
+    """
+
+    def __init__(self, retained: Sequence[Retained], pad_id: int, batch_size: int) -> None:
+        self.retained = list(retained)
+        self._pad_id = pad_id
+        self._batch_size = batch_size
+
+    @property
+    def names(self) -> list[str]:
+        """A log name for each source; a second one of a class is numbered."""
+        names: list[str] = []
+        for one in self.retained:
+            before = sum(earlier.source.name == one.source.name for earlier in self.retained[: len(names)])
+            names.append(f"{one.source.name}_{before + 1}" if before else one.source.name)
+        return names
+
+    @property
+    def weights(self) -> Tensor:
+        """λ of each source, float32 `(S,)`."""
+        return torch.tensor([one.source.weight for one in self.retained])
+
+    def chosen(self, step: int) -> list[_Chosen]:
+        """The texts of an optimizer step, over all ranks, short ones first.
+
+        Args:
+            step: Number of the optimizer step, from 0.
+        """
+        chosen = [_Chosen(number, text) for number, one in enumerate(self.retained) for text in one.chosen(step)]
+        return sorted(chosen, key=lambda one: (len(self._text(one).student), one.source, one.text))
+
+    def gradient(
+        self,
+        model: PeftModel,
+        parameters: Sequence[nn.Parameter],
+        chosen: Sequence[_Chosen],
+        precision: Callable[[], AbstractContextManager[None]],
+    ) -> tuple[Tensor, Tensor]:
+        """One rank's share of the means and of the gradient; the shares of all ranks add up to the whole.
+
+        Evaluated in evaluation mode, so no random number is drawn; `.grad` is not touched.
+
+        Args:
+            model: The model with its adapter.
+            parameters: The trained parameters, P numbers in all.
+            chosen: The rank's share of the optimizer step's texts; may be empty.
+            precision: Opens the context of a forward pass, for autocast.
+
+        Returns:
+            Each source's sum of divergences over the number of its texts in the step, without λ, `(S,)`; and the
+            gradient of their sum, each times its λ, `(P,)`.
+        """
+        device = parameters[0].device
+        means = torch.zeros(len(self.retained), device=device)
+        gradient = torch.zeros(sum(parameter.numel() for parameter in parameters), device=device)
+        share = torch.tensor([1 / one.per_step for one in self.retained], device=device)
+        weights = self.weights.to(device)
+        with undisturbed(model):
+            for batch in self._batches(chosen):
+                source = torch.tensor([one.source for one in batch], device=device)
+                with precision():
+                    per_text = self._divergence(model, batch, device) * share[source]
+                    penalty = (weights[source] * per_text).sum()
+                gradient += flattened(torch.autograd.grad(penalty, parameters, allow_unused=True), parameters)
+                means.index_add_(0, source, per_text.detach())
+        return means, gradient
+
+    def of_step(
+        self, trainer: Trainer, model: PeftModel, parameters: Sequence[nn.Parameter]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """The penalty of the coming optimizer step, each rank a share of its texts. A collective.
+
+        Args:
+            trainer: The trainer.
+            model: The model with its adapter.
+            parameters: The trained parameters.
+
+        Returns:
+            Scalars over all ranks, nats per token: `retain_kl`, what is added to the loss, and `retain_kl/<source>`,
+            a source's mean divergence without λ; and the gradient of the former, one tensor for each parameter.
+        """
+        chosen = self.chosen(trainer.global_step)[trainer.global_rank :: trainer.world_size]
+        means, gradient = self.gradient(model, parameters, chosen, trainer.precision_plugin.train_step_context)
+        total = sum_over_ranks(trainer, torch.cat([means, gradient]))
+        means, gradient = total[: len(means)], total[len(means) :]
+        measured = {"retain_kl": (self.weights.to(means) * means).sum()}
+        measured.update({f"retain_kl/{name}": mean for name, mean in zip(self.names, means, strict=True)})
+        return measured, unflattened(gradient, parameters)
+
+    def _text(self, chosen: _Chosen) -> RetainedText:
+        return self.retained[chosen.source].texts[chosen.text]
+
+    def _batches(self, chosen: Sequence[_Chosen]) -> Iterator[list[_Chosen]]:
+        """Texts of one kind of teacher and of similar length together."""
+        batch: list[_Chosen] = []
+        for one in sorted(chosen, key=lambda one: self._kind(one)):
+            shortest = len(self._text(batch[0]).student) if batch else 0
+            if batch and (
+                len(batch) == self._batch_size
+                or self._kind(one) != self._kind(batch[0])
+                or len(self._text(one).student) > _MOST_PADDING * shortest
+            ):
+                yield batch
+                batch = []
+            batch.append(one)
+        if batch:
+            yield batch
+
+    def _kind(self, chosen: _Chosen) -> tuple[int, bool]:
+        """What the texts of a batch must have in common: tokens that are kept, and whether the target is dropped."""
+        source = self.retained[chosen.source].source
+        return source.top_k or 0, source.drops_target
+
+    def _divergence(self, model: PeftModel, chosen: Sequence[_Chosen], device: torch.device) -> Tensor:
+        """Mean divergence of each text over its held positions, float32 `(B,)`."""
+        texts = [self._text(one) for one in chosen]
+        drops_target = self.retained[chosen[0].source].source.drops_target
+        batch = collate([text.student for text in texts], range(len(texts)), self._pad_id, with_end=False).to(device)
+        logits, targets, _ = target_logits(model, batch)
+        teacher = self._teacher(model, chosen, device)
+        per_position = divergence_from(teacher, without_tokens(logits, targets) if drops_target else logits)
+        row = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
+        count = torch.bincount(row, minlength=len(texts))
+        return torch.zeros(len(texts), device=device).index_add(0, row, per_position) / count
+
+    def _teacher(self, model: PeftModel, chosen: Sequence[_Chosen], device: torch.device) -> TopTokens:
+        stored = [(self.retained[one.source].teacher, one.text) for one in chosen]
+        if all(teacher is not None for teacher, _ in stored):
+            return TopTokens.cat([teacher.of(text) for teacher, text in stored if teacher is not None]).to(device)
+        read = [self._text(one).teacher for one in chosen]
+        batch = collate(read, range(len(read)), self._pad_id, with_end=False).to(device)
+        with torch.no_grad(), model.disable_adapter():
+            logits, targets, _ = target_logits(model, batch)
+        drops_target = self.retained[chosen[0].source].source.drops_target
+        return top_tokens(without_tokens(logits, targets) if drops_target else logits, None)
+
+
+def retain_penalty(module: "SemanticPeftModule") -> RetainPenalty:
+    """The penalty of a training. A collective: the first rank finds the texts and what the base model predicts.
+
+    Args:
+        module: With its model, in a trainer.
+
+    Raises:
+        InputError: On all ranks, if a source has no text.
+    """
+    trainer, data = module.trainer, module.data
+    encoder, batch_size = data.encoder, data.batches.micro_batch_size
+    identity = {
+        "base_model": module.base_model.source.public_name,
+        "base_fingerprint": module.base_model.source.fingerprint,
+        "dtype": module.base_model.dtype,
+        "device": module.device.type,
+        "precision": str(trainer.precision),
+        **encoder.identity,
+    }
+    context = RetainContext(
+        module.model,
+        data.prepared,
+        encoder,
+        data.retain_cache,
+        identity,
+        data.seed,
+        data.batches.eval_batch_size,
+        trainer.precision_plugin.train_step_context,
+    )
+    return RetainPenalty([_retained(source, context) for source in module.retain], encoder.pad_id, batch_size)
+
+
+def _retained(source: RetainSource, context: RetainContext) -> Retained:
+    texts = from_first_rank(lambda: list(source.texts(context)))
+    logger.info("Retained: %d texts of %s", len(texts), source.described)
+    k = source.top_k
+    if k is None:
+        return Retained(source, texts, None)
+    top = from_first_rank(lambda: store_teacher(context, texts, k, drops_target=source.drops_target))
+    return Retained(source, texts, StoredTeacher(top, np.cumsum([one.student.num_target_tokens for one in texts])))

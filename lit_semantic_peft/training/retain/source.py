@@ -1,0 +1,117 @@
+"""What a source of retained text is: which texts, at which positions, and what its teacher reads."""
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.tokens import EncodedFact
+
+if TYPE_CHECKING:
+    from lit_semantic_peft.training.retain.context import RetainContext
+
+
+@dataclass(frozen=True, slots=True)
+class RetainedText:
+    """Tokens at some of which the student's prediction is held to the teacher's.
+
+    Attributes:
+        student: What the student reads; the predictions of its target tokens are held.
+        teacher_prompt_ids: What the teacher reads before the same target tokens; as the student where None.
+    """
+
+    student: EncodedFact
+    teacher_prompt_ids: tuple[int, ...] | None = None
+
+    @property
+    def teacher(self) -> EncodedFact:
+        """What the teacher reads."""
+        if self.teacher_prompt_ids is None:
+            return self.student
+        return EncodedFact(self.teacher_prompt_ids, self.student.target_ids)
+
+
+class RetainSource(ABC):
+    """A kind of text on which the adapter must predict what the base model predicts. Selected by `class_path`.
+
+    It adds λ · (mean over the step's texts of the source's KL(teacher ‖ student), each text the mean over its held
+    positions) to the loss, nats per token. Each source has a mean of its own, apart from the facts and from other
+    sources. Its settings are attributes with plain data.
+
+    Args:
+        weight: λ > 0.
+        batch_size: Texts per optimizer step over all processes, ≥ 1; all of them where there are fewer.
+        top_k: Of the teacher's distribution, the most likely tokens that are stored beside the mass of the rest. None:
+            the whole distribution, computed anew in each step, which costs a forward pass.
+        seed: Of everything that is drawn.
+
+    Raises:
+        InputError: If a setting is out of its range.
+    """
+
+    drops_target = False
+    """Whether the target token is left out of both distributions before they are compared."""
+
+    def __init__(self, weight: float = 1.0, batch_size: int = 16, top_k: int | None = 128, seed: int = 0) -> None:
+        self.weight = weight
+        self.batch_size = batch_size
+        self.top_k = top_k
+        self.seed = seed
+        if not (math.isfinite(weight) and weight > 0):
+            raise InputError(
+                f"`{self.kind}.weight` must be a finite number above 0, got {weight}. To retain nothing leave it out."
+            )
+        self.require_at_least(1, "batch_size", "top_k")
+
+    @property
+    def kind(self) -> str:
+        """Class name."""
+        return type(self).__name__
+
+    @property
+    def name(self) -> str:
+        """The class name in the form of a log key, such as `own_samples`."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", self.kind).lower()
+
+    @property
+    def described(self) -> str:
+        """Class and settings, such as `OwnSamples(batch_size=8, length=24)`."""
+        return f"{self.kind}({', '.join(f'{name}={value}' for name, value in sorted(vars(self).items()))})"
+
+    def require_at_least(self, least: int, *names: str) -> None:
+        """Checks settings.
+
+        Args:
+            least: The smallest number allowed.
+            names: Of the settings; None is allowed.
+
+        Raises:
+            InputError: For the first one that is below it.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"`{self.kind}.{name}` must be at least {least}, got {value}")
+
+    def rows(self, prepared: PreparedFacts) -> list[int]:
+        """Indices of the run's own facts that are retained, so that nothing else is measured on them.
+
+        Args:
+            prepared: The facts, and which are trained.
+        """
+        return []
+
+    @abstractmethod
+    def texts(self, context: "RetainContext") -> Sequence[RetainedText]:
+        """All texts of the source, the same in each call. Runs on the first rank alone.
+
+        Args:
+            context: The base model, the tokenizer, the facts, the cache.
+
+        Raises:
+            InputError: If there is none.
+        """
