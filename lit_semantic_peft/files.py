@@ -21,6 +21,10 @@ WRITTEN_BY = "written_by"
 
 _MARK_WITHIN = 65_536  # bytes from either end of a file: formats keep their metadata there
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_OF_THE_PATH = {
+    *_FULL,
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+}
 
 
 class UnwritableError(InputError):
@@ -184,6 +188,17 @@ def _writing(path: Path) -> Iterator[None]:
         if not isinstance(error, OSError) or number is None:
             raise
         raise UnwritableError(f"{path} cannot be written: {os_reason(error)}. Choose another folder.") from error
+
+
+def unusable_path(error: OSError) -> str | None:
+    """What to say of a failed call that names a path, where the path or its disk is at fault and no program.
+
+    Args:
+        error: Of the operating system.
+    """
+    if error.filename is None or error.errno not in _OF_THE_PATH:
+        return None
+    return f"{os.fspath(error.filename)}: {os_reason(error)}"
 
 
 def os_reason(error: OSError) -> str:

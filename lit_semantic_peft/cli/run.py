@@ -1,6 +1,7 @@
 """Runs a command that LightningCLI builds from the classes."""
 
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +12,8 @@ from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.terminal import TextFormatter
 from lit_semantic_peft.training import SemanticPeftModule
+
+logger = logging.getLogger(__name__)
 
 
 def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None) -> None:
@@ -27,6 +30,8 @@ def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None)
         SystemExit: After `--help`, and with status 2 where an option or YAML key cannot be parsed.
     """
     _configure_logging()
+    if unread := sorted(name for name in os.environ if name.startswith(f"PL_{arguments[0].upper()}__")):
+        logger.warning("Not read: %s. Settings come from options and `--config`.", ", ".join(unread))
     SemanticPeftCLI(
         arguments[0],
         model_class=SemanticPeftModule,
