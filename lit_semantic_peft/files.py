@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,18 +108,17 @@ def atomic_path(path: str | os.PathLike[str], kind: str | None = None, sign: str
     path = Path(path)
     if kind is not None:
         refuse_foreign(path, kind, sign)
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _parents_of(path), _writing(path):
         handle, name = tempfile.mkstemp(prefix=LEFTOVER, suffix="".join(path.suffixes), dir=path.parent)
         os.close(handle)
-    temporary = Path(name)
-    try:
-        with _writing(path):
-            yield temporary
-            share(temporary)
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary = Path(name)
+        try:
+            with _writing(path):
+                yield temporary
+                share(temporary)
+                temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -141,20 +141,30 @@ def atomic_folder(folder: str | os.PathLike[str], sign: str | None = None) -> It
     is_own = sign is not None and (folder / sign).is_file()
     if os.path.lexists(folder) and not is_own and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists already; name another folder or delete it.")
-    with _writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=LEFTOVER, dir=folder.parent))
-        previous = Path(tempfile.mkdtemp(prefix=LEFTOVER, dir=folder.parent))
+    beside = partial(tempfile.TemporaryDirectory, prefix=LEFTOVER, dir=folder.parent)
+    with _parents_of(folder), _writing(folder), beside() as name, _writing(folder):
+        temporary, previous = Path(name, "new"), Path(name, "old")
+        temporary.mkdir()
+        yield temporary
+        share(temporary)
+        if folder.exists():
+            folder.replace(previous)  # a kill can only come between the two renames
+        temporary.replace(folder)
+
+
+@contextmanager
+def _parents_of(path: Path) -> Iterator[None]:
+    """Makes the folders above a path; after an exception those that it made and that are empty are gone."""
+    missing = [one for one in path.parents if not one.exists()]
     try:
-        with _writing(folder):
-            yield temporary
-            share(temporary)
-            if folder.exists():
-                folder.replace(previous)  # replaces an empty folder; a kill can only come between the two renames
-            temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(previous, ignore_errors=True)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for one in missing:
+            with suppress(OSError):
+                one.rmdir()
+        raise
 
 
 def share(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import signal
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +16,9 @@ from lit_semantic_peft.terminal import TextFormatter
 from lit_semantic_peft.training import SemanticPeftModule
 
 logger = logging.getLogger(__name__)
+
+# As Lightning says that a rank's process has ended.
+_ENDED = re.compile(r"rank: (\d+)\].*process with PID (\d+) terminated with code (-?\d+)")
 
 
 def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None) -> None:
@@ -58,7 +63,9 @@ def _configure_logging() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning logs at level INFO that a process died and that the others are ended.
-    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
+    launcher = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
+    launcher.setLevel(logging.INFO)
+    launcher.filters = [_say_how_a_rank_ended]
     for noise in (
         ".*loftq_config.*",  # jsonargparse passes peft's defaults explicitly
         ".*does not have many workers.*",  # batches are a lookup and a pad; workers would cost more
@@ -70,3 +77,13 @@ def _configure_logging() -> None:
     ):
         warnings.filterwarnings("ignore", message=noise)
     warnings.filterwarnings("ignore", module="jsonargparse.*")
+
+
+def _say_how_a_rank_ended(record: logging.LogRecord) -> bool:
+    """Names rank and signal where Lightning writes a number; other messages stay as they are."""
+    ended = _ENDED.search(record.getMessage())
+    if ended:
+        rank, process, code = map(int, ended.groups())
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+        record.msg, record.args = f"Rank {rank} (process {process}) {how}; the other processes are ended too.", ()
+    return True
