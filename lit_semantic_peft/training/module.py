@@ -238,6 +238,7 @@ class SemanticPeftModule(EvaluatingModule):
             per_step = self.data.batches.micro_batch_size * num_micro_batches
             logger.info("Optimizer steps: %d, of at most %d facts each", self.num_optimizer_steps, per_step)
         if self._resumed is not None:
+            self._resumed.state_length(self.num_optimizer_steps, self.schedule)
             self._resumed.restore_random_state(self.device)
             self._resumed = None
 
