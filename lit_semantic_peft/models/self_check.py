@@ -202,7 +202,10 @@ def _plain_passes(model: Model, rows: Sequence[EncodedFact], shift: int = 0) -> 
 
 
 def _rounding(model: Model, rows: Sequence[EncodedFact]) -> float:
-    """The root mean square by which logits change where they should not, in one batch of six texts of equal length."""
+    """The root mean square by which logits change where they should not, in one batch of six texts of equal length.
+
+    At least their own last digit.
+    """
     length = min(len(row) for row in rows)
     first, second = ((*row.prompt_ids, *row.target_ids)[:length] for row in rows)
     input_ids = torch.tensor([first, second, second, first, first, second], device=next(model.parameters()).device)
@@ -223,7 +226,8 @@ def _rounding(model: Model, rows: Sequence[EncodedFact]) -> float:
         handle.remove()
     logits = output.logits[:, -length:].float()
     pairs = ((0, 3), (1, 2), (0, 4), (1, 5))
-    return max(_difference(logits[left], logits[right]) for left, right in pairs)
+    last_digit = torch.finfo(output.logits.dtype).eps * _difference(logits, torch.zeros_like(logits))
+    return max(last_digit, *(_difference(logits[left], logits[right]) for left, right in pairs))
 
 
 def _difference(left: Tensor, right: Tensor) -> float:
