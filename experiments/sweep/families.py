@@ -35,13 +35,11 @@ _USUAL: dict[str, Any] = {
     **{"layer_types": None, "is_decoder": True, "is_encoder_decoder": False},
 }
 _LINEAR_AND_FULL = ["linear_attention", "full_attention"]
+_HYBRID = ("bailing_hybrid", "granitemoehybrid", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")
 _PARTS = {"attn_config", "ffn_config"}  # of one model, not models of other modalities
 
 _UNUSUAL: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        ("bailing_hybrid", "granitemoehybrid", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "qwen4_exp_text"),
-        {"layer_types": _LINEAR_AND_FULL},
-    ),
+    **{name: {"layer_types": _LINEAR_AND_FULL} for name in _HYBRID},
     "bamba": {"attn_layer_indices": [1], "mamba_d_head": 16, "mamba_chunk_size": 8},
     "big_bird": {"attention_type": "original_full"},
     "bigbird_pegasus": {"attention_type": "original_full"},
