@@ -25,6 +25,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "LORA": {"target_modules": "all-linear"},
     "OFT": {"r": 0, "oft_block_size": 8},
     "P_TUNING": {"encoder_hidden_size": 8},
+    "ROAD": {"group_size": 16},
+    "SHADOW": {"auxiliary_loss_weight": 0.0},
     "TRAINABLE_TOKENS": {"token_indices": [5, 6, 7, 8]},
     "UNILORA": {"theta_d_length": 64},
     "VBLORA": {"num_vectors": 8, "vector_length": 8},

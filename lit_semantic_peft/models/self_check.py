@@ -187,7 +187,7 @@ def _plain_passes(model: Model, rows: Sequence[EncodedFact], shift: int = 0) -> 
     device = next(model.parameters()).device
     logits: dict[tuple[int, ...], Tensor] = {}
     losses = []
-    penalty = traits_of_forward(model).penalty(model)  # PEFT adds it where it is given labels
+    has_own_loss = traits_of_forward(model).has_own_loss
     for row in rows:
         ids, first = (*row.prompt_ids, *row.target_ids), len(row.prompt_ids)
         input_ids = torch.tensor([ids], device=device)
@@ -197,7 +197,8 @@ def _plain_passes(model: Model, rows: Sequence[EncodedFact], shift: int = 0) -> 
         output = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), labels=labels, use_cache=False)
         of_text = output.logits[0, -len(ids) :].float()
         logits |= {ids[:end]: of_text[end - 1] for end in range(first, len(ids))}
-        losses.append(output.loss.float() - (0.0 if penalty is None else penalty))
+        own = F.cross_entropy(of_text[first - 1 : -1], input_ids[0, first:])
+        losses.append(own if has_own_loss else output.loss.float())
     return _PlainPasses(logits, torch.stack(losses), _TIMES_ROUNDING * _rounding(model, rows))
 
 

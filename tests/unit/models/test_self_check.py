@@ -8,7 +8,7 @@ from lit_semantic_peft.models import attach_adapter, greedy_answers
 from lit_semantic_peft.models.fast_ways import FastWays, fast_ways, is_checked, set_fast_ways
 from lit_semantic_peft.models.self_check import check_rows, self_check
 from lit_semantic_peft.tokens import EncodedFact, FactEncoder
-from peft import IA3Config, LoraConfig, PromptTuningConfig
+from peft import AdaLoraConfig, CPTConfig, IA3Config, LoraConfig, PromptTuningConfig
 from test_generation import MAX_NEW, prompts
 from torch import nn
 from transformers import (
@@ -215,6 +215,8 @@ def everything(model):
 
 
 ADAPTERS = {
+    "adalora": AdaLoraConfig(target_modules=["q_proj"], init_r=4, target_r=2, total_step=10),
+    "cpt": CPTConfig(cpt_token_ids=[2, 3], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 2]),
     "ia3": IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
     "lora": LoraConfig(target_modules="all-linear", lora_dropout=0.2),
     "norms": LoraConfig(target_modules=["q_proj"], modules_to_save=["norm"]),
@@ -223,7 +225,11 @@ ADAPTERS = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=answers_with_virtual_tokens if "prompt" in name else ()) for name in ADAPTERS]
+    "name",
+    [
+        pytest.param(name, marks=answers_with_virtual_tokens if name in ("cpt", "prompt_tuning") else ())
+        for name in ADAPTERS
+    ],
 )
 def test_the_check_leaves_no_trace(name):
     model = trained(tiny_llama(dropout=0.1), ADAPTERS[name]).train()
