@@ -207,7 +207,7 @@ def everything(model):
         "random": torch.get_rng_state(),
         **{f"mode {name}": torch.tensor(module.training) for name, module in model.named_modules()},
         **{
-            f"trained {name}": torch.tensor([one.requires_grad, one.grad is not None, one.data_ptr()])
+            f"trained {name}": torch.tensor([one.requires_grad, one.grad is not None])
             for name, one in model.named_parameters()
         },
         "hooks": torch.tensor([len(one._forward_hooks) + len(one._forward_pre_hooks) for one in model.modules()]),
