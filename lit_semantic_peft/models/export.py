@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -35,12 +36,12 @@ def export_adapter(model: PeftModel, folder: str | Path, base: BaseModelSource, 
 
     Args:
         model: The model with its adapter.
-        folder: The folder to write; replaced if it exists.
+        folder: The folder to write; an adapter that this function wrote is replaced.
         base: Named in `adapter_config.json`, with its commit on the Hub, and in the model card.
         about: Markdown paragraph for the model card.
     """
     folder = Path(folder)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, BASE_FILE) as temporary:
         peft_config = model.peft_config[model.active_adapter]
         previous = peft_config.base_model_name_or_path, peft_config.revision
         peft_config.base_model_name_or_path, peft_config.revision = base.public_name, base.revision
@@ -64,6 +65,9 @@ def base_of(folder: str | Path) -> tuple[str | None, str | None, str | None]:
     Returns:
         The name as the user gave it, else as PEFT wrote it; the commit on the Hub, None where it is not from there; the
         fingerprint, None where another tool wrote the folder.
+
+    Raises:
+        InputError: If the configuration of the adapter cannot be read.
     """
     own = Path(folder) / BASE_FILE
     standard = read_json_object(Path(folder) / CONFIG_FILE)
@@ -144,14 +148,15 @@ def _require_same_answers(expected: Tensor, found: Tensor, dtype: torch.dtype) -
 
 
 def _model_card(base: BaseModelSource, peft_type: str, about: str) -> str:
+    fields = {
+        "base_model": base.public_name,
+        "library_name": "peft",
+        "tags": ["lit-semantic-peft", "knowledge"],
+    }
     lines = [
-        "---",
-        f"base_model: {base.public_name}",
-        "library_name: peft",
-        "tags: [lit-semantic-peft, knowledge]",
-        "---",
+        f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---",
         "",
-        f"# {peft_type} adapter for {base.public_name}",
+        f"# {peft_type} adapter for {' '.join(base.public_name.split())}",
         "",
         "Trained by lit-semantic-peft to know a set of facts.",
     ]

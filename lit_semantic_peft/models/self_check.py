@@ -26,7 +26,7 @@ from lit_semantic_peft.models.frozen_layers import FrozenLayers, frozen_layers_o
 from lit_semantic_peft.models.generation import greedy_answers, greedy_continuations, prompt_cache
 from lit_semantic_peft.models.gradient_check import moved_adapter
 from lit_semantic_peft.models.library_versions import cache_argument
-from lit_semantic_peft.models.objective import fact_nll_of, target_logits
+from lit_semantic_peft.models.objective import mean_per_fact, nll_of, target_logits
 from lit_semantic_peft.models.peft_traits import awakening_tokens, traits_of_forward
 from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, EncodedFact, FactEncoder, collate
@@ -100,7 +100,7 @@ def _right_ways(model: Model, rows: Sequence[EncodedFact], batch: Batch, pad_id:
     logits, targets, _ = target_logits(model, batch, **keeping)
     padded = dict(zip(plain.logits, logits.float(), strict=True))
     plain.require(plain.difference(padded), "the logits of a padded batch of two texts")
-    losses = fact_nll_of(logits, targets, batch.labels)
+    losses = mean_per_fact(nll_of(logits, targets), batch.labels)
     difference = plain.difference_of_losses(losses)
     if not difference <= plain.tolerance:  # some models leave it to the caller to shift the labels
         difference = min(difference, _plain_passes(model, rows, shift=1).difference_of_losses(losses))

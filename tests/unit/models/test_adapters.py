@@ -1,8 +1,10 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from architectures import ADAPTERS, trained
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import (
@@ -16,7 +18,7 @@ from lit_semantic_peft.models import (
     load_adapter,
     load_adapter_state_dict,
 )
-from lit_semantic_peft.models.export import BASE_FILE
+from lit_semantic_peft.models.export import BASE_FILE, _model_card
 from lit_semantic_peft.models.peft_traits import traits_of
 from lit_semantic_peft.models.targets import linear_module_names
 from lit_semantic_peft.reports.export import export_run
@@ -426,3 +428,15 @@ def test_an_adapter_without_a_base_model_asks_for_its_name(tiny_model, tmp_path)
     trained(tiny_llama(), WEIGHT_ADAPTERS["lora"]()).save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match=r"does not name the base model .* `--base_model`"):
         export_run(tmp_path / "adapter", tmp_path / "out", merge=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["owner/model", "runs/a: b #1", "- x", "line\nlicense: mit", "{a}", "yes", "12", "Łódź", "---"]
+)
+def test_the_fields_of_a_model_card_are_what_they_were(name):
+    card = _model_card(BaseModelSource(name, Path("x"), name, "f" * 32), "LORA", "")
+    fields, body = card.removeprefix("---\n").split("\n---\n")
+    assert yaml.safe_load(fields) == {
+        "base_model": name, "library_name": "peft", "tags": ["lit-semantic-peft", "knowledge"]
+    }  # fmt: skip
+    assert body.split("\n")[1] == f"# LORA adapter for {' '.join(name.split())}"
