@@ -121,7 +121,7 @@ def require_awake(model: PeftModel, prompts: Iterable[Sequence[int]]) -> None:
 
     Args:
         model: The model with its adapter.
-        prompts: Token ids of the prompts of the facts that are trained.
+        prompts: Token ids of the prompts of the facts.
 
     Raises:
         InputError: If no prompt has the tokens.
@@ -130,8 +130,8 @@ def require_awake(model: PeftModel, prompts: Iterable[Sequence[int]]) -> None:
     size = len(begins)
     if size and not any(tuple(ids[at : at + size]) == begins for ids in prompts for at in range(len(ids) - size + 1)):
         raise InputError(
-            f"`peft_config`: the adapter begins to work at the tokens {list(begins)}, which no prompt of the trained "
-            "facts has, so that nothing would be trained. Put their text into the prompts, or use the chat template "
+            f"`peft_config`: the adapter begins to work at the tokens {list(begins)}, which no prompt of the facts "
+            "has, so that nothing would be trained. Put their text into the prompts, or use the chat template "
             "that writes it (`data.encoding.template: chat`)."
         )
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -19,7 +18,6 @@ from typing_extensions import override
 from lit_semantic_peft.compatibility import Situation
 from lit_semantic_peft.data import agreed
 from lit_semantic_peft.data.moved import refuse_moved
-from lit_semantic_peft.data.self_checks import require_awake
 from lit_semantic_peft.data.situation import is_sharded
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import (
@@ -226,8 +224,6 @@ class SemanticPeftModule(EvaluatingModule):
 
     @override
     def on_fit_start(self) -> None:
-        prepared = self.data.prepared
-        require_awake(self.model, (prepared.encoded[row].prompt_ids for row in np.flatnonzero(prepared.is_trained)))
         self.self_check(trains=True)
         self._frozen = reused_layers(
             self.model,

@@ -125,7 +125,7 @@ def test_an_adapter_that_begins_at_tokens_of_no_fact_is_refused(tiny_model, fact
         run = fit(tiny_model, facts_file, model={"peft_config": config})
         assert any(value.any() for name, value in run.adapter.items() if "lora_B" in name)
     else:
-        with pytest.raises(InputError, match="which no prompt of the trained facts has"):
+        with pytest.raises(InputError, match="which no prompt of the facts has"):
             fit(tiny_model, facts_file, model={"peft_config": config})
 
 
