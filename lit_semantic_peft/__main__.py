@@ -75,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"there is no command {command!r}; {hint}")
     except InputError as error:
         if _rank() == 0:  # every rank fails alike; one reports it
-            print(f"error: {error}", file=sys.stderr)
+            from lit_semantic_peft.terminal import message
+
+            print(f"error: {message(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -44,6 +44,7 @@ class Situation:
         gradient_checkpointing: The module's.
         reuse_frozen_layers: The module's.
         retains: Class names of the module's sources of retained text.
+        append_eos: Whether training teaches the end token after an answer.
         schedule: The module's.
         warmup_ratio: The module's.
         weighting: Class name of the weighting.
@@ -51,6 +52,8 @@ class Situation:
         is_online: Whether weights come from the training step's own logits.
         reads_distance: Whether an online weighting reads the distance, not the likelihood.
         distance_needs_answers: Whether the distance needs generated answers.
+        token_weighting: Class name of the weighting of target tokens; None where all count alike.
+        token_weighting_reads_embeddings: Whether it needs the base model's token embeddings.
         is_scheduled: Whether the weighting moves from the start to the end of training.
         deferred_from_epoch: Epoch from which dropped facts are trained too; None for never.
         mix_strata: Whether every optimizer step gets each stratum's share of the facts.
@@ -81,6 +84,7 @@ class Situation:
     gradient_checkpointing: bool = False
     reuse_frozen_layers: bool | None = None
     retains: frozenset[str] = frozenset()
+    append_eos: bool = False
     schedule: str = "constant"
     warmup_ratio: float = 0.0
     weighting: str = "Uniform"
@@ -88,6 +92,8 @@ class Situation:
     is_online: bool = False
     reads_distance: bool = False
     distance_needs_answers: bool = False
+    token_weighting: str | None = None
+    token_weighting_reads_embeddings: bool = False
     is_scheduled: bool = False
     deferred_from_epoch: int | None = None
     mix_strata: bool = False
@@ -268,6 +274,14 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.is_sharded and s.is_online and s.reads_distance,
         _EVALUATED,
     ),
+    Rule(
+        "`token_weighting: TokenDistance`, `SemanticDistanceTerm`",
+        "a sharded base model",
+        "`token_weighting` {token_weighting} cannot be used with a sharded base model, whose embeddings no process has "
+        "whole. Use `strategy: ddp`, or `ConfidenceGate`.",
+        lambda s: s.is_sharded and s.token_weighting_reads_embeddings,
+        _EVALUATED,
+    ),
     *(
         Rule(
             f"`{name}`",
@@ -282,6 +296,14 @@ RULES: tuple[Rule, ...] = (
         "a sharded base model",
         "`reuse_frozen_layers` cannot be used: the strategy shards the layers over the ranks.",
         lambda s: s.is_sharded and s.reuse_frozen_layers is True,
+    ),
+    # --------------------------------------------------------------- token weights
+    Rule(
+        "`token_weighting`",
+        "`GradientSurgery`",
+        "`token_weighting` {token_weighting} cannot be used with GradientSurgery, which takes the gradients of facts "
+        "whose tokens all count alike. Leave one of them out.",
+        lambda s: s.token_weighting is not None and s.has("GradientSurgery"),
     ),
     # --------------------------------------------------------- what shares a step
     Rule(
@@ -330,6 +352,21 @@ RULES: tuple[Rule, ...] = (
         "`schedule` and `warmup_ratio` need to know how long training is: set `trainer.max_epochs` or "
         "`trainer.max_steps`, or use `schedule: constant` with `warmup_ratio: 0`.",
         lambda s: s.is_endless and not s.is_trial and (s.schedule != "constant" or s.warmup_ratio > 0),
+    ),
+    # ------------------------------------------------------- what is held still
+    Rule(
+        "`model.retain`",
+        "`peft_config` that changes the base model (`bias`, PiSSA and the like, `layer_replication`, ...)",
+        "`retain` holds the adapter to the base model, which `peft_config` changes itself (`{base_changing_setting}`). "
+        "Leave that setting out.",
+        lambda s: bool(s.retains) and s.base_changing_setting is not None,
+    ),
+    Rule(
+        "`model.retain: Continuations`",
+        "`data.encoding.append_eos: true`",
+        "`Continuations` holds what the base model writes after an answer, where `append_eos` teaches the end token. "
+        "Set `data.encoding.append_eos: false`.",
+        lambda s: "Continuations" in s.retains and s.append_eos,
     ),
     # ---------------------------------------------------------------- the weighting
     Rule(

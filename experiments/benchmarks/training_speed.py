@@ -456,7 +456,7 @@ def online_cost(settings: Settings, repetitions: int) -> dict[str, Any]:
     """
     from lit_semantic_peft.models import fact_nll
     from lit_semantic_peft.semantics import ExpectedEmbeddingDistance, Online, Proximity
-    from lit_semantic_peft.semantics.online import nll_and_online_weight
+    from lit_semantic_peft.semantics.step_losses import losses_and_online_weights
 
     data = _token_mean_facts(settings)
     model = _peft_model(Contender("ours"), settings).train()
@@ -466,9 +466,10 @@ def online_cost(settings: Settings, repetitions: int) -> dict[str, Any]:
 
     def step(batch: Any, is_online: bool) -> None:
         if is_online:
-            nll, weight = nll_and_online_weight(model, batch, weighting, distance, has_end=True)
+            nll, weight = losses_and_online_weights(model, batch, weighting, None, distance, has_end=True)
         else:
             nll, weight = fact_nll(model, batch), batch.loss_weight
+        assert weight is not None
         ((weight * nll).sum() / weight.sum()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()

@@ -12,7 +12,7 @@ from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation import Evaluation
-from lit_semantic_peft.files import write_text
+from lit_semantic_peft.files import WRITTEN_BY, mark, write_text
 from lit_semantic_peft.models import peft_type_name
 from lit_semantic_peft.reports import (
     EpochRecord,
@@ -30,6 +30,7 @@ from lit_semantic_peft.reports import (
     write_probe_table,
 )
 from lit_semantic_peft.reports.provenance import about_process, keep_earlier
+from lit_semantic_peft.reports.run_folder import RunPaths
 from lit_semantic_peft.stopwatch import Stopwatch
 from lit_semantic_peft.training import SemanticPeftModule
 
@@ -48,12 +49,14 @@ def write_selection(folder: RunFolder, module: SemanticPeftModule) -> tuple[int,
     """
     prepared, source = module.data.prepared, module.base_model.source
     dropped = [
-        json.dumps({**fact.to_json(), "drop_reason": reason}, ensure_ascii=False)
+        json.dumps(
+            {**fact.to_json(), "drop_reason": reason, WRITTEN_BY: mark(RunPaths.dropped.kind)}, ensure_ascii=False
+        )
         for fact, reason, is_dropped in zip(prepared.facts, prepared.reason, prepared.is_dropped, strict=True)
         if is_dropped
     ]
     num_kept = len(prepared.kept_index)
-    write_text(folder.paths.dropped, "".join(f"{line}\n" for line in dropped))
+    write_text(folder.paths.dropped, "".join(f"{line}\n" for line in dropped), RunPaths.dropped.kind)
     folder.write_manifest(Manifest(prepared.key, source.public_name, source.fingerprint, len(prepared.facts), num_kept))
     return num_kept, len(dropped)
 

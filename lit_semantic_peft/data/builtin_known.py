@@ -47,9 +47,10 @@ def builtin_facts(own: Iterable[Fact], seed: int) -> BuiltinFacts:
 
 
 def prompts_of(fact: Fact) -> set[str]:
-    """Every prompt that is asked of a fact and its probes.
+    """Every prompt that is taught or asked of a fact and its probes.
 
     Args:
         fact: The fact.
     """
-    return {fact.prompt, *fact.paraphrases, *(probe.prompt for probe in (*fact.neighborhood, *fact.portability))}
+    probes = (*fact.neighborhood, *fact.portability, *fact.yes_no)
+    return {fact.prompt, *fact.paraphrases, *(form.prompt for form in fact.forms), *(one.prompt for one in probes)}

@@ -5,7 +5,7 @@ from typing import Any
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.forms import FormSource, Given
-from lit_semantic_peft.semantics import Distance, FactFilter, Strata, Weighting
+from lit_semantic_peft.semantics import Distance, FactFilter, Strata, TokenWeighting, Weighting
 from lit_semantic_peft.tokens import Template
 
 
@@ -66,6 +66,7 @@ class SelectionPlan:
         more_distances: Further distances to measure and report. `Surprisal` is always measured.
         filters: Applied in order, each to what the one before left; nothing is dropped where None.
         weighting: From distance to loss weight; `Uniform` where None.
+        token_weighting: Which of a fact's target tokens count, and how; all alike where None.
         strata: How the strata of the facts are found, a column of the fact table; None to find them (with the settings
             of `Strata()`) only if a filter or `batches.mix_strata` needs them.
         deferred_from_epoch: Epoch (from 0) from which the dropped facts are trained too, each once an epoch, weighted
@@ -80,6 +81,7 @@ class SelectionPlan:
     more_distances: list[Distance] | None = None
     filters: list[FactFilter] | None = None
     weighting: Weighting | None = None
+    token_weighting: TokenWeighting | None = None
     strata: Strata | None = None
     deferred_from_epoch: int | None = None
 

@@ -88,7 +88,10 @@ def situation_of(trainer: Trainer, stage: str, preparation: Preparation) -> Situ
         is_online=weighting.is_online,
         reads_distance=not inner.needs_nll,
         distance_needs_answers=distance.needs_answers,
+        token_weighting=None if selection.token_weighting is None else type(selection.token_weighting).__name__,
+        token_weighting_reads_embeddings=getattr(selection.token_weighting, "reads_embeddings", False),
         is_scheduled=start is not end,
+        append_eos=preparation.encoding.append_eos,
         deferred_from_epoch=selection.deferred_from_epoch,
         mix_strata=preparation.batches.mix_strata,
     )

@@ -4,8 +4,10 @@ from lit_semantic_peft.facts.builtin import BUILTIN, builtin_facts
 from lit_semantic_peft.facts.checks import (
     Contradiction,
     NearDuplicate,
+    NearDuplicateGroup,
     find_contradictions,
     find_near_duplicates,
+    group_near_duplicates,
     normalize_text,
 )
 from lit_semantic_peft.facts.containers import SUFFIXES
@@ -32,6 +34,7 @@ __all__ = [
     "Form",
     "GivenFacts",
     "NearDuplicate",
+    "NearDuplicateGroup",
     "Omission",
     "Probe",
     "Split",
@@ -41,6 +44,7 @@ __all__ = [
     "find_contradictions",
     "find_near_duplicates",
     "given_facts",
+    "group_near_duplicates",
     "normalize_text",
     "output_path",
     "read_facts",

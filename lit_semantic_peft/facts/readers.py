@@ -133,7 +133,9 @@ def read_facts(
     facts, poorer = _answerable(facts)
     warnings = reading.warnings()
     if reading.problems:
-        warnings += (f"{name}: {len(reading.problems)} problems, their records left out:\n{reading.problem_report()}",)
+        number = len(reading.problems)
+        what = "1 problem, its record left out" if number == 1 else f"{number} problems, their records left out"
+        warnings += (f"{name}: {what}:\n{reading.problem_report()}",)
     if poorer:
         more = f" and {len(poorer) - 1} more" if len(poorer) > 1 else ""
         sentence = "a question that needs a fact which is not among those read, left out"

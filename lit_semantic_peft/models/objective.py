@@ -79,7 +79,7 @@ def token_nll(model: nn.Module, batch: Batch, *, frozen: FrozenLayers | None = N
         float32 `(B, T)` in nats per token, 0 where there is no target.
     """
     logits, targets, _ = target_logits(model, batch, frozen=frozen)
-    return _token_nll_of(logits, targets, batch.labels)
+    return _at_targets(nll_of(logits, targets), batch.labels)
 
 
 def fact_nll(model: nn.Module, batch: Batch, *, frozen: FrozenLayers | None = None) -> Tensor:
@@ -94,26 +94,37 @@ def fact_nll(model: nn.Module, batch: Batch, *, frozen: FrozenLayers | None = No
         float32 `(B,)` in nats per token; 0 for a row without target.
     """
     logits, targets, _ = target_logits(model, batch, frozen=frozen)
-    return fact_nll_of(logits, targets, batch.labels)
+    return mean_per_fact(nll_of(logits, targets), batch.labels)
 
 
-def fact_nll_of(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-    """`fact_nll` from logits that are there already.
+def nll_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihoods from logits that are there already.
 
     Args:
-        logits: float `(N, V)` at the predicting positions.
+        logits: float `(N, V)`.
         targets: int64 `(N,)`.
+
+    Returns:
+        float32 `(N,)`, nats.
+    """
+    return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def mean_per_fact(losses: Tensor, labels: Tensor) -> Tensor:
+    """Mean over each fact's target tokens.
+
+    Args:
+        losses: float32 `(N,)` of the target tokens, in row-major order.
         labels: int64 `(B, T)`.
 
     Returns:
-        float32 `(B,)` in nats per token; 0 for a row without target.
+        float32 `(B,)`; 0 for a row without target.
     """
     count = (labels != IGNORE_INDEX).sum(dim=1)
-    return _token_nll_of(logits, targets, labels).sum(dim=1) / count.clamp(min=1)
+    return _at_targets(losses, labels).sum(dim=1) / count.clamp(min=1)
 
 
-def _token_nll_of(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+def _at_targets(losses: Tensor, labels: Tensor) -> Tensor:
     # Graph-connected also when no row has a target, so that backward finds every adapter on every rank.
     empty = torch.zeros(labels.shape, device=losses.device) + losses[:0].sum()
     return empty.masked_scatter(labels != IGNORE_INDEX, losses)

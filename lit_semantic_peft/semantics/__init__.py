@@ -40,6 +40,12 @@ from lit_semantic_peft.semantics.sentence_distance import SentenceDistance
 from lit_semantic_peft.semantics.shaping import Scheduled, Tempered
 from lit_semantic_peft.semantics.strata import STRATA, Strata, StrataFilter, strata_of, with_strata
 from lit_semantic_peft.semantics.table import ScoredFacts
+from lit_semantic_peft.semantics.token_weights import (
+    ConfidenceGate,
+    SemanticDistanceTerm,
+    TokenDistance,
+    TokenWeighting,
+)
 from lit_semantic_peft.semantics.weightings import (
     Band,
     Proximity,
@@ -56,6 +62,7 @@ __all__ = [
     "STRATA",
     "Band",
     "BandFilter",
+    "ConfidenceGate",
     "DispersionFilter",
     "Distance",
     "ExpectedEmbeddingDistance",
@@ -79,6 +86,7 @@ __all__ = [
     "ScoredFacts",
     "ScoringContext",
     "Selection",
+    "SemanticDistanceTerm",
     "SentenceDistance",
     "SentenceEncoder",
     "Strata",
@@ -88,6 +96,8 @@ __all__ = [
     "TargetPass",
     "Tempered",
     "TextEmbedding",
+    "TokenDistance",
+    "TokenWeighting",
     "Uniform",
     "WarmGradients",
     "Weighting",

@@ -88,8 +88,8 @@ class Distance(ABC):
         """
 
 
-class _TokenDistance(Distance):
-    """Pools the distances of a fact's target tokens.
+class PerTokenDistance(Distance):
+    """A distance of single target tokens, of which a fact has the pooled one.
 
     Args:
         pooling: `mean` over the target tokens, or only the `first` or `last` token.
@@ -116,7 +116,7 @@ class _TokenDistance(Distance):
         return _pool(self.token_distance(outputs), outputs.row, outputs.num_facts, self.pooling)
 
 
-class ExpectedEmbeddingDistance(_TokenDistance):
+class ExpectedEmbeddingDistance(PerTokenDistance):
     """1 − cos(Σ_v p(v) e_v, e_y): from the expected input embedding under the model to that of the target token.
 
     Our reading; the default. In [0, 2]; no pass of its own. Unlike an argmax, smooth in the model's probabilities.
@@ -139,7 +139,7 @@ class ExpectedEmbeddingDistance(_TokenDistance):
         return cosine_distance(expected, embeddings[outputs.targets])
 
 
-class HiddenStateDistance(_TokenDistance):
+class HiddenStateDistance(PerTokenDistance):
     """1 − cos(h, u_y): from the last hidden state that predicts the target token to the token's output embedding.
 
     Our reading. In [0, 2]; no pass of its own. Unlike the logit, it ignores the norms of both vectors.

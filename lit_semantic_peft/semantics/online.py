@@ -1,20 +1,15 @@
 """Loss weights from the current model's predictions, computed from the training step's own logits."""
 
-from typing import Any
-
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.models.frozen_layers import FrozenLayers
-from lit_semantic_peft.models.objective import fact_nll_of, target_logits
 from lit_semantic_peft.semantics.distances import Distance, Surprisal, TargetPass
 from lit_semantic_peft.semantics.shaping import require_plain
 from lit_semantic_peft.semantics.table import FloatArray
 from lit_semantic_peft.semantics.weightings import MAX_DISTANCE, Weighting
-from lit_semantic_peft.tokens import IGNORE_INDEX, Batch
 
 
 class Online(Weighting):
@@ -77,47 +72,3 @@ class Online(Weighting):
             )
             measured = MAX_DISTANCE * below / (2 * len(self.reference))
         return self.weighting.raw(measured.clamp(0.0, MAX_DISTANCE))
-
-
-def nll_and_online_weight(
-    model: nn.Module,
-    batch: Batch,
-    weighting: Weighting,
-    distance: Distance,
-    *,
-    has_end: bool,
-    frozen: FrozenLayers | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`fact_nll` and the online weights of a micro-batch, from one forward pass.
-
-    Args:
-        model: A `peft` model around a causal language model.
-        batch: The facts.
-        weighting: One that `is_online`.
-        distance: The distance to measure.
-        has_end: Whether each row's last target is the end token, which is part of the loss but of no distance.
-        frozen: As in `target_logits`.
-
-    Returns:
-        float32 `(B,)` with a graph, and float32 `(B,)` without.
-    """
-    base: Any = model.get_base_model()  # type: ignore[operator]
-    projection = base.get_output_embeddings()
-    logits, targets, hidden = target_logits(model, batch, frozen=frozen)
-    nll = fact_nll_of(logits, targets, batch.labels)
-    with torch.no_grad():
-        row = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
-        kept = torch.ones_like(row, dtype=torch.bool)
-        if has_end:
-            kept[:-1] = row[1:] == row[:-1]
-            kept[-1:] = False
-        outputs = TargetPass(
-            logits=logits.detach()[kept],
-            hidden=None if hidden is None else hidden.detach()[kept],
-            targets=targets[kept],
-            row=row[kept],
-            num_facts=len(batch),
-            input_embeddings=base.get_input_embeddings().weight,
-            output_embeddings=projection.weight,
-        )
-        return nll, weighting.current(distance, outputs)

@@ -232,6 +232,14 @@ class FactEncoder:
         self._require_positions(len(ids), "the text is")
         return EncodedFact(ids[:1], ids[1:])
 
+    def encode_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text of any length, without the tokenizer's start tokens.
+
+        Args:
+            text: The text.
+        """
+        return tuple(self._ids(text))
+
     def without_limit(self, template: Template | None = None) -> "FactEncoder":
         """The same encoder without `max_length`, for texts of any length that the model takes.
 
@@ -255,6 +263,14 @@ class FactEncoder:
             joiner: Text before it; not used in a chat template.
         """
         return len(self._ids(self._joined(answer, joiner)))
+
+    def encode_name(self, name: str) -> tuple[int, ...]:
+        """Token ids of a name as it stands within a text.
+
+        Args:
+            name: The name.
+        """
+        return tuple(self._ids(f" {name}"))
 
     def encode_facts(self, facts: Iterable[Fact]) -> list[EncodedFact]:
         """Encodes each fact's prompt and target.

@@ -6,18 +6,33 @@ from lit_semantic_peft.training.interference_aware import (
     InterferenceWeighting,
 )
 from lit_semantic_peft.training.module import SemanticPeftModule
-from lit_semantic_peft.training.retain import KnownFacts, OwnSamples, RetainSource, RetainSplit
+from lit_semantic_peft.training.retain import (
+    ContextTeacher,
+    Continuations,
+    KnownFacts,
+    MaskedTarget,
+    Neighbours,
+    OwnSamples,
+    RetainSource,
+    RetainSplit,
+    Text,
+)
 from lit_semantic_peft.training.sharding import ShardedBaseStrategy, whole_base
 
 __all__ = [
     "ConflictAwareBatching",
+    "ContextTeacher",
+    "Continuations",
     "GradientSurgery",
     "InterferenceWeighting",
     "KnownFacts",
+    "MaskedTarget",
+    "Neighbours",
     "OwnSamples",
     "RetainSource",
     "RetainSplit",
     "SemanticPeftModule",
     "ShardedBaseStrategy",
+    "Text",
     "whole_base",
 ]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lit_semantic_peft.data import KnowledgeDataModule, from_all_ranks
 from lit_semantic_peft.data.measures import identity
-from lit_semantic_peft.models import FrozenLayers, fact_nll
-from lit_semantic_peft.semantics import Weighting
-from lit_semantic_peft.semantics.online import nll_and_online_weight
+from lit_semantic_peft.models import FrozenLayers
+from lit_semantic_peft.semantics import Distance, TokenWeighting, Weighting
+from lit_semantic_peft.semantics.step_losses import losses_and_online_weights
 from lit_semantic_peft.tokens import Batch
 
 
@@ -103,18 +103,24 @@ class LossWeights:
             frozen: As in `target_logits`.
 
         Returns:
-            Mean negative log-likelihoods, float32 `(B,)`, with a graph, and loss weights, float32 `(B,)`, without.
+            Mean losses of the target tokens, as `token_weighting` has them, nats per token, float32 `(B,)`, with a
+            graph, and loss weights, float32 `(B,)`, without.
         """
         weight = batch.loss_weight
         if self.factor is not None:
             weight = weight * self.factor[batch.fact_index.cpu()].to(weight)
-        weighting = self._data.weighting
-        if weighting.is_online:
-            distance, has_end = self._data.distances[0], self._data.encoding.append_eos
-            nll, factor = nll_and_online_weight(model, batch, weighting, distance, has_end=has_end, frozen=frozen)
-            weight = weight * factor.to(weight)
-        else:
-            nll = fact_nll(model, batch, frozen=frozen)
+        data = self._data
+        nll, online = losses_and_online_weights(
+            model,
+            batch,
+            data.weighting,
+            data.selection.token_weighting,
+            data.distances[0],
+            has_end=data.encoding.append_eos,
+            frozen=frozen,
+        )
+        if online is not None:
+            weight = weight * online.to(weight)
         self._step.append(UsedWeights(batch.fact_index, weight, batch.is_filler))
         return nll, weight
 
@@ -197,7 +203,7 @@ class _Sums:
 
 
 def weighting_identity(data: KnowledgeDataModule) -> dict[str, str]:
-    """The settings of the weighting that must be equal when a training is resumed.
+    """The settings of the weightings that must be equal when a training is resumed.
 
     Weights that come from the base model are compared as numbers instead; online weights only have settings.
 
@@ -207,19 +213,22 @@ def weighting_identity(data: KnowledgeDataModule) -> dict[str, str]:
     Returns:
         Settings as text, by the name under which a user sets them.
     """
+    token_weighting = data.selection.token_weighting
+    of_tokens = {} if token_weighting is None else {"data.selection.token_weighting": _described(token_weighting)}
     if not data.weighting.is_online:
-        return {"data.selection.weighting": "of the base model"}
+        return {"data.selection.weighting": "of the base model", **of_tokens}
     return {
         "data.selection.weighting": _described(data.weighting),
         "data.selection.distance": str(identity(data.distances[0])),
+        **of_tokens,
     }
 
 
-def _described(weighting: Weighting) -> str:
+def _described(weighting: Weighting | TokenWeighting | Distance) -> str:
     """Class and settings, such as `Online(weighting=Focal(gamma=2.0))`."""
     settings = {
-        name: _described(value) if isinstance(value, Weighting) else value
+        name: _described(value) if isinstance(value, Weighting | Distance) else value
         for name, value in sorted(vars(weighting).items())
-        if isinstance(value, Weighting | float | int | str | None)
+        if isinstance(value, Weighting | Distance | float | int | str | None)
     }
     return f"{type(weighting).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())})"

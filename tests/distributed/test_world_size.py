@@ -10,8 +10,9 @@ import torch.distributed as dist
 from lit_semantic_peft.callbacks import InterferenceMonitor
 from lit_semantic_peft.data import module as data_module
 from lit_semantic_peft.facts.forms import Cloze, Question
-from lit_semantic_peft.semantics import RandomFilter
+from lit_semantic_peft.semantics import RandomFilter, SemanticDistanceTerm
 from lit_semantic_peft.tokens import IGNORE_INDEX
+from lit_semantic_peft.training import ContextTeacher, MaskedTarget, OwnSamples
 
 from fixtures.processes import run_group
 from fixtures.training import Ramp, Run, Trajectory, assert_same_trajectory, build_data, fit_ramped
@@ -22,6 +23,14 @@ pytestmark = pytest.mark.distributed
 # 6 of 11 for three (a partial window of 5, which leaves one rank a fact less).
 STEP_COUNT = {"normalization": "step_count"}
 SGD = {"optimizer": partial(torch.optim.SGD, lr=1e-2)}
+HELD = {
+    "retain": [
+        OwnSamples(0.5, batch_size=3, num_samples=7, length=5),
+        MaskedTarget(2.0, batch_size=5, top_k=None),
+        ContextTeacher(batch_size=1),
+    ]
+}
+TOKENS = {"token_weighting": SemanticDistanceTerm()}
 ELEVEN = {"num_facts": 11}
 CASES = {
     2: {
@@ -43,6 +52,13 @@ CASES = {
             "accumulate": 2,
             "data": {"sources": [Question(0.4), Cloze(0.3)]},
         },
+        "2 × 2×2, held still": {"micro_batch_size": 2, "accumulate": 2, "model": HELD},
+        "2 × 1×4, tokens": {
+            "micro_batch_size": 1,
+            "accumulate": 4,
+            "data": {"token_weighting": SemanticDistanceTerm()},
+        },
+        "2 × 4×1, held still": {"micro_batch_size": 4, "model": HELD},
         "2 × 4×1, a rank without weight": {"micro_batch_size": 4, "empty": "weight"},
         "2 × 4×1, a rank without target": {"micro_batch_size": 4, "empty": "target"},
     },
@@ -142,7 +158,7 @@ def test_every_case_is_the_trajectory_of_one_process(group, tiny_model):
                 assert found["val"][metric] == pytest.approx(expected, rel=1e-5), (name, metric)
     # An empty rank changes the run; otherwise the comparison above would prove nothing.
     if world_size == 2:
-        assert len(references) == 7
+        assert len(references) == 9
         whole, emptied = references["{'empty': False}"], references["{'empty': True}"]
         assert abs(whole.losses[0] - emptied.losses[0]) > 1e-3
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from peft import PeftModel
@@ -13,8 +14,30 @@ from tqdm.auto import tqdm
 
 from lit_semantic_peft.cache import ContentCache
 from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.facts import Fact
+from lit_semantic_peft.facts.schema import Form
+from lit_semantic_peft.files import content_key
+from lit_semantic_peft.models.generation import greedy_answers
+from lit_semantic_peft.models.sampling import Sampling, sampled_answers
 from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import Batch, EncodedFact, FactEncoder, collate
+
+
+@dataclass(frozen=True, slots=True)
+class TaughtText:
+    """A text in which a fact is taught: its own prompt, or one of its forms.
+
+    Attributes:
+        fact: The fact.
+        form: The prompt and what follows.
+        encoded: Their tokens.
+        in_chat: Whether they stand in the chat template, whatever the facts stand in.
+    """
+
+    fact: Fact
+    form: Form
+    encoded: EncodedFact
+    in_chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +70,19 @@ class RetainContext:
         device: torch.device = next(self.model.parameters()).device
         return device
 
+    @cached_property
+    def taught(self) -> list[TaughtText]:
+        """The texts of the trained facts, in all their forms."""
+        prepared, taught = self.prepared, []
+        for row in np.flatnonzero(prepared.is_trained).tolist():
+            fact, texts = prepared.facts[row], prepared.forms.texts
+            taught.append(TaughtText(fact, Form(fact.prompt, fact.target, fact.joiner), texts[row]))
+            forms, places = prepared.forms.of_facts[row].taught, prepared.forms.texts_of(row)[1:]
+            taught += [
+                TaughtText(fact, one.form, texts[place], one.in_chat) for one, place in zip(forms, places, strict=True)
+            ]
+        return taught
+
     @contextmanager
     def base_model(self) -> Iterator[PeftModel]:
         """Within the block the model is the base model: adapter off, evaluation mode, no gradients."""
@@ -68,6 +104,34 @@ class RetainContext:
             places = order[start : start + self.batch_size]
             chosen = [rows[place] for place in places]
             yield places, collate(chosen, places, self.encoder.pad_id, with_end=False).to(self.device)
+
+    def continuations(
+        self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling | None = None
+    ) -> list[tuple[int, ...]]:
+        """What the base model writes after prompts, from the cache where it was asked before.
+
+        Args:
+            prompts: Token ids.
+            length: Most tokens of a continuation.
+            sampling: How one continuation of each is drawn; None for the greedy one.
+
+        Returns:
+            The continuations, without end token; maybe empty.
+        """
+        what = {
+            "what": "continuations", "prompts": content_key([list(ids) for ids in prompts]), "length": length,
+            "sampling": None if sampling is None else asdict(sampling),
+        }  # fmt: skip
+        how: dict[str, Any] = {"pad_id": self.encoder.pad_id, "stop_ids": self.encoder.stop_ids}
+
+        def draw() -> list[list[int]]:
+            lengths = [length] * len(prompts)
+            with self.base_model() as model:
+                if sampling is None:
+                    return greedy_answers(model, prompts, lengths, **how)
+                return [answers[0] for answers in sampled_answers(model, prompts, lengths, sampling, **how)]
+
+        return [tuple(ids) for ids in self.cached_ids(what, draw)]
 
     def cached_ids(self, what: dict[str, Any], draw: Callable[[], list[list[int]]]) -> list[list[int]]:
         """Token ids from the cache, or drawn and stored.

@@ -1,5 +1,6 @@
 """Facts that the base model answers rightly and with confidence: the run's own, else built-in ones."""
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -15,6 +16,8 @@ from lit_semantic_peft.tokens import EncodedFact, FactEncoder
 from lit_semantic_peft.training.retain.context import RetainContext
 from lit_semantic_peft.training.retain.source import RetainedText, RetainSource
 
+logger = logging.getLogger(__name__)
+
 _MOST_OF_OWN = 0.5
 """Share of the run's own known facts that is retained at most: the others show what training did to such facts."""
 
@@ -26,7 +29,7 @@ class KnownFacts(RetainSource):
     `min_probability`. Of the run's own facts, those that are not trained and share no subject with a trained one, at
     most half of them; where these are fewer than `num_facts`, built-in facts about other subjects beside them. The
     evaluation asks none of them. Cost: a forward pass over the built-in facts that are looked at, once, then read from
-    the cache; then that of `RetainSource`.
+    the cache; then that of `RetainSource`. A base model that knows none retains none, with a warning.
 
     Args:
         weight: As in `RetainSource`.
@@ -37,13 +40,13 @@ class KnownFacts(RetainSource):
         seed: As in `RetainSource`.
 
     Raises:
-        InputError: If a setting is out of its range; from `texts`, if the base model knows none.
+        InputError: If a setting is out of its range.
     """
 
     def __init__(
         self,
         weight: float = 1.0,
-        batch_size: int = 16,
+        batch_size: int = 8,
         num_facts: int = 64,
         min_probability: float = 0.2,
         top_k: int | None = 128,
@@ -84,9 +87,11 @@ class KnownFacts(RetainSource):
         pool = builtin_facts(prepared.facts, context.data_seed).retainable
         known = own + self._builtin(context, pool, self.num_facts - len(own))
         if not known:
-            raise InputError(
-                f"`KnownFacts`: the base model knows none of {len(pool)} built-in facts with a probability of at least "
-                f"{self.min_probability:g}. Lower `min_probability`, or use `OwnSamples` or `RetainSplit`."
+            logger.warning(
+                "`KnownFacts` retains nothing: the base model knows none of %d built-in facts with a probability of at "
+                "least %g",
+                len(pool),
+                self.min_probability,
             )
         return [RetainedText(EncodedFact(one.prompt_ids, one.target_ids)) for one in known]
 

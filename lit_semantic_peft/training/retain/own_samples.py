@@ -39,7 +39,7 @@ class OwnSamples(RetainSource):
     def __init__(
         self,
         weight: float = 1.0,
-        batch_size: int = 8,
+        batch_size: int = 4,
         num_samples: int = 256,
         length: int = 24,
         temperature: float = 1.0,
@@ -51,8 +51,7 @@ class OwnSamples(RetainSource):
         self.length = length
         self.temperature = temperature
         self.require_at_least(1, "num_samples", "length")
-        if not 0 < temperature < float("inf"):
-            raise InputError(f"`{self.kind}.temperature` must be a finite number above 0, got {temperature}")
+        self.require_temperature()
 
     @override
     def texts(self, context: RetainContext) -> Sequence[RetainedText]:

@@ -97,6 +97,16 @@ class RetainSource(ABC):
             if value is not None and value < least:
                 raise InputError(f"`{self.kind}.{name}` must be at least {least}, got {value}")
 
+    def require_temperature(self) -> None:
+        """Checks the setting `temperature`.
+
+        Raises:
+            InputError: If it is not a finite number above 0.
+        """
+        temperature: float = vars(self)["temperature"]
+        if not 0 < temperature < math.inf:
+            raise InputError(f"`{self.kind}.temperature` must be a finite number above 0, got {temperature}")
+
     def rows(self, prepared: PreparedFacts) -> list[int]:
         """Indices of the run's own facts that are retained, so that nothing else is measured on them.
 
@@ -107,11 +117,13 @@ class RetainSource(ABC):
 
     @abstractmethod
     def texts(self, context: "RetainContext") -> Sequence[RetainedText]:
-        """All texts of the source, the same in each call. Runs on the first rank alone.
+        """All texts of the source, the same in each call; a source without any is left out.
+
+        Runs on the first rank alone.
 
         Args:
             context: The base model, the tokenizer, the facts, the cache.
 
         Raises:
-            InputError: If there is none.
+            InputError: If what the user gave has none.
         """

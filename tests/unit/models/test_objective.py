@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from architectures import ADAPTERS, ARCHITECTURES, WithoutLogitsToKeep, rows, trained
 from lit_semantic_peft.models.objective import (
     fact_nll,
-    fact_nll_of,
+    mean_per_fact,
+    nll_of,
     predicting_mask,
     target_logits,
     token_nll,
@@ -150,9 +151,9 @@ def test_losses_are_float32_whatever_the_base_is():
 def test_a_row_that_is_not_finite_spoils_no_other_and_float16_does_not_overflow():
     labels = torch.tensor([[-100, 2], [-100, 3]])
     logits = torch.zeros(2, 70_000, dtype=torch.float16) - 3  # their sum is no float16
-    assert fact_nll_of(logits, torch.tensor([2, 3]), labels).isfinite().all()
+    assert mean_per_fact(nll_of(logits, torch.tensor([2, 3])), labels).isfinite().all()
     logits[0, 2] = -torch.inf
-    assert fact_nll_of(logits, torch.tensor([2, 3]), labels).isfinite().tolist() == [False, True]
+    assert mean_per_fact(nll_of(logits, torch.tensor([2, 3])), labels).isfinite().tolist() == [False, True]
 
 
 def test_weight_normalizer():

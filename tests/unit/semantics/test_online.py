@@ -12,7 +12,7 @@ from lit_semantic_peft.semantics import (
     Surprisal,
     score_targets,
 )
-from lit_semantic_peft.semantics.online import nll_and_online_weight
+from lit_semantic_peft.semantics.step_losses import losses_and_online_weights
 from lit_semantic_peft.tokens import FactEncoder, collate
 from peft import LoraConfig
 
@@ -36,7 +36,7 @@ def test_weights_are_those_of_a_separate_scoring_pass(setting, distance, weighti
     base = np.array([0.5, 3.0, 6.0, 9.0])
     online.prepare(distance, base)
     batch = collate(encoded, range(3), encoder.pad_id)  # with end tokens, as in training
-    nll, weight = nll_and_online_weight(model, batch, online, distance, has_end=True)
+    nll, weight = losses_and_online_weights(model, batch, online, None, distance, has_end=True)
     torch.testing.assert_close(nll, fact_nll(model, batch))
     assert not weight.requires_grad
     assert nll.requires_grad
@@ -47,7 +47,7 @@ def test_weights_are_those_of_a_separate_scoring_pass(setting, distance, weighti
         measured = 2 * below
     torch.testing.assert_close(weight, weighting.raw(measured).float(), atol=1e-5, rtol=1e-5)
     alone = [
-        nll_and_online_weight(model, collate([one], [0], encoder.pad_id), online, distance, has_end=True)[1]
+        losses_and_online_weights(model, collate([one], [0], encoder.pad_id), online, None, distance, has_end=True)[1]
         for one in encoded
     ]
     torch.testing.assert_close(torch.cat(alone), weight, atol=1e-5, rtol=1e-5)
@@ -57,7 +57,9 @@ def test_the_gradient_is_that_of_constant_weights(setting):
     encoder, model, encoded = setting
     batch = collate(encoded, range(3), encoder.pad_id)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    nll, weight = nll_and_online_weight(model, batch, Online(Remoteness()), ExpectedEmbeddingDistance(), has_end=True)
+    nll, weight = losses_and_online_weights(
+        model, batch, Online(Remoteness()), None, ExpectedEmbeddingDistance(), has_end=True
+    )
     online = torch.autograd.grad((weight * nll).sum(), parameters)
     constant = torch.autograd.grad((torch.tensor(weight.tolist()) * fact_nll(model, batch)).sum(), parameters)
     for one, other in zip(online, constant, strict=True):

@@ -15,6 +15,7 @@ from lit_semantic_peft.callbacks import InterferenceMonitor
 from lit_semantic_peft.data import loaders
 from lit_semantic_peft.data import module as data_module
 from lit_semantic_peft.data.samplers import StepPlan
+from lit_semantic_peft.semantics import ConfidenceGate, Remoteness, SemanticDistanceTerm, TokenDistance
 from lit_semantic_peft.tokens import IGNORE_INDEX, collate
 
 from fixtures.training import Ramp, assert_same_trajectory, fit_ramped
@@ -56,6 +57,29 @@ def test_the_plain_gradient_is_the_same_too(reference, tiny_model, facts_file):
     """Under SGD a wrong factor of the gradient shows in the adapter; AdamW hides it."""
     cut = fit_ramped(tiny_model, facts_file, micro_batch_size=1, accumulate=8, model=SGD)
     assert_same_trajectory(reference(facts_file, **SGD), cut)
+
+
+@pytest.mark.parametrize(
+    "token_weighting", [ConfidenceGate(0.01), TokenDistance(Remoteness(4.0)), SemanticDistanceTerm(2.0)]
+)
+def test_token_weights(tiny_model, facts_file, token_weighting):
+    """At a rate at which some tokens are learned, so that gates close."""
+
+    def run(accumulate, token_weighting):
+        return fit_ramped(
+            tiny_model,
+            facts_file,
+            micro_batch_size=8 // accumulate,
+            accumulate=accumulate,
+            model={"optimizer": partial(torch.optim.AdamW, lr=3e-2)},
+            data={"token_weighting": token_weighting},
+            trainer={"max_epochs": 5},
+        )
+
+    whole = run(1, token_weighting)
+    assert_same_trajectory(whole, run(4, token_weighting), tolerance=1e-4)
+    with pytest.raises(AssertionError):
+        assert_same_trajectory(whole, run(1, None), tolerance=1e-3)
 
 
 def test_the_comparison_sees_a_wrong_normalisation(reference, tiny_model, facts_file):

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from lit_semantic_peft.callbacks import AdapterCheckpoint, AdapterExport, FactReport, InterferenceMonitor
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.semantics import Focal, HiddenStateDistance, Online, Strata
+from lit_semantic_peft.semantics import Focal, HiddenStateDistance, Online, Proximity, Strata, TokenDistance
 from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, InterferenceWeighting, RetainSplit
 from peft import AdaLoraConfig
 
@@ -131,6 +131,10 @@ def test_callbacks_that_were_used_before_act_as_new_ones(tiny_model, facts_file,
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
+        (
+            {"data": {"weighting": Online(Focal(2.0)), "token_weighting": TokenDistance(Proximity(3.0))}},
+            r"`data.selection.token_weighting`: not set in the checkpoint, TokenDistance\(distance=Expected.*gamma=3.0",
+        ),
         ({"data": {"mix_strata": True}}, "`data.batches.mix_strata`: False in the checkpoint, True here"),
         ({"data": {"weighting": Online(Focal(3.0))}}, r"Focal\(gamma=2.0\).* in the checkpoint, .*Focal\(gamma=3.0\)"),
         (

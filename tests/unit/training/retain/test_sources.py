@@ -10,8 +10,19 @@ from lit_semantic_peft.data.builtin_known import builtin_facts, prompts_of
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import read_facts
 from lit_semantic_peft.semantics import KnownFilter
-from lit_semantic_peft.training import KnownFacts, OwnSamples, RetainSplit
+from lit_semantic_peft.tokens import EncodedFact
+from lit_semantic_peft.training import (
+    ContextTeacher,
+    Continuations,
+    KnownFacts,
+    MaskedTarget,
+    Neighbours,
+    OwnSamples,
+    RetainSplit,
+    Text,
+)
 from lit_semantic_peft.training.retain import penalty
+from lit_semantic_peft.training.retain.context import RetainContext
 
 from fixtures.training import fit, with_retained
 
@@ -21,16 +32,21 @@ def retain(tiny_model, facts_file, monkeypatch):
     """A run of one step with some sources, and the texts of each."""
 
     def run(*sources, facts=facts_file, **settings):
-        prepared, texts = penalty._retained, []
+        prepared, texts, teachers = penalty.with_texts, [], []
+
+        contexts = []
 
         def noted(source, context):
+            contexts.append(context)
             found = prepared(source, context)
             texts.append([one.student for one in found.texts])
+            teachers.append([one.teacher for one in found.texts])
             return found
 
-        monkeypatch.setattr(penalty, "_retained", noted)
+        monkeypatch.setattr(penalty, "with_texts", noted)
         done = fit(tiny_model, facts, model={"retain": list(sources)}, trainer={"max_steps": 1}, **settings)
-        monkeypatch.setattr(penalty, "_retained", prepared)
+        monkeypatch.setattr(penalty, "with_texts", prepared)
+        done.teachers, done.context = teachers, contexts[-1]
         return done, texts
 
     return run
@@ -115,9 +131,11 @@ def test_built_in_facts_take_the_place_of_own_ones(retain, monkeypatch, tiny_mod
     assert len(retained) == 9
 
 
-def test_what_the_base_model_does_not_know_is_an_error(retain):
-    with pytest.raises(InputError, match=r"`KnownFacts`: the base model knows none of \d+ built-in facts"):
-        retain(KnownFacts(min_probability=0.9))
+def test_a_base_model_that_knows_nothing_is_a_warning(retain, caplog):
+    run, texts = retain(KnownFacts(min_probability=0.9))
+    assert texts == [[]]
+    assert "`KnownFacts` retains nothing: the base model knows none of" in caplog.text
+    assert "train/retain_kl" not in run.logged[-1]
 
 
 @pytest.mark.parametrize("seed", [0, 3])
@@ -138,6 +156,113 @@ def test_what_is_asked_is_never_retained(seed):
     assert builtin_facts(own, seed) == found != builtin_facts(own, seed + 1)
 
 
+def test_taught_texts_are_held_beside_their_targets(retain, facts_file):
+    run, (texts,) = retain(MaskedTarget(), facts=with_retained(facts_file))
+    assert texts == [
+        EncodedFact(one.prompt_ids, one.target_ids + one.end_ids) for one in run.data.prepared.encoded[:12]
+    ]
+    assert all(one.end_ids for one in run.data.prepared.encoded)
+
+
+def test_a_masked_target_is_held_while_it_is_learned(tiny_model, facts_file):
+    run = fit(tiny_model, facts_file, model={"retain": [MaskedTarget(30.0, batch_size=12), OwnSamples(num_samples=8)]})
+    free = fit(tiny_model, facts_file, model={"retain": [MaskedTarget(1e-6, batch_size=12), OwnSamples(num_samples=8)]})
+    assert run.of("train/retain_kl/masked_target")[-1] < 0.5 * free.of("train/retain_kl/masked_target")[-1]
+    assert run.losses[-1] < run.losses[0]
+
+
+def test_a_teacher_reads_the_fact_first(retain):
+    run, (texts,) = retain(ContextTeacher(context="Know: {fact}!\n"))
+    prepared, encoder = run.data.prepared, run.data.encoder
+    decode = encoder.tokenizer.decode
+    for fact, encoded, student, teacher in zip(prepared.facts, prepared.encoded, texts, run.teachers[0], strict=True):
+        assert student == EncodedFact(encoded.prompt_ids, encoded.target_ids)
+        assert decode(teacher.prompt_ids) == f"Know: {fact.prompt} {fact.target}!\n{fact.prompt}"
+        assert teacher.target_ids == encoded.target_ids
+
+
+def test_own_words_stand_in_only_where_they_have_the_target(retain, monkeypatch):
+    """The first fact's answer has its target, the second's has not."""
+
+    def answers(context, prompts, length, sampling=None):
+        encode = context.encoder.encode_ids
+        first = f" surely {context.prepared.facts[0].target}"
+        return [encode(first), *([encode(" who knows")] * (len(prompts) - 1))]
+
+    monkeypatch.setattr(RetainContext, "continuations", answers)
+    run, (texts,) = retain(ContextTeacher(answers="own_words"))
+    encoded = run.data.prepared.encoded
+    assert texts[0].target_ids == answers(run.context, [0], 1)[0] != encoded[0].target_ids
+    assert [one.target_ids for one in texts[1:]] == [one.target_ids for one in encoded[1:]]
+    assert [one.target_ids for one in run.teachers[0]] == [one.target_ids for one in texts]
+
+
+def test_the_base_model_goes_on_after_a_target(retain):
+    run, (texts,) = retain(Continuations(length=5), data={"append_eos": False})
+    beginnings = [one.prompt_ids + one.target_ids for one in run.data.prepared.encoded]
+    assert [one.prompt_ids for one in texts] == [ids for ids in beginnings if ids in {one.prompt_ids for one in texts}]
+    assert len(texts) > 8
+    assert {len(one.target_ids) for one in texts} <= {1, 2, 3, 4, 5}
+    with pytest.raises(InputError, match=r"append_eos: false"):
+        retain(Continuations(length=5))
+
+
+def test_neighbours_are_about_other_subjects_that_are_not_asked(retain, facts_file):
+    rows = [json.loads(line) for line in facts_file.read_text(encoding="utf-8").splitlines()]
+    for row in rows[:6]:
+        row["subject"] = row["prompt"].split()[-2]
+    for row in rows[6:]:
+        row.pop("subject", None)
+    facts_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run, (texts,) = retain(Neighbours(per_fact=3, length=4))
+    decode = run.data.encoder.tokenizer.decode
+    prompts = [decode(one.prompt_ids) for one in texts]
+    assert 6 < len(prompts) <= 18
+    assert len(set(prompts)) == len(prompts)
+    pool = {fact.subject for fact in builtin_facts(run.data.prepared.facts, run.data.seed).retainable}
+    for prompt in prompts:
+        frame = [fact for fact in run.data.prepared.facts[:6] if prompt.startswith(fact.prompt.split(fact.subject)[0])]
+        assert any(prompt == fact.prompt.replace(fact.subject, name) for fact in frame for name in pool), prompt
+
+
+def test_neighbours_need_a_subject(retain, facts_file):
+    rows = [json.loads(line) for line in facts_file.read_text(encoding="utf-8").splitlines()]
+    text = "".join(json.dumps({"prompt": row["prompt"], "target": row["target"]}) + "\n" for row in rows)
+    facts_file.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="`Neighbours`: no fact in training has a `subject`"):
+        retain(Neighbours())
+
+
+def test_a_text_file_is_cut_into_pieces(retain, tmp_path):
+    file = tmp_path / "own.txt"
+    file.write_text("The capital of France\nis Paris.\n\n  \nThe yen is the currency of Japan.\n", encoding="utf-8")
+    run, (texts,) = retain(Text(str(file), length=4))
+    ids = [one.prompt_ids + one.target_ids for one in texts]
+    encoder = run.data.encoder
+    sentences = ("The capital of France is Paris.", "The yen is the currency of Japan.")
+    passages = [encoder.encode_ids(sentence) for sentence in sentences]
+    opening = encoder.opening_ids[:1]
+    expected = [(opening if at == 0 else ()) + one[at : at + 4] for one in passages for at in range(0, len(one), 4)]
+    assert ids == [one for one in expected if len(one) > 1]
+    assert {len(one.prompt_ids) for one in texts} == {1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"`Text.file`: .*own.txt cannot be read: No such file"),
+        (b"\n \n", r"own.txt: expected text to retain, got none"),
+        (b"good\n\xff\n", r"own.txt: line 2: expected UTF-8"),
+    ],
+)
+def test_a_text_file_that_cannot_be_used(retain, tmp_path, content, message):
+    file = tmp_path / "own.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        retain(Text(str(file)))
+
+
 @pytest.mark.parametrize(
     ("source", "settings", "message"),
     [
@@ -149,6 +274,16 @@ def test_what_is_asked_is_never_retained(seed):
         (KnownFacts, {"min_probability": 1.5}, r"`KnownFacts.min_probability` must be in \[0, 1\], got 1\.5"),
         (OwnSamples, {"num_samples": 0}, "`OwnSamples.num_samples` must be at least 1, got 0"),
         (OwnSamples, {"length": 0}, "`OwnSamples.length` must be at least 1, got 0"),
+        (Continuations, {"length": 0}, "`Continuations.length` must be at least 1, got 0"),
+        (
+            Continuations,
+            {"temperature": -1.0},
+            r"`Continuations.temperature` must be a finite number above 0, got -1\.0",
+        ),
+        (ContextTeacher, {"answers": "mine"}, "`ContextTeacher.answers` must be one of targets, own_words, got 'mine'"),
+        (ContextTeacher, {"context": "x"}, "`ContextTeacher.context` 'x' has no `{fact}`"),
+        (Neighbours, {"per_fact": 0}, "`Neighbours.per_fact` must be at least 1, got 0"),
+        (Text, {"file": "x.txt", "length": 1}, "`Text.length` must be at least 2, got 1"),
         (OwnSamples, {"temperature": 0.0}, r"`OwnSamples.temperature` must be a finite number above 0, got 0\.0"),
     ],
 )
