@@ -178,8 +178,10 @@ class KnowledgeDataModule(ConfiguredDataModule):
     def questions(self) -> list[Question]:
         """What the final evaluation asks: facts and probes, dialogues, and what must not change."""
         if self._questions is None:
-            of_facts = _after_setup(self._read).questions
-            self._questions = final_questions(of_facts, self.prepared, self.encoder, self.evaluation, self.seed)
+            read = _after_setup(self._read)
+            self._questions = final_questions(
+                read.questions, read.texts, self.prepared, self.encoder, self.evaluation, self.seed
+            )
         return self._questions
 
     def retain(self, rows: Sequence[int]) -> None:

@@ -250,7 +250,7 @@ def test_a_text_file_is_cut_into_pieces(retain, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\n \n", r"own.txt: expected text to retain, got none"),
+        (b"\n \n", r"own.txt: expected passages of text, .* got none"),
         (b"good\n\xff\n", r"own.txt: line 2: expected UTF-8"),
     ],
 )
