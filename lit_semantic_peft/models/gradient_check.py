@@ -32,8 +32,8 @@ def moved_adapter(model: PeftModel, batch: Batch) -> Iterator[None]:
         batch: The facts of the step.
 
     Raises:
-        InputError: If a tensor has no gradient though others of its layer do, unless the adapter's traits say that it
-            may lack one; or if one is not finite, or all are zero.
+        InputError: If a tensor has no gradient though others of its layer do, or the adapter's traits say that none may
+            lack one; or if one is not finite, or all are zero.
     """
     parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
     kept = {name: one.detach().clone() for name, one in parameters.items()}
@@ -43,9 +43,9 @@ def moved_adapter(model: PeftModel, batch: Batch) -> Iterator[None]:
             for name, gradient in gradients.items():
                 parameters[name] -= _STEP * gradient.sign()
         moved = _checked_gradients(model, batch, parameters)
-        if unmoved := [name for name, gradient in moved.items() if not gradient.any()]:
+        if unmoved := [name for name in parameters if name not in moved or not moved[name].any()]:
             logger.warning(
-                "Tensors of the adapter whose gradient is zero on the texts of the self-check: %d of %d (%s)",
+                "Tensors of the adapter that get no gradient from the texts of the self-check: %d of %d (%s)",
                 len(unmoved), len(parameters), _listed(unmoved),
             )  # fmt: skip
         yield
@@ -76,11 +76,8 @@ def _checked_gradients(model: PeftModel, batch: Batch, parameters: Mapping[str, 
     # A layer none of whose tensors has a gradient decides something discrete, such as which tokens are attended to.
     reached = {_layer_of(model, name) for name in gradients} & ran
     may_lack = traits_of(model).may_lack_gradient
-    lacking = [
-        name
-        for name in parameters.keys() - gradients.keys()
-        if _layer_of(model, name) in reached and not any(part in name for part in may_lack)
-    ]
+    missing = parameters.keys() - gradients.keys()
+    lacking = [name for name in missing if not may_lack or _layer_of(model, name) in reached]
     infinite = [name for name, one in gradients.items() if not one.isfinite().all()]
     for names, what in ((lacking, "no gradient"), (infinite, "a gradient that is not finite")):
         if names:

@@ -91,7 +91,8 @@ class PeftTraits:
             key-value cache.
         constants: Parts of the names of parameters that are never trained, even where PEFT marks them as trained.
         has_own_loss: Whether PEFT changes the loss that the model gives where it gets labels.
-        may_lack_gradient: Parts of the names of trained tensors that may have no gradient though their layer ran.
+        may_lack_gradient: Whether the tensors of a layer may have no gradient where the model does not run the layer,
+            or decides something discrete by it.
         tensors: Gives all trained tensors by name, so that training can resume from them.
         load_tensors: Loads them.
         extra_state: Gives what training needs to resume besides the tensors: plain data and tensors.
@@ -105,7 +106,7 @@ class PeftTraits:
     cannot: Mapping[Feature, str] = field(default_factory=dict)
     virtual_tokens: Literal["none", "input", "cache"] = "none"
     constants: tuple[str, ...] = ()
-    may_lack_gradient: tuple[str, ...] = ()
+    may_lack_gradient: bool = True
     has_own_loss: bool = False
     tensors: Callable[[PeftModel], dict[str, Tensor]] = exported_tensors
     load_tensors: Callable[[PeftModel, Mapping[str, Tensor]], None] = set_exported_tensors
@@ -227,6 +228,7 @@ def _orthogonality(model: PeftModel) -> Tensor | None:
 _ADALORA = PeftTraits(
     cannot={"loss_scaling": "reads the gradients to move its rank budget"},
     has_own_loss=True,
+    may_lack_gradient=False,  # PEFT reads all of them
     constants=(".ranknum.",),  # trained by PEFT where it casts them to a half precision base
     tensors=_tensors_of_all_ranks,
     load_tensors=_load_tensors_of_all_ranks,

@@ -268,9 +268,17 @@ def test_an_adapter_that_nothing_reaches_is_refused():
         self_check(model, ROWS, 0, trains=True)
 
 
-def test_layers_that_do_not_run_need_no_gradient():
+def test_layers_that_do_not_run_need_no_gradient_and_are_named(caplog):
     model = attach_adapter(bart(), LoraConfig(target_modules=["q_proj", "v_proj"]))
     assert self_check(model, ROWS, 0, trains=True) == EQUAL_LENGTHS
+    assert "get no gradient from the texts of the self-check: 8 of 16" in caplog.text
+    assert "encoder_attn.v_proj" in caplog.text
+
+
+def test_an_adapter_whose_every_gradient_is_read_must_have_them():
+    model = attach_adapter(bart(), AdaLoraConfig(target_modules=["q_proj", "v_proj"], total_step=10))
+    with pytest.raises(InputError, match="12 of 24 tensors have no gradient"):
+        self_check(model, ROWS, 0, trains=True)
 
 
 @pytest.mark.parametrize(
@@ -295,6 +303,6 @@ def test_a_tensor_that_stays_zero_is_named_in_the_log(caplog):
     layer = model.get_base_model().model.layers[1].self_attn.q_proj
     layer.lora_B["default"].register_forward_hook(lambda module, given, output: 0 * output)
     self_check(model, ROWS, 0, trains=True)
-    (line,) = [record.message for record in caplog.records if "gradient is zero" in record.message]
+    (line,) = [record.message for record in caplog.records if "get no gradient" in record.message]
     assert "2 of 4" in line
     assert "layers.1.self_attn.q_proj.lora_A.default.weight" in line
