@@ -204,7 +204,7 @@ def _check_answers(model: PeftModel, rows: Sequence[EncodedFact]) -> None:
 
 
 def _compare(ours: Tensor, expected: Tensor, what: str, tolerance: float = _TOLERANCE) -> None:
-    difference = float((ours - expected).norm())
-    scale = float(expected.norm())
+    difference = float((ours.double() - expected.double()).norm())
+    scale = float(expected.double().norm())
     if not difference <= tolerance * scale + 1e-7 or not math.isfinite(scale):
         raise WrongError(f"{what}: differ by {difference:.2g} of {scale:.2g}")

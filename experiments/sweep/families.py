@@ -35,9 +35,11 @@ _USUAL: dict[str, Any] = {
     **{"layer_types": None, "is_decoder": True, "is_encoder_decoder": False},
 }
 _LINEAR_AND_FULL = ["linear_attention", "full_attention"]
+_HYBRID = ("bailing_hybrid", "granitemoehybrid", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")
 _PARTS = {"attn_config", "ffn_config"}  # of one model, not models of other modalities
 
 _UNUSUAL: dict[str, dict[str, Any]] = {
+    **{name: {"layer_types": _LINEAR_AND_FULL} for name in _HYBRID},
     "bamba": {"attn_layer_indices": [1], "mamba_d_head": 16, "mamba_chunk_size": 8},
     "big_bird": {"attention_type": "original_full"},
     "bigbird_pegasus": {"attention_type": "original_full"},
@@ -47,7 +49,9 @@ _UNUSUAL: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_d_head": 16, "mamba_chunk_size": 8},
     "gemma3n_text": {"num_hidden_layers": 4, "num_kv_shared_layers": 0, "laurel_rank": 4, "altup_num_inputs": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": {"mlp_layer_types": ["dense", "sparse"], "layer_types": _LINEAR_AND_FULL},
+    "lfm3": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8},
     "nemotron_h": {"mamba_head_dim": 8},

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import peft
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.targets import linear_module_names
 from peft import PeftConfig, PromptLearningConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -24,6 +25,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "LORA": {"target_modules": "all-linear"},
     "OFT": {"r": 0, "oft_block_size": 8},
     "P_TUNING": {"encoder_hidden_size": 8},
+    "ROAD": {"group_size": 16},
+    "SHADOW": {"auxiliary_loss_weight": 0.0},
     "TRAINABLE_TOKENS": {"token_indices": [5, 6, 7, 8]},
     "UNILORA": {"theta_d_length": 64},
     "VBLORA": {"num_vectors": 8, "vector_length": 8},
@@ -50,6 +53,9 @@ def adapter_config(method: str, base: PreTrainedModel) -> PeftConfig:
     Args:
         method: One of `method_names`.
         base: The model that it shall adapt.
+
+    Raises:
+        InputError: If it needs a package that is not installed.
     """
     kind = _CLASSES[method]
     fields = {field.name for field in dataclasses.fields(kind)}
@@ -61,7 +67,10 @@ def adapter_config(method: str, base: PreTrainedModel) -> PeftConfig:
         settings["target_modules"] = targets(base)
     if issubclass(kind, PromptLearningConfig):
         settings["num_virtual_tokens"] = _NUM_VIRTUAL_TOKENS
-    config: PeftConfig = kind(task_type="CAUSAL_LM", **{**settings, **_SETTINGS.get(method, {})})
+    try:
+        config: PeftConfig = kind(task_type="CAUSAL_LM", **{**settings, **_SETTINGS.get(method, {})})
+    except ImportError as error:  # as the command line does
+        raise InputError(f"`peft_config`: {error}") from error
     return config
 
 

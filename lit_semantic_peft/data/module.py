@@ -90,8 +90,6 @@ class KnowledgeDataModule(ConfiguredDataModule):
         super().__init__()
         if max_new_tokens < 1:
             raise InputError(f"`max_new_tokens` must be at least 1, got {max_new_tokens}")
-        if not 0 <= seed < 2**63:
-            raise InputError(f"`seed` must be at least 0 and below 2**63, got {seed}")
         cache = ContentCache(cache_dir or cache_folder() / "scores")
         self.preparation = Preparation(
             facts, num_facts, contradictions, dataset_split, seed,

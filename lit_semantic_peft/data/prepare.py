@@ -92,6 +92,10 @@ class Preparation:
     cache: ContentCache
     self_checks: ContentCache | None
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"`seed` must be at least 0, got {self.seed}")
+
     @cached_property
     def distances(self) -> list[Distance]:
         """The distances to measure; filters and weighting use the first."""

@@ -1,6 +1,7 @@
 """When a model is asked whether the fast ways are right for it, and the cache of its verdicts."""
 
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from transformers import PreTrainedModel
 
 from lit_semantic_peft.cache import ContentCache, cache_folder
 from lit_semantic_peft.data.ranks import agreed, from_all_ranks, from_first_rank
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.base import BaseModel
 from lit_semantic_peft.models.fast_ways import FastWays, set_fast_ways
-from lit_semantic_peft.models.peft_traits import runs_adapter, settings_of
+from lit_semantic_peft.models.peft_traits import awakening_tokens, runs_adapter, settings_of
 from lit_semantic_peft.models.self_check import SELF_CHECK_VERSION, check_rows, self_check
 from lit_semantic_peft.tokens import FactEncoder
 
@@ -112,6 +114,26 @@ class SelfChecks:
             **self.encoder.identity,
             "versions": [torch.__version__, transformers.__version__, peft.__version__],
         }
+
+
+def require_awake(model: PeftModel, prompts: Iterable[Sequence[int]]) -> None:
+    """Refuses to train an adapter that begins at certain tokens on facts that have them nowhere.
+
+    Args:
+        model: The model with its adapter.
+        prompts: Token ids of the prompts of the facts.
+
+    Raises:
+        InputError: If no prompt has the tokens.
+    """
+    begins = awakening_tokens(model)
+    size = len(begins)
+    if size and not any(tuple(ids[at : at + size]) == begins for ids in prompts for at in range(len(ids) - size + 1)):
+        raise InputError(
+            f"`peft_config`: the adapter begins to work at the tokens {list(begins)}, which no prompt of the facts "
+            "has, so that nothing would be trained. Put their text into the prompts, or use the chat template "
+            "that writes it (`data.encoding.template: chat`)."
+        )
 
 
 def say_instead(ways: FastWays, name: str) -> None:

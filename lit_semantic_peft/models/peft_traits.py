@@ -90,6 +90,7 @@ class PeftTraits:
         virtual_tokens: Where the `num_virtual_tokens` of the configuration are: before the input, or in the
             key-value cache.
         constants: Parts of the names of parameters that are never trained, even where PEFT marks them as trained.
+        has_own_loss: Whether PEFT changes the loss that the model gives where it gets labels.
         may_lack_gradient: Parts of the names of trained tensors that may have no gradient though their layer ran.
         tensors: Gives all trained tensors by name, so that training can resume from them.
         load_tensors: Loads them.
@@ -105,6 +106,7 @@ class PeftTraits:
     virtual_tokens: Literal["none", "input", "cache"] = "none"
     constants: tuple[str, ...] = ()
     may_lack_gradient: tuple[str, ...] = ()
+    has_own_loss: bool = False
     tensors: Callable[[PeftModel], dict[str, Tensor]] = exported_tensors
     load_tensors: Callable[[PeftModel, Mapping[str, Tensor]], None] = set_exported_tensors
     extra_state: Callable[[PeftModel], dict[str, Any]] = _no_state
@@ -224,6 +226,7 @@ def _orthogonality(model: PeftModel) -> Tensor | None:
 
 _ADALORA = PeftTraits(
     cannot={"loss_scaling": "reads the gradients to move its rank budget"},
+    has_own_loss=True,
     constants=(".ranknum.",),  # trained by PEFT where it casts them to a half precision base
     tensors=_tensors_of_all_ranks,
     load_tensors=_load_tensors_of_all_ranks,
@@ -236,8 +239,8 @@ _ADALORA = PeftTraits(
 # --------------------------------------------------------------------------- the table
 
 _LEARNING_RATES = {  # of types with no other peculiarity; LoRA's for all the rest
-    5e-2: ("IA3", "VERA"),
-    1e-2: ("LN_TUNING", "C3A", "FOURIERFT", "PVERA", "ROAD", "SUPERTUNING", "TRAINABLE_TOKENS", "UNILORA"),
+    5e-2: ("FOURIERFT", "IA3", "VERA"),
+    1e-2: ("C3A", "HRA", "LN_TUNING", "PVERA", "ROAD", "SUPERTUNING", "TRAINABLE_TOKENS", "UNILORA"),
     5e-4: ("DELORA", "GRALORA", "RANDLORA", "TINYLORA", "WAVEFT"),
 }
 _NEEDS_TASKS = "needs the number of a task (`task_ids`) with every text, which facts do not have"
@@ -246,6 +249,7 @@ _PECULIAR = {  # PEFT's name of the type; strings, since releases of PEFT have d
     "ADALORA": _ADALORA,
     "ADAPTION_PROMPT": PeftTraits(cannot={"merge": "adds attention to a learned prompt"}, learning_rate=1e-2),
     "CARTRIDGE": _TOKENS_IN_THE_CACHE,
+    "CPT": replace(_VIRTUAL_TOKENS, has_own_loss=True),
     "MULTITASK_PROMPT_TUNING": replace(
         _VIRTUAL_TOKENS, cannot={**_VIRTUAL_TOKENS.cannot, "use": f"{_NEEDS_TASKS}; PromptTuningConfig does not"}
     ),

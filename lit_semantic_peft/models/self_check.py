@@ -187,7 +187,7 @@ def _plain_passes(model: Model, rows: Sequence[EncodedFact], shift: int = 0) -> 
     device = next(model.parameters()).device
     logits: dict[tuple[int, ...], Tensor] = {}
     losses = []
-    penalty = traits_of_forward(model).penalty(model)  # PEFT adds it where it is given labels
+    has_own_loss = traits_of_forward(model).has_own_loss
     for row in rows:
         ids, first = (*row.prompt_ids, *row.target_ids), len(row.prompt_ids)
         input_ids = torch.tensor([ids], device=device)
@@ -197,12 +197,16 @@ def _plain_passes(model: Model, rows: Sequence[EncodedFact], shift: int = 0) -> 
         output = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), labels=labels, use_cache=False)
         of_text = output.logits[0, -len(ids) :].float()
         logits |= {ids[:end]: of_text[end - 1] for end in range(first, len(ids))}
-        losses.append(output.loss.float() - (0.0 if penalty is None else penalty))
+        own = F.cross_entropy(of_text[first - 1 : -1], input_ids[0, first:])
+        losses.append(own if has_own_loss else output.loss.float())
     return _PlainPasses(logits, torch.stack(losses), _TIMES_ROUNDING * _rounding(model, rows))
 
 
 def _rounding(model: Model, rows: Sequence[EncodedFact]) -> float:
-    """The root mean square by which logits change where they should not, in one batch of six texts of equal length."""
+    """The root mean square by which logits change where they should not, in one batch of six texts of equal length.
+
+    At least their own last digit.
+    """
     length = min(len(row) for row in rows)
     first, second = ((*row.prompt_ids, *row.target_ids)[:length] for row in rows)
     input_ids = torch.tensor([first, second, second, first, first, second], device=next(model.parameters()).device)
@@ -223,7 +227,8 @@ def _rounding(model: Model, rows: Sequence[EncodedFact]) -> float:
         handle.remove()
     logits = output.logits[:, -length:].float()
     pairs = ((0, 3), (1, 2), (0, 4), (1, 5))
-    return max(_difference(logits[left], logits[right]) for left, right in pairs)
+    last_digit = torch.finfo(output.logits.dtype).eps * _difference(logits, torch.zeros_like(logits))
+    return max(last_digit, *(_difference(logits[left], logits[right]) for left, right in pairs))
 
 
 def _difference(left: Tensor, right: Tensor) -> float:

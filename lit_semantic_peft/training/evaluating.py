@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lit_semantic_peft.compatibility import Situation, refuse_incompatible
 from lit_semantic_peft.data import KnowledgeDataModule, agreed, from_all_ranks
-from lit_semantic_peft.data.self_checks import SelfChecks
+from lit_semantic_peft.data.self_checks import SelfChecks, require_awake
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation import (
     EVALUATION_VERSION,
@@ -151,9 +151,11 @@ class EvaluatingModule(LightningModule):
             trains: Whether the adapter is about to be trained.
 
         Raises:
-            InputError: If no way is right.
+            InputError: If no way is right, or the adapter would be trained on nothing.
         """
         data, trainer = self.data, self.trainer
+        if trains:
+            require_awake(self.model, (text.prompt_ids for text in data.prepared.forms.texts))
         cache = data.preparation.self_checks
         if cache is None or (is_checked(self.model) and not trains):
             return

@@ -25,8 +25,8 @@ class Text(RetainSource):
         seed: As in `RetainSource`.
 
     Raises:
-        InputError: If a setting is out of its range; from `texts`, if the file cannot be read or has no passage of at
-            least two tokens.
+        InputError: If a setting is out of its range or the file is not there; from `texts`, if the file cannot be read
+            or has no passage of at least two tokens.
     """
 
     def __init__(
@@ -42,6 +42,8 @@ class Text(RetainSource):
         self.file = file
         self.length = length
         self.require_at_least(2, "length")
+        if not Path(file).expanduser().is_file():
+            raise InputError(f"`{self.kind}.file`: expected a text file, got {file!r}, which is not there")
 
     @override
     def texts(self, context: RetainContext) -> Sequence[RetainedText]:
@@ -60,9 +62,7 @@ class Text(RetainSource):
         try:
             text = Path(self.file).expanduser().read_text(encoding="utf-8-sig")
         except OSError as error:
-            raise InputError(
-                f"`{self.kind}.file`: {self.file} cannot be read: {error.strerror or error}. Expected a text file."
-            ) from error
+            raise InputError(f"{self.file}: cannot be read: {error.strerror or error}") from error
         except UnicodeDecodeError as error:
             line = error.object[: error.start].count(b"\n") + 1
             raise InputError(f"{self.file}: line {line}: expected UTF-8. Save the file as UTF-8.") from error

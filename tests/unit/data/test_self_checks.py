@@ -117,6 +117,18 @@ def test_a_refused_model_is_not_trained(tiny_model, facts_file, monkeypatch):
     assert parts.trainer.global_step == 0
 
 
+@pytest.mark.parametrize(("text", "is_there"), [(" is", True), ("東", False)])
+def test_an_adapter_that_begins_at_tokens_of_no_fact_is_refused(tiny_model, facts_file, text, is_there):
+    tokens = BaseModel(str(tiny_model)).load_tokenizer()(text)["input_ids"]
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], alora_invocation_tokens=tokens, task_type="CAUSAL_LM")
+    if is_there:
+        run = fit(tiny_model, facts_file, model={"peft_config": config})
+        assert any(value.any() for name, value in run.adapter.items() if "lora_B" in name)
+    else:
+        with pytest.raises(InputError, match="which no prompt of the facts has"):
+            fit(tiny_model, facts_file, model={"peft_config": config})
+
+
 def test_the_check_changes_no_training(tiny_model, facts_file):
     checked, unchecked = (
         fit(tiny_model, facts_file, data={"self_check": self_check}, model={"peft_config": dropping()})
