@@ -2,6 +2,7 @@
 # make test         environment, lint, types, all tests
 # make gemma        a second real model, under Gemma's terms
 # make test-versions  the unit tests on the oldest and on the newest supported libraries
+# make test-sweep   model families and adapters against slow and obvious ways; writes docs/sweep.md
 # TORCH=...         what pip installs as torch; for a GPU: make quickstart TORCH='torch --index-url URL-of-your-CUDA'
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help gemma quickstart study test test-long test-versions lint clean
+.PHONY: help gemma quickstart study test test-long test-sweep test-versions lint clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -54,6 +55,10 @@ test: $(STAMP) lint  ## lint, types, all tests but those of test-long, which are
 
 test-long: $(STAMP)  ## runs that are killed, spawned, started by torchrun and SLURM, compiled; 15 min
 	OMP_NUM_THREADS=1 $(PYTEST) -m long tests
+
+SWEEP := $(BIN)/python -m experiments.sweep
+test-sweep: $(STAMP)  ## every model family with every kind of adapter, an hour or two; goes on where it ended
+	OMP_NUM_THREADS=1 nice $(SWEEP) run; status=$$?; $(SWEEP) table; exit $$status
 
 # Environments of their own: a look at other versions changes nothing about what `make test` runs on. `-c` names every
 # library but torch. To renew the newest: empty its file but for the comment, make test-versions, then pip freeze.

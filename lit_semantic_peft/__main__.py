@@ -15,6 +15,7 @@ _LIGHTNING_COMMANDS = {
     "score": "without training: how far each fact is from the model, what a filter would keep, which facts conflict",
 }
 _OTHER_COMMANDS = {
+    "augment": "let a local model write facts in other words, as forms to teach",
     "compare": "two runs over the same facts: differences of the scores with intervals, and which facts flipped",
     "convert": "turn a published benchmark, or facts in any readable form, into a file of facts",
     "export": "write a run's adapter, or base model and adapter merged into one, to a folder",
@@ -74,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"there is no command {command!r}; {hint}")
     except InputError as error:
         if _rank() == 0:  # every rank fails alike; one reports it
-            print(f"error: {error}", file=sys.stderr)
+            from lit_semantic_peft.terminal import message
+
+            print(f"error: {message(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -1,21 +1,87 @@
-"""Atomic writes of files and folders, and content hashes."""
+"""Atomic writes of files and folders that replace nothing but what this package wrote, and content hashes."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lit_semantic_peft.errors import InputError
+
 LEFTOVER = ".writing-"
 """Prefix of the name of a file or folder that is not complete yet, or that a killed process left behind."""
 
+WRITTEN_BY = "written_by"
+"""Name of the entry that holds the mark of a file's kind, in formats that have named entries."""
+
+_MARK_WITHIN = 65_536  # bytes from either end of a file: formats keep their metadata there
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class UnwritableError(InputError):
+    """A file or folder cannot be written: no space, no permission, or a name that the file system refuses."""
+
+
+def mark(kind: str) -> str:
+    """The text by which a file of a kind is recognised, in its first or last 64 KiB.
+
+    Args:
+        kind: What the file is, such as `report.html`.
+    """
+    return f"lit-semantic-peft:{kind}"
+
+
+def refuse_foreign(
+    path: str | os.PathLike[str],
+    kind: str,
+    sign: str | None = None,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+) -> None:
+    """Refuses to replace a file that this package did not write as this kind of output, or that is read.
+
+    An empty file may be replaced.
+
+    Args:
+        path: The file to write.
+        kind: As in `mark`.
+        sign: Text by which it is recognised; `mark(kind)` where None.
+        inputs: Files that are read, and folders whose files are.
+
+    Raises:
+        InputError: If there is such a file.
+    """
+    path = Path(path)
+    if not os.path.lexists(path):
+        return
+    whole = path.resolve()
+    for one in map(Path, inputs):
+        if one.exists() and whole.is_relative_to(one.resolve()):
+            raise InputError(f"{path} would be replaced, but {one} is read. Choose another folder for the output.")
+    if not _holds(path, mark(kind) if sign is None else sign):
+        raise InputError(
+            f"{path} exists, and lit-semantic-peft did not write it as {kind}, so it is not replaced. Move it, or "
+            "choose another folder for the output."
+        )
+
+
+def _holds(path: Path, sign: str) -> bool:
+    """Whether a text is near one of a file's ends, or the file is empty."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        found = file.read(_MARK_WITHIN)
+        file.seek(max(file.tell(), path.stat().st_size - _MARK_WITHIN))
+        found += file.read()
+    return not found or sign.encode() in found
+
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], kind: str | None = None, sign: str | None = None) -> Iterator[Path]:
     """Yields a temporary path beside `path`. When the block ends without an exception, that file replaces `path`.
 
     A killed process leaves at most a file whose name starts with `.writing-`; readers never see half a file. A
@@ -23,48 +89,119 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: The file to write.
+        kind: What it is; None where the folder is this package's own, such as the cache.
+        sign: Text near one of its ends by which it is recognised later, which the block writes; `mark(kind)` where
+            None.
 
     Yields:
         The path to write to, in the same folder and with the same suffixes as `path`.
+
+    Raises:
+        InputError: If there is a file that `refuse_foreign` refuses.
+        UnwritableError: If the file cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=LEFTOVER, suffix="".join(path.suffixes), dir=path.parent)
-    os.close(handle)
+    if kind is not None:
+        refuse_foreign(path, kind, sign)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=LEFTOVER, suffix="".join(path.suffixes), dir=path.parent)
+        os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp gives 0600; a shared run folder is read by others
-        temporary.replace(path)
+        with _writing(path):
+            yield temporary
+            share(temporary)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(folder: str | os.PathLike[str], sign: str | None = None) -> Iterator[Path]:
     """As `atomic_path`, for a folder. An existing folder is replaced as a whole.
 
     Args:
         folder: The folder to write.
+        sign: Name of the file by which a folder is known as one that this package wrote as this kind of output; None
+            where nothing but an empty folder may be replaced.
 
     Yields:
         An empty folder beside it.
+
+    Raises:
+        InputError: If there is a file, or another folder that is not empty.
+        UnwritableError: If the folder cannot be written.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=LEFTOVER, dir=folder.parent))
-    previous = Path(tempfile.mkdtemp(prefix=LEFTOVER, dir=folder.parent))
+    is_own = sign is not None and (folder / sign).is_file()
+    if os.path.lexists(folder) and not is_own and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already; name another folder or delete it.")
+    with _writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=LEFTOVER, dir=folder.parent))
+        previous = Path(tempfile.mkdtemp(prefix=LEFTOVER, dir=folder.parent))
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        if folder.exists():
-            folder.replace(previous)  # replaces an empty folder; a kill can only come between the two renames
-        temporary.replace(folder)
+        with _writing(folder):
+            yield temporary
+            share(temporary)
+            if folder.exists():
+                folder.replace(previous)  # replaces an empty folder; a kill can only come between the two renames
+            temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(previous, ignore_errors=True)
+
+
+def share(path: Path) -> None:
+    """Gives a file, or a folder and all that is in it, the permissions of what the user makes: those of the umask.
+
+    Args:
+        path: The file or folder; libraries make theirs for the owner alone.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    for one in (path, *path.rglob("*")):
+        if not one.is_symlink():
+            one.chmod((0o777 if one.is_dir() else 0o666) & ~umask)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what the file system refuses into an error that names it. Libraries have types of their own for that."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        usage = disk_space(path.parent)
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _FULL or "No space left" in str(error) or "quota exceeded" in str(error) or usage[0] == 0:
+            raise UnwritableError(
+                f"{path} cannot be written: no space left in {path.parent.absolute()} ({usage[0]:,} bytes and "
+                f"{usage[1]:,} files are free). Make room there, or choose another folder."
+            ) from error
+        if not isinstance(error, OSError) or number is None:
+            raise
+        raise UnwritableError(f"{path} cannot be written: {os_reason(error)}. Choose another folder.") from error
+
+
+def os_reason(error: OSError) -> str:
+    """What the operating system says of a failed call, without path and number."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+def disk_space(folder: Path) -> tuple[int, int]:
+    """Bytes and files for which a user's disk has room.
+
+    Args:
+        folder: A folder on it, which need not exist yet.
+    """
+    there = next((one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir()), Path.cwd())
+    if not hasattr(os, "statvfs"):
+        return shutil.disk_usage(there).free, 0
+    found = os.statvfs(there)
+    return found.f_bavail * found.f_frsize, found.f_favail
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
@@ -76,15 +213,20 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes `text` as UTF-8 to `path`, atomically."""
-    with atomic_path(path) as temporary:
+def write_text(path: str | os.PathLike[str], text: str, kind: str | None = None) -> None:
+    """Writes `text` as UTF-8 to `path`, as `atomic_path` does."""
+    with atomic_path(path, kind) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes `value` as readable JSON to `path`, atomically. NaN is refused: write None for "not measured"."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: str | os.PathLike[str], value: Any, kind: str | None = None) -> None:
+    """Writes `value` as readable JSON to `path`, as `atomic_path` does. NaN is refused: write None for "not measured".
+
+    With a kind the value is a mapping, and its mark is written as first entry.
+    """
+    if kind is not None:
+        value = {WRITTEN_BY: mark(kind), **value}
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", kind)
 
 
 def content_key(*parts: Any) -> str:

@@ -3,12 +3,13 @@
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from fixtures.bad_inputs import BadInput, Place, refuse
 from fixtures.facts import write_facts
 from fixtures.models import save_tiny_model
 
@@ -28,6 +29,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def facts_file(tmp_path: Path) -> Path:
     """The facts of `write_facts` in a file of this test."""
     return write_facts(tmp_path / "facts.jsonl")
+
+
+@pytest.fixture
+def refused(
+    tiny_model: Path, facts_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[BadInput], str]:
+    """Makes the call of a case of bad input, checks how it is refused, and returns the message."""
+    monkeypatch.setattr(sys, "argv", ["lit-semantic-peft"])
+    return lambda case: refuse(case, Place(tiny_model, monkeypatch), capsys)
 
 
 @pytest.fixture

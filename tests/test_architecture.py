@@ -15,7 +15,9 @@ ORDER = [
     *("facts", "tokens", "models", "interference", "metrics"),
     *("semantics", "evaluation", "data", "training", "reports", "callbacks", "cli"),
 ]
-GROUND = ["lazy", "errors", "files", "statistics", "stopwatch", "cache", "compatibility"]  # below all
+GROUND = [  # below all
+    *("lazy", "errors", "files", "locks", "terminal", "statistics", "stopwatch", "cache", "compatibility"),
+]
 TOP = ["__main__"]
 LEVEL = {name: level for level, name in enumerate([*GROUND, *ORDER, *TOP])}
 HEAVY = {"torch", "lightning", "transformers", "peft", "torchmetrics", "datasets", "wandb", "pyarrow", "matplotlib"}

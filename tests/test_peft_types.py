@@ -16,7 +16,7 @@ CONFIGS = {name for name in dir(peft) if name.endswith("Config") and name != "Pe
 PECULIAR = {
     *("is_prompt_learning", "is_adaption_prompt", "prompt_encoder", "num_virtual_tokens"),
     *("rankallocator", "rank_pattern", "update_and_allocate", "orth_reg_weight", "total_step"),
-    *("init_lora_weights", "layer_replication", "kasa_config"),
+    *("init_lora_weights", "layer_replication", "kasa_config", "alora_invocation_tokens"),
 }
 
 

@@ -469,6 +469,7 @@ def online_cost(settings: Settings, repetitions: int) -> dict[str, Any]:
             nll, weight = losses_and_online_weights(model, batch, weighting, None, distance, has_end=True)
         else:
             nll, weight = fact_nll(model, batch), batch.loss_weight
+        assert weight is not None
         ((weight * nll).sum() / weight.sum()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()

@@ -1,9 +1,9 @@
 """Which pairs of a model family and an adapter type are checked, and in which order."""
 
 import random
-from typing import NamedTuple
 
 from experiments.sweep.families import family_names
+from experiments.sweep.ledger import Cell
 from experiments.sweep.methods import method_names
 
 EVERYWHERE = ("LORA", "IA3", "PREFIX_TUNING", "TRAINABLE_TOKENS")
@@ -13,13 +13,6 @@ IN_DEPTH = ("llama", "gpt2", "mamba", "mixtral", "gemma3_text", "roberta")
 """Families that every adapter type is checked on: the last was born an encoder."""
 
 SAMPLE_SIZE = 200
-
-
-class Cell(NamedTuple):
-    """A model family and an adapter type."""
-
-    family: str
-    method: str
 
 
 def all_cells() -> list[Cell]:

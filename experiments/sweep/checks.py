@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from lit_semantic_peft.models import (
     load_adapter_state_dict,
     traits_of,
 )
+from lit_semantic_peft.models.attach import require_answer
 from lit_semantic_peft.models.fast_ways import fast_ways
 from lit_semantic_peft.models.self_check import self_check
 from lit_semantic_peft.tokens import EncodedFact, collate
@@ -31,7 +32,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, set_seed
 
-Model = PreTrainedModel | PeftModel
+Model: TypeAlias = PreTrainedModel | PeftModel
 
 PAD_ID = 0
 _TOLERANCE = 2e-4  # of a norm or a logit's size; models in float32
@@ -41,17 +42,6 @@ _MAX_NEW_TOKENS = 5
 
 class WrongError(Exception):
     """A check found two numbers that should be equal and are not."""
-
-
-@dataclass
-class Found:
-    """What the checks of a cell found.
-
-    Attributes:
-        notes: What is refused or done the slow way, a sentence each.
-    """
-
-    notes: list[str] = field(default_factory=list)
 
 
 def facts() -> list[EncodedFact]:
@@ -64,7 +54,7 @@ def facts() -> list[EncodedFact]:
     return [EncodedFact(ids(prompt), ids(target)) for prompt, target in ((2, 2), (7, 3), (4, 1), (7, 2), (11, 2))]
 
 
-def check_cell(family: str, method: str, folder: Path) -> Found:
+def check_cell(family: str, method: str, folder: Path) -> list[str]:
     """Runs every check of an adapter type on a model family.
 
     Args:
@@ -72,36 +62,39 @@ def check_cell(family: str, method: str, folder: Path) -> Found:
         method: One of `method_names`.
         folder: An empty folder.
 
+    Returns:
+        What is done the slow way, and what is refused beside the checks, a sentence each.
+
     Raises:
         InputError: If the package refuses the combination.
         WrongError: If a check fails.
     """
-    found = Found()
     rows = facts()
     base = tiny_model(family)
+    pristine = deepcopy(base)
     self_check(base, rows[:2], PAD_ID)
     model = _new(base, method)
-    found.notes += self_check(model, rows[:2], PAD_ID, trains=True).instead
+    notes = self_check(model, rows[:2], PAD_ID, trains=True).instead
     _check_losses(model, rows)
     optimizer = _optimizer(model)
     _train(model, rows, optimizer, range(3))
-    _check_resumed(model, optimizer, family, method, rows)
+    _check_resumed(model, optimizer, _new(deepcopy(pristine), method), rows)
     _check_losses(model, rows)
     _check_gradients(model, rows)
     _check_answers(model, rows)
     expected = _plain_logits(model.eval(), rows)
     source = BaseModelSource(family, folder, family, "0" * 32)
     export_adapter(model, folder / "adapter", source)
-    reloaded = load_adapter(tiny_model(family), folder / "adapter", source)
+    reloaded = load_adapter(deepcopy(pristine), folder / "adapter", source)
     _compare(_plain_logits(reloaded, rows), expected, "reloaded adapter")
     try:
         export_merged(reloaded, _Tokenizer(), folder / "merged")
     except InputError as refused:
-        found.notes.append(f"merge: {refused}")
+        notes.append(f"merge: {refused}")
     else:
         merged = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=torch.float32).eval()
         _compare(_plain_logits(merged, rows), expected, "merged model")
-    return found
+    return notes
 
 
 class _Tokenizer:
@@ -116,7 +109,9 @@ class _Tokenizer:
 
 def _new(base: PreTrainedModel, method: str) -> PeftModel:
     set_seed(1)
-    return attach_adapter(base, adapter_config(method, base)).eval()
+    model = attach_adapter(base, adapter_config(method, base)).eval()
+    require_answer(model)
+    return model
 
 
 def _optimizer(model: PeftModel) -> torch.optim.Optimizer:
@@ -136,13 +131,12 @@ def _train(model: PeftModel, rows: Sequence[EncodedFact], optimizer: torch.optim
 
 
 def _check_resumed(
-    model: PeftModel, optimizer: torch.optim.Optimizer, family: str, method: str, rows: Sequence[EncodedFact]
+    model: PeftModel, optimizer: torch.optim.Optimizer, resumed: PeftModel, rows: Sequence[EncodedFact]
 ) -> None:
     """A model that goes on from saved tensors ends where the one that was never interrupted does."""
     traits = traits_of(model)
     state = {name: value.detach().clone() for name, value in adapter_state_dict(model).items()}
     extra, of_optimizer = deepcopy((traits.extra_state(model), optimizer.state_dict()))
-    resumed = _new(tiny_model(family), method)
     load_adapter_state_dict(resumed, state)
     traits.load_extra_state(resumed, extra)
     its_optimizer = _optimizer(resumed)
@@ -192,6 +186,7 @@ def _check_gradients(model: PeftModel, rows: Sequence[EncodedFact]) -> None:
 def _check_answers(model: PeftModel, rows: Sequence[EncodedFact]) -> None:
     """Free answers are those of one plain pass after the other, and of `generate` where the self-check allows it."""
     prompts = [row.prompt_ids for row in rows]
+    model.get_base_model().generation_config = GenerationConfig()  # its own may force or forbid tokens
     answers = greedy_answers(model, prompts, [_MAX_NEW_TOKENS] * len(rows), pad_id=PAD_ID, stop_ids=())
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = torch.tensor([prompt])
@@ -204,7 +199,7 @@ def _check_answers(model: PeftModel, rows: Sequence[EncodedFact]) -> None:
             ids = torch.tensor([prompt])
             config = GenerationConfig(do_sample=False, max_new_tokens=_MAX_NEW_TOKENS, pad_token_id=PAD_ID)
             alone = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
-            if alone[0, len(prompt) :].tolist()[: len(answer)] != answer and 1 not in alone[0].tolist():
+            if alone[0, len(prompt) :].tolist()[: len(answer)] != answer:
                 raise WrongError(f"free answer: not what `generate` says after {len(prompt)} tokens")
 
 

@@ -73,6 +73,10 @@ _UNUSUAL: dict[str, dict[str, Any]] = {
 }
 
 
+class NotBuiltError(Exception):
+    """Transformers makes no small model of a family."""
+
+
 def family_names() -> list[str]:
     """The model types that transformers maps to a causal language model of text alone, in its order."""
     known = [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name in CONFIG_MAPPING]
@@ -87,14 +91,17 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
         seed: Of its weights.
 
     Raises:
-        ValueError: If it cannot be made small.
+        NotBuiltError: If it cannot be made small.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(tiny_config(family)).float().eval()
+        try:
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(tiny_config(family)).float().eval()
+        except Exception as error:  # each configuration has its own for sizes that do not fit together
+            raise NotBuiltError(f"{type(error).__name__}: {error}") from error
         size = sum(parameter.numel() for parameter in model.parameters())
         if size > _MOST_PARAMETERS:
-            raise ValueError(f"it has {size} parameters, so some of its sizes are not known here")
+            raise NotBuiltError(f"it has {size} parameters, so some of its sizes are not known here")
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))

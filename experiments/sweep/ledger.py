@@ -4,12 +4,17 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
-
-from experiments.sweep.cells import Cell
+from typing import Literal, NamedTuple
 
 Status = Literal["pass", "refused", "not built", "wrong", "error"]
 GOOD: tuple[Status, ...] = ("pass", "refused", "not built")
+
+
+class Cell(NamedTuple):
+    """A model family and an adapter type."""
+
+    family: str
+    method: str
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from typing import Any
 
 import peft
 from lit_semantic_peft.models.targets import linear_module_names
-from peft import PeftConfig
+from peft import PeftConfig, PromptLearningConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
 
-_CLASSES: dict[str, type[PeftConfig]] = {str(kind.value): of for kind, of in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+_CLASSES: dict[str, Any] = {str(kind.value): of for kind, of in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "ADALORA": {"total_step": 8, "tinit": 1, "tfinal": 3, "init_r": 4, "target_r": 2},
@@ -57,11 +57,16 @@ def adapter_config(method: str, base: PreTrainedModel) -> PeftConfig:
     if "r" in fields:
         settings["r"] = 4
     if "target_modules" in fields and not issubclass(kind, peft.AdaptionPromptConfig):
-        targets = _TARGETS.get(method, lambda model: linear_module_names(model)[:2])
+        targets: Callable[[PreTrainedModel], Any] = _TARGETS.get(method, _two_linear_layers)
         settings["target_modules"] = targets(base)
-    if kind().is_prompt_learning:
+    if issubclass(kind, PromptLearningConfig):
         settings["num_virtual_tokens"] = _NUM_VIRTUAL_TOKENS
-    return kind(task_type="CAUSAL_LM", **{**settings, **_SETTINGS.get(method, {})})
+    config: PeftConfig = kind(task_type="CAUSAL_LM", **{**settings, **_SETTINGS.get(method, {})})
+    return config
+
+
+def _two_linear_layers(base: PreTrainedModel) -> list[str]:
+    return linear_module_names(base)[:2]
 
 
 def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import peft
 import torch
 import transformers
-from experiments.sweep.cells import EVERYWHERE, IN_DEPTH, Cell
-from experiments.sweep.ledger import GOOD, Outcome
+from experiments.sweep.cells import EVERYWHERE, IN_DEPTH
+from experiments.sweep.ledger import GOOD, Cell, Outcome, Status
 
-_SIGNS = {"pass": "✓", "refused": "refused", "not built": "—", "wrong": "WRONG", "error": "ERROR"}
+_SIGNS: dict[Status, str] = {"pass": "✓", "refused": "refused", "not built": "—", "wrong": "WRONG", "error": "ERROR"}
 _MOST_CHARACTERS = 200
 _MOST_NAMED = 12
 
 _HEAD = """# Which models and adapters go together
 
 `make test-sweep` builds a small random model of every causal language model of transformers, attaches an adapter,
-trains it for a few steps and compares with slow and obvious ways: losses, norms of the facts' gradients, free answers
-(with plain forward passes, and with `generate` where the self-check allows it), a resumed training, the reloaded
+trains it for a few steps and compares with slow and obvious ways: losses, norms of the facts' gradients, free
+answers (with plain passes, and with `generate` where the self-check allows it), a resumed training, the reloaded
 adapter, and the merged model. This page is written from the ledger of a run by `python -m experiments.sweep table`.
 
 ✓: every check held. refused: an input error says why. —: transformers makes no small model of the family.
@@ -56,7 +56,7 @@ def page(cells: Sequence[Cell], found: Mapping[Cell, Outcome]) -> str:
 
 def _counted(outcomes: Iterable[Outcome]) -> str:
     count = Counter(one.status for one in outcomes)
-    return ", ".join(f"{count[status]} {status}" for status in count)
+    return ", ".join(f"{count[status]} {status}" for status in _SIGNS if count[status])
 
 
 def _grid(

@@ -6,6 +6,8 @@ from lit_semantic_peft.callbacks.checkpoint import AdapterCheckpoint
 from lit_semantic_peft.callbacks.fact_report import FactReport
 from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
 from lit_semantic_peft.callbacks.loss_weights import LossWeightDistribution
+from lit_semantic_peft.callbacks.preflight import Preflight
+from lit_semantic_peft.callbacks.stop_when_recalled import StopWhenRecalled
 from lit_semantic_peft.callbacks.wandb_logger import NonBlockingWandbLogger
 
 __all__ = [
@@ -16,4 +18,6 @@ __all__ = [
     "InterferenceMonitor",
     "LossWeightDistribution",
     "NonBlockingWandbLogger",
+    "Preflight",
+    "StopWhenRecalled",
 ]

@@ -10,8 +10,8 @@ from typing_extensions import override
 from lit_semantic_peft.callbacks.terminal import show
 from lit_semantic_peft.data import from_all_ranks
 from lit_semantic_peft.evaluation import Question
-from lit_semantic_peft.files import write_text
-from lit_semantic_peft.reports import RunFolder
+from lit_semantic_peft.files import WRITTEN_BY, mark, write_text
+from lit_semantic_peft.reports.run_folder import RunFolder, RunPaths
 
 _SHOWN = 20
 
@@ -19,7 +19,7 @@ _SHOWN = 20
 class AnswerWriter(Callback):
     """Writes `predictions.jsonl` into the run folder and shows the first answers.
 
-    Each line has `prompt`, `answer`, and for facts `target` and `fact_index`.
+    Each line has `prompt`, `answer`, for facts `target` and `fact_index`, and the mark of the file's kind.
     """
 
     def __init__(self) -> None:
@@ -47,13 +47,16 @@ class AnswerWriter(Callback):
         by_number = {question.number: (question, answer) for rows in gathered for question, answer in rows}
         answers = [by_number[number] for number in sorted(by_number)]
         path = RunFolder(trainer.default_root_dir).paths.predictions
-        write_text(path, "".join(json.dumps(_row(*one), ensure_ascii=False) + "\n" for one in answers))
+        lines = (json.dumps(_row(*one), ensure_ascii=False) + "\n" for one in answers)
+        write_text(path, "".join(lines), RunPaths.predictions.kind)
         table = Table("prompt", "answer", "target")
         for question, answer in answers[:_SHOWN]:
             table.add_row(question.prompt, answer, question.target)
-        show(trainer, pl_module, table, f"Written: {path} (answers: {len(answers)})")
+        show(trainer, pl_module, table, f"Written: {path.absolute()} (answers: {len(answers)})")
 
 
 def _row(question: Question, answer: str) -> dict[str, Any]:
     row: dict[str, Any] = {"prompt": question.prompt, "answer": answer}
-    return row if question.kind == "prompt" else row | {"target": question.target, "fact_index": question.fact_index}
+    if question.kind != "prompt":
+        row |= {"target": question.target, "fact_index": question.fact_index}
+    return row | {WRITTEN_BY: mark(RunPaths.predictions.kind)}

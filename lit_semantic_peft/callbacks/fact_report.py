@@ -137,6 +137,7 @@ class FactReport(FreshCallback):
                 loss=logged.get("train/loss_epoch"),
                 val_nll=logged.get("val/nll"),
                 efficacy_teacher_forced=logged.get("val/efficacy_teacher_forced"),
+                stopping_efficacy_teacher_forced=logged.get("val/stopping_efficacy_teacher_forced"),
             )
         )
         if self._is_table_due(trainer):

@@ -25,6 +25,7 @@ from lit_semantic_peft.interference import (
 from lit_semantic_peft.metrics import AloneVersusTogether, GradientInterference, distance_decile
 from lit_semantic_peft.models.disk_space import DiskSpaceError
 from lit_semantic_peft.reports import InterferenceRecord, RunFolder, write_interference
+from lit_semantic_peft.reports.run_folder import RunPaths
 from lit_semantic_peft.training import SemanticPeftModule, whole_base
 from lit_semantic_peft.training.identity import FreshCallback
 from lit_semantic_peft.training.interference_aware.fact_sample import agreed_gradient_matrix
@@ -214,7 +215,7 @@ class InterferenceMonitor(FreshCallback):
                 epoch=self.records[-1].epoch,
                 global_step=self.records[-1].global_step,
             )
-            write_json(paths.interference_by_group, _without_nan(by_group))
+            write_json(paths.interference_by_group, _without_nan(by_group), RunPaths.interference_by_group.kind)
 
     def _timed(self, work: Callable[..., Any], trainer: Trainer, *arguments: Any) -> Any:
         begin = self.clock()
@@ -337,7 +338,7 @@ class InterferenceMonitor(FreshCallback):
             by_fact = {fact.id: value for fact, value in differences if not math.isnan(value)}
             summary = {name: value.item() for name, value in result.items()}
             path = RunFolder(trainer.default_root_dir).paths.alone_versus_together
-            write_json(path, _without_nan({**summary, "difference": by_fact}))
+            write_json(path, _without_nan({**summary, "difference": by_fact}), RunPaths.alone_versus_together.kind)
 
     def _sample(self, module: SemanticPeftModule, size: int) -> list[int]:
         return self._chosen(module.data.prepared.trained_index(module.current_epoch), size)

@@ -9,14 +9,15 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 
 from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
-from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation import Evaluation
-from lit_semantic_peft.files import write_text
+from lit_semantic_peft.files import WRITTEN_BY, mark, write_text
 from lit_semantic_peft.models import peft_type_name
 from lit_semantic_peft.reports import (
     EpochRecord,
     Estimate,
+    FormsRecord,
     Manifest,
     RetentionRecord,
     RunContents,
@@ -29,6 +30,7 @@ from lit_semantic_peft.reports import (
     write_probe_table,
 )
 from lit_semantic_peft.reports.provenance import about_process, keep_earlier
+from lit_semantic_peft.reports.run_folder import RunPaths
 from lit_semantic_peft.stopwatch import Stopwatch
 from lit_semantic_peft.training import SemanticPeftModule
 
@@ -47,12 +49,14 @@ def write_selection(folder: RunFolder, module: SemanticPeftModule) -> tuple[int,
     """
     prepared, source = module.data.prepared, module.base_model.source
     dropped = [
-        json.dumps({**fact.to_json(), "drop_reason": reason}, ensure_ascii=False)
+        json.dumps(
+            {**fact.to_json(), "drop_reason": reason, WRITTEN_BY: mark(RunPaths.dropped.kind)}, ensure_ascii=False
+        )
         for fact, reason, is_dropped in zip(prepared.facts, prepared.reason, prepared.is_dropped, strict=True)
         if is_dropped
     ]
     num_kept = len(prepared.kept_index)
-    write_text(folder.paths.dropped, "".join(f"{line}\n" for line in dropped))
+    write_text(folder.paths.dropped, "".join(f"{line}\n" for line in dropped), RunPaths.dropped.kind)
     folder.write_manifest(Manifest(prepared.key, source.public_name, source.fingerprint, len(prepared.facts), num_kept))
     return num_kept, len(dropped)
 
@@ -113,6 +117,7 @@ def _about_run(
         "epochs": tuple(epochs),
         "interference": tuple(monitor.records) if monitor else (),
         "retention": _retention(module.evaluation) if module.evaluation else None,
+        "forms": _forms(module.data),
         "seconds": Seconds(**stopwatch.seconds),
         "config": yaml.safe_load(config) or {},
     }
@@ -154,6 +159,16 @@ def _dynamics_columns(module: SemanticPeftModule) -> dict[str, list[Any]]:
         "forgetting_events": where_measured(history["forgetting_events"]),
         "learned_at_end": where_measured(history["is_recalled"]),
     }
+
+
+def _forms(data: KnowledgeDataModule) -> FormsRecord | None:
+    if not data.forms.sources:
+        return None
+    kept, forms = data.prepared.is_kept, data.prepared.forms
+    with_stopping = int(forms.has_stopping[kept].sum())
+    return FormsRecord(
+        forms.num_facts_by_source(data.prepared.kept_index), with_stopping, int(kept.sum()) - with_stopping
+    )
 
 
 def _retention(evaluation: Evaluation) -> RetentionRecord | None:

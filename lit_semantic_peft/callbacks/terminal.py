@@ -1,7 +1,9 @@
 """What a callback shows on the terminal."""
 
 from lightning.pytorch import LightningModule, Trainer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
+
+from lit_semantic_peft.terminal import TextConsole
 
 
 def show(trainer: Trainer, pl_module: LightningModule, *lines: RenderableType) -> None:
@@ -16,6 +18,6 @@ def show(trainer: Trainer, pl_module: LightningModule, *lines: RenderableType) -
     """
     if trainer.progress_bar_callback is not None:
         trainer.progress_bar_callback.teardown(trainer, pl_module, str(trainer.state.fn))
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = TextConsole(highlight=False)
     for line in lines:
         console.print(line, soft_wrap=isinstance(line, str))

@@ -1,14 +1,26 @@
-"""`compare`, `convert`, `export` and `report`: the commands that train nothing. What each needs is imported in it."""
+"""The commands that train nothing. What each needs is imported in it."""
 
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.terminal import TextConsole, visible
 
 if TYPE_CHECKING:
     from lit_semantic_peft.facts import Conversion
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises what it cannot parse, as every other error of input."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def export_command(arguments: Sequence[str]) -> None:
@@ -17,7 +29,7 @@ def export_command(arguments: Sequence[str]) -> None:
     Args:
         arguments: What follows the command.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lit-semantic-peft export",
         description="Copies the adapter of a run to a folder, or merges it into the base weights.",
     )
@@ -31,7 +43,7 @@ def export_command(arguments: Sequence[str]) -> None:
     from lit_semantic_peft.reports.export import export_run
 
     export_run(options.run, options.output, merge=options.merge, best=options.best, base_model=options.base_model)
-    print(f"Written: {options.output}")
+    print(visible(f"Written: {Path(options.output).absolute()}"))
 
 
 def report_command(arguments: Sequence[str]) -> None:
@@ -40,15 +52,20 @@ def report_command(arguments: Sequence[str]) -> None:
     Args:
         arguments: What follows the command.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lit-semantic-peft report", description="Rebuilds report.html and the plots from a run folder's tables."
     )
     parser.add_argument("run", help="a run folder")
     options = parser.parse_args(arguments)
 
-    from lit_semantic_peft.reports import build_report
+    from lit_semantic_peft.cli.ownership import OwnedFolder
+    from lit_semantic_peft.reports import RunFolder, build_report
 
-    print(f"Written: {build_report(options.run)}")
+    folder = RunFolder(options.run)
+    contents = folder.read()
+    with OwnedFolder(folder):
+        report = build_report(folder, contents)
+    print(visible(f"Written: {report.absolute()}"))
 
 
 def compare_command(arguments: Sequence[str]) -> None:
@@ -57,7 +74,7 @@ def compare_command(arguments: Sequence[str]) -> None:
     Args:
         arguments: What follows the command.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lit-semantic-peft compare",
         description="Compares two runs fact by fact (by fact_id): each score in both, second minus first with its 95 % "
         "bootstrap interval of the paired differences over facts, and the facts whose free answer became right "
@@ -68,20 +85,23 @@ def compare_command(arguments: Sequence[str]) -> None:
     parser.add_argument("first", metavar="RUN_A", help="a run folder that was evaluated (`fit` does it at its end)")
     parser.add_argument("second", metavar="RUN_B", help="another run folder over the same facts")
     parser.add_argument("--only_kept", action="store_true", help="only the facts that both runs trained")
-    parser.add_argument("--output", metavar="FILE", help="write a row per common fact (.csv or .parquet)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write a row per common fact (.csv or .parquet); in CSV an apostrophe precedes a text that a spreadsheet "
+        "would run as a formula",
+    )
     parser.add_argument("--show", metavar="N", type=int, default=5, help="flipped facts to list of each kind (5)")
     options = parser.parse_args(arguments)
     if options.show < 0:
         raise InputError(f"`--show` must be at least 0, got {options.show}")
-
-    from rich.console import Console
 
     from lit_semantic_peft.reports import check_output, compare_runs, difference_table, write_comparison
 
     if options.output:
         check_output(options.output)
     found = compare_runs(options.first, options.second, only_kept=options.only_kept)
-    Console(markup=False, emoji=False).print(difference_table(found, options.first, options.second))
+    TextConsole().print(difference_table(found, options.first, options.second))
     print(f"Facts in common: {len(found.facts)}")
     for count, what in (
         (found.num_only_first, f"only in {options.first}"),
@@ -93,15 +113,15 @@ def compare_command(arguments: Sequence[str]) -> None:
         ),
     ):
         if count:
-            print(f"Facts {what}: {count}")
+            print(visible(f"Facts {what}: {count}"))
     for name, rows in (("gained", found.gained), ("lost", found.lost)):
         print(f"Facts {name}: {len(rows)}")
         for row in rows[: options.show]:
             answers = f"{row['answer_first']!r} -> {row['answer_second']!r}"
-            print(f"  {row['fact_id']}: {row['prompt']} {row['target']} | {answers}")
+            print(visible(f"  {row['fact_id']}: {row['prompt']} {row['target']} | {answers}"))
     if options.output:
         write_comparison(options.output, found)
-        print(f"Written: {options.output} (facts: {len(found.facts)})")
+        print(visible(f"Written: {Path(options.output).absolute()} (facts: {len(found.facts)})"))
 
 
 def convert_command(arguments: Sequence[str]) -> None:
@@ -113,7 +133,7 @@ def convert_command(arguments: Sequence[str]) -> None:
     from lit_semantic_peft.facts import FORMATS, OUTPUT_SUFFIXES, SUFFIXES, convert
 
     titles = ", ".join(f"{known.title} ({known.name})" for known in FORMATS.values())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lit-semantic-peft convert",
         description="Reads facts in any known format and writes them as one file in the data contract; prints what "
         "has no field in it and was left out.",
@@ -161,10 +181,10 @@ def convert_command(arguments: Sequence[str]) -> None:
         skip_bad=options.skip_bad,
     )
     for warning in fact_set.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {visible(warning)}", file=sys.stderr)
     if fact_set.conversion:
         _show_conversion(fact_set.conversion)
-    print(f"Written: {options.output} (facts: {len(fact_set)})")
+    print(visible(f"Written: {Path(options.output).absolute()} (facts: {len(fact_set)})"))
 
 
 def _columns(given: Sequence[str]) -> dict[str, str]:
@@ -179,16 +199,67 @@ def _columns(given: Sequence[str]) -> dict[str, str]:
     return templates
 
 
+def augment_command(arguments: Sequence[str]) -> None:
+    """`augment`.
+
+    Args:
+        arguments: What follows the command.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lit-semantic-peft augment",
+        description="Lets a local causal language model write facts in other words and adds what is usable to their "
+        "`forms`. Kept is one sentence with the subject before the target and the target at its end that is no "
+        "near-duplicate; prints what was left out and why. An interrupted call goes on where it was.",
+        epilog="Whether a restatement means the same is not checked, and small models often get it wrong: read what "
+        "they wrote before you teach it.",
+    )
+    parser.add_argument("source", metavar="IN", help="facts, as `--data.facts` takes them; each with a `subject`")
+    parser.add_argument("output", metavar="OUT", help="the file to write; must not exist")
+    parser.add_argument("--model", required=True, help="a Hub name, a local folder, a .gguf file, smollm2-135m")
+    parser.add_argument("--dtype", default="float32", help="type of its weights: float32, bfloat16, float16 (float32)")
+    parser.add_argument("--num_forms", type=int, default=3, help="most restatements to keep of a fact (3)")
+    parser.add_argument("--num_samples", type=int, default=8, help="restatements that are drawn of a fact (8)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="of the samples, above 0 (0.8)")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (0)")
+    parser.add_argument("--batch_size", type=int, default=32, help="facts that are restated together (32)")
+    options = parser.parse_args(arguments)
+
+    from lit_semantic_peft.data.augment import augment
+    from lit_semantic_peft.facts import output_path, read_facts, write_output
+    from lit_semantic_peft.models import BaseModel
+    from lit_semantic_peft.models.sampling import Sampling
+
+    path = output_path(options.output)
+    fact_set = read_facts(options.source, contradictions="keep")
+    found = augment(
+        fact_set.facts,
+        BaseModel(options.model, dtype=options.dtype),
+        num_forms=options.num_forms,
+        sampling=Sampling(options.num_samples, options.temperature, options.seed),
+        batch_size=options.batch_size,
+    )
+    write_output(found.facts, path)
+    for warning in fact_set.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"Restatements kept: {found.num_forms}, of {found.num_restated} of {len(found.facts)} facts")
+    if found.num_without_subject:
+        print(f"Facts without a `subject`, which cannot be restated: {found.num_without_subject}")
+    for reason, count in found.left_out.items():
+        print(f"Left out: {count}: {reason}")
+    print(f"Written: {options.output} (facts: {len(found.facts)})")
+
+
 def _show_conversion(conversion: "Conversion") -> None:
     merged = f"; {conversion.num_merged} facts repeat an earlier one" if conversion.num_merged else ""
     print(f"Read as {conversion.format}: {conversion.num_records} records{merged}")
     if conversion.omissions:
         print("Left out:")
     for one in conversion.omissions:
-        print(f"  {one.part} (records: {one.count}, first: {one.first}): {one.reason}")
+        print(visible(f"  {one.part} (records: {one.count}, first: {one.first}): {one.reason}"))
 
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "augment": augment_command,
     "compare": compare_command,
     "convert": convert_command,
     "export": export_command,

@@ -1,9 +1,8 @@
 """`fit`, `validate`, `test`, `predict` and `score`: the commands that LightningCLI builds from the classes."""
 
 import logging
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,21 @@ from lit_semantic_peft.callbacks import (
     InterferenceMonitor,
     NonBlockingWandbLogger,
 )
-from lit_semantic_peft.cli.run_checks import checkpoint_of, refuse_what_would_be_ignored
+from lit_semantic_peft.cli.ownership import OwnedFolder
+from lit_semantic_peft.cli.recipe import RecipeName, apply_recipe
+from lit_semantic_peft.cli.run_checks import checkpoint_of, inputs_of, refuse_what_would_be_ignored
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.files import remove_leftovers, write_text
+from lit_semantic_peft.files import mark, remove_leftovers, write_text
 from lit_semantic_peft.reports import RunFolder, build_report
-from lit_semantic_peft.reports.run_folder import ENTRIES
+from lit_semantic_peft.reports.run_folder import Entry, RunPaths
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_RUN = "runs/default"
 # Options of `fit` for one call only: not part of the configuration that other commands read.
 _OF_THE_CALL = ("ckpt_path", "weights_only")
+# The files that a command may write into the run folder; none is all of a run.
+_WRITES: dict[str | None, tuple[Entry, ...]] = {"fit": (), "test": (), "predict": (RunPaths.predictions,)}
 
 
 class SemanticPeftCLI(LightningCLI):
@@ -46,7 +49,8 @@ class SemanticPeftCLI(LightningCLI):
 
     def __init__(self, command: str, **arguments: Any) -> None:
         self._command = command
-        super().__init__(**arguments)
+        with ExitStack() as self._at_end:
+            super().__init__(**arguments)
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -68,6 +72,13 @@ class SemanticPeftCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the callbacks as sections of the YAML."""
+        parser.add_argument(
+            "--recipe",
+            type=RecipeName,
+            default="auto",
+            help="`auto` chooses steps, learning rate, forms and what is held still, as far as they are not given; "
+            "`plain` trains the facts' own prompts and holds nothing still. Of `fit` only.",
+        )
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
         parser.add_lightning_class_args(AdapterExport, "export")
         parser.add_lightning_class_args(InterferenceMonitor, "interference")
@@ -82,7 +93,7 @@ class SemanticPeftCLI(LightningCLI):
         parser.set_defaults(
             {
                 "trainer.default_root_dir": _DEFAULT_RUN,
-                "trainer.max_epochs": 8,
+                "trainer.max_epochs": None,
                 "trainer.log_every_n_steps": 1,
                 "trainer.num_sanity_val_steps": 0,
                 "trainer.enable_model_summary": False,
@@ -94,41 +105,30 @@ class SemanticPeftCLI(LightningCLI):
         """Nothing: checkpoints hold no hyperparameters; the configuration is in the run folder."""
 
     @override
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise InputError(f"`seed_everything`: {error}") from error
+
+    @override
     def before_instantiate_classes(self) -> None:
-        """Checks run folder and checkpoint before anything is loaded."""
+        """Checks the settings that belong to the command line, and chooses the run folder."""
         config = self.config[self.subcommand]
         refuse_what_would_be_ignored(str(self.subcommand), config)
         config.trainer.default_root_dir = config.trainer.default_root_dir or _DEFAULT_RUN
-        self.run_folder = RunFolder(config.trainer.default_root_dir)
-        self._before = _entries(self.run_folder)
-        self._missing_parents = [parent for parent in self.run_folder.path.parents if not parent.exists()]
+        self.run_folder = self._earlier = RunFolder(config.trainer.default_root_dir)
+        if config.trainer.fast_dev_run:  # a trial leaves a run as it is, and nothing of itself
+            self.run_folder = RunFolder(f"{self.run_folder.path}.fast_dev_run")
+            config.trainer.default_root_dir = str(self.run_folder.path)
         _keep_wandb_in(config.trainer, self.run_folder)
         if self.subcommand == "score":  # looks at facts in one process, whatever the configuration trains with
             devices = config.trainer.devices
             first = devices[:1] if isinstance(devices, list) else 1
             config.trainer.update(Namespace(devices=first, num_nodes=1, strategy="auto"))
-        ckpt_path = checkpoint_of(str(self.subcommand), config.get("ckpt_path"), self.run_folder)
-        # A child process of a distributed run meets the folder that the first one has just made.
-        is_used = is_first_process() and self.run_folder.is_used()
-        if is_used and config.trainer.fast_dev_run and self.subcommand in ("fit", "test"):
-            raise InputError(
-                f"`trainer.fast_dev_run` would write a trial's results into the run folder {self.run_folder.path}. "
-                "Choose another by `--trainer.default_root_dir runs/NAME`; it is removed afterwards."
-            )
-        checkpoints = self.run_folder.paths.checkpoints.resolve()
-        is_own = ckpt_path is not None and Path(ckpt_path).resolve().parent == checkpoints
-        goes_on = is_own or config.get("ckpt_path") == "last"
-        if is_used and self.subcommand == "fit" and not goes_on:
-            raise InputError(
-                f"The run folder {self.run_folder.path} exists already. Go on with it by `--ckpt_path last`, choose "
-                "another by `--trainer.default_root_dir runs/NAME`, or delete it."
-            )
-        config.ckpt_path = ckpt_path
-        if self.subcommand in ("test", "predict") and ckpt_path is None and config.model.adapter is None:
-            raise InputError(
-                f"`{self.subcommand}` needs a trained adapter: `--ckpt_path last` (or a file), or `--model.adapter` "
-                "with the folder of an exported one."
-            )
+        if self.subcommand == "fit":
+            parser = self._subcommand_parsers["fit"]
+            self.config["fit"] = apply_recipe(config.recipe, config, parser)
 
     @override
     def instantiate_classes(self) -> None:
@@ -146,8 +146,39 @@ class SemanticPeftCLI(LightningCLI):
         except (ValueError, ImportError, MisconfigurationException) as error:
             raise _own_words(error) from error
 
+    def _take_run_folder(self) -> None:
+        """Makes the run folder this process's own, and checks what is in it and the checkpoint.
+
+        Raises:
+            InputError: If it is another process's, or holds what must not be replaced, or the checkpoint is unusable.
+        """
+        config = self.config[self.subcommand]
+        self._owned = OwnedFolder(self.run_folder)
+        if is_first_process():
+            self._at_end.enter_context(self._owned)
+        ckpt_path = checkpoint_of(str(self.subcommand), config.get("ckpt_path"), self._earlier)
+        checkpoints = self.run_folder.paths.checkpoints.resolve()
+        is_own = ckpt_path is not None and Path(ckpt_path).resolve().parent == checkpoints
+        goes_on = is_own or (config.get("ckpt_path") == "last" and self.run_folder is self._earlier)
+        # A child process of a distributed run meets the folder that the first one has just made.
+        if is_first_process() and self.subcommand == "fit" and self.run_folder.is_used() and not goes_on:
+            raise InputError(
+                f"The run folder {self.run_folder.path} exists already. Go on with it by `--ckpt_path last`, choose "
+                "another by `--trainer.default_root_dir runs/NAME`, or delete it."
+            )
+        if self.subcommand in ("test", "predict") and ckpt_path is None and config.model.adapter is None:
+            raise InputError(
+                f"`{self.subcommand}` needs a trained adapter: `--ckpt_path last` (or a file), or `--model.adapter` "
+                "with the folder of an exported one."
+            )
+        if is_first_process() and self.subcommand in _WRITES:
+            self.run_folder.refuse_foreign_files(inputs_of(config), _WRITES[self.subcommand])
+        if "ckpt_path" in config:
+            config.ckpt_path = self.config_init[self.subcommand].ckpt_path = ckpt_path
+
     @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        self._take_run_folder()  # with settings that module and data module have accepted
         folder = config["default_root_dir"]
         if config.get("logger") in (None, True):
             # A resumed run logs into another file: Lightning's logger would overwrite the earlier one.
@@ -176,7 +207,8 @@ class SemanticPeftCLI(LightningCLI):
             if subcommand == "fit":
                 logger.info("Interrupted. Go on with `--ckpt_path last`.")
             raise KeyboardInterrupt from None
-        if self.trainer.fast_dev_run and self._remove_what_is_new():  # type: ignore[attr-defined]
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._remove_what_is_new()
             logger.info("The trial run by `fast_dev_run` went through; its folder is removed")
 
     def before_fit(self) -> None:
@@ -214,52 +246,34 @@ class SemanticPeftCLI(LightningCLI):
             return False
         return self.trainer.global_step > 0 or self.run_folder.has_checkpoint()
 
-    def _remove_what_is_new(self) -> bool:
-        """Removes the run folder if this call made it, else what it made inside; returns whether the folder is gone."""
+    def _remove_what_is_new(self) -> None:
+        """Removes what this call has made in the run folder."""
         # For every command: what the logger of a failed `predict` has made must not block a later `fit`.
-        if not is_first_process():
-            return False
-        if self._before is None:
-            shutil.rmtree(self.run_folder.path, ignore_errors=True)
-            for parent in self._missing_parents:
-                with suppress(OSError):  # another run is in it
-                    parent.rmdir()
-            return True
-        for path in (_entries(self.run_folder) or set()) - self._before:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        return False
+        if is_first_process():
+            places = (getattr(one, name, None) for one in self.trainer.loggers for name in ("log_dir", "save_dir"))
+            self._owned.remove_what_is_new(Path(place) for place in places if place)
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes config.yaml into the run folder, once facts, base model and adapter turned out to be usable."""
+    """Writes config.yaml into the run folder, once facts, base model, adapter and checkpoint are known to fit."""
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing yet: the adapter may still turn out not to fit."""
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         config = self.config.clone()
         for name in _OF_THE_CALL:
             config.pop(name, None)
         text = self.parser.dump(config, skip_none=False)
-        self._write(RunFolder(trainer.default_root_dir).paths.config, text)
+        self._write(RunFolder(trainer.default_root_dir).paths.config, f"# {mark(RunPaths.config.kind)}\n{text}")
         for one in trainer.loggers:
             one.log_hyperparams({"config": text})
 
     @rank_zero_only
     def _write(self, path: Path, text: str) -> None:
-        write_text(path, text)
-
-
-def _entries(run_folder: RunFolder) -> set[Path] | None:
-    """The files and folders of a run that there are; None where there is no run folder."""
-    if not run_folder.path.exists():
-        return None
-    return {path for entry in ENTRIES if (path := run_folder.path / entry.name).exists()}
+        write_text(path, text, RunPaths.config.kind)
 
 
 def _next_version(logs: Path) -> str:

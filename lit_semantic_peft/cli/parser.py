@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lit_semantic_peft.data.moved import moved_to
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.files import os_reason
 from lit_semantic_peft.models import BaseModel
 
 _UNKNOWN = (
@@ -24,6 +25,10 @@ _UNKNOWN = (
 )
 
 
+_OF_UNIONS = re.compile(
+    r"\s*(?:- )?(?:Does not validate against any of|Subtypes: |Errors:$|Expected a <class 'NoneType'>|"
+    r"Given value type: |Expected a path but )"
+)
 _UNRECOGNIZED = re.compile(r"(?<=\s)--([\w.]+)")
 _UNKNOWN_CLASS = re.compile(r"(?:given class_path ['\"]|dot import path string: )((?:\w+\.)*)(\w+)")
 _HOMES = (
@@ -61,7 +66,19 @@ class SuggestingParser(LightningArgumentParser):
         near = self._nearest_key(unknown) if unknown else None
         near = near or _nearest_class(message)
         suggestion = f"\nDid you mean `{near}`?" if near else ""
-        raise InputError(f"{message}{suggestion}\nSee --help for all options.") from ex
+        raise InputError(f"{_without_unions(message)}{suggestion}\nSee --help for all options.") from ex
+
+    @override
+    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Names the file in what is wrong with it."""
+        try:
+            return super().parse_path(cfg_path, *args, **kwargs)
+        except OSError as error:
+            raise InputError(f"`--config` {cfg_path} cannot be read: {os_reason(error)}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"`--config` {cfg_path} is no UTF-8 text: {error.reason}, byte {error.start}.") from error
+        except ValueError as error:
+            raise InputError(f"`--config` {cfg_path}: {error}") from error
 
     @override
     def _load_config_parser_mode(self, content: str, *args: Any, **kwargs: Any) -> Any:
@@ -80,7 +97,7 @@ class SuggestingParser(LightningArgumentParser):
     def _nearest_key(self, unknown: str) -> str | None:
         """The nearest valid key; None where the key is valid, so that its value is at fault, or none is near."""
         known = self._known_keys()
-        near = [] if unknown in known else difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
+        near = [] if unknown in {*known, "config"} else difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
         return near[0] if near else None
 
     def _known_keys(self) -> set[str]:
@@ -104,6 +121,11 @@ class _NameOrSettings(_ActionConfigLoad):  # type: ignore[misc]
                 settings = None
             value = settings if isinstance(settings, dict) else {"name": value}
         return super()._load_config(value, parser)
+
+
+def _without_unions(message: str) -> str:
+    """The message without what jsonargparse says of the types that an optional value may also have."""
+    return "\n".join(line for line in message.splitlines() if line.strip() and not _OF_UNIONS.match(line))
 
 
 def _unknown_key(pattern: re.Pattern[str], message: str) -> str | None:

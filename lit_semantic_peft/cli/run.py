@@ -4,11 +4,12 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 
-from lit_semantic_peft.callbacks import AnswerWriter, LossWeightDistribution
+from lit_semantic_peft.callbacks import AnswerWriter, LossWeightDistribution, Preflight
 from lit_semantic_peft.cli.lightning_cli import RunConfig, SemanticPeftCLI, is_first_process
 from lit_semantic_peft.cli.parser import SuggestingParser
 from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.data import KnowledgeDataModule
+from lit_semantic_peft.terminal import TextFormatter
 from lit_semantic_peft.training import SemanticPeftModule
 
 
@@ -33,7 +34,7 @@ def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None)
         trainer_class=KnowledgeTrainer,
         save_config_callback=RunConfig,
         seed_everything_default=0,
-        trainer_defaults={"callbacks": [AnswerWriter(), LossWeightDistribution()]},
+        trainer_defaults={"callbacks": [AnswerWriter(), LossWeightDistribution(), Preflight()]},
         parser_class=SuggestingParser,
         parser_kwargs={arguments[0]: {"description": descriptions[arguments[0]]}} if descriptions else {},
         auto_configure_optimizers=False,
@@ -45,7 +46,7 @@ def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None)
 def _configure_logging() -> None:
     """Shows the package's messages on the first rank; hides remarks of libraries that need no action."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(TextFormatter("%(message)s"))
     package = logging.getLogger("lit_semantic_peft")
     package.handlers = [handler]
     package.setLevel(logging.INFO if is_first_process() else logging.WARNING)

@@ -43,6 +43,15 @@ def refuse_what_would_be_ignored(command: str, config: Any) -> None:
             )
 
 
+def inputs_of(config: Any) -> list[str]:
+    """The files and folders that a command may read, among names that are neither.
+
+    Args:
+        config: Its configuration.
+    """
+    return [one for one in (config.data.facts, config.model.adapter) if one]
+
+
 def checkpoint_of(command: str, ckpt_path: str | None, run_folder: RunFolder) -> str | None:
     """The checkpoint that `ckpt_path` means, which can be read; None to start from the beginning.
 

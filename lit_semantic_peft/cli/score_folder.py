@@ -22,6 +22,7 @@ from lit_semantic_peft.reports import (
     write_fact_table,
     write_interference,
 )
+from lit_semantic_peft.reports.run_folder import RunPaths
 from lit_semantic_peft.stopwatch import Stopwatch
 from lit_semantic_peft.training import SemanticPeftModule
 
@@ -87,7 +88,7 @@ def score_into(
             num_facts=warm_up.num_facts,
         )
     _write(folder, prepared, base, preparation.distances[0].name, conflicts)
-    write_json(folder.paths.distances, comparison.to_json())
+    write_json(folder.paths.distances, comparison.to_json(), RunPaths.distances.kind)
     write_distance_plot(folder, comparison)
     return prepared, comparison, conflicts
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 
 import numpy as np
-from rich.console import Console
 from rich.table import Column, Table
 
 from lit_semantic_peft.cli.conflicts import Conflicts
 from lit_semantic_peft.data import PreparedFacts
-from lit_semantic_peft.facts import find_contradictions, find_near_duplicates
+from lit_semantic_peft.facts import find_contradictions, find_near_duplicates, group_near_duplicates
 from lit_semantic_peft.reports import Discrimination, DistanceComparison
+from lit_semantic_peft.terminal import TextConsole
 
 _SHOWN = 5
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -23,7 +23,7 @@ def print_scores(prepared: PreparedFacts, comparison: DistanceComparison, confli
         comparison: How the distances agree, and what predicts what a run learned.
         conflicts: Which facts conflict; None where that was not measured.
     """
-    console = Console(markup=False, emoji=False)
+    console = TextConsole()
     for table in (
         _distance_table(prepared),
         _agreement_table(comparison),
@@ -34,6 +34,7 @@ def print_scores(prepared: PreparedFacts, comparison: DistanceComparison, confli
     if comparison.predicts is not None:
         console.print(_prediction_table(comparison.predicts))
     _print_suspicious(console, prepared)
+    _print_without_templates(console, prepared)
     if conflicts is None:
         console.print("Conflicts between facts: not measured; `--warmup_steps 20` does.")
     else:
@@ -120,15 +121,24 @@ def _extremes_table(prepared: PreparedFacts) -> Table:
     return table
 
 
-def _print_suspicious(console: Console, prepared: PreparedFacts) -> None:
+def _print_suspicious(console: TextConsole, prepared: PreparedFacts) -> None:
     contradictions = find_contradictions(prepared.facts)
     duplicates = find_near_duplicates(prepared.facts)
     console.print(f"Contradictions (same prompt, different targets): {len(contradictions)}")
     for contradiction in contradictions[:_SHOWN]:
         console.print(f"  {contradiction}")
-    console.print(f"Near-duplicates in the text: {len(duplicates)}")
-    for duplicate in duplicates[:_SHOWN]:
-        console.print(f"  {duplicate}")
+    groups = group_near_duplicates(duplicates)
+    of_groups = f" in {len(groups)} groups" if duplicates else ""
+    console.print(f"Near-duplicates in the text, facts that nearly repeat an earlier one: {len(duplicates)}{of_groups}")
+    for group in groups[:_SHOWN]:
+        console.print(f"  {group}")
+
+
+def _print_without_templates(console: TextConsole, prepared: PreparedFacts) -> None:
+    missing = prepared.forms.without_templates
+    named = [f"{relation or 'no relation'} (facts: {count})" for relation, count in missing.items()]
+    more = [f"and {len(named) - _SHOWN} more"] if len(named) > _SHOWN else []
+    console.print(f"Relations without templates of forms: {', '.join([*named[:_SHOWN], *more]) or 'none'}")
 
 
 def _conflict_table(prepared: PreparedFacts, conflicts: Conflicts) -> Table:

@@ -1,15 +1,17 @@
 """Lightning's Trainer with one more verb: `score` looks at facts without training on them."""
 
 from lightning.pytorch import Trainer
-from rich.console import Console
 
+from lit_semantic_peft.cli.ownership import OwnedFolder
 from lit_semantic_peft.cli.score_folder import WarmUp, score_into
 from lit_semantic_peft.cli.score_tables import print_scores
 from lit_semantic_peft.compatibility import refuse_incompatible
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
 from lit_semantic_peft.data.situation import situation_of
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models import traits_of
 from lit_semantic_peft.reports import RunFolder
+from lit_semantic_peft.terminal import TextConsole
 from lit_semantic_peft.training import SemanticPeftModule
 
 
@@ -20,9 +22,9 @@ class KnowledgeTrainer(Trainer):
         self,
         model: SemanticPeftModule,
         datamodule: KnowledgeDataModule,
-        output: str = "scores",
+        output: str | None = None,
         warmup_steps: int = 0,
-        warmup_learning_rate: float = 2e-3,
+        warmup_learning_rate: float | None = None,
         num_conflict_facts: int = 64,
         run: str | None = None,
     ) -> PreparedFacts:
@@ -35,10 +37,11 @@ class KnowledgeTrainer(Trainer):
             model: Gives the base model and, for a warm-up, the adapter's configuration.
             datamodule: Gives the facts, distances, filters and weighting.
             output: Folder for `facts.parquet`, `report.html`, `distances.json`, `plots/distances.png` and, after a
-                warm-up, `interference.safetensors`; overwritten, unless it is the folder of a run.
+                warm-up, `interference.safetensors`; those of an earlier call are replaced. None for `score` in the
+                trainer's `default_root_dir`.
             warmup_steps: Train a throw-away adapter for so many steps and measure which facts conflict. 0 measures no
                 conflicts: before training there are hardly any.
-            warmup_learning_rate: Constant learning rate of the warm-up.
+            warmup_learning_rate: Constant learning rate of the warm-up; that of the adapter's type where None.
             num_conflict_facts: How many of the kept facts are measured then, chosen by the data's seed.
             run: Folder of a finished run on these facts and this base model: which distance predicts, from the base
                 model alone, what the run learned.
@@ -56,17 +59,19 @@ class KnowledgeTrainer(Trainer):
             raise InputError(f"`warmup_steps` must be at least 0, got {warmup_steps}")
         if num_conflict_facts < 2:
             raise InputError(f"`num_conflict_facts` must be at least 2, got {num_conflict_facts}")
-        folder = RunFolder(output)
+        folder = RunFolder(RunFolder(self.default_root_dir).paths.score if output is None else output)
         if folder.paths.manifest.is_file() or folder.paths.checkpoints.is_dir():
             raise InputError(
-                f"`output` {output} is the folder of a run, whose table, summary and report would be overwritten. "
+                f"`output` {folder.path} is the folder of a run, whose table, summary and report would be overwritten. "
                 "Choose another."
             )
+        if warmup_learning_rate is None:
+            warmup_learning_rate = traits_of(model.peft_config).learning_rate
         warm_up = WarmUp(warmup_steps, warmup_learning_rate, num_conflict_facts) if warmup_steps else None
         device = self.strategy.root_device
-        prepared, comparison, conflicts = score_into(folder, model, datamodule, device, warm_up, run)
+        with OwnedFolder(folder):
+            folder.refuse_foreign_files([datamodule.preparation.facts])
+            prepared, comparison, conflicts = score_into(folder, model, datamodule, device, warm_up, run)
         print_scores(prepared, comparison, conflicts)
-        Console(markup=False, emoji=False).print(
-            f"Written: {folder.paths.facts} and {folder.paths.report}", soft_wrap=True
-        )
+        TextConsole().print(f"Written: {folder.paths.report.absolute()}", soft_wrap=True)
         return prepared

@@ -1,15 +1,21 @@
 """The texts of a training: in which of its forms a fact is taught in an epoch."""
 
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
+from itertools import accumulate
+
+import numpy as np
 
 from lit_semantic_peft.data.plans import FormsPlan
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.facts import Fact
-from lit_semantic_peft.facts.forms import FactForms, split_forms
+from lit_semantic_peft.facts import Fact, Form
+from lit_semantic_peft.facts.forms import FactForms, FormContext, Templates, relations_without, split_forms
 from lit_semantic_peft.files import content_key
 from lit_semantic_peft.tokens import EncodedFact, FactEncoder
+
+logger = logging.getLogger(__name__)
 
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
@@ -24,17 +30,21 @@ class PreparedForms:
     Attributes:
         of_facts: The forms of each fact.
         texts: The tokens of every text.
+        fact_of: The fact that each text belongs to.
         taught: For each fact the texts of its taught forms, each with the end of its part of [0, 1).
         start: Each fact's place in [0, 1) in epoch 0.
         stopping: For each fact the texts that are asked of it during training, at least one.
+        without_templates: Relations that have no template, and how many facts are of each.
         key: Content key of the taught texts and of when each is trained; "" where facts have no form.
     """
 
     of_facts: tuple[FactForms, ...]
     texts: tuple[EncodedFact, ...]
+    fact_of: tuple[int, ...]
     taught: tuple[tuple[tuple[int, float], ...], ...]
     start: tuple[float, ...]
     stopping: tuple[tuple[int, ...], ...]
+    without_templates: dict[str, int]
     key: str
 
     def text_of(self, row: int, epoch: int) -> int:
@@ -67,14 +77,29 @@ class PreparedForms:
         """
         return [row, *(text for text, _ in self.taught[row])]
 
-    def num_facts_by_source(self) -> dict[str, int]:
-        """How many facts have taught forms of each source."""
-        return dict(Counter(name for one in self.of_facts for name in {form.source for form in one.taught}))
+    def num_facts_by_source(self, rows: Iterable[int]) -> dict[str, int]:
+        """How many facts have taught forms of each source.
+
+        Args:
+            rows: Fact indices.
+        """
+        return dict(Counter(name for row in rows for name in {form.source: 1 for form in self.of_facts[row].taught}))
 
     @property
-    def num_without_stopping(self) -> int:
-        """Facts that have too few forms for a stopping one, so that their own prompt is asked during training."""
-        return sum(not one.stopping for one in self.of_facts)
+    def has_stopping(self) -> np.ndarray:
+        """Whether a fact has a stopping form; of the others the own prompt is asked during training. Bool `(n,)`."""
+        return np.array([bool(one.stopping) for one in self.of_facts])
+
+    def log(self) -> None:
+        """Says in the log from where forms come, and how many facts have too few of them for a stopping form."""
+        by_source = ", ".join(
+            f"{name} {count}" for name, count in self.num_facts_by_source(range(len(self.of_facts))).items()
+        )
+        logger.info("Facts with taught forms: %s", by_source or "none")
+        if without := int((~self.has_stopping).sum()):
+            logger.info(
+                "Facts with too few forms to ask another one during training: %d; their own prompt is asked.", without
+            )
 
 
 def prepare_forms(
@@ -100,34 +125,41 @@ def prepare_forms(
     """
     split = split_forms(facts, plan.sources or [], plan.from_paraphrases, set_name)
     in_chat = _chat_encoder(encoder, split)
-    texts = list(encoded)
+    texts, fact_of = list(encoded), list(range(len(facts)))
 
-    def add(fact: Fact, kind: str, prompt: str, target: str, joiner: str, how: FactEncoder) -> int:
+    def add(row: int, kind: str, form: Form, how: FactEncoder) -> int:
+        fact = facts[row]
         try:
-            texts.append(how.encode(prompt, target, joiner))
+            texts.append(how.encode(form.prompt, form.target, form.joiner))
         except InputError as error:
-            raise InputError(f"{fact.location or 'fact'}: fact {fact.id!r}: {kind} form {prompt!r}: {error}") from error
+            place = f"{fact.location or 'fact'}: fact {fact.id!r}"
+            raise InputError(f"{place}: {kind} form {form.prompt!r}: {error}") from error
+        fact_of.append(row)
         return len(texts) - 1
 
     taught = []
-    for fact, forms in zip(facts, split, strict=True):
-        parts, end = [], 0.0
-        for one in forms.taught:
-            end += one.share
-            how = in_chat if one.in_chat else encoder
-            parts.append((add(fact, one.source, one.form.prompt, one.form.target, one.form.joiner, how), end))
-        taught.append(tuple(parts))
+    for row, forms in enumerate(split):
+        ends = accumulate(one.share for one in forms.taught)
+        added = [add(row, one.source, one.form, in_chat if one.in_chat else encoder) for one in forms.taught]
+        taught.append(tuple(zip(added, ends, strict=True)))
     stopping = [
-        tuple(add(fact, "stopping", form.prompt, form.target, form.joiner, encoder) for form in forms.stopping)
-        or (row,)
-        for row, (fact, forms) in enumerate(zip(facts, split, strict=True))
+        tuple(add(row, "stopping", form, encoder) for form in forms.stopping) or (row,)
+        for row, forms in enumerate(split)
     ]
     start = [int(content_key(seed, fact.id)[:12], 16) / 16**12 for fact in facts]
-    has_forms = any(taught)
     key = content_key(start, [[(astuple(texts[text]), end) for text, end in parts] for parts in taught])
-    return PreparedForms(
-        tuple(split), tuple(texts), tuple(taught), tuple(start), tuple(stopping), key if has_forms else ""
-    )
+    prepared = PreparedForms(
+        tuple(split), tuple(texts), tuple(fact_of), tuple(taught), tuple(start), tuple(stopping),
+        _without_templates(facts, plan, set_name), key if any(taught) else "",
+    )  # fmt: skip
+    if plan.sources:
+        prepared.log()
+    return prepared
+
+
+def _without_templates(facts: Sequence[Fact], plan: FormsPlan, set_name: str) -> dict[str, int]:
+    file = next((source.file for source in plan.sources or [] if isinstance(source, Templates)), None)
+    return relations_without(FormContext(facts, set_name).templates(file), facts)
 
 
 def _chat_encoder(encoder: FactEncoder, split: Sequence[FactForms]) -> FactEncoder:

@@ -43,6 +43,26 @@ class FactBatches(Dataset[Batch]):
         return batch.with_fillers(micro_batch.num_fillers) if micro_batch.num_fillers else batch
 
 
+class AskedBatches(Dataset[Batch]):
+    """Collates the texts that a sampler asks for, whose targets are only measured.
+
+    Args:
+        prepared: The facts. Rows are texts of `prepared.forms`.
+        pad_id: Token id for padding.
+    """
+
+    def __init__(self, prepared: PreparedFacts, pad_id: int) -> None:
+        self._forms = prepared.forms
+        self._pad_id = pad_id
+
+    @override
+    def __getitem__(self, micro_batch: MicroBatch) -> Batch:
+        texts = micro_batch.rows
+        encoded = [self._forms.texts[text] for text in texts]
+        facts = [self._forms.fact_of[text] for text in texts]
+        return collate(encoded, facts, self._pad_id, text_index=texts, with_end=False)
+
+
 class QuestionBatches(Dataset[list[Question]]):
     """The questions that a sampler asks for.
 
@@ -58,7 +78,9 @@ class QuestionBatches(Dataset[list[Question]]):
         return [self._questions[row] for row in micro_batch.rows]
 
 
-def loader(dataset: FactBatches | QuestionBatches, sampler: DistributedSampler[MicroBatch]) -> DataLoader[Any]:
+def loader(
+    dataset: FactBatches | AskedBatches | QuestionBatches, sampler: DistributedSampler[MicroBatch]
+) -> DataLoader[Any]:
     """A loader of what the sampler asks for.
 
     Args:
@@ -73,7 +95,7 @@ def loader(dataset: FactBatches | QuestionBatches, sampler: DistributedSampler[M
 def validation_loader(
     prepared: PreparedFacts, pad_id: int, batches: BatchPlan, seed: int, *, world_size: int, rank: int
 ) -> DataLoader[Batch]:
-    """The facts to measure after each epoch.
+    """The facts to measure after each epoch, by their own prompts, and kept ones by their stopping forms too.
 
     Args:
         prepared: The facts.
@@ -84,9 +106,11 @@ def validation_loader(
         rank: This rank.
     """
     rows = validation_rows(prepared.is_kept, batches.max_val_facts, seed)
-    lengths = [len(prepared.encoded[row]) for row in rows]
-    shard = RankShard(rows, lengths, batch_size=batches.eval_batch_size, world_size=world_size, rank=rank)
-    return loader(FactBatches(prepared, pad_id, with_end=False), shard)
+    forms = prepared.forms
+    asked = dict.fromkeys([*rows, *(text for row in rows if prepared.is_kept[row] for text in forms.stopping[row])])
+    lengths = [len(forms.texts[text]) for text in asked]
+    shard = RankShard(list(asked), lengths, batch_size=batches.eval_batch_size, world_size=world_size, rank=rank)
+    return loader(AskedBatches(prepared, pad_id), shard)
 
 
 def question_loader(

@@ -57,7 +57,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
         evaluation: What the final evaluation asks beside the facts themselves.
         seed: Of the choice of facts and of their order.
         prompts: Free prompts for `predict`; the facts themselves where None.
-        max_new_tokens: Longest answer to a free prompt, in tokens.
+        max_new_tokens: Longest answer to a free prompt.
         cache_dir: Where scores are kept; the user's cache where None.
         base_model: The model that facts are measured against. None for that of the trainer's module; another one is an
             error. Required without a trainer.
@@ -90,6 +90,8 @@ class KnowledgeDataModule(ConfiguredDataModule):
         super().__init__()
         if max_new_tokens < 1:
             raise InputError(f"`max_new_tokens` must be at least 1, got {max_new_tokens}")
+        if not 0 <= seed < 2**63:
+            raise InputError(f"`seed` must be at least 0 and below 2**63, got {seed}")
         cache = ContentCache(cache_dir or cache_folder() / "scores")
         self.preparation = Preparation(
             facts, num_facts, contradictions, dataset_split, seed,
@@ -127,10 +129,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
 
     @override
     def setup(self, stage: str | None = None) -> None:
-        """Reads, tokenizes, scores, filters and weights the facts, once for a base model.
-
-        For `predict` with free prompts no fact is read.
-        """
+        """Reads, tokenizes, scores, filters and weights the facts, once for a base model; none for free prompts."""
         if stage == "fit":
             self._position = (0, 0)  # forgets where an earlier training was resumed; a checkpoint is read after this
         if self.trainer and stage:
@@ -153,9 +152,8 @@ class KnowledgeDataModule(ConfiguredDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches of the facts of the current epoch; the order depends on `seed` and epoch only."""
         plan = planned_steps(self.prepared, self.batches, self.seed, self.trainer)
-        plan.set_epoch(
-            self.trainer.current_epoch if self.trainer else 0
-        )  # Lightning asks for the length before it does
+        # Lightning asks for the length before it sets the epoch.
+        plan.set_epoch(self.trainer.current_epoch if self.trainer else 0)
         plan.resume(*self._position)
         return loader(FactBatches(self.prepared, self.encoder.pad_id, with_end=True), plan)
 

@@ -101,6 +101,7 @@ class PreparedFacts:
                 0 if is_kept else self.weights.deferred_from_epoch if is_deferred else None
                 for is_kept, is_deferred in zip(self.is_kept, self.is_deferred, strict=True)
             ],
+            "taught_forms": [[one.form.prompt for one in forms.taught] for forms in self.forms.of_facts],
             "num_target_tokens": [one.num_target_tokens for one in self.encoded],
             "distance": self.scored.distance.tolist(),
             "stratum": list(self.scored.stratum) or [None] * len(self.facts),

@@ -146,7 +146,7 @@ def score(
     require_loaded(model, "a base model, its name or folder, or a loaded model of transformers or peft")
     encoder = encoder_of_loaded(model, tokenizer, encoding)
     if self_check:
-        say_instead(find_fast_ways(model, check_rows(encoder), encoder.pad_id), type(model).__name__)
+        say_instead(find_fast_ways(model, check_rows(encoder, model), encoder.pad_id), type(model).__name__)
     with modes_restored(model):
         scored = score_facts(model.eval(), encoder, facts, measured, batch_size=batch_size)
     return FactScores(facts, scored)

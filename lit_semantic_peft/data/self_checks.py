@@ -88,7 +88,7 @@ class SelfChecks:
         return ways
 
     def _measure(self, model: PreTrainedModel | PeftModel, *, trains: bool) -> FastWays:
-        return self_check(model, check_rows(self.encoder), self.encoder.pad_id, trains=trains)
+        return self_check(model, check_rows(self.encoder, model), self.encoder.pad_id, trains=trains)
 
     def _load(self, manifest: dict[str, Any]) -> FastWays | None:
         kept = self.cache.load_array(manifest)

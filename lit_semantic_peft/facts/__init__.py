@@ -4,8 +4,10 @@ from lit_semantic_peft.facts.builtin import BUILTIN, builtin_facts
 from lit_semantic_peft.facts.checks import (
     Contradiction,
     NearDuplicate,
+    NearDuplicateGroup,
     find_contradictions,
     find_near_duplicates,
+    group_near_duplicates,
     normalize_text,
 )
 from lit_semantic_peft.facts.containers import SUFFIXES
@@ -13,8 +15,8 @@ from lit_semantic_peft.facts.contract import SPLIT_SYNONYMS
 from lit_semantic_peft.facts.formats import FORMATS
 from lit_semantic_peft.facts.given import DEFAULT_DATASET_SPLIT, GivenFacts, given_facts
 from lit_semantic_peft.facts.readers import FORMAT_NAMES, read_facts
-from lit_semantic_peft.facts.schema import SPLITS, Conversion, Fact, FactSet, Omission, Probe, Split, facts_key
-from lit_semantic_peft.facts.writers import OUTPUT_SUFFIXES, convert, write_facts
+from lit_semantic_peft.facts.schema import SPLITS, Conversion, Fact, FactSet, Form, Omission, Probe, Split, facts_key
+from lit_semantic_peft.facts.writers import OUTPUT_SUFFIXES, convert, output_path, write_facts, write_output
 
 __all__ = [
     "BUILTIN",
@@ -29,8 +31,10 @@ __all__ = [
     "Conversion",
     "Fact",
     "FactSet",
+    "Form",
     "GivenFacts",
     "NearDuplicate",
+    "NearDuplicateGroup",
     "Omission",
     "Probe",
     "Split",
@@ -40,7 +44,10 @@ __all__ = [
     "find_contradictions",
     "find_near_duplicates",
     "given_facts",
+    "group_near_duplicates",
     "normalize_text",
+    "output_path",
     "read_facts",
     "write_facts",
+    "write_output",
 ]

@@ -3,11 +3,12 @@
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.facts.schema import Fact
+from lit_semantic_peft.facts.schema import Fact, Form
 from lit_semantic_peft.facts.text import unicode_form
 
 # Chinese, Japanese and Korean write no spaces between words: there each character counts as a word.
@@ -21,17 +22,21 @@ class Contradiction:
 
     Attributes:
         first: The fact that comes first in the set.
-        second: The later fact that contradicts it.
+        second: The later fact that contradicts it; the same one, if two of its own forms contradict each other.
+        first_form: Prompt and target of the first: its own, or one of its forms.
+        second_form: Those of the second.
     """
 
     first: Fact
     second: Fact
+    first_form: Form
+    second_form: Form
 
     def __str__(self) -> str:
         """One line for a report: the prompt, both targets, and their locations."""
         return (
-            f"{self.first.prompt!r}: {self.first.target!r} ({_name(self.first)}) "
-            f"or {self.second.target!r} ({_name(self.second)})"
+            f"{self.first_form.prompt!r}: {self.first_form.target!r} ({_name(self.first)}) "
+            f"or {self.second_form.target!r} ({_name(self.second)})"
         )
 
 
@@ -57,6 +62,31 @@ class NearDuplicate:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class NearDuplicateGroup:
+    """Facts that are connected by near-duplication.
+
+    Attributes:
+        facts: The facts, at least two.
+    """
+
+    facts: tuple[Fact, ...]
+
+    @property
+    def template(self) -> str:
+        """The text of the first fact, with `…` for what is not in every fact of the group."""
+        first, *others = (_text(fact).split() for fact in self.facts)
+        common = set(first).intersection(*others)
+        words = [word if word in common else "…" for word in first]
+        return " ".join(word for word, before in zip(words, ["", *words], strict=False) if (word, before) != ("…", "…"))
+
+    def __str__(self) -> str:
+        """One line for a report: how many facts, what they have in common, and the first two of them."""
+        names = ", ".join(map(_name, self.facts[:2]))
+        more = f" and {len(self.facts) - 2} more" if len(self.facts) > 2 else ""
+        return f"{len(self.facts)} facts like {self.template!r} ({names}{more})"
+
+
 def normalize_text(text: str) -> str:
     """Normalizes text for comparison: every run of whitespace becomes one space; case and Unicode form are ignored.
 
@@ -74,7 +104,7 @@ def normalize_text(text: str) -> str:
 
 
 def find_contradictions(facts: Sequence[Fact]) -> list[Contradiction]:
-    """Finds facts with the same prompt but different targets.
+    """Finds facts with the same prompt, their own or that of a form, but different targets.
 
     Prompts and targets are compared by `normalize_text`; the joiner does not matter. Two targets do not contradict
     each other when one is an alias of the other.
@@ -90,22 +120,38 @@ def find_contradictions(facts: Sequence[Fact]) -> list[Contradiction]:
         >>> print(find_contradictions(facts)[0])
         'Ivory comes from': 'elephants' (fact 'a') or 'soap' (fact 'b')
     """
-    seen: dict[str, list[tuple[Fact, str, frozenset[str]]]] = defaultdict(list)
-    found: list[Contradiction] = []
+    seen: dict[str, list[_Statement]] = defaultdict(list)
+    found: dict[str, Contradiction] = {}
     for fact in facts:
-        target = normalize_text(fact.target)
-        accepted = frozenset(normalize_text(answer) for answer in fact.accepted_answers)
-        earlier = seen[normalize_text(fact.prompt)]
-        for other, other_target, other_accepted in earlier:
-            if target not in other_accepted and other_target not in accepted:
-                found.append(Contradiction(other, fact))
-                break
-        earlier.append((fact, target, accepted))
-    return found
+        for form in (Form(fact.prompt, fact.target, fact.joiner), *fact.forms):
+            statement = _Statement(fact, form)
+            earlier = seen[normalize_text(form.prompt)]
+            first = next((other for other in earlier if not other.agrees_with(statement)), None)
+            if first is not None:
+                found.setdefault(fact.id, Contradiction(first.fact, fact, first.form, form))
+            earlier.append(statement)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """A fact's own prompt or one of its forms, with what follows."""
+
+    fact: Fact
+    form: Form
+
+    @cached_property
+    def accepted(self) -> frozenset[str]:
+        answers = self.fact.accepted_answers if self.form.target == self.fact.target else (self.form.target,)
+        return frozenset(normalize_text(answer) for answer in answers)
+
+    def agrees_with(self, other: "_Statement") -> bool:
+        targets = normalize_text(self.form.target), normalize_text(other.form.target)
+        return targets[0] in other.accepted or targets[1] in self.accepted
 
 
 def find_near_duplicates(facts: Sequence[Fact], threshold: float = 0.9) -> list[NearDuplicate]:
-    """Finds facts whose prompts and targets together contain nearly the same words.
+    """Finds facts whose prompts and targets together contain nearly the same words as those of an earlier fact.
 
     The similarity is the Jaccard index of the two sets of words. Word order, case and punctuation are ignored. The
     search is exact but not quadratic: two sets can only reach the threshold if they share one of their rarest words,
@@ -116,9 +162,8 @@ def find_near_duplicates(facts: Sequence[Fact], threshold: float = 0.9) -> list[
         threshold: Least similarity that is reported, in `(0, 1]`.
 
     Returns:
-        The pairs, most similar first, then in the order of the set. Facts with exactly the same words are paired only
-        with the first of them, and only that first one is compared with other facts. So a set that holds one text a
-        thousand times gives 999 pairs, not half a million.
+        One pair for each fact that nearly repeats an earlier one, the most similar first, then in the order of the set.
+        So there are fewer pairs than facts, also where one template gives them all.
 
     Raises:
         InputError: If `threshold` is outside `(0, 1]`.
@@ -142,16 +187,60 @@ def find_near_duplicates(facts: Sequence[Fact], threshold: float = 0.9) -> list[
         # Any set that shares at least ceil(t·|x|) words with x shares one of these.
         # Subtracting 1e-9 keeps 0.9 · 10 = 9.000000000000002 from being rounded up to 10.
         prefix = rarest_first[: len(words) - math.ceil(threshold * len(words) - 1e-9) + 1]
-        candidates = {other_index: other for word in prefix for other_index, other in holders[word]}
-        for other_index, other in candidates.items():
-            common = len(words & other)
-            similarity = common / (len(words) + len(other) - common)
-            if similarity >= threshold:
-                found.append((similarity, other_index, index))
+        earlier = _first_similar(words, prefix, holders, threshold)
+        if earlier is not None:
+            found.append((*earlier, index))
         for word in prefix:
             holders[word].append((index, words))
     found.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
     return [NearDuplicate(facts[first], facts[second], similarity) for similarity, first, second in found]
+
+
+def _first_similar(
+    words: frozenset[str],
+    prefix: Sequence[str],
+    holders: Mapping[str, Sequence[tuple[int, frozenset[str]]]],
+    threshold: float,
+) -> tuple[float, int] | None:
+    """Similarity and index of an earlier fact that reaches the threshold; None where there is none."""
+    compared: set[int] = set()
+    for word in prefix:
+        for index, other in holders.get(word, ()):
+            if index in compared:
+                continue
+            compared.add(index)
+            common = len(words & other)
+            similarity = common / (len(words) + len(other) - common)
+            if similarity >= threshold:
+                return similarity, index
+    return None
+
+
+def group_near_duplicates(pairs: Sequence[NearDuplicate]) -> list[NearDuplicateGroup]:
+    """Groups facts that are connected by near-duplication, which one template usually connects.
+
+    Args:
+        pairs: From `find_near_duplicates`.
+
+    Returns:
+        The groups, the largest first, then in the order of the pairs.
+
+    Example:
+        >>> text = "The long road to the town of {} leads to"
+        >>> facts = [Fact(name, text.format(name), "Lund") for name in ("Aro", "Eln", "Jorn")]
+        >>> print(group_near_duplicates(find_near_duplicates(facts, 0.7))[0])
+        3 facts like 'The long road to the town of … leads to Lund' (fact 'Aro', fact 'Eln' and 1 more)
+    """
+    group_of: dict[str, list[Fact]] = {}
+    for pair in pairs:
+        first, second = (group_of.setdefault(fact.id, [fact]) for fact in (pair.first, pair.second))
+        if first is not second:
+            larger, smaller = (first, second) if len(first) >= len(second) else (second, first)
+            larger += smaller
+            for fact in smaller:
+                group_of[fact.id] = larger
+    groups = {id(group): group for pair in pairs for group in [group_of[pair.first.id]]}
+    return sorted((NearDuplicateGroup(tuple(group)) for group in groups.values()), key=lambda one: -len(one.facts))
 
 
 def _text(fact: Fact) -> str:

@@ -57,6 +57,8 @@ def open_source(source: str, dataset_split: str, header_problem: HeaderCheck) ->
     Raises:
         InputError: If there is nothing to read.
     """
+    if not source.strip():
+        raise InputError("`facts`: expected a file, a folder or a name, got an empty text.")
     path = Path(source).expanduser()
     try:
         if path.is_file():

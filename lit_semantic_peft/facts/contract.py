@@ -253,7 +253,7 @@ class _RowChecker:
         if self.cells and isinstance(value, str):
             try:
                 value = json.loads(value)
-            except (json.JSONDecodeError, RecursionError):
+            except (ValueError, RecursionError):
                 self.problem(name, f"{expected} as JSON", shown(value))
                 return []
         if isinstance(value, list | tuple):

@@ -133,7 +133,9 @@ def read_facts(
     facts, poorer = _answerable(facts)
     warnings = reading.warnings()
     if reading.problems:
-        warnings += (f"{name}: {len(reading.problems)} problems, their records left out:\n{reading.problem_report()}",)
+        number = len(reading.problems)
+        what = "1 problem, its record left out" if number == 1 else f"{number} problems, their records left out"
+        warnings += (f"{name}: {what}:\n{reading.problem_report()}",)
     if poorer:
         more = f" and {len(poorer) - 1} more" if len(poorer) > 1 else ""
         sentence = "a question that needs a fact which is not among those read, left out"
@@ -373,8 +375,8 @@ def _check_contradictions(reading: Reading, facts: dict[Place, Fact], contradict
         else:
             reading.problem(
                 place_of[second.id],
-                f"field `target`: contradiction: for the same prompt {shown(second.prompt)} "
-                f"fact {first.id!r} ({first_place}) has the target {shown(first.target)}, "
-                f"fact {second.id!r} ({second_place}) has {shown(second.target)}. "
+                f"field `target`: contradiction: for the same prompt {shown(found.second_form.prompt)} "
+                f"fact {first.id!r} ({first_place}) has the target {shown(found.first_form.target)}, "
+                f"fact {second.id!r} ({second_place}) has {shown(found.second_form.target)}. "
                 "Remove one, or list one target among the other's `aliases`.",
             )

@@ -45,11 +45,7 @@ def convert(
     Raises:
         InputError: If `output` exists or cannot be written, or for what `read_facts` refuses.
     """
-    path = Path(output).expanduser()
-    if not path.name.endswith(OUTPUT_SUFFIXES):
-        raise InputError(f"`OUT`: expected a file that ends in {listed(OUTPUT_SUFFIXES)}, got {output!r}")
-    if path.exists():
-        raise InputError(f"`OUT`: {output} exists already. Remove it, or name another file.")
+    path = output_path(output)
     fact_set = read_facts(
         sources,
         dataset_split=dataset_split,
@@ -59,11 +55,41 @@ def convert(
         skip_bad=skip_bad,
         show_progress=True,
     )
-    try:
-        write_facts(fact_set.facts, path)
-    except OSError as error:
-        raise InputError(f"`OUT`: {output} cannot be written: {error.strerror or error}") from error
+    write_output(fact_set.facts, path)
     return fact_set
+
+
+def output_path(output: str) -> Path:
+    """The file that a command is to write.
+
+    Args:
+        output: What the user named.
+
+    Raises:
+        InputError: If its suffix is not one of `OUTPUT_SUFFIXES`, or it exists.
+    """
+    path = Path(output).expanduser()
+    if not path.name.endswith(OUTPUT_SUFFIXES):
+        raise InputError(f"`OUT`: expected a file that ends in {listed(OUTPUT_SUFFIXES)}, got {output!r}")
+    if path.exists():
+        raise InputError(f"`OUT`: {output} exists already. Remove it, or name another file.")
+    return path
+
+
+def write_output(facts: Sequence[Fact], path: Path) -> None:
+    """As `write_facts`, for a file that a user named.
+
+    Args:
+        facts: The facts.
+        path: From `output_path`.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    try:
+        write_facts(facts, path)
+    except OSError as error:
+        raise InputError(f"`OUT`: {path} cannot be written: {error.strerror or error}") from error
 
 
 def write_facts(facts: Sequence[Fact], path: Path) -> None:

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel
 from torch import Tensor
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.models.peft_traits import embedding_tensors, exported_tensors, traits_of
+from lit_semantic_peft.models.peft_traits import embedding_tensors, exported_tensors, set_exported_tensors, traits_of
 
 
 def adapter_state_dict(model: PeftModel) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ def load_exported_tensors(model: PeftModel, tensors: Mapping[str, Tensor]) -> No
     embeddings = {name: value for name, value in embedding_tensors(model).items() if name in tensors.keys() - adapter}
     problems = differences(adapter | embeddings, tensors)
     if not problems:
-        set_peft_model_state_dict(model, {name: tensors[name] for name in adapter})
+        set_exported_tensors(model, {name: tensors[name] for name in adapter})
         held = exported_tensors(model) | embeddings
         problems = _listed(
             {"not as the model holds it": [one for one in tensors if not _holds(held[one], tensors[one])]}

@@ -80,8 +80,8 @@ def load_adapter(base: PreTrainedModel, folder: str | Path, source: BaseModelSou
         source: Where the base model comes from.
 
     Raises:
-        InputError: If the folder holds no adapter, a damaged one, one of another model, or other tensors than its
-            configuration makes on this model; each tensor that differs is named.
+        InputError: If the folder holds no adapter, a damaged one, one of another model, other tensors than its
+            configuration makes on this model (each that differs is named), or if the model cannot run with it.
     """
     saved = read_adapter(folder)
     if reason := traits_of(saved.config).cannot.get("use"):
@@ -90,8 +90,9 @@ def load_adapter(base: PreTrainedModel, folder: str | Path, source: BaseModelSou
     try:
         model = _wrapped(base, saved.config)
         load_exported_tensors(model, saved.tensors)
+        require_answer(model.eval())
     except InputError as error:
-        is_own_base = name in (source.name, source.public_name)
+        is_own_base = name in (None, source.name, source.public_name)
         remedy = "Export it again, or copy it again." if is_own_base else f"Use `--model.base_model {name}`."
         raise InputError(
             f"`adapter` {str(folder)!r} was trained on the base model {name!r} and does not fit {source.name!r}: "
@@ -105,7 +106,7 @@ def load_adapter(base: PreTrainedModel, folder: str | Path, source: BaseModelSou
             name,
             source.name,
         )
-    return model.eval()
+    return model
 
 
 def require_answer(model: PeftModel) -> None:
@@ -115,18 +116,20 @@ def require_answer(model: PeftModel) -> None:
         model: The model.
 
     Raises:
-        InputError: If its forward pass fails.
+        InputError: If its forward pass fails, or gives logits that are not finite.
     """
     ids = torch.arange(4, device=model.device)[None] + 2
     try:
         with torch.no_grad():
-            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     except Exception as error:  # whatever a layer raises that gets what it does not expect
         config = model.active_peft_config
         raise InputError(
             f"`peft_config`: the base model {model.config.model_type!r} cannot run with {type(config).__name__} "
             f"({type(error).__name__}: {first_line(error)}).{suggestion(model.get_base_model(), config)}"
         ) from error
+    if not bool(logits.isfinite().all()):
+        raise InputError("`peft_config`: with this adapter the base model's logits are not finite.")
 
 
 def _wrapped(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:

@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Literal, get_args
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,14 +15,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.base_files import (
     DEFAULT_BASE_MODEL,
     BaseModelSource,
     find_base_model,
-    first_line,
     quiet_loading,
+    reading,
     verify_checksums,
 )
 
@@ -108,21 +108,14 @@ class BaseModel:
         """
         folder = self.source.folder
         verify_checksums(folder)
-        try:
-            with quiet_loading():
-                model: PreTrainedModel
-                model, loading = AutoModelForCausalLM.from_pretrained(
-                    folder,
-                    dtype=getattr(torch, self.dtype),
-                    trust_remote_code=self.trust_remote_code,
-                    output_loading_info=True,
-                )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"`base_model`: no causal language model in {folder}: {first_line(error)}") from error
-        except ImportError as error:
-            raise InputError(
-                f"`base_model`: the model in {folder} needs a package that is not installed: {first_line(error)}"
-            ) from error
+        with reading(f"`base_model`: no causal language model in {folder}"), quiet_loading():
+            model: PreTrainedModel
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=getattr(torch, self.dtype),
+                trust_remote_code=self.trust_remote_code,
+                output_loading_info=True,
+            )
         if loading["missing_keys"]:  # transformers only warns and draws them at random
             raise InputError(
                 f"`base_model`: the weights in {folder} are incomplete; missing: "
@@ -138,12 +131,10 @@ class BaseModel:
             InputError: If the folder has no tokenizer.
         """
         folder = self.source.folder
-        try:
+        with reading(f"`base_model`: no tokenizer in {folder}"):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=self.trust_remote_code
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"`base_model`: no tokenizer in {folder}: {first_line(error)}") from error
         return tokenizer
 
     def load_stop_ids(self) -> tuple[int, ...]:
@@ -152,11 +143,11 @@ class BaseModel:
         Raises:
             InputError: If the folder's configuration is not that of a known model.
         """
-        try:
-            settings = GenerationConfig.from_pretrained(self.source.folder)
-        except OSError:  # no such file: like transformers, make the settings from the configuration
-            settings = GenerationConfig.from_model_config(self._load_config())
-        return stop_ids(settings)
+        path = self.source.folder / GENERATION_CONFIG_NAME
+        if not path.is_file():  # like transformers, make the settings from the configuration
+            return stop_ids(GenerationConfig.from_model_config(self._load_config()))
+        with reading(f"`base_model`: {path} cannot be read"):
+            return stop_ids(GenerationConfig.from_pretrained(path.parent))
 
     def load_num_positions(self) -> int | None:
         """As `num_positions`, before the model is loaded.
@@ -166,12 +157,21 @@ class BaseModel:
         """
         return num_positions(self._load_config())
 
+    def count_parameters(self) -> int:
+        """Number of the model's parameters, without loading them; tied ones count once.
+
+        Raises:
+            InputError: If the folder's configuration is not that of a known model.
+        """
+        config = self._load_config()
+        with reading(f"`base_model`: no causal language model in {self.name}"), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
+        return sum(parameter.numel() for parameter in model.parameters())
+
     def _load_config(self) -> PreTrainedConfig:
         folder = self.source.folder
-        try:
+        with reading(f"`base_model`: no causal language model in {folder}, by its config.json"):
             config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"`base_model`: no causal language model in {folder}: {first_line(error)}") from error
         return config
 
 

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from lit_semantic_peft.cache import cache_folder
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.files import content_key, file_sha256, write_json
+from lit_semantic_peft.files import content_key, file_sha256, share, write_json
 from lit_semantic_peft.models.packaged import PACKAGED_MODELS, PackagedModel
 
 logger = logging.getLogger(__name__)
@@ -150,11 +150,9 @@ def _convert_gguf(path: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:
-        try:
+        with reading(f"`base_model` {str(path)!r} cannot be converted"):
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
             quantized = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-        except (OSError, ValueError, KeyError, NotImplementedError) as error:
-            raise InputError(f"`base_model` {str(path)!r} cannot be converted: {first_line(error)}") from error
         # `save_pretrained` refuses a model that is marked as quantised, so the weights move into a fresh one.
         config = quantized.config
         if hasattr(config, "quantization_config"):
@@ -171,6 +169,7 @@ def _convert_gguf(path: Path, folder: Path) -> None:
         )
         if folder.exists() and not (folder / _CHECKSUMS).is_file():
             shutil.rmtree(folder)  # a leftover
+        share(temporary)
         # Another process may have been faster; its folder is as good.
         with contextlib.suppress(OSError):
             temporary.rename(folder)
@@ -222,10 +221,30 @@ def quiet_loading() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turns whatever a library raises while it reads files of a model into an error of input.
+
+    A file that is cut off, empty, or of another form than its name says ends in a dozen unrelated types.
+
+    Args:
+        what: What cannot be done, for the message.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(f"{what}: it needs a package that is not installed: {first_line(error)}") from error
+    except Exception as error:
+        name = type(error).__name__
+        kind = f"{name}: " if name[0].isupper() and not isinstance(error, OSError | ValueError) else ""
+        raise InputError(f"{what}: {kind}{first_line(error)}") from error
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error message.
+    """The first line of a library's error message that says more than that something follows.
 
     Args:
         error: Any exception.
     """
-    return str(error).strip().split("\n", 1)[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.endswith(":")), lines[0] if lines else type(error).__name__)

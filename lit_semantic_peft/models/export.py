@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -35,12 +36,12 @@ def export_adapter(model: PeftModel, folder: str | Path, base: BaseModelSource, 
 
     Args:
         model: The model with its adapter.
-        folder: The folder to write; replaced if it exists.
+        folder: The folder to write; an adapter that this function wrote is replaced.
         base: Named in `adapter_config.json`, with its commit on the Hub, and in the model card.
         about: Markdown paragraph for the model card.
     """
     folder = Path(folder)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, BASE_FILE) as temporary:
         peft_config = model.peft_config[model.active_adapter]
         previous = peft_config.base_model_name_or_path, peft_config.revision
         peft_config.base_model_name_or_path, peft_config.revision = base.public_name, base.revision
@@ -64,6 +65,9 @@ def base_of(folder: str | Path) -> tuple[str | None, str | None, str | None]:
     Returns:
         The name as the user gave it, else as PEFT wrote it; the commit on the Hub, None where it is not from there; the
         fingerprint, None where another tool wrote the folder.
+
+    Raises:
+        InputError: If the configuration of the adapter cannot be read.
     """
     own = Path(folder) / BASE_FILE
     standard = read_json_object(Path(folder) / CONFIG_FILE)
@@ -94,7 +98,7 @@ def export_merged(model: PeftModel, tokenizer: Any, folder: str | Path) -> None:
         )
     base = model.get_base_model()
     tied = (base.get_input_embeddings(), base.get_output_embeddings())
-    if base.config.tie_word_embeddings and any(isinstance(layer, BaseTunerLayer) for layer in tied):
+    if getattr(base.config, "tie_word_embeddings", False) and any(isinstance(layer, BaseTunerLayer) for layer in tied):
         raise InputError(
             "The adapter cannot be merged: it changes the embedding or the output projection, which are one matrix in "
             "this model, so that the other would change with it. Export it without --merge."
@@ -128,8 +132,9 @@ def _logits(model: nn.Module, prompts: list[Tensor]) -> Tensor:
     with modes_restored(model):
         model.eval()
         device = next(model.parameters()).device
-        rows = [model(input_ids=ids.to(device), attention_mask=torch.ones_like(ids, device=device)) for ids in prompts]
-    return torch.stack([row.logits[0, -1].double().cpu() for row in rows])
+        on_device = [ids.to(device) for ids in prompts]
+        rows = [model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits for ids in on_device]
+    return torch.stack([logits[0, -1].double().cpu() for logits in rows])
 
 
 def _require_same_answers(expected: Tensor, found: Tensor, dtype: torch.dtype) -> None:
@@ -143,14 +148,15 @@ def _require_same_answers(expected: Tensor, found: Tensor, dtype: torch.dtype) -
 
 
 def _model_card(base: BaseModelSource, peft_type: str, about: str) -> str:
+    fields = {
+        "base_model": base.public_name,
+        "library_name": "peft",
+        "tags": ["lit-semantic-peft", "knowledge"],
+    }
     lines = [
-        "---",
-        f"base_model: {base.public_name}",
-        "library_name: peft",
-        "tags: [lit-semantic-peft, knowledge]",
-        "---",
+        f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---",
         "",
-        f"# {peft_type} adapter for {base.public_name}",
+        f"# {peft_type} adapter for {' '.join(base.public_name.split())}",
         "",
         "Trained by lit-semantic-peft to know a set of facts.",
     ]

@@ -13,6 +13,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.base_files import first_line
 from lit_semantic_peft.models.objective import fact_nll
 from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
+from lit_semantic_peft.models.targets import suggestion
 from lit_semantic_peft.tokens import Batch
 
 logger = logging.getLogger(__name__)
@@ -31,8 +32,8 @@ def moved_adapter(model: PeftModel, batch: Batch) -> Iterator[None]:
         batch: The facts of the step.
 
     Raises:
-        InputError: If a tensor of a layer that ran has no gradient or one that is not finite, unless the adapter's
-            traits say that it may lack one; or if all gradients are zero.
+        InputError: If a tensor has no gradient though others of its layer do, unless the adapter's traits say that it
+            may lack one; or if one is not finite, or all are zero.
     """
     parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
     kept = {name: one.detach().clone() for name, one in parameters.items()}
@@ -66,16 +67,19 @@ def _checked_gradients(model: PeftModel, batch: Batch, parameters: Mapping[str, 
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # each architecture and adapter has its own for what it cannot do
+            instead = suggestion(model.get_base_model(), model.active_peft_config)
             raise InputError(
                 f"`peft_config`: an adapter of type {kind} cannot be trained on this base model: "
-                f"{type(error).__name__}: {first_line(error)}. Use another adapter."
+                f"{type(error).__name__}: {first_line(error)}.{instead}"
             ) from error
     gradients = {name: one for name, one in zip(parameters, found, strict=True) if one is not None}
+    # A layer none of whose tensors has a gradient decides something discrete, such as which tokens are attended to.
+    reached = {_layer_of(model, name) for name in gradients} & ran
     may_lack = traits_of(model).may_lack_gradient
     lacking = [
         name
         for name in parameters.keys() - gradients.keys()
-        if _layer_of(model, name) in ran and not any(part in name for part in may_lack)
+        if _layer_of(model, name) in reached and not any(part in name for part in may_lack)
     ]
     infinite = [name for name, one in gradients.items() if not one.isfinite().all()]
     for names, what in ((lacking, "no gradient"), (infinite, "a gradient that is not finite")):

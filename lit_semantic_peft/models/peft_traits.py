@@ -49,8 +49,19 @@ def embedding_tensors(model: PeftModel) -> dict[str, Tensor]:
     return {name: both[name] for name in both.keys() - exported_tensors(model).keys()}
 
 
-def _load_exported_tensors(model: PeftModel, state: Mapping[str, Tensor]) -> None:
+@torch.no_grad()
+def set_exported_tensors(model: PeftModel, state: Mapping[str, Tensor]) -> None:
+    """Loads tensors of the names that PEFT gives them.
+
+    Args:
+        model: A model with an adapter.
+        state: From `exported_tensors` of an adapter of the same configuration.
+    """
     set_peft_model_state_dict(model, dict(state))
+    # On the way transformers renames what it takes for the tensors of an older file, and PEFT leaves those out.
+    for name, held in exported_tensors(model).items():
+        if name in state:
+            held.copy_(state[name])
 
 
 def _no_state(model: PeftModel) -> dict[str, Any]:
@@ -74,7 +85,7 @@ class PeftTraits:
     """How a type of adapter differs from most others.
 
     Attributes:
-        learning_rate: AdamW's rate where the user gives no optimizer; how it was found stands in `docs/models.md`.
+        learning_rate: AdamW's rate where the user gives no optimizer; `docs/adapters.md` says how it was found.
         cannot: Features that the type does not have, each with the reason, worded to follow the type's name.
         virtual_tokens: Where the `num_virtual_tokens` of the configuration are: before the input, or in the
             key-value cache.
@@ -95,7 +106,7 @@ class PeftTraits:
     constants: tuple[str, ...] = ()
     may_lack_gradient: tuple[str, ...] = ()
     tensors: Callable[[PeftModel], dict[str, Tensor]] = exported_tensors
-    load_tensors: Callable[[PeftModel, Mapping[str, Tensor]], None] = _load_exported_tensors
+    load_tensors: Callable[[PeftModel, Mapping[str, Tensor]], None] = set_exported_tensors
     extra_state: Callable[[PeftModel], dict[str, Any]] = _no_state
     load_extra_state: Callable[[PeftModel, Mapping[str, Any]], None] = _load_no_state
     penalty: Callable[[PeftModel], Tensor | None] = _no_penalty
@@ -124,6 +135,7 @@ _VIRTUAL_TOKENS = PeftTraits(
         "reuse_frozen_layers": "changes the input of the lowest layer",
         "prompt_cache": "keeps its own tokens in the cache",
     },
+    learning_rate=0.3,
     virtual_tokens="input",
     tensors=_encoder_tensors,
     load_tensors=_load_encoder_tensors,
@@ -135,6 +147,7 @@ _TOKENS_IN_THE_CACHE = replace(
         **_VIRTUAL_TOKENS.cannot,
         "gradient_checkpointing": "works through the cache that checkpointed layers do not have",
     },
+    learning_rate=0.2,
     virtual_tokens="cache",
 )
 
@@ -162,7 +175,7 @@ def _tensors_of_all_ranks(model: PeftModel) -> dict[str, Tensor]:
 
 def _load_tensors_of_all_ranks(model: PeftModel, state: Mapping[str, Tensor]) -> None:
     with _all_ranks(model):
-        _load_exported_tensors(model, state)
+        set_exported_tensors(model, state)
 
 
 def _rank_budget(model: PeftModel) -> dict[str, Any]:
@@ -222,20 +235,27 @@ _ADALORA = PeftTraits(
 
 # --------------------------------------------------------------------------- the table
 
+_LEARNING_RATES = {  # of types with no other peculiarity; LoRA's for all the rest
+    5e-2: ("IA3", "VERA"),
+    1e-2: ("LN_TUNING", "C3A", "FOURIERFT", "PVERA", "ROAD", "SUPERTUNING", "TRAINABLE_TOKENS", "UNILORA"),
+    5e-4: ("DELORA", "GRALORA", "RANDLORA", "TINYLORA", "WAVEFT"),
+}
 _NEEDS_TASKS = "needs the number of a task (`task_ids`) with every text, which facts do not have"
 
 _PECULIAR = {  # PEFT's name of the type; strings, since releases of PEFT have different types
     "ADALORA": _ADALORA,
-    "ADAPTION_PROMPT": PeftTraits(cannot={"merge": "adds attention to a learned prompt"}),
+    "ADAPTION_PROMPT": PeftTraits(cannot={"merge": "adds attention to a learned prompt"}, learning_rate=1e-2),
     "CARTRIDGE": _TOKENS_IN_THE_CACHE,
     "MULTITASK_PROMPT_TUNING": replace(
         _VIRTUAL_TOKENS, cannot={**_VIRTUAL_TOKENS.cannot, "use": f"{_NEEDS_TASKS}; PromptTuningConfig does not"}
     ),
+    "P_TUNING": replace(_VIRTUAL_TOKENS, learning_rate=2e-3),  # trains an encoder
     "POLY": PeftTraits(cannot={"use": f"{_NEEDS_TASKS}; LoraConfig does not"}),
     "PREFIX_TUNING": _TOKENS_IN_THE_CACHE,
     "XLORA": PeftTraits(
         cannot={"use": "mixes LoRA adapters that were trained before, and PEFT saves the mixture without them"}
     ),
+    **{name: PeftTraits(learning_rate=rate) for rate, names in _LEARNING_RATES.items() for name in names},
 }
 
 
@@ -270,6 +290,16 @@ def peft_type_name(of: PeftConfig | PeftModel) -> str:
     """
     config = of.active_peft_config if isinstance(of, PeftModel) else of
     return str(config.peft_type.value)
+
+
+def awakening_tokens(model: nn.Module) -> tuple[int, ...]:
+    """The ids after which an adapter begins to do anything; empty where it always does.
+
+    Args:
+        model: A causal language model of transformers, or a `peft` model around one.
+    """
+    config = _config_of(model) if runs_adapter(model) else None
+    return tuple(getattr(config, "alora_invocation_tokens", None) or ())
 
 
 def num_virtual_tokens(model: nn.Module) -> int:

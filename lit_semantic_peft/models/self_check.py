@@ -27,7 +27,7 @@ from lit_semantic_peft.models.generation import greedy_answers, greedy_continuat
 from lit_semantic_peft.models.gradient_check import moved_adapter
 from lit_semantic_peft.models.library_versions import cache_argument
 from lit_semantic_peft.models.objective import mean_per_fact, nll_of, target_logits
-from lit_semantic_peft.models.peft_traits import traits_of_forward
+from lit_semantic_peft.models.peft_traits import awakening_tokens, traits_of_forward
 from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, EncodedFact, FactEncoder, collate
 
@@ -45,16 +45,18 @@ Logits = Mapping[tuple[int, ...], Tensor]
 """The logits `(V,)` that follow a text, by its ids."""
 
 
-def check_rows(encoder: FactEncoder) -> list[EncodedFact]:
+def check_rows(encoder: FactEncoder, model: Model) -> list[EncodedFact]:
     """Two texts of different length, for `self_check`.
 
     Args:
         encoder: How facts become tokens.
+        model: What is checked. The prompts end with the tokens after which its adapter begins, if there are such.
     """
+    begins = awakening_tokens(model)
     rows = []
     for prompt, answer in _TEXTS:
         answer_ids = encoder.tokenizer(answer, add_special_tokens=False)["input_ids"]
-        rows.append(EncodedFact(encoder.encode_prompt(prompt), tuple(answer_ids[:_NUM_TARGET_TOKENS])))
+        rows.append(EncodedFact((*encoder.encode_prompt(prompt), *begins), tuple(answer_ids[:_NUM_TARGET_TOKENS])))
     return rows
 
 
@@ -99,9 +101,9 @@ def _right_ways(model: Model, rows: Sequence[EncodedFact], batch: Batch, pad_id:
     padded = dict(zip(plain.logits, logits.float(), strict=True))
     plain.require(plain.difference(padded), "the logits of a padded batch of two texts")
     losses = mean_per_fact(nll_of(logits, targets), batch.labels)
-    difference = float((losses - plain.losses).abs().max())
+    difference = plain.difference_of_losses(losses)
     if not difference <= plain.tolerance:  # some models leave it to the caller to shift the labels
-        difference = float((losses - _plain_passes(model, rows, shift=1).losses).abs().max())
+        difference = min(difference, _plain_passes(model, rows, shift=1).difference_of_losses(losses))
     plain.require(difference, "the losses of a batch of two facts, and transformers' own losses,")
     ways = _right_answers(model, rows, plain, pad_id)
     if cache is not None:
@@ -159,6 +161,11 @@ class _PlainPasses:
         if not seen.keys() >= self.logits.keys():
             return float("inf")
         return max(_difference(seen[text], logits) for text, logits in self.logits.items())
+
+    def difference_of_losses(self, losses: Tensor) -> float:
+        """The largest difference of two losses beyond what both are rounded to."""
+        last_digits = _TIMES_ROUNDING * torch.finfo(losses.dtype).eps * self.losses.abs()
+        return float(((losses - self.losses).abs() - last_digits).max())
 
     def agrees(self, seen: Logits) -> bool:
         return self.difference(seen) <= self.tolerance

@@ -8,6 +8,7 @@ from lit_semantic_peft.reports.plots import write_distance_plot, write_plots
 from lit_semantic_peft.reports.records import (
     EpochRecord,
     Estimate,
+    FormsRecord,
     InterferenceRecord,
     Manifest,
     RetentionRecord,
@@ -40,6 +41,7 @@ __all__ = [
     "DistanceComparison",
     "EpochRecord",
     "Estimate",
+    "FormsRecord",
     "InterferenceMatrix",
     "InterferenceRecord",
     "Manifest",

@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 from rich.table import Column, Table
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.scores import SCORES, ScoreDefinition
-from lit_semantic_peft.files import atomic_path
+from lit_semantic_peft.files import atomic_path, refuse_foreign
 from lit_semantic_peft.reports.records import Estimate
 from lit_semantic_peft.reports.run_folder import RunFolder
-from lit_semantic_peft.reports.tables import is_fact_column
+from lit_semantic_peft.reports.tables import is_fact_column, write_parquet
 
 OUTPUT_SUFFIXES = (".csv", ".parquet")
 
+_KIND = "comparison"
 _FLIPPING = "efficacy"
 _TEACHES = ("prompt", "target")
 
@@ -118,21 +119,31 @@ def write_comparison(path: str | Path, comparison: RunComparison) -> None:
         InputError: If its suffix is another.
     """
     check_output(path)
-    with atomic_path(path) as temporary:
-        if Path(path).suffix == ".csv":
-            pa_csv.write_csv(comparison.facts, temporary)
-        else:
-            pq.write_table(comparison.facts, temporary, compression="zstd")
+    if Path(path).suffix == ".parquet":
+        write_parquet(path, comparison.facts, _KIND)
+        return
+    with atomic_path(path, _KIND, _csv_header()) as temporary:
+        pa_csv.write_csv(_without_formulas(comparison.facts), temporary)
+
+
+def _without_formulas(table: pa.Table) -> pa.Table:
+    """The table with an apostrophe before every text that a spreadsheet would run as a formula."""
+    for position, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            safe = pc.replace_substring_regex(table.column(position), pattern=r"^(\s*[=+\-@\t\r])", replacement=r"'\1")
+            table = table.set_column(position, field, safe)
+    return table
 
 
 def check_output(path: str | Path) -> None:
     """Refuses a file that `write_comparison` could not write.
 
     Raises:
-        InputError: If its name ends in none of `OUTPUT_SUFFIXES`.
+        InputError: If its name ends in none of `OUTPUT_SUFFIXES`, or it exists and is no comparison.
     """
     if Path(path).suffix not in OUTPUT_SUFFIXES:
         raise InputError(f"`--output` must end in {' or '.join(OUTPUT_SUFFIXES)}, got {str(path)!r}")
+    refuse_foreign(path, _KIND, _csv_header() if Path(path).suffix == ".csv" else None)
 
 
 def difference_table(comparison: RunComparison, first: str, second: str) -> Table:
@@ -200,6 +211,11 @@ def _row(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
     if before is not None and after is not None and before != after:
         row["flipped"] = "gained" if after > before else "lost"
     return row
+
+
+def _csv_header() -> str:
+    """The first line of a comparison as CSV, which is what it is known by: the format has no place for a mark."""
+    return ",".join(f'"{name}"' for name in _schema().names)
 
 
 def _schema() -> pa.Schema:

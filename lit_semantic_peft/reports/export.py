@@ -1,6 +1,7 @@
 """From a run folder to a folder for others to load."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -41,8 +42,9 @@ def export_run(
     adapter = run if is_adapter else paths.adapter_best if best else paths.adapter
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"{run} holds no adapter ({adapter / 'adapter_config.json'} is missing). Did the run end?")
-    if output.exists():
+    if os.path.lexists(output):
         raise InputError(f"{output} exists already; name another folder or delete it.")
+    _refuse_links_outwards(adapter)
     if not merge:
         _check_against_base(adapter)
         with atomic_folder(output) as temporary:
@@ -63,6 +65,16 @@ def _check_against_base(adapter: Path) -> None:
         logger.warning("The adapter is not compared with its base model, which was not found: %s", error)
         return
     load_adapter(base.load(), adapter, source)
+
+
+def _refuse_links_outwards(adapter: Path) -> None:
+    """Refuses a folder whose copy would hold what is outside it."""
+    for path in adapter.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(adapter.resolve()):
+            raise InputError(
+                f"{path} is a link to {path.resolve()}, outside the adapter's folder, and is not followed. Copy the "
+                "folder with `cp -L` first, if that file belongs to the adapter."
+            )
 
 
 def base_of_adapter(adapter: Path, base_model: str | None = None) -> BaseModel:

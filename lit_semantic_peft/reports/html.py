@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lit_semantic_peft.files import write_text
+from lit_semantic_peft.files import mark, write_text
 from lit_semantic_peft.reports.answers import score_rows, side_effect_view
 from lit_semantic_peft.reports.attempts import Attempts
 from lit_semantic_peft.reports.charts import CHARTS, describe_charts
@@ -54,11 +54,12 @@ def build_report(run_folder: str | Path | RunFolder, contents: RunContents | Non
     """
     folder = RunFolder(run_folder)
     run = contents or folder.read()
+    folder.refuse_foreign_files((), (RunPaths.report,))
     attempts = Attempts()
     charts = describe_charts(run, attempts)
     write_plots(folder, charts, attempts)
     page = render_report(run, charts, attempts)
-    write_text(folder.paths.report, page)
+    write_text(folder.paths.report, page, RunPaths.report.kind)
     return folder.paths.report
 
 
@@ -73,7 +74,7 @@ def try_report(run_folder: str | Path, contents: RunContents) -> str:
         Where the report is, or why there is none, as a line for the terminal.
     """
     try:
-        return f"Report: {build_report(run_folder, contents)}"
+        return f"Report: {build_report(run_folder, contents).absolute()}"
     except Exception as error:
         logger.warning("The report cannot be made: %s: %s", type(error).__name__, error)
         return f"Adapter and tables: {run_folder}. `lit-semantic-peft report {run_folder}` makes the report."
@@ -123,6 +124,7 @@ def render_report(run: RunContents, charts: dict[str, Chart] | None = None, atte
         .get_template("report.html.j2")
         .render(
             **parts,
+            mark=mark(RunPaths.report.kind),
             name=summary.name or run.name,
             known_dropped=known_facts_were_dropped(summary, config),
             is_zero_before=mean_percent(summary.score("efficacy").kept.before) in ("0 %", "not measured"),

@@ -157,6 +157,7 @@ class EpochRecord(Record):
         loss: Mean training loss of the epoch, weighted as in training, nats per token.
         val_nll: Mean negative log-likelihood of the kept facts at its end, nats per token.
         efficacy_teacher_forced: Share of the kept facts whose target tokens all win under the true prefix at its end.
+        stopping_efficacy_teacher_forced: The same in the forms that are asked during training.
     """
 
     epoch: int
@@ -164,6 +165,27 @@ class EpochRecord(Record):
     loss: Measured = None
     val_nll: Measured = None
     efficacy_teacher_forced: Measured = None
+    stopping_efficacy_teacher_forced: Measured = None
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class FormsRecord(Record):
+    """In which forms the kept facts were taught beside their own prompts, and asked during training.
+
+    Attributes:
+        taught: Kept facts with taught forms of each source. What is taught is never asked at the end.
+        num_with_stopping: Kept facts with a form that is asked during training.
+        num_without_stopping: Kept facts with too few forms for that, whose own prompt was asked instead.
+    """
+
+    taught: dict[str, int]
+    num_with_stopping: int
+    num_without_stopping: int
+
+    @property
+    def stopping_text(self) -> str:
+        """One line about what was asked during training."""
+        return f"a form of their own: {self.num_with_stopping} facts; their taught prompt: {self.num_without_stopping}"
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -288,6 +310,7 @@ class Summary(FactCounts):
         epochs: One record per epoch.
         interference: One record per measurement of the gradient matrix, in order.
         retention: What happened to unrelated text and to known facts.
+        forms: In which forms facts were taught; None where each was taught by its own prompt only.
         seconds: Seconds of each part.
         peak_memory_gb: Peak resident memory of the process, 10⁹ bytes.
         versions: Package versions by name.
@@ -305,6 +328,7 @@ class Summary(FactCounts):
     epochs: tuple[EpochRecord, ...] = ()
     interference: tuple[InterferenceRecord, ...] = ()
     retention: RetentionRecord | None = None
+    forms: FormsRecord | None = None
     seconds: Seconds | None = None
     peak_memory_gb: float | None = None
     versions: dict[str, str] = field(default_factory=dict)

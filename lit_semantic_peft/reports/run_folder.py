@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -9,12 +10,15 @@ from typing import TYPE_CHECKING, Any, overload
 import pyarrow as pa
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.files import write_json
+from lit_semantic_peft.files import WRITTEN_BY, refuse_foreign, write_json
 from lit_semantic_peft.interference.matrix import InterferenceMatrix
 from lit_semantic_peft.reports.records import Manifest, Summary
 from lit_semantic_peft.reports.tables import (
     FACT_COLUMNS,
+    FACT_TABLE,
+    GRADIENT_MATRIX,
     PROBE_COLUMNS,
+    PROBE_TABLE,
     read_interference,
     read_table,
 )
@@ -33,12 +37,21 @@ class Entry:
         is_shared: Whether it is uploaded to a dashboard with the run's results.
         holds_fact_text: Whether it holds prompts, targets or answers.
         of_training: Whether its existence shows that a training or an evaluation has written here.
+        kind: As which kind of output it is known; its name where None.
     """
 
     def __init__(
-        self, name: str, *, is_shared: bool = False, holds_fact_text: bool = False, of_training: bool = True
+        self,
+        name: str,
+        *,
+        is_shared: bool = False,
+        holds_fact_text: bool = False,
+        of_training: bool = True,
+        kind: str | None = None,
     ) -> None:
         self.name = name
+        self.kind = kind or name
+        self.is_file = "/" not in name and bool(Path(name).suffix)
         self.is_shared = is_shared
         self.holds_fact_text = holds_fact_text
         self.of_training = of_training
@@ -76,16 +89,18 @@ class RunPaths:
         checkpoints: Lightning's checkpoints.
         last_checkpoint: The one to resume from.
         logs: What the CSV logger writes.
+        score: What `score` writes: a folder with tables and a report of its own.
+        lock: Held by the process that writes into the folder.
         wandb: What W&B writes.
     """
 
     config = Entry("config.yaml", is_shared=True)
     manifest = Entry("manifest.json", is_shared=True)
     dropped = Entry("dropped.jsonl", is_shared=True, holds_fact_text=True)
-    facts = Entry("facts.parquet", is_shared=True, holds_fact_text=True)
-    probes = Entry("probes.parquet", is_shared=True, holds_fact_text=True)
+    facts = Entry("facts.parquet", is_shared=True, holds_fact_text=True, kind=FACT_TABLE)
+    probes = Entry("probes.parquet", is_shared=True, holds_fact_text=True, kind=PROBE_TABLE)
     summary = Entry("summary.json", is_shared=True)
-    interference = Entry("interference.safetensors", is_shared=True)
+    interference = Entry("interference.safetensors", is_shared=True, kind=GRADIENT_MATRIX)
     interference_by_group = Entry("interference_by_group.json", is_shared=True)
     alone_versus_together = Entry("alone_versus_together.json", is_shared=True)
     distances = Entry("distances.json")
@@ -97,6 +112,8 @@ class RunPaths:
     checkpoints = Entry("checkpoints")
     last_checkpoint = Entry("checkpoints/last.ckpt")
     logs = Entry("logs", of_training=False)
+    score = Entry("score", of_training=False)
+    lock = Entry(".lock", of_training=False)
     wandb = Entry("wandb", of_training=False)
 
     def __init__(self, folder: Path) -> None:
@@ -260,6 +277,20 @@ class RunFolder:
 
         return draw_figure([heat_map(self.facts, read_interference(self._existing(self.paths.interference)))])
 
+    def refuse_foreign_files(self, inputs: Sequence[str | os.PathLike[str]], entries: Sequence[Entry] = ()) -> None:
+        """Refuses a folder in which a file would be replaced that is not this package's, or that is read.
+
+        Args:
+            inputs: Files that are read, and folders whose files are.
+            entries: The files that may be written; all of a run where there is none.
+
+        Raises:
+            InputError: If there is such a file.
+        """
+        for entry in entries or ENTRIES:
+            if entry.is_file:
+                refuse_foreign(self.path / entry.name, entry.kind, inputs=inputs)
+
     def is_used(self) -> bool:
         """Whether a training or an evaluation has left anything here, so that a new run must not write into it."""
         if not self.path.is_dir():
@@ -291,18 +322,21 @@ class RunFolder:
 
     def write_summary(self, summary: Summary) -> None:
         """Writes the numbers of the run, atomically."""
-        write_json(self.paths.summary, summary.to_json())
+        write_json(self.paths.summary, summary.to_json(), RunPaths.summary.kind)
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Writes which facts and base model the results are of, atomically."""
-        write_json(self.paths.manifest, manifest.to_json())
+        write_json(self.paths.manifest, manifest.to_json(), RunPaths.manifest.kind)
 
     def _read_json(self, path: Path) -> Any:
         text = self._existing(path).read_text(encoding="utf-8")
         try:
-            return json.loads(text)
+            value = json.loads(text)
         except ValueError as error:
             raise InputError(f"`{path}`: expected JSON, got: {error}") from error
+        if isinstance(value, dict):
+            value.pop(WRITTEN_BY, None)
+        return value
 
     def _existing(self, path: Path) -> Path:
         if not self.path.is_dir():

@@ -10,7 +10,7 @@ from lit_semantic_peft.reports.charts.interference import worst_measurement
 from lit_semantic_peft.reports.charts.kinds import LineChart
 from lit_semantic_peft.reports.conflicts import Conflict
 from lit_semantic_peft.reports.phrases import capitalized, cut, mean_percent, percent, signed, unbroken
-from lit_semantic_peft.reports.records import Estimate, Seconds, Sides, Summary
+from lit_semantic_peft.reports.records import Estimate, FormsRecord, Seconds, Sides, Summary
 
 MAX_PROBE_ROWS = 400
 """Neighbours in the page; changed answers come first."""
@@ -174,11 +174,19 @@ def provenance_rows(summary: Summary) -> list[tuple[str, str]]:
         ("Note on the base model", summary.base_model_note),
         ("Adapter", summary.peft_type),
         ("Distance", summary.distance_name),
+        *_forms_rows(summary.forms),
         ("Seconds", f"{seconds.total:.0f} ({parts})" if seconds.total is not None else None),
         ("Peak memory", f"{summary.peak_memory_gb:.2f} GB" if summary.peak_memory_gb is not None else None),
         *sorted(summary.versions.items()),
     ]
     return [(label, value) for label, value in rows if value]
+
+
+def _forms_rows(forms: FormsRecord | None) -> list[tuple[str, str]]:
+    if forms is None:
+        return []
+    taught = ", ".join(f"{name} ({count} facts)" for name, count in forms.taught.items()) or "none"
+    return [("Taught forms beside the own prompt", taught), ("Asked during training", forms.stopping_text)]
 
 
 def _undone(share: float | None) -> str | None:

@@ -15,9 +15,12 @@ from safetensors.numpy import save_file
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.scores import SCORES
-from lit_semantic_peft.files import atomic_path
+from lit_semantic_peft.files import WRITTEN_BY, atomic_path, mark
 from lit_semantic_peft.interference.matrix import InterferenceMatrix
 
+FACT_TABLE = "fact table"
+PROBE_TABLE = "probe table"
+GRADIENT_MATRIX = "gradient matrix"
 EXTRA_DISTANCE_PREFIX = "distance_"
 """Further distances may be added to the fact table as `distance_<Name>`, float64."""
 
@@ -67,6 +70,12 @@ FACT_COLUMNS: tuple[Column, ...] = (
         _INT,
         "Epoch, from 0, from which the fact is trained: 0 for a kept fact, later for a dropped one that comes back; "
         "null for one that is never trained.",
+    ),
+    Column(
+        "taught_forms",
+        pa.list_(_TEXT),
+        "Prompts in which the fact is taught beside its own; none of them is asked at the end.",
+        holds_fact_text=True,
     ),
     Column("num_target_tokens", _INT, "Tokens of the target, without the end token."),
     Column(
@@ -179,7 +188,7 @@ def write_fact_table(path: str | Path, columns: Mapping[str, Sequence[Any] | NDA
     Raises:
         ValueError: As `fact_table`.
     """
-    return _write_parquet(path, fact_table(columns))
+    return write_parquet(path, fact_table(columns), FACT_TABLE)
 
 
 def write_probe_table(path: str | Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> pa.Table:
@@ -195,7 +204,7 @@ def write_probe_table(path: str | Path, columns: Mapping[str, Sequence[Any] | ND
     Raises:
         ValueError: An unknown name, a missing required column, unequal lengths, or values of another type.
     """
-    return _write_parquet(path, _build_table(PROBE_COLUMNS, columns))
+    return write_parquet(path, _build_table(PROBE_COLUMNS, columns), PROBE_TABLE)
 
 
 def is_fact_column(name: str) -> bool:
@@ -287,8 +296,10 @@ def write_interference(
     metadata = {
         name: str(value) for name, value in (("epoch", epoch), ("global_step", global_step)) if value is not None
     }
-    with atomic_path(path) as temporary:
-        save_file({"gradient_dot": dot, "fact_index": index}, temporary, metadata)
+    with atomic_path(path, GRADIENT_MATRIX) as temporary:
+        save_file(
+            {"gradient_dot": dot, "fact_index": index}, temporary, {WRITTEN_BY: mark(GRADIENT_MATRIX), **metadata}
+        )
 
 
 def read_interference(path: str | Path) -> InterferenceMatrix:
@@ -343,7 +354,18 @@ def _array(column: Column, values: Sequence[Any] | NDArray[Any]) -> pa.Array:
         raise ValueError(f"column `{column.name}` must hold {column.type}: {error}") from error
 
 
-def _write_parquet(path: str | Path, table: pa.Table) -> pa.Table:
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+def write_parquet(path: str | Path, table: pa.Table, kind: str) -> pa.Table:
+    """Writes a table, as `atomic_path` does.
+
+    Args:
+        path: The file.
+        table: The table.
+        kind: What the file is; goes into its metadata.
+
+    Returns:
+        The table.
+    """
+    marked = table.replace_schema_metadata({**(table.schema.metadata or {}), WRITTEN_BY: mark(kind)})
+    with atomic_path(path, kind) as temporary:
+        pq.write_table(marked, temporary, compression="zstd")
     return table

@@ -264,6 +264,14 @@ class FactEncoder:
         """
         return len(self._ids(self._joined(answer, joiner)))
 
+    def encode_name(self, name: str) -> tuple[int, ...]:
+        """Token ids of a name as it stands within a text.
+
+        Args:
+            name: The name.
+        """
+        return tuple(self._ids(f" {name}"))
+
     def encode_facts(self, facts: Iterable[Fact]) -> list[EncodedFact]:
         """Encodes each fact's prompt and target.
 

@@ -37,6 +37,8 @@ class EvaluatingModule(LightningModule):
 
     - `val/efficacy_teacher_forced`: share of the kept facts whose target tokens all win under the true prefix, [0, 1],
       each validation.
+    - `val/stopping_efficacy_teacher_forced`: the same in the stopping forms, mean over the kept facts of the share of
+      a fact's stopping forms; where a fact has none, its own prompt counts. Only where a fact has one.
     - `val/nll`: mean negative log-likelihood of the kept facts, nats per token, each validation.
     - `val/efficacy_teacher_forced_dropped`, `val/nll_dropped`: the same for the facts that a filter dropped, where
       there are any; deferred ones stay among them when they are trained.
@@ -81,8 +83,10 @@ class EvaluatingModule(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        num_facts = len(self.data.prepared.facts)
+        forms = self.data.prepared.forms
+        num_facts = len(forms.of_facts)
         if stage != "test":
+            self.val_text_efficacy = PerFactMean(len(forms.texts))
             self.val_nll = PerFactMean(num_facts)
             self.val_efficacy = PerFactMean(num_facts)
         if stage == "fit":
@@ -95,10 +99,13 @@ class EvaluatingModule(LightningModule):
             return
         with eagerly():
             scores = score_targets(self.model, batch)
-        self.val_nll.update(scores.nll, batch.fact_index)
-        self.val_efficacy.update(scores.is_recalled, batch.fact_index)
+        self.val_text_efficacy.update(scores.is_recalled, batch.text_index)
+        own = batch.text_index == batch.fact_index
+        facts, nll, is_recalled = batch.fact_index[own], scores.nll[own], scores.is_recalled[own]
+        self.val_nll.update(nll, facts)
+        self.val_efficacy.update(is_recalled, facts)
         if self.trainer.state.fn == "fit":
-            self.dynamics.update(scores.is_recalled, batch.fact_index)
+            self.dynamics.update(is_recalled, facts)
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -114,8 +121,21 @@ class EvaluatingModule(LightningModule):
                 self.log(f"val/{name}{suffix}", values[rows].mean(), prog_bar=not suffix, batch_size=1)
                 if self.trainer.state.fn == "validate":  # not after every epoch of training
                     self._log_interval(f"val/{name}{suffix}", values[rows])
-        self.val_nll.reset()
-        self.val_efficacy.reset()
+        self._log_stopping(self.val_text_efficacy.compute())
+        for metric in (self.val_text_efficacy, self.val_nll, self.val_efficacy):
+            metric.reset()
+
+    def _log_stopping(self, is_recalled: Tensor) -> None:
+        """Logs how well the kept facts are recalled in the forms that are asked during training.
+
+        Args:
+            is_recalled: Whether each text is recalled, float `(number of texts,)`; NaN where it was not asked.
+        """
+        prepared = self.data.prepared
+        if not prepared.forms.has_stopping[prepared.is_kept].any():
+            return
+        of_facts = [is_recalled[list(prepared.forms.stopping[row])].mean() for row in prepared.kept_index]
+        self.log("val/stopping_efficacy_teacher_forced", torch.stack(of_facts).nanmean(), prog_bar=True, batch_size=1)
 
     def _log_interval(self, name: str, values: Tensor) -> None:
         """Logs the bootstrap interval over facts as `<name>_low` and `<name>_high`."""

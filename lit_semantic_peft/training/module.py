@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -38,7 +38,14 @@ from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.evaluating import EvaluatingModule
 from lit_semantic_peft.training.identity import Resumed, resume_training, write_training_state
 from lit_semantic_peft.training.loss_weights import LossWeights
-from lit_semantic_peft.training.optimization import Schedule, num_optimizer_steps, with_schedule
+from lit_semantic_peft.training.optimization import (
+    Schedule,
+    check_optimizer,
+    default_optimizer,
+    num_optimizer_steps,
+    rate_in_words,
+    with_schedule,
+)
 from lit_semantic_peft.training.retain import RetainPenalty, RetainSource, retain_penalty
 from lit_semantic_peft.training.reused_layers import reused_layers
 from lit_semantic_peft.training.step import Normalization, finish_step, micro_batch_terms
@@ -120,7 +127,8 @@ class SemanticPeftModule(EvaluatingModule):
         self.base_model = BaseModel.of(base_model)
         self.peft_config = peft_config or LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
         self.adapter = adapter
-        self.optimizer_of = optimizer or self._default_optimizer
+        self.optimizer_of = optimizer or default_optimizer(self.peft_config)
+        check_optimizer(self.optimizer_of)
         self.schedule: Schedule = schedule
         self.warmup_ratio = warmup_ratio
         self.normalization: Normalization = normalization
@@ -238,6 +246,7 @@ class SemanticPeftModule(EvaluatingModule):
             num_micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
             per_step = self.data.batches.micro_batch_size * num_micro_batches
             logger.info("Optimizer steps: %d, of at most %d facts each", self.num_optimizer_steps, per_step)
+        logger.info("%s", rate_in_words(self.trainer.optimizers[0], self.peft_config))
         if self._resumed is not None:
             self._resumed.restore_random_state(self.device)
             self._resumed = None
@@ -294,14 +303,15 @@ class SemanticPeftModule(EvaluatingModule):
         optimizer = self.optimizer_of(self.trained_parameters())
         return with_schedule(optimizer, self.schedule, self.warmup_ratio, self.num_optimizer_steps)
 
-    def _default_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> Optimizer:
-        rate = traits_of(self.peft_config).learning_rate
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-
     @property
     def num_optimizer_steps(self) -> float:
         """Optimizer steps of the whole training; infinite where neither `max_epochs` nor `max_steps` ends it."""
         return num_optimizer_steps(self.trainer, self.data.prepared)
+
+    @property
+    def retained_tokens_per_step(self) -> float:
+        """Mean number of tokens of retained text in an optimizer step, over all processes; 0 outside of training."""
+        return self._retain.tokens_per_step if self._retain else 0.0
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters of the optimizer: the adapter's."""

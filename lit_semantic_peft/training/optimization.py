@@ -1,15 +1,31 @@
 """How long a training is, and how its learning rate moves."""
 
+import math
+from functools import partial
 from typing import Literal
 
+import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from peft import PeftConfig
 from torch.optim import Optimizer
 from transformers import get_scheduler
 
 from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models import traits_of
 
 Schedule = Literal["constant", "linear", "cosine"]
+
+
+def default_optimizer(peft_config: PeftConfig) -> OptimizerCallable:
+    """AdamW without weight decay, at the learning rate of the adapter's type.
+
+    Args:
+        peft_config: The adapter's configuration.
+    """
+    return partial(torch.optim.AdamW, lr=traits_of(peft_config).learning_rate, weight_decay=0.0)
 
 
 def num_optimizer_steps(trainer: Trainer, prepared: PreparedFacts) -> float:
@@ -27,6 +43,24 @@ def num_optimizer_steps(trainer: Trainer, prepared: PreparedFacts) -> float:
     assert trainer.train_dataloader is not None
     num_steps: int = trainer.train_dataloader.sampler.steps_before(trainer.max_epochs)
     return num_steps if trainer.max_steps == -1 else min(num_steps, trainer.max_steps)
+
+
+def check_optimizer(optimizer: OptimizerCallable) -> None:
+    """Refuses an optimizer that cannot be made, or whose learning rate trains nothing.
+
+    Args:
+        optimizer: Makes an optimizer of parameters.
+
+    Raises:
+        InputError: With the optimizer's own words, or if its learning rate is not a finite number above 0.
+    """
+    try:
+        made = optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`optimizer`: {error}") from error
+    rates = [float(group["lr"]) for group in made.param_groups if "lr" in group]
+    if not all(0 < rate < math.inf for rate in rates):
+        raise InputError(f"`optimizer.lr` must be a finite number above 0, got {rates[0]}")
 
 
 def with_schedule(
@@ -50,3 +84,16 @@ def with_schedule(
         num_training_steps=int(num_steps),
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def rate_in_words(optimizer: Optimizer, peft_config: PeftConfig) -> str:
+    """The full learning rate, and the default for the adapter's type where another was given.
+
+    Args:
+        optimizer: The optimizer, with or without a schedule.
+        peft_config: The adapter's configuration.
+    """
+    group, default = optimizer.param_groups[0], traits_of(peft_config).learning_rate
+    rate = float(group.get("initial_lr", group["lr"]))
+    remark = "" if rate == default else f"; AdamW's default for {type(peft_config).__name__} is {default:g}"
+    return f"Learning rate: {rate:g}{remark}"

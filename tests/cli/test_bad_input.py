@@ -17,6 +17,7 @@ from fixtures.training import build
 
 SMALL = [
     "--trainer.max_epochs=2",
+    "--recipe=plain",
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",

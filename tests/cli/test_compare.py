@@ -1,5 +1,7 @@
 """`compare`: two runs over the same facts, by hand and on the command line."""
 
+import csv
+
 import numpy as np
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -103,3 +105,15 @@ def test_the_help_explains(capsys):
         main(["compare", "--help"])
     assert ended.value.code == 0
     assert "covers the choice of facts, not seeds" in " ".join(capsys.readouterr().out.split())
+
+
+def test_no_text_of_the_csv_is_a_formula_and_numbers_stay(runs, capsys):
+    answers = ["=1+1", "+1", "-2", "@a", "\t=x", " =y", "a=b", "'=z", *["Lund"] * (SIZE - 8)]
+    write_run("d", answer_after=answers)
+    assert main(["compare", "a", "d", "--output", "x.csv"]) == 0, capsys.readouterr().err
+    with open("x.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["answer_second"] for row in rows[:8]] == [
+        "'=1+1", "'+1", "'-2", "'@a", "'\t=x", "' =y", "a=b", "'=z"
+    ]  # fmt: skip
+    assert {row["efficacy_first"] for row in rows} <= {"0", "1"}

@@ -49,9 +49,34 @@ def test_convert_says_what_was_left_out_and_why(counterfact, capsys):
         f"  record (records: 1, first: {counterfact}:record 3): another answer to the prompt of an earlier record",
         f"  generation_prompts (records: 6, first: {counterfact}:record 1): openings for free text, which has no "
         "answer to compare with",
-        "Written: facts.jsonl (facts: 5)",
+        *(
+            f"  requested_rewrite.{name}.id (records: 6, first: {counterfact}:record 1): a fact has no field for it"
+            for name in ("target_new", "target_true")
+        ),
+        f"Written: {Path('facts.jsonl').absolute()} (facts: 5)",
     ]
     assert read_facts("facts.jsonl").facts == read_facts(str(counterfact)).facts
+
+
+def test_convert_joins_columns_and_leaves_out_bad_records(capsys):
+    records = [
+        {"question": "Who led it?", "answer": "Ann", "context": "In 1999 the club was led by Ann."},
+        {"question": "Who led it?", "answer": "Ann", "context": "In 2009 the team was led by Ann.", "topic": "x"},
+        {"question": "Who led it?", "answer": 7, "context": "In 2019 nobody was asked."},
+    ]
+    Path("set.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    arguments = ["convert", "set.jsonl", "facts.jsonl", "--columns", "prompt={context} {question}"]
+    assert main([*arguments, "--columns", "target=answer"]) == 2
+    assert "set.jsonl, line 3: field `target`: expected text, got the number 7" in capsys.readouterr().err
+    assert not Path("facts.jsonl").exists()
+    assert main([*arguments, "--columns", "target=answer", "--skip_bad"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "Written: facts.jsonl (facts: 2)\n"
+    assert "unknown field `topic`, left out" in said.err
+    assert "1 problem, its record left out:\nset.jsonl, line 3: field `target`" in said.err
+    assert [fact.prompt for fact in read_facts("facts.jsonl").facts] == [
+        f"{record['context']} Who led it?" for record in records[:2]
+    ]
 
 
 @pytest.mark.parametrize("command", ["convert", "fit", "score"])
@@ -59,7 +84,7 @@ def test_convert_says_what_was_left_out_and_why(counterfact, capsys):
     ("record", "said"),
     [
         ({"question": 0.5, "answers": ["Ida"]}, ["record 1: field `question`: expected text, got the number 0.5"]),
-        ({"instruction": "Say", "output": "x"}, [*(f"`{name}`" for name in FORMATS), "fields `instruction`, `output`"]),
+        ({"directive": "Say", "output": "x"}, [*(f"`{name}`" for name in FORMATS), "fields `directive`, `output`"]),
     ],
 )
 def test_what_cannot_be_read_is_refused_without_leaving_anything(command, record, said, tiny_model, capsys):
@@ -77,7 +102,7 @@ def test_what_cannot_be_read_is_refused_without_leaving_anything(command, record
 
 def test_a_published_file_is_trained_on_as_it_is(tiny_model, counterfact, capsys):
     settings = [f"--model.base_model={tiny_model}", f"--data.facts={counterfact}", "--trainer.accelerator=cpu"]
-    run = [*settings, "--trainer.default_root_dir=runs/one", "--trainer.max_epochs=1"]
+    run = [*settings, "--trainer.default_root_dir=runs/one", "--trainer.max_epochs=1", "--recipe=plain"]
     assert main(["fit", *run, "--trainer.enable_progress_bar=false"]) == 0, capsys.readouterr().err
     log = capsys.readouterr().err
     assert "CounterFact, 6 records; left out: record (1: another answer to the prompt of an earlier record)" in log

@@ -17,6 +17,7 @@ def fit(tiny_model, monkeypatch, capsys):
     def run(*facts: dict) -> tuple[RunFolder, str]:
         Path("facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts), encoding="utf-8")
         settings = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+        settings.append("--recipe=plain")
         where = [f"--model.base_model={tiny_model}", "--data.facts=facts.jsonl", "--trainer.default_root_dir=run"]
         status = main(["fit", *where, *settings, "--data.evaluation.retention=false"])
         output = capsys.readouterr()

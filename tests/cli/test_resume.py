@@ -14,6 +14,7 @@ from lit_semantic_peft.reports import RunFolder
 
 SETTINGS = [
     "--trainer.max_epochs=2",
+    "--recipe=plain",
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
     "--trainer.accumulate_grad_batches=2",

@@ -42,6 +42,7 @@ def settings(tiny_model, facts_file) -> list[str]:
         f"--data.facts={facts_file}",
         "--data.batches.micro_batch_size=4",
         "--trainer.max_epochs=2",
+        "--recipe=plain",
         "--trainer.accelerator=cpu",
         "--trainer.devices=1",
         "--trainer.enable_progress_bar=false",

@@ -119,7 +119,7 @@ def _jsonl_rows(file: str, text: str) -> Iterator[tuple[str, str, str]]:
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        place = f"{file}:{number}"
+        place = f"{file}, line {number}"
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError):

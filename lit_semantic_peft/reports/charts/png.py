@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_semantic_peft.files import atomic_path
+from lit_semantic_peft.files import atomic_path, mark
 from lit_semantic_peft.reports.charts.kinds import (
     PALETTE,
     BeforeAfterChart,
@@ -75,9 +75,10 @@ def save_png(figure: "Figure", path: Path) -> None:
         figure: The figure.
         path: The file.
     """
-    with atomic_path(path) as temporary:
-        # Without `Software` the bytes do not depend on matplotlib's version string.
-        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None})
+    kind = "plot"
+    with atomic_path(path, kind) as temporary:
+        # Matplotlib's own `Software` would make the bytes depend on its version.
+        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": mark(kind)})
 
 
 def new_figure(width: float, height: float) -> "Figure":

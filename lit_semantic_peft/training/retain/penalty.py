@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -104,6 +105,11 @@ class RetainPenalty:
             before = sum(earlier.source.name == one.source.name for earlier in self.retained[: len(names)])
             names.append(f"{one.source.name}_{before + 1}" if before else one.source.name)
         return names
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Mean number of tokens of an optimizer step's texts, over all ranks."""
+        return sum(one.per_step * fmean(len(text.student) for text in one.texts) for one in self.retained)
 
     @property
     def weights(self) -> Tensor:

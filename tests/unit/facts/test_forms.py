@@ -205,8 +205,12 @@ def test_templates_of_a_user(tmp_path, name, content):
         ("t.yaml", "capital: ['{target} is {subject} now']", r"one of them at its end, got '\{target\} is"),
         ("t.yaml", "capital: ['{subject}{target}', '{target}{subject}']", None),
         ("t.yaml", "{}", r"t\.yaml holds no template"),
-        ("t.jsonl", JSONL + '{"relation": "x"}', r't\.jsonl:3: expected \{"relation": \.\.\., "template": \.\.\.\}'),
-        ("t.jsonl", "{", r"t\.jsonl:1: expected"),
+        (
+            "t.jsonl",
+            JSONL + '{"relation": "x"}',
+            r't\.jsonl, line 3: expected \{"relation": \.\.\., "template": \.\.\.\}',
+        ),
+        ("t.jsonl", "{", r"t\.jsonl, line 1: expected"),
         ("missing.yaml", None, r"`templates`: missing\.yaml cannot be read"),
     ],
 )

@@ -1,8 +1,10 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from architectures import ADAPTERS, trained
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import (
@@ -16,12 +18,13 @@ from lit_semantic_peft.models import (
     load_adapter,
     load_adapter_state_dict,
 )
-from lit_semantic_peft.models.export import BASE_FILE
+from lit_semantic_peft.models.export import BASE_FILE, _model_card
 from lit_semantic_peft.models.peft_traits import traits_of
 from lit_semantic_peft.models.targets import linear_module_names
 from lit_semantic_peft.reports.export import export_run
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Zamba2Config
 
 from fixtures.models import save_tiny_model, tiny_gpt2, tiny_llama
 from fixtures.releases import of_this_peft
@@ -47,9 +50,14 @@ def source(tmp_path):
     )
 
 
-def numbers(text):
+class Numbers:
     """A tokenizer of models that read numbers."""
-    return {"input_ids": [2 + ord(letter) % 50 for letter in text]}
+
+    def __call__(self, text):
+        return {"input_ids": [2 + ord(letter) % 50 for letter in text]}
+
+    def save_pretrained(self, folder):
+        pass
 
 
 @torch.no_grad()
@@ -230,7 +238,32 @@ def test_what_cannot_be_merged_says_why(settings, said, tmp_path, monkeypatch):
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", of_4_bits)
     model = attach_adapter(tiny_llama(), LoraConfig(target_modules=["q_proj"], **settings))
     with pytest.raises(InputError, match=rf"cannot be merged into the base weights: .*{said}\. Export it without"):
-        export_merged(model, numbers, tmp_path / "merged")
+        export_merged(model, Numbers(), tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_merge_that_answers_otherwise_is_not_written(tiny_model, tmp_path, monkeypatch):
+    model = trained(AutoModelForCausalLM.from_pretrained(tiny_model), WEIGHT_ADAPTERS["lora"]())
+    monkeypatch.setattr(type(model.base_model), "merge_and_unload", lambda self, **_: self.unload())
+    with pytest.raises(InputError, match=r"3 prompts would be off by [0-9.]+ of their norm.* float32 explains"):
+        export_merged(model, AutoTokenizer.from_pretrained(tiny_model), tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_that_share_their_weights_are_not_merged(tmp_path):
+    """Zamba2's blocks of attention are one, under adapters of their own in each layer."""
+    kinds = ["mamba", "hybrid", "mamba", "hybrid"]
+    config = Zamba2Config(
+        **{"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 48, "chunk_size": 8},
+        **{"mamba_d_state": 8, "mamba_ngroups": 1, "n_mamba_heads": 8, "num_attention_heads": 4, "num_mem_blocks": 1},
+        layers_block_type=kinds,
+        hybrid_layer_ids=[1, 3],
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = trained(AutoModelForCausalLM.from_config(config), LoraConfig(r=3, target_modules=["gate_up_proj"]))
+    with pytest.raises(InputError, match="logits on 3 prompts would be off"):
+        export_merged(model, Numbers(), tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -238,7 +271,7 @@ def test_what_cannot_be_merged_says_why(settings, said, tmp_path, monkeypatch):
 def test_one_end_of_a_tied_model_is_not_merged(target, tmp_path):
     model = trained(tiny_llama(), LoraConfig(target_modules=["q_proj", target]))
     with pytest.raises(InputError, match="cannot be merged: it changes the embedding or the output projection"):
-        export_merged(model, numbers, tmp_path / "merged")
+        export_merged(model, Numbers(), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
@@ -334,7 +367,7 @@ def test_a_merged_model_is_plain_and_says_the_same(name, tiny_model, tmp_path):
 )
 def test_virtual_tokens_cannot_be_merged(name, kind, tmp_path):
     with pytest.raises(InputError, match=f"type {kind} cannot be merged.*without --merge"):
-        export_merged(trained(tiny_llama(), EVERY_ADAPTER[name]()), numbers, tmp_path / "merged")
+        export_merged(trained(tiny_llama(), EVERY_ADAPTER[name]()), Numbers(), tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -369,3 +402,41 @@ def test_a_run_is_merged_into_the_commit_that_it_was_trained_on(tmp_path, monkey
     export_run(tmp_path / "adapter", tmp_path / "merged", merge=True)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(merged), logits(model))
+
+
+def test_half_an_adapter_is_not_exported(tiny_model, tmp_path, caplog):
+    base = BaseModel(str(tiny_model))
+    export_adapter(trained(base.load(), WEIGHT_ADAPTERS["lora"]()), tmp_path / "adapter", base.source)
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    state = load_file(weights)
+    save_file(dict(sorted(state.items())[::2]), weights)
+    for merge in (False, True):
+        with pytest.raises(InputError, match=r"does not fit .*: missing: base_model"):
+            export_run(tmp_path / "adapter", tmp_path / "out", merge=merge)
+    assert not (tmp_path / "out").exists()
+    # Without the base model nothing can be compared, which is said.
+    about = {"base_model": "./nowhere", "base_fingerprint": "0" * 32}
+    (tmp_path / "adapter" / BASE_FILE).write_text(json.dumps(about))
+    export_run(tmp_path / "adapter", tmp_path / "out")
+    assert "not compared with its base model, which was not found" in caplog.text
+    weights.write_bytes(b"")
+    with pytest.raises(InputError, match="cannot be read"):
+        export_run(tmp_path / "adapter", tmp_path / "again")
+
+
+def test_an_adapter_without_a_base_model_asks_for_its_name(tiny_model, tmp_path):
+    trained(tiny_llama(), WEIGHT_ADAPTERS["lora"]()).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"does not name the base model .* `--base_model`"):
+        export_run(tmp_path / "adapter", tmp_path / "out", merge=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["owner/model", "runs/a: b #1", "- x", "line\nlicense: mit", "{a}", "yes", "12", "Łódź", "---"]
+)
+def test_the_fields_of_a_model_card_are_what_they_were(name):
+    card = _model_card(BaseModelSource(name, Path("x"), name, "f" * 32), "LORA", "")
+    fields, body = card.removeprefix("---\n").split("\n---\n")
+    assert yaml.safe_load(fields) == {
+        "base_model": name, "library_name": "peft", "tags": ["lit-semantic-peft", "knowledge"]
+    }  # fmt: skip
+    assert body.split("\n")[1] == f"# LORA adapter for {' '.join(name.split())}"

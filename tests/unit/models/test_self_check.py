@@ -6,8 +6,8 @@ from architectures import trained
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import attach_adapter, greedy_answers
 from lit_semantic_peft.models.fast_ways import FastWays, fast_ways, is_checked, set_fast_ways
-from lit_semantic_peft.models.self_check import self_check
-from lit_semantic_peft.tokens import EncodedFact
+from lit_semantic_peft.models.self_check import check_rows, self_check
+from lit_semantic_peft.tokens import EncodedFact, FactEncoder
 from peft import IA3Config, LoraConfig, PromptTuningConfig
 from test_generation import MAX_NEW, prompts
 from torch import nn
@@ -30,7 +30,7 @@ from transformers import (
     XLMWithLMHeadModel,
 )
 
-from fixtures.models import VOCABULARY, tiny_gpt2, tiny_llama
+from fixtures.models import VOCABULARY, byte_level_bpe, tiny_gpt2, tiny_llama
 from fixtures.releases import answers_with_virtual_tokens
 
 ROWS = [EncodedFact((5, 6), (7, 8)), EncodedFact((9, 10, 11, 12, 13), (14, 15))]
@@ -176,6 +176,16 @@ def test_an_adapter_that_begins_at_certain_tokens_is_not_reused():
     assert not ways.reuse_frozen_layers
     lora = attach_adapter(tiny_llama(), LoraConfig(layers_to_transform=[1], target_modules=["q_proj", "v_proj"]))
     assert self_check(lora, WITH_INVOCATION, 0, trains=True).reuse_frozen_layers
+
+
+def test_the_texts_awake_the_adapter():
+    encoder = FactEncoder(byte_level_bpe())
+    plain = check_rows(encoder, tiny_llama())
+    assert len({len(row.prompt_ids) for row in plain}) == 2
+    model = attach_adapter(tiny_llama(), LoraConfig(**ALORA))
+    assert [row.prompt_ids for row in check_rows(encoder, model)] == [(*row.prompt_ids, 6) for row in plain]
+    with model.disable_adapter():
+        assert check_rows(encoder, model) == plain
 
 
 def test_base_and_adapter_have_verdicts_of_their_own():

@@ -1,0 +1,166 @@
+"""What a training is about to do and what may go wrong, in ten lines, before its first step."""
+
+import logging
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from statistics import mean
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.data.situation import is_sharded
+from lit_semantic_peft.facts import Fact
+from lit_semantic_peft.facts.checks import find_contradictions, normalize_text
+from lit_semantic_peft.models import target_logits
+from lit_semantic_peft.models.undisturbed import undisturbed
+from lit_semantic_peft.tokens import FactEncoder
+from lit_semantic_peft.training import SemanticPeftModule
+
+logger = logging.getLogger(__name__)
+
+_BACKWARD = 1.3
+"""Cost of a backward pass that updates an adapter alone, in forward passes."""
+_SHOWN = 3
+_MAJORITY = 0.2
+"""Share of the facts from which on one answer is named."""
+_LIKE = 0.5
+"""Share of a name's tokens from which on another name counts as like it."""
+
+
+class Preflight(Callback):
+    """Prints, before the first step, what is trained, what is asked, what is held still, and what it costs."""
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, SemanticPeftModule)
+        if not trainer.is_global_zero:
+            return
+        data = pl_module.data
+        cost = None if is_sharded(trainer) else _seconds_per_step(trainer, pl_module)
+        lines = [
+            *about_facts(data.prepared, data.encoder),
+            *about_training(pl_module.num_optimizer_steps, cost, pl_module),
+        ]
+        logger.info("Before the first step:")
+        for name, said in lines:
+            logger.info("  %s: %s", name, said)
+
+
+def about_facts(prepared: PreparedFacts, encoder: FactEncoder) -> Iterator[tuple[str, str]]:
+    """What can be said of the facts that are about to be trained: a name and a sentence each.
+
+    Args:
+        prepared: The facts.
+        encoder: How they become tokens.
+    """
+    rows = np.flatnonzero(prepared.is_trained).tolist()
+    facts = [prepared.facts[row] for row in rows]
+    known = int(prepared.scored.is_known[rows].sum())
+    yield "facts", f"{len(facts)} are trained; the base model answers {known} of them already"
+
+    lengths = [prepared.encoded[row].num_target_tokens for row in rows]
+    yield "loss", f"counts {mean(lengths):.1f} tokens of a target on average, {min(lengths)} to {max(lengths)}"
+    yield (
+        "answers",
+        "end with the end token, which is trained"
+        if encoder.append_eos
+        else "do not end: no end token is trained (`data.encoding.append_eos`), so the model will go on after them",
+    )
+    yield "forms", _forms(prepared, rows)
+    yield "same prompt, other target", _counted([str(one) for one in find_contradictions(facts)])
+    yield "most common target", _majority(facts)
+    others = [fact for row, fact in enumerate(prepared.facts) if prepared.scored.is_known[row]]
+    alike = [f"{name!r} and {other!r}" for name, other in names_alike(facts, others, encoder)]
+    yield "names like those of facts that the model knows", _counted(alike)
+
+
+def about_training(
+    num_steps: float, seconds_per_step: float | None, module: SemanticPeftModule
+) -> Iterator[tuple[str, str]]:
+    """What the training does and costs: a name and a sentence each.
+
+    Args:
+        num_steps: Optimizer steps; infinite where nothing ends the training.
+        seconds_per_step: Estimated; None where it was not.
+        module: What is trained.
+    """
+    held = ", ".join(f"{source.kind} (weight {source.weight:g})" for source in module.retain)
+    yield "held still", held or "nothing (`model.retain`): expect unrelated text and other facts to suffer"
+    trained = sum(parameter.numel() for parameter in module.trained_parameters())
+    said = f"{num_steps:g} optimizer steps of {trained:,} parameters"
+    if seconds_per_step is not None and math.isfinite(num_steps):
+        said += f", about {_duration(seconds_per_step * num_steps)} without evaluation"
+    yield "training", said
+
+
+def names_alike(facts: Sequence[Fact], others: Sequence[Fact], encoder: FactEncoder) -> list[tuple[str, str]]:
+    """Subjects of facts of which another subject has half of the tokens, so that teaching one may move the other.
+
+    Args:
+        facts: The facts that are taught.
+        others: Facts that must not move.
+        encoder: How names become tokens.
+
+    Returns:
+        Each subject of `facts` with the subject of `others` that is most like it, in order.
+    """
+    holders: dict[int, set[str]] = defaultdict(set)
+    own = {fact.subject for fact in facts if fact.subject}
+    for name in {fact.subject for fact in others if fact.subject} - own:
+        for token in set(encoder.encode_name(name)):
+            holders[token].add(name)
+    found = []
+    for name in sorted(own):
+        tokens = set(encoder.encode_name(name))
+        common = Counter(other for token in tokens for other in holders.get(token, ()))
+        if common:
+            other, count = max(common.items(), key=lambda item: (item[1], item[0]))
+            if count >= max(2, _LIKE * len(tokens)):
+                found.append((name, other))
+    return found
+
+
+def _forms(prepared: PreparedFacts, rows: Sequence[int]) -> str:
+    forms = prepared.forms
+    taught = ", ".join(f"{name} of {count} facts" for name, count in sorted(forms.num_facts_by_source(rows).items()))
+    without = sum(not (fact.paraphrases or fact.question) for fact in (forms.of_facts[row].asked for row in rows))
+    asked = f"; {without} facts have no other form to be asked in" if without else ""
+    return (f"taught are the own prompts and {taught}" if taught else "only the own prompts are taught") + asked
+
+
+def _majority(facts: Sequence[Fact]) -> str:
+    ((common, count),) = Counter(normalize_text(fact.target) for fact in facts).most_common(1)
+    target = next(fact.target for fact in facts if normalize_text(fact.target) == common)
+    share = count / len(facts)
+    warning = ": always saying it would recall as many" if share >= _MAJORITY and len(facts) > 1 else ""
+    return f"{target!r}, of {count} facts ({share:.0%}){warning}"
+
+
+def _counted(found: Sequence[str]) -> str:
+    more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return f"{len(found)} ({'; '.join(found[:_SHOWN])}{more})" if found else "none"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _seconds_per_step(trainer: Trainer, module: SemanticPeftModule) -> float:
+    """Estimated from one forward pass over one micro-batch; what is retained costs by its tokens."""
+    data = module.data
+    size = data.batches.micro_batch_size
+    rows = data.prepared.trained_index(trainer.current_epoch)[:size]
+    (batch,) = data.training_batches(rows, size)
+    with torch.no_grad(), undisturbed(module.model), trainer.precision_plugin.train_step_context():
+        begin = time.perf_counter()
+        target_logits(module.model, batch.to(module.device))
+        forward = time.perf_counter() - begin
+    tokens = int(batch.attention_mask.sum())
+    retained = module.retained_tokens_per_step / trainer.world_size
+    num_micro_batches = trainer.accumulate_grad_batches
+    return (1 + _BACKWARD) * forward * (num_micro_batches + retained / tokens)

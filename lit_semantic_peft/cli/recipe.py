@@ -1,0 +1,107 @@
+"""`--recipe auto`: fills the settings that the user left open, before anything is built from them."""
+
+import logging
+from importlib import import_module
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+from peft import LoraConfig, PeftConfig
+
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts.given import given_facts
+from lit_semantic_peft.models import BaseModel
+from lit_semantic_peft.training.recipe import Recipe, choose_recipe
+
+logger = logging.getLogger(__name__)
+
+RecipeName = Literal["auto", "plain"]
+
+PLAIN_EPOCHS = 8
+"""Epochs of `recipe: plain` where the user set neither epochs nor steps."""
+
+
+def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) -> Namespace:
+    """Fills what the user left open in the configuration of `fit`, and says what was chosen and why.
+
+    Args:
+        name: `auto`, or `plain` for the adapter as everyone trains it: own prompts, nothing held still.
+        config: The parsed configuration of `fit`.
+        parser: Of `fit`; completes what is filled in.
+
+    Raises:
+        InputError: If facts or base model are not found.
+    """
+    length_is_open = config.trainer.max_epochs is None and config.trainer.max_steps == -1
+    if name == "plain":
+        if length_is_open:
+            config.trainer.max_epochs = PLAIN_EPOCHS
+        return config
+    open_settings = {
+        "trainer.max_steps": length_is_open,
+        "model.optimizer": config.model.optimizer is None,
+        "data.forms": config.data.forms.sources is None,
+        "model.retain": config.model.retain is None,
+    }
+    if not any(open_settings.values()):
+        return config
+    recipe = _recipe_for(config)
+    chosen = _as_settings(recipe)
+    filled = config.clone()
+    logger.info("Recipe (`--recipe plain` for the adapter alone; each setting can be given):")
+    for key, (value, said, reason) in chosen.items():
+        if open_settings[key]:
+            filled.update(value, key)
+            logger.info("  %s: %s — %s", key, said, reason)
+        else:
+            logger.info("  %s: as you set it", key)
+    completed: Namespace = parser.parse_object(filled)
+    return completed
+
+
+def _recipe_for(config: Namespace) -> Recipe:
+    data = config.data
+    facts = given_facts(data.facts, num_facts=data.num_facts, seed=data.seed, dataset_split=data.dataset_split)
+    base = BaseModel(**vars(config.model.base_model))
+    devices = config.trainer.devices if isinstance(config.trainer.devices, int) else 1
+    return choose_recipe(
+        facts,
+        base.count_parameters(),
+        _peft_config(config.model.peft_config),
+        set_name=data.facts,
+        facts_per_step=data.batches.micro_batch_size * (config.trainer.accumulate_grad_batches or 1) * devices,
+    )
+
+
+def _peft_config(described: Namespace | None) -> PeftConfig:
+    """The adapter's configuration; LoRA's where there is none."""
+    if described is None:
+        return LoraConfig()
+    module, _, name = described.class_path.rpartition(".")
+    try:
+        config: PeftConfig = getattr(import_module(module), name)(**vars(described.get("init_args") or Namespace()))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`model.peft_config`: {error}") from error
+    return config
+
+
+def _as_settings(recipe: Recipe) -> dict[str, tuple[Any, str, str]]:
+    """For each setting its value in the form of the configuration, the same in a few words, and the reason."""
+    optimizer = Namespace(
+        class_path="torch.optim.AdamW", init_args=Namespace(lr=recipe.learning_rate, weight_decay=0.0)
+    )
+    sources = recipe.forms.sources or []
+    taught = ", ".join(f"{source.name} {source.share:.0%}" for source in sources) or "the facts' own prompts only"
+    held = ", ".join(f"{source.kind} (weight {source.weight:g})" for source in recipe.retain)
+    forms = Namespace(sources=[_described(one) for one in sources], from_paraphrases=recipe.forms.from_paraphrases)
+    return {
+        "trainer.max_steps": (recipe.num_steps, str(recipe.num_steps), recipe.reasons["num_steps"]),
+        "model.optimizer": (optimizer, f"AdamW, lr {recipe.learning_rate:g}", recipe.reasons["learning_rate"]),
+        "data.forms": (forms, taught, recipe.reasons["forms"]),
+        "model.retain": ([_described(one) for one in recipe.retain], held, recipe.reasons["retain"]),
+    }
+
+
+def _described(one: object) -> Namespace:
+    """An object whose settings are its attributes, as the configuration names it."""
+    kind = type(one)
+    return Namespace(class_path=f"{kind.__module__}.{kind.__qualname__}", init_args=Namespace(**vars(one)))

@@ -1,0 +1,123 @@
+"""Which settings teach these facts to this model: how long, how fast, in which forms, and what is held still."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from peft import LoraConfig, PeftConfig
+
+from lit_semantic_peft.data.plans import FormsPlan
+from lit_semantic_peft.facts import Fact
+from lit_semantic_peft.facts.forms import FormSource, Given, Question, Reversed, Templates, builtin_templates
+from lit_semantic_peft.facts.forms.frames import question_of, reversible
+from lit_semantic_peft.models import traits_of
+from lit_semantic_peft.training.retain import KnownFacts, OwnSamples, RetainSource
+
+PASSES = 16
+"""Passes over the facts after which they are recalled in forms that were not taught."""
+FEWEST_STEPS = 96
+"""Optimizer steps below which few facts are not recalled, however often they are passed over."""
+
+_MEASURED = "measured"
+_RATES = (
+    (200e6, 4e-3, _MEASURED),
+    (600e6, 2e-3, _MEASURED),
+    (2e9, 1e-3, "extrapolated"),
+    (10e9, 5e-4, "extrapolated"),
+    (math.inf, 2e-4, "extrapolated"),
+)
+"""Most parameters of a base model, learning rate of LoRA under the recipe, and where it comes from."""
+
+_FEWEST_OF_KIND = 0.5
+"""Share of the facts that must bring a form, or its share of the epochs would mostly be their own prompts."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings for a set of facts and a base model, each with the reason for it.
+
+    Attributes:
+        num_steps: Optimizer steps, `trainer.max_steps`.
+        learning_rate: Peak rate of AdamW with warm-up and cosine decay.
+        forms: In which forms each fact is taught, `data.forms`.
+        retain: What is held still, `model.retain`.
+        reasons: Why, by the name of the setting.
+    """
+
+    num_steps: int
+    learning_rate: float
+    forms: FormsPlan
+    retain: tuple[RetainSource, ...]
+    reasons: dict[str, str]
+
+
+def choose_recipe(
+    facts: Sequence[Fact],
+    num_parameters: int,
+    peft_config: PeftConfig,
+    *,
+    set_name: str = "",
+    facts_per_step: int = 16,
+) -> Recipe:
+    """The recipe for a set of facts: rules over what the facts bring and how large the model is; nothing is measured.
+
+    Args:
+        facts: All facts that are read; those of the split `inject` are taught.
+        num_parameters: Of the base model.
+        peft_config: The adapter's configuration.
+        set_name: Name of a built-in set, for which the package has templates.
+        facts_per_step: Facts of an optimizer step.
+
+    Example:
+        >>> from peft import LoraConfig
+        >>> facts = [Fact(str(n), f"The code of door {n} is", str(n)) for n in range(20)]
+        >>> recipe = choose_recipe(facts, 135_000_000, LoraConfig())
+        >>> recipe.num_steps, recipe.learning_rate, [source.name for source in recipe.retain]
+        (96, 0.004, ['own_samples', 'known_facts'])
+    """
+    taught = [fact for fact in facts if fact.split == "inject"]
+    reasons: dict[str, str] = {}
+
+    passes = math.ceil(PASSES * len(taught) / facts_per_step)
+    num_steps = max(FEWEST_STEPS, passes)
+    reasons["num_steps"] = (
+        f"{PASSES} passes over {len(taught)} facts, {facts_per_step} in a step"
+        if passes >= FEWEST_STEPS
+        else f"no fewer, though {passes} steps would pass {PASSES} times over {len(taught)} facts"
+    )
+    learning_rate, reasons["learning_rate"] = _rate(num_parameters, peft_config)
+    forms, reasons["forms"] = _forms(taught, set_name)
+    retain = (OwnSamples(weight=1.0, batch_size=4, length=24), KnownFacts(weight=2.0, batch_size=8))
+    reasons["retain"] = "the base model's own samples keep unrelated text, known facts keep answers of the same kind"
+    return Recipe(num_steps, learning_rate, forms, retain, reasons)
+
+
+def _rate(num_parameters: int, peft_config: PeftConfig) -> tuple[float, str]:
+    _, of_lora, origin = next(row for row in _RATES if num_parameters <= row[0])
+    rate = of_lora * traits_of(peft_config).learning_rate / traits_of(LoraConfig()).learning_rate
+    return rate, f"{origin} for {num_parameters / 1e6:,.0f}M parameters and {peft_config.peft_type.value}"
+
+
+def _forms(taught: Sequence[Fact], set_name: str) -> tuple[FormsPlan, str]:
+    """Paraphrases (or templates) 40 %, questions 20 %, reversed 20 %, as far as the facts have them."""
+    with_templates = builtin_templates(set_name)
+    brings = {
+        "paraphrases": [len(fact.paraphrases) + len(fact.forms) >= 2 for fact in taught],
+        "templates": [fact.relation in with_templates for fact in taught],
+        "questions": [question_of(fact) is not None for fact in taught],
+        "subjects to ask for": reversible(taught),
+    }
+    enough = {kind for kind, flags in brings.items() if sum(flags) >= _FEWEST_OF_KIND * len(taught)}
+    sources: list[FormSource] = []
+    if "paraphrases" in enough:
+        sources.append(Given(share=0.2 if "templates" in enough else 0.4))
+    if "templates" in enough:
+        sources.append(Templates(share=0.2 if "paraphrases" in enough else 0.4))
+    if "questions" in enough:
+        sources.append(Question(share=0.2))
+    if "subjects to ask for" in enough:
+        sources.append(Reversed(share=0.2))
+    most = max((len(fact.paraphrases) for fact in taught), default=0)
+    from_paraphrases = max(0, most - 1) if "paraphrases" in enough else 0
+    counts = ", ".join(f"{kind} {sum(flags)}" for kind, flags in brings.items())
+    return FormsPlan(sources or None, from_paraphrases), f"of {len(taught)} facts bring {counts}"

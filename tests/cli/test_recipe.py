@@ -1,0 +1,62 @@
+"""`--recipe`: what it fills in, what it leaves as the user set it, and what the run's configuration says."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from lit_semantic_peft.__main__ import main
+
+SMALL = [
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.default_root_dir=run",
+    "--data.batches.micro_batch_size=12",
+    "--data.evaluation.retention=false",
+    "--interference.num_facts=0",
+]
+
+
+@pytest.fixture
+def fit(tiny_model, facts_file, monkeypatch, capsys):
+    """The configuration that a run writes, and what it says."""
+    monkeypatch.setattr(sys, "argv", ["lit-semantic-peft"])
+
+    def run(*arguments):
+        files = [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}"]
+        assert main(["fit", *files, *SMALL, *arguments]) == 0, capsys.readouterr().err
+        return yaml.safe_load(Path("run/config.yaml").read_text(encoding="utf-8")), capsys.readouterr().err
+
+    return run
+
+
+def test_what_is_open_is_chosen_and_what_is_set_stays(fit):
+    config, said = fit("--trainer.max_steps=2", "--data.forms.sources=[]")
+    assert config["trainer"]["max_steps"] == 2
+    assert config["data"]["forms"]["sources"] == []
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 4e-3
+    assert [one["class_path"].rpartition(".")[2] for one in config["model"]["retain"]] == ["OwnSamples", "KnownFacts"]
+    assert "trainer.max_steps: as you set it" in said
+    assert "model.optimizer: AdamW, lr 0.004 — measured" in said
+
+
+def test_the_configuration_of_a_run_is_whole(fit):
+    """A run from it chooses nothing anew."""
+    config, _ = fit("--trainer.max_steps=1")
+    assert config["data"]["forms"]["sources"]
+    assert main(["fit", "--config=run/config.yaml", "--trainer.default_root_dir=again"]) == 0
+    again = yaml.safe_load(Path("again/config.yaml").read_text(encoding="utf-8"))
+    again["trainer"]["default_root_dir"] = config["trainer"]["default_root_dir"]
+    assert again == config
+
+
+def test_plain_holds_nothing_and_teaches_own_prompts(fit):
+    config, said = fit("--recipe=plain", "--trainer.max_epochs=1")
+    assert config["model"]["retain"] is None
+    assert config["data"]["forms"]["sources"] is None
+    assert "Recipe" not in said
+
+
+def test_an_unknown_recipe_is_refused(capsys):
+    assert main(["fit", "--recipe=best"]) == 2
+    assert "auto" in capsys.readouterr().err

@@ -1,0 +1,70 @@
+"""Which settings a set of facts gets."""
+
+from dataclasses import replace
+
+import pytest
+from lit_semantic_peft.facts import Fact
+from lit_semantic_peft.training.recipe import FEWEST_STEPS, PASSES, choose_recipe
+from peft import IA3Config, LoraConfig
+
+SMALL, LARGE = 135_000_000, 7_000_000_000
+
+
+def facts(number, **changes):
+    return [
+        replace(
+            Fact(str(n), f"The code of door {n} is", f"K{n}", subject=f"door {n}", question=f"What opens door {n}?"),
+            **changes,
+        )
+        for n in range(number)
+    ]
+
+
+def shares(recipe):
+    return {source.name: source.share for source in recipe.forms.sources or []}
+
+
+def test_few_facts_get_as_many_steps_as_learning_needs():
+    assert choose_recipe(facts(20), SMALL, LoraConfig()).num_steps == FEWEST_STEPS
+
+
+def test_many_facts_are_passed_over_so_often():
+    recipe = choose_recipe(facts(800), SMALL, LoraConfig(), facts_per_step=32)
+    assert recipe.num_steps == PASSES * 800 / 32
+    assert "800 facts, 32 in a step" in recipe.reasons["num_steps"]
+
+
+def test_only_taught_facts_count():
+    taught, asked = facts(200), [replace(fact, id=f"p{fact.id}", split="probe") for fact in facts(200)]
+    assert choose_recipe([*taught, *asked], SMALL, LoraConfig()).num_steps == PASSES * 200 / 16 + 0
+
+
+def test_a_larger_model_has_a_lower_rate_and_a_method_its_own():
+    rates = [choose_recipe(facts(4), size, LoraConfig()).learning_rate for size in (SMALL, 270_000_000, LARGE)]
+    assert rates == [4e-3, 2e-3, 5e-4]
+    assert choose_recipe(facts(4), LARGE, LoraConfig()).reasons["learning_rate"].startswith("extrapolated")
+    assert choose_recipe(facts(4), SMALL, IA3Config()).reasons["learning_rate"].endswith("IA3")
+
+
+def test_forms_are_what_the_facts_bring():
+    plain = choose_recipe(facts(8, question=None, subject=""), SMALL, LoraConfig())
+    assert shares(plain) == {"question": 0.2}  # the prompt made into a question
+    rich = choose_recipe(facts(8, paraphrases=("Door opens with", "To open it use", "Enter with")), SMALL, LoraConfig())
+    assert shares(rich) == {"given": 0.4, "question": 0.2, "reversed": 0.2}
+    assert rich.forms.from_paraphrases == 2  # of three, so that one is left to ask
+
+
+def test_a_subject_is_not_asked_from_an_answer_that_many_share():
+    assert "reversed" not in shares(choose_recipe(facts(8, target="K1"), SMALL, LoraConfig()))
+
+
+@pytest.mark.parametrize(("number", "has_given"), [(3, False), (4, True)])
+def test_a_kind_of_form_is_taught_if_half_of_the_facts_bring_it(number, has_given):
+    bringing = facts(number, paraphrases=("Door opens with", "Enter with"))
+    recipe = choose_recipe([*bringing, *facts(8)[number:]], SMALL, LoraConfig())
+    assert ("given" in shares(recipe)) == has_given
+
+
+def test_the_built_in_sets_have_templates():
+    recipe = choose_recipe(facts(8, relation="capital"), SMALL, LoraConfig(), set_name="world")
+    assert shares(recipe)["templates"] == 0.4
