@@ -36,7 +36,7 @@ class Text(RetainSource):
         weight: float = 1.0,
         batch_size: int = 4,
         length: int = 24,
-        top_k: int | None = 128,
+        top_k: int | None = 512,
         seed: int = 0,
     ) -> None:
         super().__init__(weight, batch_size, top_k, seed)
