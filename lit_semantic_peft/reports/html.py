@@ -77,7 +77,8 @@ def try_report(run_folder: str | Path, contents: RunContents) -> str:
         Where the report is, or why there is none, as a line for the terminal.
     """
     try:
-        return f"Report: {build_report(run_folder, contents).absolute()}"
+        build_report(run_folder, contents)
+        return f"Report: {RunFolder(run_folder).paths.report.absolute()}"
     except Exception as error:
         logger.warning("The report cannot be made: %s: %s", type(error).__name__, error)
         return f"Adapter and tables: {run_folder}. `lit-semantic-peft report {run_folder}` makes the report."

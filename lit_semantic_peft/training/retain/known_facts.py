@@ -46,7 +46,7 @@ class KnownFacts(RetainSource):
     def __init__(
         self,
         weight: float = 1.0,
-        batch_size: int = 8,
+        batch_size: int = 5,
         num_facts: int = 64,
         min_probability: float = 0.2,
         top_k: int | None = 512,

@@ -41,7 +41,7 @@ class OwnSamples(RetainSource):
         weight: float = 1.0,
         batch_size: int = 4,
         num_samples: int = 256,
-        length: int = 24,
+        length: int = 16,
         temperature: float = 1.0,
         top_k: int | None = 512,
         seed: int = 0,
