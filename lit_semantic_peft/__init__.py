@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         GradientSurgery,
         InterferenceWeighting,
         SemanticPeftModule,
+        choose_recipe,
     )
 
     __version__: str
@@ -54,6 +55,7 @@ _MODULE_OF = {
     "SelectionPlan": "data",
     "SemanticPeftModule": "training",
     "build_report": "reports",
+    "choose_recipe": "training",
     "compare_runs": "reports",
     "export_run": "reports.export",
     "interference_matrix": "data",
@@ -82,6 +84,7 @@ __all__ = [
     "SemanticPeftModule",
     "__version__",
     "build_report",
+    "choose_recipe",
     "compare_runs",
     "export_run",
     "interference",

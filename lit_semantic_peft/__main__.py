@@ -74,14 +74,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hint = f"did you mean {near[0]!r}?" if near else "see lit-semantic-peft --help"
             raise InputError(f"there is no command {command!r}; {hint}")
     except InputError as error:
-        if _rank() == 0:  # every rank fails alike; one reports it
-            from lit_semantic_peft.terminal import message
+        _say(str(error))
+        return 2
+    except OSError as error:
+        from lit_semantic_peft.files import unusable_path
 
-            print(f"error: {message(str(error))}", file=sys.stderr)
+        said = unusable_path(error)
+        if said is None:
+            raise
+        _say(said)
         return 2
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _say(error: str) -> None:
+    """Prints an error, which every rank has alike, on the first."""
+    if _rank() == 0:
+        from lit_semantic_peft.terminal import message
+
+        print(f"error: {message(error)}", file=sys.stderr)
 
 
 def _rank() -> int:

@@ -3,13 +3,14 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from lit_semantic_peft.files import atomic_path, content_key, write_json
+from lit_semantic_peft.files import UnwritableError, atomic_path, content_key, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,6 +49,7 @@ class ContentCache:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._is_unwritable = False
 
     def load_table(self, manifest: Mapping[str, Any], decode: "Callable[[pa.Table], T]") -> T | None:
         """What the table computed from exactly this holds, or None.
@@ -65,8 +67,9 @@ class ContentCache:
             manifest: As for `load_table`.
             table: The table.
         """
-        self._describe(manifest)
-        _write_table(self._path(manifest, ".parquet"), table)
+        with self._storing():
+            self._describe(manifest)
+            _write_table(self._path(manifest, ".parquet"), table)
         shutil.rmtree(self._path(manifest, ".parts"), ignore_errors=True)
 
     def load_part(self, manifest: Mapping[str, Any], number: int, decode: "Callable[[pa.Table], T]") -> T | None:
@@ -87,7 +90,8 @@ class ContentCache:
             number: Number of the part.
             table: The part.
         """
-        _write_table(self._part(manifest, number), table)
+        with self._storing():
+            _write_table(self._part(manifest, number), table)
 
     def load_array(self, manifest: Mapping[str, Any]) -> "NDArray[np.float64] | None":
         """The array computed from exactly this, or None.
@@ -104,9 +108,20 @@ class ContentCache:
             manifest: As for `load_array`.
             array: float64.
         """
-        self._describe(manifest)
-        with atomic_path(self._path(manifest, ".npy")) as temporary, open(temporary, "wb") as file:
-            np.save(file, array)
+        with self._storing():
+            self._describe(manifest)
+            with atomic_path(self._path(manifest, ".npy")) as temporary, open(temporary, "wb") as file:
+                np.save(file, array)
+
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
+        """Goes on without an entry that cannot be written: it is computed again the next time. Said once."""
+        try:
+            yield
+        except UnwritableError as error:
+            if not self._is_unwritable:
+                logger.warning("Nothing is kept for later: %s", error)
+            self._is_unwritable = True
 
     def _describe(self, manifest: Mapping[str, Any]) -> None:
         write_json(self._path(manifest, ".json"), manifest)
@@ -119,10 +134,8 @@ class ContentCache:
 
 
 def _read(path: Path, read: Callable[[Path], T]) -> T | None:
-    if not path.is_file():
-        return None
     try:
-        return read(path)
+        return read(path) if path.is_file() else None
     except Exception as error:  # a damaged file or table raises a dozen unrelated types
         logger.warning("The cached entry %s cannot be read (%s); it is made anew.", path, error)
         return None

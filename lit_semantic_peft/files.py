@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ WRITTEN_BY = "written_by"
 
 _MARK_WITHIN = 65_536  # bytes from either end of a file: formats keep their metadata there
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_OF_THE_PATH = {
+    *_FULL,
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+}
 
 
 class UnwritableError(InputError):
@@ -103,18 +108,17 @@ def atomic_path(path: str | os.PathLike[str], kind: str | None = None, sign: str
     path = Path(path)
     if kind is not None:
         refuse_foreign(path, kind, sign)
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _parents_of(path), _writing(path):
         handle, name = tempfile.mkstemp(prefix=LEFTOVER, suffix="".join(path.suffixes), dir=path.parent)
         os.close(handle)
-    temporary = Path(name)
-    try:
-        with _writing(path):
-            yield temporary
-            share(temporary)
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary = Path(name)
+        try:
+            with _writing(path):
+                yield temporary
+                share(temporary)
+                temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -137,20 +141,30 @@ def atomic_folder(folder: str | os.PathLike[str], sign: str | None = None) -> It
     is_own = sign is not None and (folder / sign).is_file()
     if os.path.lexists(folder) and not is_own and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists already; name another folder or delete it.")
-    with _writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=LEFTOVER, dir=folder.parent))
-        previous = Path(tempfile.mkdtemp(prefix=LEFTOVER, dir=folder.parent))
+    beside = partial(tempfile.TemporaryDirectory, prefix=LEFTOVER, dir=folder.parent)
+    with _parents_of(folder), _writing(folder), beside() as name, _writing(folder):
+        temporary, previous = Path(name, "new"), Path(name, "old")
+        temporary.mkdir()
+        yield temporary
+        share(temporary)
+        if folder.exists():
+            folder.replace(previous)  # a kill can only come between the two renames
+        temporary.replace(folder)
+
+
+@contextmanager
+def _parents_of(path: Path) -> Iterator[None]:
+    """Makes the folders above a path; after an exception those that it made and that are empty are gone."""
+    missing = [one for one in path.parents if not one.exists()]
     try:
-        with _writing(folder):
-            yield temporary
-            share(temporary)
-            if folder.exists():
-                folder.replace(previous)  # replaces an empty folder; a kill can only come between the two renames
-            temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(previous, ignore_errors=True)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for one in missing:
+            with suppress(OSError):
+                one.rmdir()
+        raise
 
 
 def share(path: Path) -> None:
@@ -184,6 +198,17 @@ def _writing(path: Path) -> Iterator[None]:
         if not isinstance(error, OSError) or number is None:
             raise
         raise UnwritableError(f"{path} cannot be written: {os_reason(error)}. Choose another folder.") from error
+
+
+def unusable_path(error: OSError) -> str | None:
+    """What to say of a failed call that names a path, where the path or its disk is at fault and no program.
+
+    Args:
+        error: Of the operating system.
+    """
+    if error.filename is None or error.errno not in _OF_THE_PATH:
+        return None
+    return f"{os.fspath(error.filename)}: {os_reason(error)}"
 
 
 def os_reason(error: OSError) -> str:

@@ -20,6 +20,7 @@ import torch
 from experiments.benchmarks.measured import keep, peak_memory_gb
 from experiments.benchmarks.subject import with_moved_lora
 from lit_semantic_peft.evaluation import Comparison, Evaluation, EvaluationPlan, Evaluator, Question
+from lit_semantic_peft.evaluation.neutral_text import NEUTRAL_TEXTS
 from lit_semantic_peft.evaluation.questions import doubt_questions, fact_questions, retention_questions
 from lit_semantic_peft.facts import Fact, builtin_facts
 from lit_semantic_peft.models import BaseModel, greedy_answers
@@ -55,7 +56,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         facts, range(min(options["doubt_facts"], len(facts))), encoder, options["doubt_turns"], len(asked)
     )
     first_free = len(asked) + len(doubted) * (options["doubt_turns"] + 1)
-    kept_apart = retention_questions(builtin_facts("world")[:NUM_KNOWN], encoder, first_free)
+    kept_apart = retention_questions(NEUTRAL_TEXTS, builtin_facts("world")[:NUM_KNOWN], encoder, first_free)
     parts = {
         "efficacy, generalization, locality": asked,
         f"robustness ({options['doubt_turns']} turns)": doubted,

@@ -197,7 +197,7 @@ class SemanticPeftCLI(LightningCLI):
         try:
             with _ended_wandb_runs(self.trainer):  # an open one would make its folder again
                 super()._run_subcommand(subcommand)
-        except InputError:
+        except (InputError, OSError):
             if not self._has_results():
                 self._remove_what_is_new()
             raise

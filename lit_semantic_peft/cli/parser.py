@@ -63,6 +63,8 @@ class SuggestingParser(LightningArgumentParser):
         others = _UNRECOGNIZED.findall(message) if message.startswith("unrecognized arguments") else []
         if unknown is not None and (said := _moved([unknown, *others])) is not None:
             raise InputError(f"{said}.") from ex
+        if "model.optimizer" in message and "not accepted" in message:
+            message += "\nName the class too: --model.optimizer=torch.optim.AdamW --model.optimizer.lr=0.001"
         near = self._nearest_key(unknown) if unknown else None
         near = near or _nearest_class(message)
         suggestion = f"\nDid you mean `{near}`?" if near else ""

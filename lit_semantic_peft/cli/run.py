@@ -1,6 +1,9 @@
 """Runs a command that LightningCLI builds from the classes."""
 
 import logging
+import os
+import re
+import signal
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +14,11 @@ from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.terminal import TextFormatter
 from lit_semantic_peft.training import SemanticPeftModule
+
+logger = logging.getLogger(__name__)
+
+# As Lightning says that a rank's process has ended.
+_ENDED = re.compile(r"rank: (\d+)\].*process with PID (\d+) terminated with code (-?\d+)")
 
 
 def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None) -> None:
@@ -27,6 +35,8 @@ def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None)
         SystemExit: After `--help`, and with status 2 where an option or YAML key cannot be parsed.
     """
     _configure_logging()
+    if unread := sorted(name for name in os.environ if name.startswith(f"PL_{arguments[0].upper()}__")):
+        logger.warning("Not read: %s. Settings come from options and `--config`.", ", ".join(unread))
     SemanticPeftCLI(
         arguments[0],
         model_class=SemanticPeftModule,
@@ -53,7 +63,9 @@ def _configure_logging() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning logs at level INFO that a process died and that the others are ended.
-    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
+    launcher = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
+    launcher.setLevel(logging.INFO)
+    launcher.filters = [_say_how_a_rank_ended]
     for noise in (
         ".*loftq_config.*",  # jsonargparse passes peft's defaults explicitly
         ".*does not have many workers.*",  # batches are a lookup and a pad; workers would cost more
@@ -65,3 +77,13 @@ def _configure_logging() -> None:
     ):
         warnings.filterwarnings("ignore", message=noise)
     warnings.filterwarnings("ignore", module="jsonargparse.*")
+
+
+def _say_how_a_rank_ended(record: logging.LogRecord) -> bool:
+    """Names rank and signal where Lightning writes a number; other messages stay as they are."""
+    ended = _ENDED.search(record.getMessage())
+    if ended:
+        rank, process, code = map(int, ended.groups())
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+        record.msg, record.args = f"Rank {rank} (process {process}) {how}; the other processes are ended too.", ()
+    return True

@@ -129,7 +129,7 @@ def _print_suspicious(console: TextConsole, prepared: PreparedFacts) -> None:
         console.print(f"  {contradiction}")
     groups = group_near_duplicates(duplicates)
     of_groups = f" in {len(groups)} groups" if duplicates else ""
-    console.print(f"Near-duplicates in the text, facts that nearly repeat an earlier one: {len(duplicates)}{of_groups}")
+    console.print(f"Near-duplicates in the text, facts that nearly repeat another: {len(duplicates)}{of_groups}")
     for group in groups[:_SHOWN]:
         console.print(f"  {group}")
 

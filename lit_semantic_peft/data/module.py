@@ -90,8 +90,6 @@ class KnowledgeDataModule(ConfiguredDataModule):
         super().__init__()
         if max_new_tokens < 1:
             raise InputError(f"`max_new_tokens` must be at least 1, got {max_new_tokens}")
-        if not 0 <= seed < 2**63:
-            raise InputError(f"`seed` must be at least 0 and below 2**63, got {seed}")
         cache = ContentCache(cache_dir or cache_folder() / "scores")
         self.preparation = Preparation(
             facts, num_facts, contradictions, dataset_split, seed,
@@ -180,8 +178,10 @@ class KnowledgeDataModule(ConfiguredDataModule):
     def questions(self) -> list[Question]:
         """What the final evaluation asks: facts and probes, dialogues, and what must not change."""
         if self._questions is None:
-            of_facts = _after_setup(self._read).questions
-            self._questions = final_questions(of_facts, self.prepared, self.encoder, self.evaluation, self.seed)
+            read = _after_setup(self._read)
+            self._questions = final_questions(
+                read.questions, read.texts, self.prepared, self.encoder, self.evaluation, self.seed
+            )
         return self._questions
 
     def retain(self, rows: Sequence[int]) -> None:

@@ -19,6 +19,7 @@ from lit_semantic_peft.data.ranks import from_first_rank
 from lit_semantic_peft.data.scoring import all_distances, cached_scores, context_of
 from lit_semantic_peft.data.self_checks import SelfChecks
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.evaluation.neutral_text import NEUTRAL_TEXTS, read_passages
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
 from lit_semantic_peft.evaluation.questions import Question, fact_questions
 from lit_semantic_peft.facts import Fact, facts_key, read_facts
@@ -52,12 +53,14 @@ class ReadFacts:
         encoded: Their tokens.
         forms: In which forms they are taught.
         questions: What the final evaluation asks of them.
+        texts: The unrelated text that it measures.
     """
 
     facts: tuple[Fact, ...]
     encoded: tuple[EncodedFact, ...]
     forms: PreparedForms
     questions: tuple[Question, ...]
+    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,10 @@ class Preparation:
     evaluation: EvaluationPlan
     cache: ContentCache
     self_checks: ContentCache | None
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"`seed` must be at least 0, got {self.seed}")
 
     @cached_property
     def distances(self) -> list[Distance]:
@@ -138,7 +145,9 @@ class Preparation:
         forms = prepare_forms(fact_set.facts, encoded, self.forms, encoder, self.seed, self.facts)
         asked = [one.asked for one in forms.of_facts]
         questions = tuple(fact_questions(asked, encoder, self.evaluation, self.seed, encoded=encoded))
-        return ReadFacts(fact_set.facts, encoded, forms, questions)
+        file = self.evaluation.texts
+        texts = read_passages(file, "data.evaluation.texts") if file else NEUTRAL_TEXTS
+        return ReadFacts(fact_set.facts, encoded, forms, questions, tuple(texts))
 
     def prepare(
         self, read: ReadFacts, base: BaseModel, encoder: FactEncoder, device: torch.device, stopwatch: Stopwatch

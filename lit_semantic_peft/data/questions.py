@@ -18,12 +18,18 @@ from lit_semantic_peft.tokens import FactEncoder
 
 
 def final_questions(
-    of_facts: Sequence[Question], prepared: PreparedFacts, encoder: FactEncoder, plan: EvaluationPlan, seed: int
+    of_facts: Sequence[Question],
+    texts: Sequence[str],
+    prepared: PreparedFacts,
+    encoder: FactEncoder,
+    plan: EvaluationPlan,
+    seed: int,
 ) -> list[Question]:
     """Facts and probes, then dialogues, then what must not change.
 
     Args:
         of_facts: The questions of the facts themselves and their probes.
+        texts: The unrelated text.
         prepared: Which facts are trained.
         encoder: How facts become tokens.
         plan: What is asked.
@@ -37,7 +43,7 @@ def final_questions(
     if plan.retention:
         first_number = questions[-1].number + plan.doubt_turns + 1
         further = _further_known_facts(prepared, plan.min_known_facts, seed)
-        questions += retention_questions(further, encoder, first_number)
+        questions += retention_questions(texts, further, encoder, first_number)
     return questions
 
 

@@ -4,6 +4,10 @@ Written for this project, under its licence. Everyday prose, a dialogue, instruc
 person, product or organisation is named.
 """
 
+from pathlib import Path
+
+from lit_semantic_peft.errors import InputError
+
 NEUTRAL_TEXTS: tuple[str, ...] = (
     "In the morning the kitchen was cold, so she put on a thick jumper, lit the stove and waited for the "
     "kettle to sing before she opened the window.",
@@ -35,3 +39,32 @@ NEUTRAL_TEXTS: tuple[str, ...] = (
     "The children built a bridge out of cardboard and string. It held three books, a cup and, for a short "
     "while, the cat.",
 )
+
+
+def read_passages(file: str, setting: str) -> list[str]:
+    """The passages of a text file, which are separated by empty lines.
+
+    Args:
+        file: A UTF-8 text file.
+        setting: Where the user named it, for messages.
+
+    Returns:
+        At least one, each with single spaces between its words.
+
+    Raises:
+        InputError: If the file cannot be read or holds no text.
+    """
+    try:
+        text = Path(file).expanduser().read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(
+            f"`{setting}`: {file} cannot be read: {error.strerror or error}. Expected a text file."
+        ) from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{file}: line {line}: expected UTF-8. Save the file as UTF-8.") from error
+    lines = "\n".join(line.strip() for line in text.splitlines())
+    found = [" ".join(passage.split()) for passage in lines.split("\n\n") if passage.strip()]
+    if not found:
+        raise InputError(f"{file}: expected passages of text, separated by empty lines, got none")
+    return found

@@ -22,6 +22,8 @@ class EvaluationPlan:
         doubt_turns: How often the model is asked whether it is sure, 0 to 10; each costs one dialogue turn per fact.
         doubt_facts: How many of the kept facts are doubted, chosen by the data's seed.
         retention: Whether unrelated text and known facts are measured.
+        texts: A UTF-8 text file whose passages, separated by empty lines, are the unrelated text; 16 that come with the
+            package where None.
         min_known_facts: Where fewer facts that the base model knows stayed untrained, built-in ones are asked too.
 
     Raises:
@@ -35,6 +37,7 @@ class EvaluationPlan:
     doubt_turns: int = 0
     doubt_facts: int = 64
     retention: bool = True
+    texts: str | None = None
     min_known_facts: int = 16
 
     def __post_init__(self) -> None:

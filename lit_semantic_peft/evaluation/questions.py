@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.evaluation.neutral_text import NEUTRAL_TEXTS
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.facts.forms import asked_question, asked_reversed, reversible
@@ -199,19 +198,22 @@ def doubted(question: Question, history: Sequence[tuple[str, str]], joiner: str,
     )  # fmt: skip
 
 
-def retention_questions(known: Sequence[Fact], encoder: FactEncoder, first_number: int) -> list[Question]:
-    """What has nothing to do with the facts: neutral texts, whose likelihood is measured, and further known facts.
+def retention_questions(
+    texts: Sequence[str], known: Sequence[Fact], encoder: FactEncoder, first_number: int
+) -> list[Question]:
+    """What has nothing to do with the facts: texts, whose likelihood is measured, and further known facts.
 
     What is longer than the model's context is left out.
 
     Args:
+        texts: The texts.
         known: Facts that are not among those of the run and that the base model may know.
         encoder: Tokenizes them.
         first_number: Number of the first question.
     """
     free = encoder.without_limit()
     questions: list[Question] = []
-    for text in NEUTRAL_TEXTS:
+    for text in texts:
         number = first_number + len(questions)
         with suppress(InputError):  # longer than the model's context
             encoded = free.encode_text(text)

@@ -171,6 +171,8 @@ class Evaluation:
                 "nll_delta": after.nll - before.nll,
                 "answer_before": before.text,
                 "answer_after": after.text,
+                "begins_right_before": row.was_known,
+                "begins_right_after": row.is_still_known,
                 "distance_before": before.distances[self.distance_name],
                 "distance_after": after.distances[self.distance_name],
                 "pushed_away": self.pushed_away.get(index),

@@ -151,18 +151,20 @@ class _Statement:
 
 
 def find_near_duplicates(facts: Sequence[Fact], threshold: float = 0.9) -> list[NearDuplicate]:
-    """Finds facts whose prompts and targets together contain nearly the same words as those of an earlier fact.
+    """Finds facts whose prompts and targets together contain nearly the same words.
 
     The similarity is the Jaccard index of the two sets of words. Word order, case and punctuation are ignored. The
     search is exact but not quadratic: two sets can only reach the threshold if they share one of their rarest words,
-    so only such pairs are compared.
+    so only such pairs are compared (prefix filtering, Bayardo et al. 2007; its shorter prefix for what is compared with
+    larger sets only, Xiao et al. 2008). Facts are taken from few words to many, and each is paired with one of those
+    before it at most, whichever is found first.
 
     Args:
         facts: The facts, in order.
         threshold: Least similarity that is reported, in `(0, 1]`.
 
     Returns:
-        One pair for each fact that nearly repeats an earlier one, the most similar first, then in the order of the set.
+        One pair for each fact that nearly repeats one before it, the most similar first, then in the order of the set.
         So there are fewer pairs than facts, also where one template gives them all.
 
     Raises:
@@ -182,27 +184,33 @@ def find_near_duplicates(facts: Sequence[Fact], threshold: float = 0.9) -> list[
 
     spread = Counter(word for words in first_with for word in words)
     holders: dict[str, list[tuple[int, frozenset[str]]]] = defaultdict(list)
-    for words, index in first_with.items():
+    for words, index in sorted(first_with.items(), key=lambda item: len(item[0])):
         rarest_first = sorted(words, key=lambda word: (spread[word], word))
-        # Any set that shares at least ceil(t·|x|) words with x shares one of these.
-        # Subtracting 1e-9 keeps 0.9 · 10 = 9.000000000000002 from being rounded up to 10.
-        prefix = rarest_first[: len(words) - math.ceil(threshold * len(words) - 1e-9) + 1]
-        earlier = _first_similar(words, prefix, holders, threshold)
-        if earlier is not None:
-            found.append((*earlier, index))
-        for word in prefix:
+        # A set that is no larger shares at least t·|x| words with x, and so one of these.
+        similar = _similar(words, _prefix(rarest_first, threshold), holders, threshold)
+        if similar is not None:
+            similarity, other = similar
+            found.append((similarity, min(other, index), max(other, index)))
+        # A set that is no smaller shares at least 2t/(1 + t)·|x| words with x.
+        for word in _prefix(rarest_first, 2 * threshold / (1 + threshold)):
             holders[word].append((index, words))
     found.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
     return [NearDuplicate(facts[first], facts[second], similarity) for similarity, first, second in found]
 
 
-def _first_similar(
+def _prefix(rarest_first: Sequence[str], share: float) -> Sequence[str]:
+    """The rarest words of a set, of which every set has one that has this share of its words."""
+    # Subtracting 1e-9 keeps 0.9 · 10 = 9.000000000000002 from being rounded up to 10.
+    return rarest_first[: len(rarest_first) - math.ceil(share * len(rarest_first) - 1e-9) + 1]
+
+
+def _similar(
     words: frozenset[str],
     prefix: Sequence[str],
     holders: Mapping[str, Sequence[tuple[int, frozenset[str]]]],
     threshold: float,
 ) -> tuple[float, int] | None:
-    """Similarity and index of an earlier fact that reaches the threshold; None where there is none."""
+    """Similarity and index of a fact that reaches the threshold; None where there is none."""
     compared: set[int] = set()
     for word in prefix:
         for index, other in holders.get(word, ()):

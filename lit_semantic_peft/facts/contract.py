@@ -244,7 +244,7 @@ class _RowChecker:
                 value: Any = item.get(part)
                 if self.is_text(f"{place}.{part}", "text", value):
                     parts[part] = value.strip() if part == "target" else value.rstrip()
-                    if not parts[part]:
+                    if not is_visible(parts[part]):
                         self.problem(f"{place}.{part}", "text that is not empty", shown(value))
             if len(parts) == 2:
                 yield place, item, (parts["prompt"], parts["target"])
@@ -264,9 +264,9 @@ class _RowChecker:
 
 def _unknown_fields(row: Row) -> Iterator[str]:
     """The names of the fields with a value that the contract does not have, also of those in probes."""
-    known = {field.name for field in fields(Probe)}
     for name, value in row.fields.items():
-        if name in _PROBE_FIELDS and isinstance(value, list):
+        if name in (*_PROBE_FIELDS, "forms") and isinstance(value, list):
+            known = {field.name for field in fields(Form if name == "forms" else Probe)}
             keys = dict.fromkeys(key for item in value if isinstance(item, Mapping) for key in item)
             yield from (f"{name}[].{key}" for key in keys if key not in known)
         elif name not in FIELDS and not _is_absent(name, value, row.cells):

@@ -28,16 +28,16 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def opened(file: str, path: Path) -> Iterator[Stream]:
     """The file's bytes, unpacked, behind a byte order mark; what goes wrong while they are read is an input error."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            start = stream.peek(len(LFS_POINTER))
-            if start.startswith(LFS_POINTER):
+        with path.open("rb") as packed:
+            if packed.peek(len(LFS_POINTER)).startswith(LFS_POINTER):
                 raise InputError(
                     f"{file}: expected facts, got a Git LFS pointer: the file itself was not downloaded. "
                     "Run `git lfs pull` in its repository."
                 )
-            if start.startswith(_BYTE_ORDER_MARK):
-                stream.read(len(_BYTE_ORDER_MARK))
-            yield stream
+            with gzip.open(packed) if path.suffix == ".gz" else packed as stream:
+                if stream.peek(len(_BYTE_ORDER_MARK)).startswith(_BYTE_ORDER_MARK):
+                    stream.read(len(_BYTE_ORDER_MARK))
+                yield stream
     except EOFError as error:
         raise InputError(
             f"{file}: expected a whole gzip file, got one that is cut short. Copy or download it again."

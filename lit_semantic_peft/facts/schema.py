@@ -226,7 +226,7 @@ class FactSet:
 def apart(probes: Iterable[Probe]) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
     """Separates conclusions from questions to be answered by yes or no, which a model that always says one gets right.
 
-    A question that combines several facts (`needs`) stays a conclusion.
+    A question that combines several facts (`needs`) or is `trainable` stays a conclusion.
 
     Args:
         probes: Probes whose answers follow from a fact.
@@ -235,7 +235,9 @@ def apart(probes: Iterable[Probe]) -> tuple[tuple[Probe, ...], tuple[Probe, ...]
         The conclusions, and the yes/no questions.
     """
     probes = tuple(probes)
-    is_asked = [not probe.needs and probe.target.strip(" .!").lower() in YES_NO for probe in probes]
+    is_asked = [
+        not probe.needs and not probe.trainable and probe.target.strip(" .!").lower() in YES_NO for probe in probes
+    ]
     conclusions = tuple(probe for probe, flag in zip(probes, is_asked, strict=True) if not flag)
     return conclusions, tuple(probe for probe, flag in zip(probes, is_asked, strict=True) if flag)
 

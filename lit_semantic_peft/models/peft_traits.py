@@ -241,8 +241,8 @@ _ADALORA = PeftTraits(
 # --------------------------------------------------------------------------- the table
 
 _LEARNING_RATES = {  # of types with no other peculiarity; LoRA's for all the rest
-    5e-2: ("IA3", "VERA"),
-    1e-2: ("LN_TUNING", "C3A", "FOURIERFT", "PVERA", "ROAD", "SUPERTUNING", "TRAINABLE_TOKENS", "UNILORA"),
+    5e-2: ("FOURIERFT", "IA3", "VERA"),
+    1e-2: ("C3A", "HRA", "LN_TUNING", "PVERA", "ROAD", "SUPERTUNING", "TRAINABLE_TOKENS", "UNILORA"),
     5e-4: ("DELORA", "GRALORA", "RANDLORA", "TINYLORA", "WAVEFT"),
 }
 _NEEDS_TASKS = "needs the number of a task (`task_ids`) with every text, which facts do not have"

@@ -8,11 +8,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lit_semantic_peft.files import mark, write_text
+from lit_semantic_peft.files import mark, refuse_foreign, write_text
 from lit_semantic_peft.reports.answers import score_rows, side_effect_view
 from lit_semantic_peft.reports.attempts import Attempts
 from lit_semantic_peft.reports.charts import CHARTS, describe_charts
 from lit_semantic_peft.reports.charts.kinds import Chart, HeatMap, LineChart
+from lit_semantic_peft.reports.charts.png import PLOT
 from lit_semantic_peft.reports.charts.svg import draw_svg
 from lit_semantic_peft.reports.conflicts import worst_conflicts
 from lit_semantic_peft.reports.page_data import fact_data, heat_data, sampled_rows, script_json
@@ -55,6 +56,8 @@ def build_report(run_folder: str | Path | RunFolder, contents: RunContents | Non
     folder = RunFolder(run_folder)
     run = contents or folder.read()
     folder.refuse_foreign_files((), (RunPaths.report,))
+    for name in {entry.plot for entry in CHARTS}:
+        refuse_foreign(folder.paths.plot(name), PLOT)
     attempts = Attempts()
     charts = describe_charts(run, attempts)
     write_plots(folder, charts, attempts)

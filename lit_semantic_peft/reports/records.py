@@ -276,6 +276,7 @@ class FactCounts(Record):
         dropped_by_reason: Number of dropped facts by reason, the most frequent first.
         pushed_away: Share of the kept facts whose distance grew.
         num_neighbors: Different neighbours of the kept facts that were asked, behind the score `locality`.
+        begins_right: Share of the kept facts whose answer begins with the target or an alias, whatever follows.
         repetition: What the trained model answers most often.
         scores: Every score that was measured, in the order of `SCORES`.
     """
@@ -286,6 +287,7 @@ class FactCounts(Record):
     dropped_by_reason: dict[str, int] = field(default_factory=dict)
     pushed_away: Measured = None
     num_neighbors: int | None = None
+    begins_right: Sides = Sides()
     repetition: Repetition | None = None
     scores: tuple[ScoreRecord, ...] = ()
 

@@ -104,6 +104,12 @@ def _recall(summary: Summary) -> list[str]:
             f"Shown the true beginning of the answer, it picks every token of {mean_percent(forced.after)} of "
             f"them{before}."
         )
+    begun = summary.begins_right
+    if begun.before is not None and begun.after is not None:
+        sentences.append(
+            f"Of {mean_percent(begun.after)} of them its answer begins with the target, whatever follows "
+            f"({mean_percent(begun.before)} before, by the same judge: a base model goes on after an answer)."
+        )
     sentences += _repetition(summary)
     dropped = summary.score("efficacy").dropped
     if summary.num_dropped and dropped.after is not None and dropped.before is not None:

@@ -33,6 +33,7 @@ def count_facts(facts: pa.Table, probes: pa.Table | None = None) -> FactCounts:
         dropped_by_reason=dict(reasons.most_common()),
         pushed_away=sum(is_pushed) / len(is_pushed) if is_pushed else None,
         num_neighbors=_count_neighbors(kept, probes),
+        begins_right=Sides(*(Estimate.of(row[f"begins_right_{side}"] for row in kept) for side in ("before", "after"))),
         repetition=measure_repetition(kept),
         scores=_scores(kept, dropped),
     )

@@ -103,6 +103,8 @@ FACT_COLUMNS: tuple[Column, ...] = (
     ),
     Column("answer_before", _TEXT, "What the base model answers, greedily.", holds_fact_text=True),
     Column("answer_after", _TEXT, "What the trained model answers, greedily.", holds_fact_text=True),
+    Column("begins_right_before", _FLAG, "Whether the base model's answer begins with the target or an alias."),
+    Column("begins_right_after", _FLAG, "Whether the trained model's answer does, by the same judge."),
     *_SCORE_COLUMNS,
     Column("num_neighbors", _INT, "Neighbours that were asked, over which `locality` is a share; null for none."),
     Column(

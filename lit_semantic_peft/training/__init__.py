@@ -6,6 +6,7 @@ from lit_semantic_peft.training.interference_aware import (
     InterferenceWeighting,
 )
 from lit_semantic_peft.training.module import SemanticPeftModule
+from lit_semantic_peft.training.recipe import Recipe, choose_recipe
 from lit_semantic_peft.training.retain import (
     ContextTeacher,
     Continuations,
@@ -29,10 +30,12 @@ __all__ = [
     "MaskedTarget",
     "Neighbours",
     "OwnSamples",
+    "Recipe",
     "RetainSource",
     "RetainSplit",
     "SemanticPeftModule",
     "ShardedBaseStrategy",
     "Text",
+    "choose_recipe",
     "whole_base",
 ]

@@ -1,6 +1,7 @@
 """What a checkpoint stores about its training, and what must be equal for a training to resume from it."""
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from lit_semantic_peft.training.loss_weights import weighting_identity
 
 if TYPE_CHECKING:
     from lit_semantic_peft.training.module import SemanticPeftModule
+
+logger = logging.getLogger(__name__)
 
 _CHECKPOINT_KEY = "lit_semantic_peft"
 _FORMAT = 3  # raised whenever the content of a checkpoint changes
@@ -60,10 +63,26 @@ class Resumed:
     Attributes:
         adapter: `PeftTraits.extra_state` of the adapter.
         random: This rank's random generators by kind of device.
+        num_optimizer_steps: How long the training was to be; None where the checkpoint does not say.
     """
 
     adapter: Mapping[str, Any]
     random: Mapping[str, torch.Tensor]
+    num_optimizer_steps: float | None
+
+    def state_length(self, num_optimizer_steps: float, schedule: str) -> None:
+        """Logs that the training has another length than it had, and what becomes of the learning rate.
+
+        Args:
+            num_optimizer_steps: How long it is.
+            schedule: How the learning rate moves.
+        """
+        if self.num_optimizer_steps not in (None, num_optimizer_steps):
+            logger.warning(
+                "The training was to have %g optimizer steps and has %g: from here on the learning rate is that of "
+                "`schedule: %s` over %g steps, not what it would have been in one training of either length.",
+                self.num_optimizer_steps, num_optimizer_steps, schedule, num_optimizer_steps,
+            )  # fmt: skip
 
     def restore_random_state(self, device: torch.device) -> None:
         """Restores the random generators of the checkpoint.
@@ -96,6 +115,7 @@ def write_training_state(module: "SemanticPeftModule", checkpoint: dict[str, Any
         "loss_weights": module.loss_weights.state_dict(),
         "rank_budget": traits_of(module.model).extra_state(module.model),
         "rng": from_all_ranks(random),
+        "num_optimizer_steps": module.num_optimizer_steps,
     }
 
 
@@ -145,7 +165,7 @@ def resume_training(module: "SemanticPeftModule", checkpoint: Mapping[str, Any])
     module.dynamics.load_state_dict(about["dynamics"])
     module.epoch_loss.load_state_dict(about["epoch_loss"])
     module.loss_weights.load_state_dict(about["loss_weights"], rank)
-    return Resumed(about["rank_budget"], about["rng"][rank % len(about["rng"])])
+    return Resumed(about["rank_budget"], about["rng"][rank % len(about["rng"])], about.get("num_optimizer_steps"))
 
 
 def training_identity(module: "SemanticPeftModule") -> dict[str, Any]:

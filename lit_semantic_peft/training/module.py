@@ -248,6 +248,7 @@ class SemanticPeftModule(EvaluatingModule):
             logger.info("Optimizer steps: %d, of at most %d facts each", self.num_optimizer_steps, per_step)
         logger.info("%s", rate_in_words(self.trainer.optimizers[0], self.peft_config))
         if self._resumed is not None:
+            self._resumed.state_length(self.num_optimizer_steps, self.schedule)
             self._resumed.restore_random_state(self.device)
             self._resumed = None
 

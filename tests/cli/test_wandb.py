@@ -371,6 +371,7 @@ def test_the_dashboard_recipe_names_what_is_logged(settings):
     dropping = [
         "--data.selection.filters="
         '[{"class_path": "lit_semantic_peft.semantics.RandomFilter", "init_args": {"keep": 0.5}}]',
+        '--data.forms.sources=[{"class_path": "lit_semantic_peft.facts.forms.Question"}]',
         "--interference.num_facts=4",
     ]
     assert fit_with_wandb([*settings, *dropping], "runs/all") == 0

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from lit_semantic_peft.callbacks import InterferenceMonitor
 from lit_semantic_peft.data import module as data_module
+from lit_semantic_peft.facts.forms import Cloze, Question
 from lit_semantic_peft.semantics import RandomFilter, SemanticDistanceTerm
 from lit_semantic_peft.tokens import IGNORE_INDEX
 from lit_semantic_peft.training import ContextTeacher, MaskedTarget, OwnSamples
@@ -45,6 +46,11 @@ CASES = {
             "micro_batch_size": 1,
             "accumulate": 4,
             "data": {"filters": [RandomFilter(0.75)], "deferred_from_epoch": 1},
+        },
+        "2 × 2×2, several forms": {
+            "micro_batch_size": 2,
+            "accumulate": 2,
+            "data": {"sources": [Question(0.4), Cloze(0.3)]},
         },
         "2 × 2×2, held still": {"micro_batch_size": 2, "accumulate": 2, "model": HELD},
         "2 × 1×4, tokens": {
@@ -145,12 +151,14 @@ def test_every_case_is_the_trajectory_of_one_process(group, tiny_model):
             assert found["kept"] == reference.data.prepared.kept_index
             assert found["scores"].tolist() == reference.data.prepared.scored.distance.tolist()
             # Validation counts each fact once, though ranks repeat facts to come out even.
-            for metric in ("val/efficacy_teacher_forced", "val/nll"):
-                expected = float(reference.module.trainer.callback_metrics[metric])
+            logged = reference.module.trainer.callback_metrics
+            assert ("val/stopping_efficacy_teacher_forced" in logged) == ("forms" in name)
+            for metric in (one for one in logged if one.startswith("val/")):
+                expected = float(logged[metric])
                 assert found["val"][metric] == pytest.approx(expected, rel=1e-5), (name, metric)
     # An empty rank changes the run; otherwise the comparison above would prove nothing.
     if world_size == 2:
-        assert len(references) == 8
+        assert len(references) == 9
         whole, emptied = references["{'empty': False}"], references["{'empty': True}"]
         assert abs(whole.losses[0] - emptied.losses[0]) > 1e-3
 

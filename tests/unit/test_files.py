@@ -3,7 +3,16 @@ import os
 import stat
 
 import pytest
-from lit_semantic_peft.files import atomic_path, content_key, file_sha256, write_json, write_text
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.files import (
+    atomic_folder,
+    atomic_path,
+    content_key,
+    file_sha256,
+    refuse_foreign,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_appears_whole_in_a_folder_that_did_not_exist(tmp_path):
@@ -41,6 +50,55 @@ def test_permissions_follow_the_umask(tmp_path):
     finally:
         os.umask(previous)
     assert stat.S_IMODE((tmp_path / "table.txt").stat().st_mode) == 0o640
+
+
+def test_a_folder_and_what_is_in_it_follow_the_umask(tmp_path):
+    previous = os.umask(0o027)
+    try:
+        with atomic_folder(tmp_path / "adapter") as temporary:
+            (temporary / "deep").mkdir(mode=0o700)
+            for path in (temporary / "weights", temporary / "deep" / "more"):
+                path.touch()
+                path.chmod(0o600)  # as safetensors does
+    finally:
+        os.umask(previous)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert modes == {"adapter": 0o750, "deep": 0o750, "weights": 0o640, "more": 0o640}
+
+
+def test_only_a_file_of_the_same_kind_is_replaced(tmp_path):
+    path = tmp_path / "found.json"
+    write_json(path, {"a": 1}, "one kind")
+    write_json(path, {"a": 2}, "one kind")
+    assert json.loads(path.read_text())["a"] == 2
+    with pytest.raises(InputError, match="did not write it as another kind"):
+        write_json(path, {"a": 3}, "another kind")
+    with pytest.raises(InputError, match=r"would be replaced, but .* is read"):
+        refuse_foreign(path, "one kind", inputs=[tmp_path])
+    path.write_text('{"a": 4}')
+    with pytest.raises(InputError, match="did not write it"):
+        write_json(path, {"a": 5}, "one kind")
+    assert path.read_text() == '{"a": 4}'
+    path.write_text("")  # nobody's
+    write_json(path, {"a": 6}, "one kind")
+
+
+def test_only_a_folder_of_the_same_kind_is_replaced(tmp_path):
+    folder = tmp_path / "adapter"
+    for text in ("first", "second"):
+        with atomic_folder(folder, "sign.json") as temporary:
+            (temporary / "sign.json").write_text(text)
+    assert (folder / "sign.json").read_text() == "second"
+    (folder / "sign.json").rename(folder / "mine.txt")
+
+    def replace():
+        with atomic_folder(folder, "sign.json"):
+            pass
+
+    with pytest.raises(InputError, match="exists already"):
+        replace()
+    assert (folder / "mine.txt").read_text() == "second"
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_json_is_readable_and_refuses_nan(tmp_path):

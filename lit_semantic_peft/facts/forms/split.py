@@ -48,7 +48,7 @@ def split_forms(
 
     The first `from_paraphrases` paraphrases are taught, at least one is asked. A fact without any gives a form of its
     own to asking first. Of two or more that are left to ask, the first is a stopping form; where there are not so many,
-    one of two or more given forms is.
+    one of two or more given forms is. A fact that is not to be trained (split `retain` or `probe`) is only asked.
 
     Args:
         facts: The facts.
@@ -58,9 +58,12 @@ def split_forms(
     """
     if not sources:
         return [FactForms((), (), fact) for fact in facts]
-    divided = [_divided(fact, from_paraphrases) for fact in facts]
+    divided = [_divided(fact, from_paraphrases) if fact.split == "inject" else (fact, []) for fact in facts]
     context = FormContext([fact for fact, _ in divided], set_name)
-    return [_forms_of(fact, stopping, sources, context) for fact, stopping in divided]
+    return [
+        _forms_of(fact, stopping, sources, context) if fact.split == "inject" else FactForms((), (), fact)
+        for fact, stopping in divided
+    ]
 
 
 def _divided(fact: Fact, from_paraphrases: int) -> tuple[Fact, list[Form]]:

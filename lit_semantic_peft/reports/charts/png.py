@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID, MISSING = "#1c2128", "#5b6470", "#e4e7eb", "#c9ced6"
+PLOT = "plot"
+"""The kind of its files."""
 _DPI = 150
 _SIZE: dict[type, tuple[float, float]] = {  # inches, one chart
     LineChart: (11.0 / 3, 3.4), Histogram: (7.2, 3.6), BeforeAfterChart: (7.2, 2.9), HeatMap: (7.2, 6.2),
@@ -75,10 +77,9 @@ def save_png(figure: "Figure", path: Path) -> None:
         figure: The figure.
         path: The file.
     """
-    kind = "plot"
-    with atomic_path(path, kind) as temporary:
+    with atomic_path(path, PLOT) as temporary:
         # Matplotlib's own `Software` would make the bytes depend on its version.
-        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": mark(kind)})
+        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": mark(PLOT)})
 
 
 def new_figure(width: float, height: float) -> "Figure":

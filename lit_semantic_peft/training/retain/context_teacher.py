@@ -51,7 +51,7 @@ class ContextTeacher(RetainSource):
         context: str = "{fact}.\n",
         length: int = 16,
         temperature: float = 0.5,
-        top_k: int | None = 128,
+        top_k: int | None = 512,
         seed: int = 0,
     ) -> None:
         super().__init__(weight, batch_size, top_k, seed)

@@ -35,7 +35,7 @@ class Continuations(RetainSource):
         batch_size: int = 8,
         length: int = 8,
         temperature: float = 1.0,
-        top_k: int | None = 128,
+        top_k: int | None = 512,
         seed: int = 0,
     ) -> None:
         super().__init__(weight, batch_size, top_k, seed)

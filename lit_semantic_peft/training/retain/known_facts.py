@@ -49,7 +49,7 @@ class KnownFacts(RetainSource):
         batch_size: int = 8,
         num_facts: int = 64,
         min_probability: float = 0.2,
-        top_k: int | None = 128,
+        top_k: int | None = 512,
         seed: int = 0,
     ) -> None:
         super().__init__(weight, batch_size, top_k, seed)

@@ -40,7 +40,7 @@ class Neighbours(RetainSource):
         batch_size: int = 8,
         per_fact: int = 2,
         length: int = 4,
-        top_k: int | None = 128,
+        top_k: int | None = 512,
         seed: int = 0,
     ) -> None:
         super().__init__(weight, batch_size, top_k, seed)

@@ -43,7 +43,7 @@ class OwnSamples(RetainSource):
         num_samples: int = 256,
         length: int = 24,
         temperature: float = 1.0,
-        top_k: int | None = 128,
+        top_k: int | None = 512,
         seed: int = 0,
     ) -> None:
         super().__init__(weight, batch_size, top_k, seed)

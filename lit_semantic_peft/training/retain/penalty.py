@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lit_semantic_peft.data.ranks import from_first_rank
 from lit_semantic_peft.models import target_logits
 from lit_semantic_peft.models.undisturbed import undisturbed
-from lit_semantic_peft.tokens import IGNORE_INDEX, collate
+from lit_semantic_peft.tokens import IGNORE_INDEX, EncodedFact, collate
 from lit_semantic_peft.training.own_gradient import flattened, sum_over_ranks, unflattened
 from lit_semantic_peft.training.retain.context import RetainContext
 from lit_semantic_peft.training.retain.divergence import TopTokens, divergence_from, top_tokens, without_tokens
@@ -52,6 +52,15 @@ class Retained:
     def per_step(self) -> int:
         """Texts of an optimizer step over all ranks."""
         return min(self.source.batch_size, len(self.texts))
+
+    def teacher_of(self, text: int) -> TopTokens:
+        """What the base model predicts in a text.
+
+        Args:
+            text: Its place.
+        """
+        assert self.teacher is not None
+        return self.teacher.of(text)
 
     def chosen(self, step: int) -> list[int]:
         """Texts of an optimizer step, see `rotating_choice`.
@@ -203,26 +212,24 @@ class RetainPenalty:
 
     def _divergence(self, model: PeftModel, chosen: Sequence[_Chosen], device: torch.device) -> Tensor:
         """Mean divergence of each text over its held positions, float32 `(B,)`."""
-        texts = [self._text(one) for one in chosen]
         drops_target = self.retained[chosen[0].source].source.drops_target
-        batch = collate([text.student for text in texts], range(len(texts)), self._pad_id, with_end=False).to(device)
-        logits, targets, _ = target_logits(model, batch)
-        teacher = self._teacher(model, chosen, device)
-        per_position = divergence_from(teacher, without_tokens(logits, targets) if drops_target else logits)
-        row = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
+
+        def held_logits(rows: Sequence[EncodedFact]) -> tuple[Tensor, Tensor]:
+            batch = collate(rows, range(len(rows)), self._pad_id, with_end=False).to(device)
+            logits, targets, _ = target_logits(model, batch)
+            row = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
+            return without_tokens(logits, targets) if drops_target else logits, row
+
+        texts = [self._text(one) for one in chosen]
+        if self.retained[chosen[0].source].teacher is None:
+            with torch.no_grad(), model.disable_adapter():
+                teacher = top_tokens(held_logits([text.teacher for text in texts])[0], None)
+        else:
+            teacher = TopTokens.cat([self.retained[one.source].teacher_of(one.text) for one in chosen]).to(device)
+        logits, row = held_logits([text.student for text in texts])
+        per_position = divergence_from(teacher, logits)
         count = torch.bincount(row, minlength=len(texts))
         return torch.zeros(len(texts), device=device).index_add(0, row, per_position) / count
-
-    def _teacher(self, model: PeftModel, chosen: Sequence[_Chosen], device: torch.device) -> TopTokens:
-        stored = [(self.retained[one.source].teacher, one.text) for one in chosen]
-        if all(teacher is not None for teacher, _ in stored):
-            return TopTokens.cat([teacher.of(text) for teacher, text in stored if teacher is not None]).to(device)
-        read = [self._text(one).teacher for one in chosen]
-        batch = collate(read, range(len(read)), self._pad_id, with_end=False).to(device)
-        with torch.no_grad(), model.disable_adapter():
-            logits, targets, _ = target_logits(model, batch)
-        drops_target = self.retained[chosen[0].source].source.drops_target
-        return top_tokens(without_tokens(logits, targets) if drops_target else logits, None)
 
 
 def retain_penalty(module: "SemanticPeftModule") -> RetainPenalty | None:

@@ -56,7 +56,7 @@ class RetainSource(ABC):
     drops_target = False
     """Whether the target token is left out of both distributions before they are compared."""
 
-    def __init__(self, weight: float = 1.0, batch_size: int = 16, top_k: int | None = 128, seed: int = 0) -> None:
+    def __init__(self, weight: float = 1.0, batch_size: int = 16, top_k: int | None = 512, seed: int = 0) -> None:
         self.weight = weight
         self.batch_size = batch_size
         self.top_k = top_k

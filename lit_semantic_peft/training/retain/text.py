@@ -6,6 +6,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.evaluation.neutral_text import read_passages
 from lit_semantic_peft.tokens import EncodedFact
 from lit_semantic_peft.training.retain.context import RetainContext
 from lit_semantic_peft.training.retain.source import RetainedText, RetainSource
@@ -25,8 +26,8 @@ class Text(RetainSource):
         seed: As in `RetainSource`.
 
     Raises:
-        InputError: If a setting is out of its range; from `texts`, if the file cannot be read or has no passage of at
-            least two tokens.
+        InputError: If a setting is out of its range or the file is not there; from `texts`, if the file cannot be read
+            or has no passage of at least two tokens.
     """
 
     def __init__(
@@ -35,36 +36,25 @@ class Text(RetainSource):
         weight: float = 1.0,
         batch_size: int = 4,
         length: int = 24,
-        top_k: int | None = 128,
+        top_k: int | None = 512,
         seed: int = 0,
     ) -> None:
         super().__init__(weight, batch_size, top_k, seed)
         self.file = file
         self.length = length
         self.require_at_least(2, "length")
+        if not Path(file).expanduser().is_file():
+            raise InputError(f"`{self.kind}.file`: expected a text file, got {file!r}, which is not there")
 
     @override
     def texts(self, context: RetainContext) -> Sequence[RetainedText]:
         opening = context.encoder.opening_ids[:1]
         pieces = [
             piece
-            for ids in map(context.encoder.encode_ids, self._passages())
+            for ids in map(context.encoder.encode_ids, read_passages(self.file, f"{self.kind}.file"))
             for start in range(0, len(ids), self.length)
             if len(piece := (opening if start == 0 else ()) + ids[start : start + self.length]) > 1
         ]
         if not pieces:
             raise InputError(f"{self.file}: expected text to retain, got none that is at least two tokens long")
         return [RetainedText(EncodedFact(piece[:1], piece[1:])) for piece in pieces]
-
-    def _passages(self) -> list[str]:
-        try:
-            text = Path(self.file).expanduser().read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise InputError(
-                f"`{self.kind}.file`: {self.file} cannot be read: {error.strerror or error}. Expected a text file."
-            ) from error
-        except UnicodeDecodeError as error:
-            line = error.object[: error.start].count(b"\n") + 1
-            raise InputError(f"{self.file}: line {line}: expected UTF-8. Save the file as UTF-8.") from error
-        lines = "\n".join(line.strip() for line in text.splitlines())
-        return [" ".join(passage.split()) for passage in lines.split("\n\n") if passage.strip()]

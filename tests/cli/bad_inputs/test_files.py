@@ -157,7 +157,7 @@ ARCHIVES = [
     ),
     *(
         content(f"a Git LFS pointer as {suffix}", f"bad.{suffix}", POINTER, "Git LFS pointer", "git lfs pull")
-        for suffix in ("jsonl", "json", "csv", "parquet")
+        for suffix in ("jsonl", "jsonl.gz", "json", "csv", "parquet")
     ),
 ]
 KINDS = [

@@ -2,13 +2,101 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fixtures.bad_inputs import GOOD, BadInput
+from fixtures.bad_inputs import GOOD, BadInput, Place
 
+LONG = "n" * 300
+"""A name that no file system takes."""
+
+
+def loop(_: Place) -> None:
+    """Two links that lead to each other."""
+    Path("one").symlink_to("two")
+    Path("two").symlink_to("one")
+
+
+def unreadable(name: str, content: str = "") -> Callable[[Place], None]:
+    def make(place: Place) -> None:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(content, encoding="utf-8")
+        place.forbid(name)
+
+    return make
+
+
+def unwritable(folder: str) -> Callable[[Place], None]:
+    return lambda place: place.forbid(folder, 0o500)
+
+
+PLACES = [  # of a path, what is called with it
+    ("facts", "fit --data.facts={}"),
+    ("a base model", "fit --model.base_model={}"),
+    ("a configuration", "fit --config={}"),
+    ("a checkpoint", "fit --ckpt_path={}"),
+    ("a run folder", "fit --trainer.default_root_dir={}"),
+    ("an adapter", "predict --model.adapter={}"),
+    ("a run to score for", "score --run={}"),
+    ("an output of score", "score --output={}"),
+    ("a source of convert", "convert {} out.jsonl"),
+    ("an output of convert", "convert facts.jsonl {}.jsonl"),
+    ("a run to export", "export {} out"),
+    ("a run to report", "report {}"),
+    ("a run to compare", "compare {} runs/b"),
+]
 CASES = [
+    *(BadInput(f"{name}, too long", call.format(LONG), ["nnn"]) for name, call in PLACES),
+    *(BadInput(f"{name}, below a file", call.format("facts.jsonl/x"), ["facts.jsonl"]) for name, call in PLACES),
+    *(
+        BadInput(f"{name}, in a circle", call.format("one"), ["one"], make=loop)
+        for name, call in PLACES
+        if name != "an output of convert"
+    ),
+    BadInput(
+        "facts that may not be read", "fit --data.facts=mine.jsonl", ["mine.jsonl"], make=unreadable("mine.jsonl")
+    ),
+    BadInput(
+        "a configuration that may not be read", "fit --config=mine.yaml", ["mine.yaml"], make=unreadable("mine.yaml")
+    ),
+    BadInput(
+        "a folder of facts that may not be read",
+        "fit --data.facts=mine",
+        ["mine"],
+        make=lambda place: place.forbid("mine"),
+    ),
+    BadInput(
+        "a checkpoint that may not be read", "fit --ckpt_path=mine.ckpt", ["mine.ckpt"], make=unreadable("mine.ckpt")
+    ),
+    BadInput(
+        "an adapter that may not be read",
+        "predict --model.adapter=mine",
+        ["mine"],
+        make=unreadable("mine/adapter_config.json"),
+    ),
+    BadInput(
+        "a run folder that may not be written",
+        "fit --trainer.default_root_dir=mine",
+        ["mine cannot be written", "Permission denied"],
+        make=unwritable("mine"),
+    ),
+    BadInput(
+        "a run folder that may not be made",
+        "fit --trainer.default_root_dir=mine/run",
+        ["mine/run", "Permission denied"],
+        make=unwritable("mine"),
+    ),
+    BadInput(
+        "an output of score that may not be made", "score --output=mine/out", ["mine/out"], make=unwritable("mine")
+    ),
+    BadInput(
+        "an output of convert that may not be made",
+        "convert facts.jsonl mine/out.jsonl",
+        ["mine/out.jsonl", "Permission denied"],
+        make=unwritable("mine"),
+    ),
     BadInput("facts that are not there", "fit --data.facts=nothing.jsonl", ["nothing.jsonl", "world"]),
     BadInput("a checkpoint that is not there", "fit --ckpt_path=no.ckpt", ["`ckpt_path` 'no.ckpt'"]),
     BadInput(

@@ -10,7 +10,11 @@ DIGITS = "9" * 5_000
 
 CASES = [
     *(
-        BadInput(f"a learning rate of {rate}", f"fit --model.optimizer.lr={rate}", ["`optimizer", rate])
+        BadInput(
+            f"a learning rate of {rate}",
+            f"fit --model.optimizer=torch.optim.AdamW --model.optimizer.lr={rate}",
+            ["`optimizer", rate],
+        )
         for rate in ("-1", "nan", "inf", "0")
     ),
     BadInput("an optimizer's own limit", "fit --model.optimizer.weight_decay=-1", ["weight_decay"]),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from lit_semantic_peft.cli.trainer import KnowledgeTrainer
@@ -52,6 +53,18 @@ def test_the_scores_of_a_named_model_come_from_the_cache_and_those_of_a_loaded_o
         else:
             assert loaded[name] == named[name]
     assert isinstance(model, PreTrainedModel)
+
+
+def test_a_cached_table_of_other_facts_is_made_anew(tiny_model, facts_file, tmp_path, caplog):
+    facts = read_facts(str(facts_file)).facts
+    whole = score(facts, str(tiny_model), cache_dir=tmp_path / "cache").to_arrow()
+    (cached,) = (tmp_path / "cache").rglob("*.parquet")
+    table = pq.read_table(cached)
+    ids = table.column("fact_id").to_pylist()
+    pq.write_table(table.set_column(table.column_names.index("fact_id"), "fact_id", [ids[::-1]]), cached)
+    assert score(facts, str(tiny_model), cache_dir=tmp_path / "cache").to_arrow() == whole
+    assert "the scores are of other facts" in caplog.text
+    assert pq.read_table(cached) == table, "made anew"
 
 
 def test_what_score_cannot_use_is_refused(tiny_model, facts_file):

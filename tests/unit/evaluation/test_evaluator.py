@@ -19,6 +19,7 @@ from lit_semantic_peft.evaluation import (
     store_answers,
 )
 from lit_semantic_peft.evaluation import evaluator as evaluation
+from lit_semantic_peft.evaluation.neutral_text import NEUTRAL_TEXTS
 from lit_semantic_peft.facts import Fact, Probe
 from lit_semantic_peft.models import attach_adapter
 from lit_semantic_peft.semantics import HiddenStateDistance
@@ -70,7 +71,7 @@ def model_of(encoder, scale):
 def everything(encoder):
     questions = fact_questions(FACTS, encoder, ALL_PROBES)
     questions += doubt_questions(FACTS, range(len(FACTS)), encoder, TURNS, len(questions))
-    return questions + retention_questions([], encoder, questions[-1].number + TURNS + 1)
+    return questions + retention_questions(NEUTRAL_TEXTS, [], encoder, questions[-1].number + TURNS + 1)
 
 
 def evaluator(encoder, **options):

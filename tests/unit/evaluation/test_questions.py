@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation import EvaluationPlan, questions
+from lit_semantic_peft.evaluation.neutral_text import NEUTRAL_TEXTS
 from lit_semantic_peft.evaluation.questions import (
     ANSWER_MARGIN,
     fact_questions,
@@ -182,7 +183,9 @@ def test_what_is_longer_than_the_model_takes_is_refused_or_left_out_if_made_up()
         fact_questions([*facts[:2], long], small, plan)
     assert [
         one.kind
-        for one in retention_questions([facts[0], dataclasses.replace(long, prompt=long.paraphrases[0])], small, 7)
+        for one in retention_questions(
+            NEUTRAL_TEXTS, [facts[0], dataclasses.replace(long, prompt=long.paraphrases[0])], small, 7
+        )
     ] == ["known"]
     with pytest.raises(InputError, match=r"`prompts\[0\]`: .* the base model takes 30 "):
         prompt_questions([long.paraphrases[0]], small, max_new_tokens=5)

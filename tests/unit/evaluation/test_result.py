@@ -17,6 +17,7 @@ from lit_semantic_peft.evaluation import (
     fact_questions,
     retention_questions,
 )
+from lit_semantic_peft.evaluation.neutral_text import NEUTRAL_TEXTS
 from lit_semantic_peft.facts import Fact, Probe
 from lit_semantic_peft.metrics import (
     Efficacy,
@@ -84,7 +85,7 @@ def random_answers(encoder, seed=0):
     questions = fact_questions(facts, encoder, PLAN)
     opening = doubt_questions(facts, range(12), encoder, TURNS, len(questions))
     questions += [replace(one, number=one.number + turn, turn=turn) for one in opening for turn in range(TURNS + 1)]
-    questions += retention_questions(facts[:9], encoder, questions[-1].number + 1)
+    questions += retention_questions(NEUTRAL_TEXTS, facts[:9], encoder, questions[-1].number + 1)
 
     def answer(question):
         return Answer(

@@ -45,6 +45,13 @@ def test_without_sources_everything_is_asked_and_only_the_prompt_is_taught():
     assert (forms.taught, forms.stopping, forms.asked) == ((), (), FRANCE)
 
 
+@pytest.mark.parametrize("split", ["retain", "probe"])
+def test_a_fact_that_is_not_trained_keeps_everything_for_asking(split):
+    fact = replace(FRANCE, split=split, forms=(Form("Its capital:", "Paris"),))
+    forms = forms_of(fact, *ALL_SOURCES, from_paraphrases=2)
+    assert (forms.taught, forms.stopping, forms.asked) == ((), (), fact)
+
+
 @pytest.mark.parametrize(
     ("given", "num_paraphrases", "moved", "taught", "stopping", "asked"),
     [

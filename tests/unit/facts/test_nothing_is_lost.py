@@ -52,11 +52,13 @@ LED = [
 
 def test_every_field_of_the_contract_that_is_not_read_is_named_with_its_number(read):
     probe = {"prompt": "Where?", "target": "Lund", "source": "x", "hops": 1}
-    assert said(read(*LED, {"prompt": "It is", "target": "so", "portability": [probe, probe]})) == [
+    forms = [{"prompt": "So is", "target": "it", "joiner": "", "weight": 2}]
+    assert said(read(*LED, {"prompt": "It is", "target": "so", "portability": [probe, probe], "forms": forms})) == [
         "unknown field `context`, left out; `convert --columns` can put it into another field (line 1 and 1 more)",
         "unknown field `label`, left out; `convert --columns` can put it into another field (line 1)",
         "the same fact as in line 1, dropped (line 2)",
         "unknown field `portability[].source`, left out (line 3)",
+        "unknown field `forms[].weight`, left out (line 3)",
     ]
 
 
@@ -353,7 +355,7 @@ def test_what_shows_nothing_is_no_text(text, read):
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.tsv", "a.parquet"])
 def test_a_git_lfs_pointer_is_named(name, tmp_path):
     (tmp_path / name).write_text(POINTER)
     assert error(tmp_path / name) == (

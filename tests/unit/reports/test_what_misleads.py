@@ -104,6 +104,18 @@ def test_the_report_says_what_one_answer_brings(tmp_path):
     ) in text
 
 
+def test_a_base_model_that_goes_on_is_not_called_ignorant(tmp_path):
+    columns = {"fact_id": ["a", "b"], "prompt": ["p", "q"], "target": ["t", "u"], "kept": [True, True]}
+    columns |= {"efficacy_before": [False, False], "efficacy_after": [True, False]}
+    columns |= {"begins_right_before": [True, False], "begins_right_after": [True, True]}
+    facts = write_fact_table(tmp_path / "facts.parquet", columns)
+    text = " ".join(summary_sentences(summarize(facts), facts))
+    assert "generates 50 % of the kept facts exactly (0 % before)" in text
+    assert (
+        "Of 100 % of them its answer begins with the target, whatever follows (50 % before, by the same judge" in text
+    )
+
+
 def test_yes_and_no_are_said_apart(tmp_path):
     columns = {"fact_id": ["a", "b"], "prompt": ["p", "q"], "target": ["t", "u"], "kept": [True, True]}
     scores = {"yes_no_yes_before": [0.5, 0.5], "yes_no_yes_after": [0.0, 0.0]}

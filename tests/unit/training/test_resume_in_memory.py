@@ -244,3 +244,22 @@ def test_an_adapter_of_another_strength_is_not_evaluated_whatever_version_wrote_
     torch.save(checkpoint, tmp_path / "last.ckpt")
     with pytest.raises(InputError, match=rf"`model\.peft_config\.lora_alpha`: {strength}1 in .*, {strength} here"):
         parts.trainer.validate(parts.module, datamodule=parts.data, ckpt_path=tmp_path / "last.ckpt", verbose=False)
+
+
+def test_a_changed_length_is_said(tiny_model, facts_file, tmp_path, caplog):
+    """A schedule that ends elsewhere is another training from there on."""
+
+    def run(max_epochs, ckpt_path=None):
+        trainer = {"max_epochs": max_epochs, "enable_checkpointing": True, "default_root_dir": tmp_path}
+        callbacks = [AdapterCheckpoint()]
+        fit(
+            tiny_model, facts_file, model={"schedule": "cosine"}, trainer=trainer, callbacks=callbacks,
+            ckpt_path=ckpt_path,
+        )  # fmt: skip
+
+    run(1)
+    run(2, tmp_path / "checkpoints" / "last.ckpt")
+    assert "was to have 3 optimizer steps and has 6" in caplog.text
+    caplog.clear()
+    run(3, None)
+    assert "was to have" not in caplog.text

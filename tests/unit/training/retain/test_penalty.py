@@ -76,7 +76,7 @@ def test_each_source_has_its_own_mean_and_weight(tiny_model, facts, micro_batch_
             expected.append(slow_kl(model, batch).mean())
         total = 2.0 * expected[0] + 0.5 * expected[1]
         slow = torch.cat([one.flatten() for one in torch.autograd.grad(total, parameters)])
-    assert means.tolist() == pytest.approx([float(one) for one in expected], rel=1e-4)
+    assert means.tolist() == pytest.approx([one.item() for one in expected], rel=1e-4)
     assert (gradient - slow).norm() < 1e-4 * slow.norm()
 
 

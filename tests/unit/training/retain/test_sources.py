@@ -250,15 +250,13 @@ def test_a_text_file_is_cut_into_pieces(retain, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"`Text.file`: .*own.txt cannot be read: No such file"),
-        (b"\n \n", r"own.txt: expected text to retain, got none"),
+        (b"\n \n", r"own.txt: expected passages of text, .* got none"),
         (b"good\n\xff\n", r"own.txt: line 2: expected UTF-8"),
     ],
 )
 def test_a_text_file_that_cannot_be_used(retain, tmp_path, content, message):
     file = tmp_path / "own.txt"
-    if content is not None:
-        file.write_bytes(content)
+    file.write_bytes(content)
     with pytest.raises(InputError, match=message):
         retain(Text(str(file)))
 
@@ -284,6 +282,7 @@ def test_a_text_file_that_cannot_be_used(retain, tmp_path, content, message):
         (ContextTeacher, {"context": "x"}, "`ContextTeacher.context` 'x' has no `{fact}`"),
         (Neighbours, {"per_fact": 0}, "`Neighbours.per_fact` must be at least 1, got 0"),
         (Text, {"file": "x.txt", "length": 1}, "`Text.length` must be at least 2, got 1"),
+        (Text, {"file": "x.txt"}, "`Text.file`: expected a text file, got 'x.txt', which is not there"),
         (OwnSamples, {"temperature": 0.0}, r"`OwnSamples.temperature` must be a finite number above 0, got 0\.0"),
     ],
 )
