@@ -53,6 +53,7 @@ _UNUSUAL: dict[str, dict[str, Any]] = {
     "kimi_linear": {"mlp_layer_types": ["dense", "sparse"], "layer_types": _LINEAR_AND_FULL},
     "lfm3": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "mamba": {"time_step_rank": 8},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8},
     "nemotron_h": {"mamba_head_dim": 8},
     "recurrent_gemma": {"num_hidden_layers": 3, "num_key_value_heads": 1},
