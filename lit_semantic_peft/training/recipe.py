@@ -87,7 +87,7 @@ def choose_recipe(
     )
     learning_rate, reasons["learning_rate"] = _rate(num_parameters, peft_config)
     forms, reasons["forms"] = _forms(taught, set_name)
-    retain = (OwnSamples(weight=1.0, batch_size=4, length=24), KnownFacts(weight=2.0, batch_size=8))
+    retain = (OwnSamples(weight=1.0), KnownFacts(weight=2.0))
     reasons["retain"] = "the base model's own samples keep unrelated text, known facts keep answers of the same kind"
     return Recipe(num_steps, learning_rate, forms, retain, reasons)
 
