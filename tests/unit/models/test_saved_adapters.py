@@ -9,6 +9,7 @@ from architectures import trained
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import BaseModelSource, attach_adapter, export_adapter, load_adapter, peft_bounds
 from lit_semantic_peft.models.adapter_state import differences
+from lit_semantic_peft.models.peft_traits import exported_tensors
 from peft import AdaLoraConfig, LoraConfig
 from safetensors.torch import load_file
 
@@ -110,10 +111,18 @@ def test_a_setting_of_a_newer_peft_that_is_off_is_no_difference(adapter, source)
 
 
 def test_what_is_loaded_is_what_was_read(adapter, source, monkeypatch):
-    """A PEFT that takes the tensors and drops them is found out."""
-    monkeypatch.setattr("lit_semantic_peft.models.adapter_state.set_peft_model_state_dict", lambda model, state: None)
+    """A load that takes the tensors and drops them is found out."""
+    monkeypatch.setattr("lit_semantic_peft.models.adapter_state.set_exported_tensors", lambda model, state: None)
     with pytest.raises(InputError, match="not as the model holds it: base_model"):
         load_adapter(tiny_llama(), adapter, source)
+
+
+def test_what_peft_drops_on_the_way_is_loaded_all_the_same(adapter, source, monkeypatch):
+    """As where transformers renames tensors of a Laguna's shared experts, which PEFT then does not find."""
+    whole = exported_tensors(load_adapter(tiny_llama(), adapter, source))
+    monkeypatch.setattr("lit_semantic_peft.models.peft_traits.set_peft_model_state_dict", lambda model, state: None)
+    loaded = exported_tensors(load_adapter(tiny_llama(), adapter, source))
+    assert all(torch.equal(value, loaded[name]) for name, value in whole.items())
 
 
 def test_equal_tensors_differ_in_nothing():
