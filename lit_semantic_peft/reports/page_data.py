@@ -38,6 +38,8 @@ def fact_data(facts: pa.Table) -> dict[str, Any]:
         if name in known or name.startswith(EXTRA_DISTANCE_PREFIX)
     ]
     texts = {c.name: facts.column(c.name).to_pylist() for c in columns if pa.types.is_string(c.type)}
+    lists = {c.name: facts.column(c.name).to_pylist() for c in columns if pa.types.is_list(c.type)}
+    texts |= {name: [" · ".join(one) if one else None for one in column] for name, column in lists.items()}
     fact_ids = texts["fact_id"]
     row_of = {fact_id: row for row, fact_id in enumerate(fact_ids)}
     # Facts that are named here but not in the shown sample have no row to point to.

@@ -71,7 +71,7 @@ def test_convert_joins_columns_and_leaves_out_bad_records(capsys):
     assert not Path("facts.jsonl").exists()
     assert main([*arguments, "--columns", "target=answer", "--skip_bad"]) == 0
     said = capsys.readouterr()
-    assert said.out == "Written: facts.jsonl (facts: 2)\n"
+    assert said.out == f"Written: {Path('facts.jsonl').absolute()} (facts: 2)\n"
     assert "unknown field `topic`, left out" in said.err
     assert "1 problem, its record left out:\nset.jsonl, line 3: field `target`" in said.err
     assert [fact.prompt for fact in read_facts("facts.jsonl").facts] == [

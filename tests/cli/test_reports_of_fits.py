@@ -32,7 +32,7 @@ def test_what_needs_two_facts_is_not_measured_of_one(fit):
     folder, shown = fit(
         {"prompt": "The price ($_{USD) of Zorvex is", "target": "40", "relation": "price ($_{USD) in $"}
     )
-    assert "Report: run/report.html" in shown
+    assert "run/report.html" in shown
     page = folder.paths.report.read_text(encoding="utf-8")
     assert "Pairs in conflict</span><strong>not measured" in page
     assert "price ($_{USD) in $" in page

@@ -21,7 +21,7 @@ from lit_semantic_peft.evaluation import RETENTION, SCORES
 
 _BLOCK = 32768
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
-TEXT_COLUMNS = {"subject", "prompt", "target", "target_true", "answer_before", "answer_after"}
+TEXT_COLUMNS = {"subject", "prompt", "target", "target_true", "answer_before", "answer_after", "taught_forms"}
 NOT_SENT = {"checkpoints", "logs", "wandb"}
 WANDB = ["--trainer.logger=lightning.pytorch.loggers.WandbLogger", "--trainer.logger.offline=true"]
 
@@ -205,7 +205,10 @@ def test_metrics_table_plots_and_configuration_are_logged(settings):
     assert table["columns"] == expected.column_names
     at = table["columns"].index("fact_id")
     by_id = {row[at]: dict(zip(table["columns"], row, strict=True)) for row in table["data"]}
-    assert by_id == {row["fact_id"]: pytest.approx(row) for row in expected.to_pylist()}
+    rows = expected.to_pylist()
+    forms = {row["fact_id"]: row.pop("taught_forms") for row in rows}
+    assert {fact_id: row.pop("taught_forms") for fact_id, row in by_id.items()} == forms
+    assert by_id == {row["fact_id"]: pytest.approx(row) for row in rows}
     transfer = [row[table["columns"].index("net_transfer")] for row in table["data"]]
     measured = [value for value in transfer if value is not None]
     assert len(measured) == 6

@@ -37,7 +37,7 @@ CASES = [
     BadInput(
         "an empty text",
         retain("Text", file="own.txt"),
-        ["own.txt: expected text to retain"],
+        ["own.txt: expected passages of text"],
         {"own.txt": "\n"},
         leaves=BEGUN,
     ),

@@ -13,7 +13,7 @@ CASES = [
         BadInput(
             f"a learning rate of {rate}",
             f"fit --model.optimizer=torch.optim.AdamW --model.optimizer.lr={rate}",
-            ["`optimizer", rate],
+            ["optimizer", rate],
         )
         for rate in ("-1", "nan", "inf", "0")
     ),

@@ -148,7 +148,7 @@ def test_what_goes_to_a_dashboard_follows_from_marks(run_folder):
 
 def test_columns_with_words_of_facts_are_marked(run_folder):
     marked = {column.name for column in (*FACT_COLUMNS, *PROBE_COLUMNS) if column.holds_fact_text}
-    assert marked == {"subject", "prompt", "target", "target_true", "answer_before", "answer_after"}
+    assert marked == {"subject", "prompt", "target", "target_true", "answer_before", "answer_after", "taught_forms"}
     for table in (run_folder.facts, run_folder.probes):
         assert set(table.column_names) - set(without_fact_text(table).column_names) == marked & set(table.column_names)
 
