@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftConfig
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.given import given_facts
 from lit_semantic_peft.models import BaseModel
+from lit_semantic_peft.models.peft_traits import base_changing_setting
 from lit_semantic_peft.training.recipe import Recipe, choose_recipe
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,10 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
     }
     if not any(open_settings.values()):
         return config
-    recipe = _recipe_for(config)
-    chosen = _as_settings(recipe)
+    peft_config = _peft_config(config.model.peft_config)
+    chosen = _as_settings(_recipe_for(config, peft_config))
+    if (obstacle := _obstacle_to_retaining(config, peft_config)) is not None:
+        chosen["model.retain"] = ([], "nothing is held still", f"not possible with {obstacle}")
     filled = config.clone()
     logger.info("Recipe (`--recipe plain` for the adapter alone; each setting can be given):")
     for key, (value, said, reason) in chosen.items():
@@ -58,7 +61,19 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
     return completed
 
 
-def _recipe_for(config: Namespace) -> Recipe:
+def _obstacle_to_retaining(config: Namespace, peft_config: PeftConfig) -> str | None:
+    """The setting with which `compatibility` refuses `retain`; None where it takes it."""
+    strategy = config.trainer.strategy
+    name = strategy if isinstance(strategy, str) else str(getattr(strategy, "class_path", ""))
+    if "shard" in name.lower() or "fsdp" in name.lower():
+        return "a sharded base model"
+    if config.trainer.precision == "16-mixed":
+        return "`precision: 16-mixed`"
+    changing = base_changing_setting(peft_config)
+    return None if changing is None else f"`{changing}`"
+
+
+def _recipe_for(config: Namespace, peft_config: PeftConfig) -> Recipe:
     data = config.data
     facts = given_facts(data.facts, num_facts=data.num_facts, seed=data.seed, dataset_split=data.dataset_split)
     base = BaseModel(**vars(config.model.base_model))
@@ -66,7 +81,7 @@ def _recipe_for(config: Namespace) -> Recipe:
     return choose_recipe(
         facts,
         base.count_parameters(),
-        _peft_config(config.model.peft_config),
+        peft_config,
         set_name=data.facts,
         facts_per_step=data.batches.micro_batch_size * (config.trainer.accumulate_grad_batches or 1) * devices,
     )

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import Namespace
 from lit_semantic_peft.__main__ import main
+from lit_semantic_peft.cli import recipe
 
 SMALL = [
     "--trainer.accelerator=cpu",
@@ -55,6 +57,23 @@ def test_plain_holds_nothing_and_teaches_own_prompts(fit):
     assert config["model"]["retain"] is None
     assert config["data"]["forms"]["sources"] is None
     assert "Recipe" not in said
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "obstacle"),
+    [
+        ("trainer.strategy", "fsdp", "a sharded base model"),
+        ("trainer.strategy", Namespace(class_path="x.ShardedBaseStrategy"), "a sharded base model"),
+        ("trainer.precision", "16-mixed", "`precision: 16-mixed`"),
+        ("model.peft_config", Namespace(class_path="peft.LoraConfig", init_args=Namespace(bias="all")), "`bias: all`"),
+        ("trainer.precision", "bf16-mixed", None),
+    ],
+)
+def test_nothing_is_held_still_where_it_cannot_be(setting, value, obstacle):
+    """With the words of `compatibility`, which would refuse it."""
+    config = Namespace(trainer=Namespace(strategy="auto", precision="32-true"), model=Namespace(peft_config=None))
+    config.update(value, setting)
+    assert recipe._obstacle_to_retaining(config, recipe._peft_config(config.model.peft_config)) == obstacle
 
 
 def test_an_unknown_recipe_is_refused(capsys):
