@@ -30,6 +30,8 @@ def run(tmp_path_factory) -> RunFolder:
             "--config",
             str(QUICKSTART),
             "--trainer.default_root_dir=run",
+            "--data.num_facts=64",
+            "--trainer.max_steps=48",
         ],
         cwd=folder,
         env={**os.environ, "LIT_SEMANTIC_PEFT_CACHE": str(cache)},
@@ -44,12 +46,12 @@ def run(tmp_path_factory) -> RunFolder:
 
 def test_the_kept_facts_are_recalled_and_were_unknown_before(run):
     summary = run.summary
-    assert summary.num_kept >= 60
+    assert summary.num_kept >= 40
     assert summary.dropped_by_reason["already_known"] > 0
     generated, forced = (summary.score(name).kept for name in ("efficacy", "efficacy_teacher_forced"))
     assert forced.before.mean == 0
-    assert forced.after.mean >= 0.9
-    assert generated.after.mean >= 0.9
+    assert forced.after.mean >= 0.8
+    assert generated.after.mean >= 0.8
     assert summary.score("locality").kept.after is not None
     rows = run.probes.to_pylist()
     neighbours = [row for row in rows if row["kind"] == "neighborhood"]
