@@ -62,7 +62,7 @@ def test_the_kept_facts_are_recalled_and_were_unknown_before(run):
 def test_it_stays_within_memory_and_measures_interference_as_it_grows(run):
     summary = run.summary
     assert summary.peak_memory_gb < 4
-    assert [record.epoch for record in summary.interference][:4] == [0, 5, 10, 15]
+    assert [record.epoch for record in summary.interference][:3] == [0, 5, 10]
     assert summary.interference[-1].conflict_rate > summary.interference[0].conflict_rate
 
 
