@@ -43,7 +43,7 @@ study: $(STAMP)  ## does it help? SETTING=smoke (minutes), cpu (hours, 50 minute
 	$(BIN)/python -m experiments.study run $(STUDY) --minutes 50; status=$$?; \
 	$(BIN)/python -m experiments.study table $(STUDY) && exit $$status
 
-# Measured on 2 quiet cores: environment 90 s, unit and command line 340 s, processes 130 s, real model and notebooks
+# Measured on 2 cores: environment 90 s, unit and command line 600 s, processes 220 s, real model and notebooks
 # 450 s. A slow machine takes half as long again.
 # One thread per worker: two workers share two cores. Of the processes' tests those of a file share what they made.
 PYTEST := $(BIN)/python -m pytest -q

@@ -50,8 +50,10 @@ def test_the_kept_facts_are_recalled_and_were_unknown_before(run):
     assert summary.dropped_by_reason["already_known"] > 0
     generated, forced = (summary.score(name).kept for name in ("efficacy", "efficacy_teacher_forced"))
     assert forced.before.mean == 0
-    assert forced.after.mean >= 0.8
-    assert generated.after.mean >= 0.8
+    # Half of the recipe's steps: more than half of the facts are recalled, also where they are asked as a question.
+    assert forced.after.mean >= 0.5
+    assert generated.after.mean >= 0.5
+    assert summary.score("generalization_question").kept.after.mean >= 0.5
     assert summary.score("locality").kept.after is not None
     rows = run.probes.to_pylist()
     neighbours = [row for row in rows if row["kind"] == "neighborhood"]
