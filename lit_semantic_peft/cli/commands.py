@@ -205,7 +205,7 @@ def augment_command(arguments: Sequence[str]) -> None:
     Args:
         arguments: What follows the command.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lit-semantic-peft augment",
         description="Lets a local causal language model write facts in other words and adds what is usable to their "
         "`forms`. Kept is one sentence with the subject before the target and the target at its end that is no "
@@ -240,13 +240,13 @@ def augment_command(arguments: Sequence[str]) -> None:
     )
     write_output(found.facts, path)
     for warning in fact_set.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {visible(warning)}", file=sys.stderr)
     print(f"Restatements kept: {found.num_forms}, of {found.num_restated} of {len(found.facts)} facts")
     if found.num_without_subject:
         print(f"Facts without a `subject`, which cannot be restated: {found.num_without_subject}")
     for reason, count in found.left_out.items():
         print(f"Left out: {count}: {reason}")
-    print(f"Written: {options.output} (facts: {len(found.facts)})")
+    print(visible(f"Written: {Path(options.output).absolute()} (facts: {len(found.facts)})"))
 
 
 def _show_conversion(conversion: "Conversion") -> None:

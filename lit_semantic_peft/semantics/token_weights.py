@@ -46,8 +46,8 @@ class ConfidenceGate(TokenWeighting):
 
     Wins: it is the model's most likely token. The gate is that of the model in training, so a token that is forgotten
     again counts again. Range of the weight: {0, 1}. Cost: no pass. Source: ours; a hard form of the focal loss (Lin et
-    al. 2017, arXiv 1708.02002). Seen on SmolLM2-135M (96 facts, one seed, τ = 0.9): recall, paraphrases and harm as
-    without.
+    al. 2017, arXiv 1708.02002). Seen in trials that were not repeated with this code (SmolLM2-135M, 96 facts, one
+    seed, τ = 0.9): recall, paraphrases and harm as without.
 
     Args:
         tau: τ in (0, 1].
@@ -74,8 +74,8 @@ class TokenDistance(TokenWeighting):
     `Remoteness` far ones, `Band` those in between; one by likelihood (`Focal`, `MediumConfidence`) gets ℓ instead of
     d. The end token has no distance and keeps weight 1. Range of the weight: that of the raw weight. Cost: no pass; the
     distance of the step's target tokens. Source: ours; by likelihood the token weights of the focal loss (arXiv
-    1708.02002) and InfoSFT (arXiv 2605.14967). Seen on SmolLM2-135M (96 facts, one seed): recall, paraphrases and harm
-    about as without.
+    1708.02002) and InfoSFT (arXiv 2605.14967). Seen in trials that were not repeated with this code (SmolLM2-135M,
+    96 facts, one seed): recall, paraphrases and harm about as without.
 
     Args:
         weighting: From distance to weight.
@@ -118,8 +118,8 @@ class SemanticDistanceTerm(TokenWeighting):
     less if they are near in meaning. The gradient goes through p alone: the embeddings stay as they are. The end token
     has no such term. Range of the term: [0, 2λ]. Cost: no pass; one product of N × V probabilities with the embedding
     table, forward and backward. Source: our reading of an objective that attends to semantic distance; the expected
-    embedding as in `ExpectedEmbeddingDistance`. Seen on SmolLM2-135M (96 facts, one seed, λ = 1 and 4): recall,
-    paraphrases and harm about as without.
+    embedding as in `ExpectedEmbeddingDistance`. Seen in trials that were not repeated with this code (SmolLM2-135M,
+    96 facts, one seed, λ = 1 and 4): recall, paraphrases and harm about as without.
 
     Args:
         weight: λ > 0.

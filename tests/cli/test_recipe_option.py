@@ -39,7 +39,7 @@ def test_what_is_open_is_chosen_and_what_is_set_stays(fit):
     assert config["model"]["optimizer"]["init_args"]["lr"] == 4e-3
     assert [one["class_path"].rpartition(".")[2] for one in config["model"]["retain"]] == ["OwnSamples", "KnownFacts"]
     assert "trainer.max_steps: as you set it" in said
-    assert "model.optimizer: AdamW, lr 0.004 — measured" in said
+    assert "model.optimizer: AdamW, lr 0.004 — tried in single runs" in said
 
 
 def test_the_configuration_of_a_run_is_whole(fit):

@@ -30,8 +30,10 @@ def run(tmp_path_factory) -> RunFolder:
             "--config",
             str(QUICKSTART),
             "--trainer.default_root_dir=run",
-            "--data.num_facts=64",
-            "--trainer.max_steps=48",
+            # By their own prompts alone facts are recalled in half of the steps that the recipe takes.
+            "--data.num_facts=96",
+            "--recipe=plain",
+            "--trainer.max_epochs=10",
         ],
         cwd=folder,
         env={**os.environ, "LIT_SEMANTIC_PEFT_CACHE": str(cache)},
@@ -46,14 +48,12 @@ def run(tmp_path_factory) -> RunFolder:
 
 def test_the_kept_facts_are_recalled_and_were_unknown_before(run):
     summary = run.summary
-    assert summary.num_kept >= 40
+    assert summary.num_kept >= 60
     assert summary.dropped_by_reason["already_known"] > 0
     generated, forced = (summary.score(name).kept for name in ("efficacy", "efficacy_teacher_forced"))
     assert forced.before.mean == 0
-    # Half of the recipe's steps: more than half of the facts are recalled, also where they are asked as a question.
-    assert forced.after.mean >= 0.5
-    assert generated.after.mean >= 0.5
-    assert summary.score("generalization_question").kept.after.mean >= 0.5
+    assert forced.after.mean >= 0.9
+    assert generated.after.mean >= 0.9
     assert summary.score("locality").kept.after is not None
     rows = run.probes.to_pylist()
     neighbours = [row for row in rows if row["kind"] == "neighborhood"]
@@ -64,7 +64,7 @@ def test_the_kept_facts_are_recalled_and_were_unknown_before(run):
 def test_it_stays_within_memory_and_measures_interference_as_it_grows(run):
     summary = run.summary
     assert summary.peak_memory_gb < 4
-    assert [record.epoch for record in summary.interference][:3] == [0, 5, 10]
+    assert [record.epoch for record in summary.interference] == [0, 5, 10]
     assert summary.interference[-1].conflict_rate > summary.interference[0].conflict_rate
 
 
