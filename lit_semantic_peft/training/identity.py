@@ -161,6 +161,7 @@ def resume_training(module: "SemanticPeftModule", checkpoint: Mapping[str, Any])
         [fact.id for fact in module.data.prepared.facts],
         is_within_epoch=checkpoint[name]["num_done"] > 0,
     )
+    _resume_by_epochs(module.trainer)
     rank = module.trainer.global_rank
     module.dynamics.load_state_dict(about["dynamics"])
     module.epoch_loss.load_state_dict(about["epoch_loss"])
