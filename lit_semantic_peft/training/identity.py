@@ -169,6 +169,15 @@ def resume_training(module: "SemanticPeftModule", checkpoint: Mapping[str, Any])
     return Resumed(about["rank_budget"], about["rng"][rank % len(about["rng"])], about.get("num_optimizer_steps"))
 
 
+def _resume_by_epochs(trainer: Trainer) -> None:
+    """Lets a training that `max_steps` ends go on like one that `max_epochs` ends.
+
+    Lightning takes each checkpoint of the former for one within an epoch: it would repeat a step of a finished epoch,
+    and count it as another one.
+    """
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+
+
 def training_identity(module: "SemanticPeftModule") -> dict[str, Any]:
     """What identifies a training, for the checkpoint. Its length is not part of it.
 
