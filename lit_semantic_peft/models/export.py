@@ -1,5 +1,6 @@
 """Folders for others to load: an adapter as PEFT reads it, or one plain model with the adapter merged in."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 import yaml
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lit_semantic_peft.errors import InputError
@@ -14,7 +16,7 @@ from lit_semantic_peft.files import atomic_folder, write_json, write_text
 from lit_semantic_peft.models.base_files import BaseModelSource, first_line, quiet_loading
 from lit_semantic_peft.models.modes import modes_restored
 from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
-from lit_semantic_peft.models.saved_adapter import CONFIG_FILE, read_json_object
+from lit_semantic_peft.models.saved_adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter, read_json_object
 
 BASE_FILE = "lit_semantic_peft.json"
 """Beside an exported adapter: which base model it was trained on, as the user named it, and its fingerprint."""
@@ -54,6 +56,32 @@ def export_adapter(model: PeftModel, folder: str | Path, base: BaseModelSource, 
             peft_config.base_model_name_or_path, peft_config.revision = previous
         write_json(temporary / BASE_FILE, {"base_model": base.name, "base_fingerprint": base.fingerprint})
         write_text(temporary / "README.md", _model_card(base, peft_type_name(model), about))
+
+
+def export_as_lora(adapter: str | Path, folder: str | Path) -> None:
+    """Writes an exported adapter as the plain LoRA with the same update, which tools load without this package.
+
+    Args:
+        adapter: The folder of an adapter whose `PeftTraits` have `as_lora`.
+        folder: The folder to write; must not exist.
+
+    Raises:
+        InputError: If the adapter is damaged, or its update is not that of a plain LoRA. Nothing is written then.
+    """
+    saved = read_adapter(adapter)
+    convert = traits_of(saved.config).as_lora
+    if convert is None:
+        raise InputError(
+            f"An adapter of type {peft_type_name(saved.config)} has no plain LoRA with the same update; export it "
+            "without --as_lora."
+        )
+    config, tensors = convert(saved.config, saved.tensors)
+    with atomic_folder(folder) as temporary:
+        config.save_pretrained(temporary)
+        save_file({name: one.contiguous() for name, one in tensors.items()}, temporary / WEIGHTS_FILE, {"format": "pt"})
+        for name in (BASE_FILE, "README.md"):
+            if (saved.folder / name).is_file():
+                shutil.copy(saved.folder / name, temporary / name)
 
 
 def base_of(folder: str | Path) -> tuple[str | None, str | None, str | None]:

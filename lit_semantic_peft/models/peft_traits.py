@@ -1,4 +1,6 @@
-"""What is peculiar to a type of adapter: the only module that knows PEFT's types by name.
+"""What is peculiar to a type of adapter: the only module that decides by the name of a type.
+
+The types of `lit_semantic_peft.adapters` are known to PEFT wherever this module is imported.
 
 The rest of the package treats every adapter alike and asks `traits_of` where types differ. To teach the package a
 peculiarity, add it to `_PECULIAR` below; a type without an entry has the defaults of `PeftTraits`.
@@ -15,6 +17,8 @@ from typing import Any, Literal
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
+
+from lit_semantic_peft.adapters import as_lora
 
 Feature = Literal["use", "merge", "gradient_checkpointing", "reuse_frozen_layers", "prompt_cache", "loss_scaling"]
 """What an adapter may be unable to do:
@@ -100,6 +104,8 @@ class PeftTraits:
         penalty: Gives a scalar that is added to the loss of an optimizer step once, or None.
         after_optimizer_step: Called between an optimizer step and the end of its gradients, with the number of the
             step, from 0.
+        as_lora: Gives the configuration and the tensors of plain LoRA with the same update; None where there is no
+            such LoRA, and for LoRA itself.
     """
 
     learning_rate: float = 2e-3
@@ -114,6 +120,7 @@ class PeftTraits:
     load_extra_state: Callable[[PeftModel, Mapping[str, Any]], None] = _load_no_state
     penalty: Callable[[PeftModel], Tensor | None] = _no_penalty
     after_optimizer_step: Callable[[PeftModel, int], None] = _no_step
+    as_lora: Callable[[Any, Mapping[str, Tensor]], tuple[PeftConfig, dict[str, Tensor]]] | None = None
 
 
 # --------------------------------------------------------- prompt, prefix and p-tuning
@@ -252,6 +259,8 @@ _PECULIAR = {  # PEFT's name of the type; strings, since releases of PEFT have d
     "ADAPTION_PROMPT": PeftTraits(cannot={"merge": "adds attention to a learned prompt"}, learning_rate=1e-2),
     "CARTRIDGE": _TOKENS_IN_THE_CACHE,
     "CPT": replace(_VIRTUAL_TOKENS, has_own_loss=True),
+    # Its core starts at zero: in the first step only that has a gradient other than zero, then A and B have one too.
+    "FLORA": PeftTraits(learning_rate=1e-2, as_lora=as_lora),
     "MULTITASK_PROMPT_TUNING": replace(
         _VIRTUAL_TOKENS, cannot={**_VIRTUAL_TOKENS.cannot, "use": f"{_NEEDS_TASKS}; PromptTuningConfig does not"}
     ),
