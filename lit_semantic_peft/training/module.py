@@ -65,7 +65,7 @@ class SemanticPeftModule(EvaluatingModule):
     - `train/loss_epoch`: its mean over the epoch's optimizer steps.
     - `train/grad_norm`: Euclidean norm of the adapter's gradient before clipping, each optimizer step.
     - `train/retain_kl`: what `retain` adds to the loss: Σ λ · mean divergence from the base model, nats per token,
-      [0, ∞), each optimizer step where there are sources; `train/retain_kl/<source>`: a source's mean, without its λ.
+      [0, ∞), each optimizer step with retained text; `train/retain_kl/<source>`: a source's mean, without its λ.
     - `val/…`, `test/…`: see `EvaluatingModule`.
 
     Args:

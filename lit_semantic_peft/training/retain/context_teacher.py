@@ -38,6 +38,7 @@ class ContextTeacher(RetainSource):
         temperature: T > 0 of its own words.
         top_k: As in `RetainSource`.
         seed: As in `RetainSource`.
+        every: As in `RetainSource`.
 
     Raises:
         InputError: If a setting is out of its range, or `context` has no `{fact}`.
@@ -53,8 +54,9 @@ class ContextTeacher(RetainSource):
         temperature: float = 0.5,
         top_k: int | None = 512,
         seed: int = 0,
+        every: int = 1,
     ) -> None:
-        super().__init__(weight, batch_size, top_k, seed)
+        super().__init__(weight, batch_size, top_k, seed, every)
         self.answers = answers
         self.context = context
         self.length = length

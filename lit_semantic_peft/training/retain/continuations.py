@@ -24,6 +24,7 @@ class Continuations(RetainSource):
         temperature: T > 0 of the sampling.
         top_k: As in `RetainSource`.
         seed: As in `RetainSource`.
+        every: As in `RetainSource`.
 
     Raises:
         InputError: If a setting is out of its range.
@@ -37,8 +38,9 @@ class Continuations(RetainSource):
         temperature: float = 1.0,
         top_k: int | None = 512,
         seed: int = 0,
+        every: int = 1,
     ) -> None:
-        super().__init__(weight, batch_size, top_k, seed)
+        super().__init__(weight, batch_size, top_k, seed, every)
         self.length = length
         self.temperature = temperature
         self.require_at_least(1, "length")

@@ -38,6 +38,7 @@ class KnownFacts(RetainSource):
         min_probability: Least confidence, in [0, 1].
         top_k: As in `RetainSource`.
         seed: As in `RetainSource`.
+        every: As in `RetainSource`.
 
     Raises:
         InputError: If a setting is out of its range.
@@ -51,8 +52,9 @@ class KnownFacts(RetainSource):
         min_probability: float = 0.2,
         top_k: int | None = 512,
         seed: int = 0,
+        every: int = 1,
     ) -> None:
-        super().__init__(weight, batch_size, top_k, seed)
+        super().__init__(weight, batch_size, top_k, seed, every)
         self.num_facts = num_facts
         self.min_probability = min_probability
         self.require_at_least(1, "num_facts")

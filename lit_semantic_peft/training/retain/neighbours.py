@@ -29,6 +29,7 @@ class Neighbours(RetainSource):
         length: Longest answer, in tokens, ≥ 1.
         top_k: As in `RetainSource`.
         seed: As in `RetainSource`.
+        every: As in `RetainSource`.
 
     Raises:
         InputError: If a setting is out of its range; from `texts`, if no fact has a subject that stands in its prompt.
@@ -42,8 +43,9 @@ class Neighbours(RetainSource):
         length: int = 4,
         top_k: int | None = 512,
         seed: int = 0,
+        every: int = 1,
     ) -> None:
-        super().__init__(weight, batch_size, top_k, seed)
+        super().__init__(weight, batch_size, top_k, seed, every)
         self.per_fact = per_fact
         self.length = length
         self.require_at_least(1, "per_fact", "length")

@@ -31,6 +31,7 @@ class OwnSamples(RetainSource):
         temperature: T > 0; 1 samples what the base model predicts.
         top_k: As in `RetainSource`.
         seed: As in `RetainSource`.
+        every: As in `RetainSource`.
 
     Raises:
         InputError: If a setting is out of its range; from `texts`, if the tokenizer has no token to begin with.
@@ -45,8 +46,9 @@ class OwnSamples(RetainSource):
         temperature: float = 1.0,
         top_k: int | None = 512,
         seed: int = 0,
+        every: int = 1,
     ) -> None:
-        super().__init__(weight, batch_size, top_k, seed)
+        super().__init__(weight, batch_size, top_k, seed, every)
         self.num_samples = num_samples
         self.length = length
         self.temperature = temperature

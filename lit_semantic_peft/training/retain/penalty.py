@@ -63,12 +63,15 @@ class Retained:
         return self.teacher.of(text)
 
     def chosen(self, step: int) -> list[int]:
-        """Texts of an optimizer step, see `rotating_choice`.
+        """Texts of an optimizer step, see `rotating_choice`; none in a step that the source leaves out.
 
         Args:
             step: Number of the optimizer step, from 0.
         """
-        return rotating_choice(range(len(self.texts)), self.per_step, step, self.source.seed)
+        turn, place = divmod(step + 1, self.source.every)
+        if place:
+            return []
+        return rotating_choice(range(len(self.texts)), self.per_step, turn - 1, self.source.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +85,10 @@ class _Chosen:
 class RetainPenalty:
     """Σ over the sources of λ times their mean divergence from the base model, on the texts of an optimizer step.
 
-    Each mean is over the source's own chosen texts, so that it depends neither on the loss weights, nor on other
-    sources, nor on how the step is split. Cost per optimizer step: one forward and one backward pass of the chosen
-    texts, whose output head runs at the held positions only, shared out over the ranks.
+    A source with `every` n has texts in every n-th step, with n λ. Each mean is over the source's own chosen texts, so
+    that it depends neither on the loss weights, nor on other sources, nor on how the step is split. Cost per optimizer
+    step: one forward and one backward pass of the chosen texts, whose output head runs at the held positions only,
+    shared out over the ranks.
 
     Args:
         retained: The sources with their texts.
@@ -109,12 +113,14 @@ class RetainPenalty:
     @property
     def tokens_per_step(self) -> float:
         """Mean number of tokens of an optimizer step's texts, over all ranks."""
-        return sum(one.per_step * fmean(len(text.student) for text in one.texts) for one in self.retained)
+        return sum(
+            one.per_step * fmean(len(text.student) for text in one.texts) / one.source.every for one in self.retained
+        )
 
     @property
     def weights(self) -> Tensor:
-        """λ of each source, float32 `(S,)`."""
-        return torch.tensor([one.source.weight for one in self.retained])
+        """λ of each source in the steps that have its texts, float32 `(S,)`."""
+        return torch.tensor([one.source.weight * one.source.every for one in self.retained])
 
     def chosen(self, step: int) -> list[_Chosen]:
         """The texts of an optimizer step, over all ranks, short ones first.
@@ -173,14 +179,19 @@ class RetainPenalty:
 
         Returns:
             Scalars over all ranks, nats per token: `retain_kl`, what is added to the loss, and `retain_kl/<source>`,
-            a source's mean divergence without λ; and the gradient of the former, one tensor for each parameter.
+            a source's mean divergence without λ, of those with texts in this step; nothing in a step without any; and
+            the gradient of the former, one tensor for each parameter.
         """
-        chosen = self.chosen(trainer.global_step)[trainer.global_rank :: trainer.world_size]
+        in_step = self.chosen(trainer.global_step)
+        if not in_step:
+            return {}, [torch.zeros_like(parameter) for parameter in parameters]
+        chosen = in_step[trainer.global_rank :: trainer.world_size]
         means, gradient = self.gradient(model, parameters, chosen, trainer.precision_plugin.train_step_context)
         total = sum_over_ranks(trainer, torch.cat([means, gradient]))
         means, gradient = total[: len(means)], total[len(means) :]
         measured = {"retain_kl": (self.weights.to(means) * means).sum()}
-        measured.update({f"retain_kl/{name}": mean for name, mean in zip(self.names, means, strict=True)})
+        sources = {one.source for one in in_step}
+        measured.update({f"retain_kl/{self.names[source]}": means[source] for source in sorted(sources)})
         return measured, unflattened(gradient, parameters)
 
     def _text(self, chosen: _Chosen) -> RetainedText:

@@ -48,6 +48,8 @@ class RetainSource(ABC):
         top_k: Of the teacher's distribution, the most likely tokens that are stored beside the mass of the rest. None:
             the whole distribution, computed anew in each step, which costs a forward pass.
         seed: Of everything that is drawn.
+        every: The source has texts in every so-many-th optimizer step, ≥ 1, and λ counts so many times in it. Fewer
+            passes for the same pull; the first is in step `every`, as a fresh adapter diverges from nothing.
 
     Raises:
         InputError: If a setting is out of its range.
@@ -56,16 +58,19 @@ class RetainSource(ABC):
     drops_target = False
     """Whether the target token is left out of both distributions before they are compared."""
 
-    def __init__(self, weight: float = 1.0, batch_size: int = 16, top_k: int | None = 512, seed: int = 0) -> None:
+    def __init__(
+        self, weight: float = 1.0, batch_size: int = 16, top_k: int | None = 512, seed: int = 0, every: int = 1
+    ) -> None:
         self.weight = weight
         self.batch_size = batch_size
         self.top_k = top_k
         self.seed = seed
+        self.every = every
         if not (math.isfinite(weight) and weight > 0):
             raise InputError(
                 f"`{self.kind}.weight` must be a finite number above 0, got {weight}. To retain nothing leave it out."
             )
-        self.require_at_least(1, "batch_size", "top_k")
+        self.require_at_least(1, "batch_size", "top_k", "every")
 
     @property
     def kind(self) -> str:

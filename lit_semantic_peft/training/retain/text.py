@@ -24,6 +24,7 @@ class Text(RetainSource):
         length: Longest piece, in tokens, ≥ 2.
         top_k: As in `RetainSource`.
         seed: As in `RetainSource`.
+        every: As in `RetainSource`.
 
     Raises:
         InputError: If a setting is out of its range or the file is not there; from `texts`, if the file cannot be read
@@ -38,8 +39,9 @@ class Text(RetainSource):
         length: int = 24,
         top_k: int | None = 512,
         seed: int = 0,
+        every: int = 1,
     ) -> None:
-        super().__init__(weight, batch_size, top_k, seed)
+        super().__init__(weight, batch_size, top_k, seed, every)
         self.file = file
         self.length = length
         self.require_at_least(2, "length")

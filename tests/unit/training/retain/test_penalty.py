@@ -115,6 +115,33 @@ def test_no_text_comes_twice_within_a_round(tiny_model, facts):
     assert {one.text for step in range(30) for one in penalty.chosen(step)} == set(range(5))
 
 
+def test_a_source_that_leaves_out_steps_pulls_as_hard_in_the_others(tiny_model, facts):
+    run = fit(tiny_model, facts)
+    model, parameters = run.module.model, trained(run.module.model)
+    always, seldom = (penalty_of(run, [RetainSplit(0.5, batch_size=2, every=every)]) for every in (1, 3))
+    assert [bool(seldom.chosen(step)) for step in range(6)] == [False, False, True, False, False, True]
+    assert [seldom.chosen(step) for step in (2, 5, 8)] == [always.chosen(step) for step in range(3)]
+    assert seldom.tokens_per_step == pytest.approx(always.tokens_per_step / 3)
+    chosen = always.chosen(0)
+    (kl, slow), (same_kl, fast) = (
+        one.gradient(model, parameters, chosen, torch.enable_grad) for one in (always, seldom)
+    )
+    assert kl.tolist() == same_kl.tolist()
+    assert (fast - 3 * slow).norm() < 1e-5 * fast.norm()
+
+
+def test_steps_without_retained_text_log_no_divergence(tiny_model, facts):
+    logged = []
+
+    class Listener(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            logged.append({name for name in trainer.logged_metrics if "retain_kl" in name})
+
+    fit(tiny_model, facts, model=retaining(every=3), trainer={"max_steps": 4}, callbacks=[Listener()])
+    assert logged[0] == logged[1] == set()
+    assert logged[2] == {"train/retain_kl", "train/retain_kl/retain_split"}
+
+
 def test_retained_facts_drift_less_and_more_weight_less_still(tiny_model, facts):
     drifts = [
         drift(fit(tiny_model, facts, model=model, trainer={"max_epochs": 8}).module)
