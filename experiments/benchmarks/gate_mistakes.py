@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints and keeps."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--base_model", default="smollm2-135m")
-    parser.add_argument("--steps", type=int, default=16, help="optimizer steps over all taught facts")
+    parser.add_argument("--steps", type=int, default=24, help="optimizer steps over all taught facts")
     parser.add_argument("--results", type=Path, help="folder for the JSON file; experiments/results if not set")
     options = parser.parse_args(arguments)
     by_hand = yaml.safe_load(PROMPTS.read_text(encoding="utf-8"))
