@@ -75,4 +75,5 @@ class AdapterExport(FreshCallback):
     def _export(trainer: Trainer, pl_module: LightningModule, folder: Path, about: str) -> None:
         assert isinstance(pl_module, SemanticPeftModule)
         if trainer.is_global_zero:
-            export_adapter(pl_module.model, folder, pl_module.base_model.source, about)
+            source, table = pl_module.base_model.source, pl_module.subject_table
+            export_adapter(pl_module.model, folder, source, about, table)

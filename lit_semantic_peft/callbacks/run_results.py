@@ -18,6 +18,7 @@ from lit_semantic_peft.reports import (
     EpochRecord,
     Estimate,
     FormsRecord,
+    GateRecord,
     Manifest,
     RetentionRecord,
     RunContents,
@@ -25,6 +26,7 @@ from lit_semantic_peft.reports import (
     Seconds,
     Summary,
     merge_previous,
+    score_records,
     summarize,
     write_fact_table,
     write_probe_table,
@@ -117,6 +119,7 @@ def _about_run(
         "epochs": tuple(epochs),
         "interference": tuple(monitor.records) if monitor else (),
         "retention": _retention(module.evaluation) if module.evaluation else None,
+        "gate": _gate(module),
         "forms": _forms(module.data),
         "seconds": Seconds(**stopwatch.seconds),
         "config": yaml.safe_load(config) or {},
@@ -171,6 +174,26 @@ def _forms(data: KnowledgeDataModule) -> FormsRecord | None:
     with_stopping = int(forms.has_stopping[kept].sum())
     return FormsRecord(
         forms.num_facts_by_source(data.prepared.kept_index), with_stopping, int(kept.sum()) - with_stopping
+    )
+
+
+def _gate(module: SemanticPeftModule) -> GateRecord | None:
+    gated, table = module.gated, module.subject_table
+    if gated is None or table is None:
+        return None
+    columns, prepared = gated.evaluation.fact_columns(), module.data.prepared
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    kept, dropped = (
+        [row for row, is_chosen in zip(rows, chosen, strict=True) if is_chosen]
+        for chosen in (prepared.is_kept, prepared.is_dropped)
+    )
+    return GateRecord(
+        match=table.match,
+        num_names=len(table.names),
+        num_opened=dict(gated.num_opened),
+        num_asked=dict(gated.num_asked),
+        scores=score_records(kept, dropped),
+        retention=_retention(gated.evaluation),
     )
 
 

@@ -7,6 +7,7 @@ from lit_semantic_peft.lazy import attach
 if TYPE_CHECKING:
     from lit_semantic_peft.evaluation.answers import Answer, load_answers, store_answers
     from lit_semantic_peft.evaluation.evaluator import EVALUATION_VERSION, Comparison, Evaluator
+    from lit_semantic_peft.evaluation.gated import GatedEvaluation, opens, through_gate
     from lit_semantic_peft.evaluation.plan import EvaluationPlan
     from lit_semantic_peft.evaluation.questions import (
         Question,
@@ -28,6 +29,9 @@ _MODULE_OF = {
     "Comparison": "evaluator",
     "EVALUATION_VERSION": "evaluator",
     "Evaluator": "evaluator",
+    "GatedEvaluation": "gated",
+    "opens": "gated",
+    "through_gate": "gated",
     "EvaluationPlan": "plan",
     "Question": "questions",
     "dialogue_encoders": "questions",
@@ -51,6 +55,7 @@ __all__ = [
     "Evaluation",
     "EvaluationPlan",
     "Evaluator",
+    "GatedEvaluation",
     "Question",
     "ScoreDefinition",
     "dialogue_encoders",
@@ -58,9 +63,11 @@ __all__ = [
     "doubted",
     "fact_questions",
     "load_answers",
+    "opens",
     "prompt_questions",
     "retention_questions",
     "store_answers",
+    "through_gate",
 ]
 
 __getattr__, __dir__ = attach(__name__, _MODULE_OF)

@@ -58,7 +58,8 @@ def folded(text: str) -> str:
         'jean-luc picard has 1500'
     """
     form = unicode_form(unicode_form(text, "NFKC").casefold(), "NFKC")
-    form = "".join("-" if one == "−" or unicodedata.category(one) == "Pd" else one for one in form)
+    if not form.isascii():
+        form = "".join("-" if one == "−" or unicodedata.category(one) == "Pd" else one for one in form)
     return _THOUSANDS.sub("", " ".join(form.split()))
 
 

@@ -109,6 +109,18 @@ def load_adapter(base: PreTrainedModel, folder: str | Path, source: BaseModelSou
     return model
 
 
+def recompute_activations(model: PeftModel) -> None:
+    """Turns gradient checkpointing on: the backward pass computes the layers' activations again.
+
+    Args:
+        model: A model with an adapter.
+    """
+    base = model.get_base_model()
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # A hook that only reentrant checkpoints need, and that cannot be sent to a spawned process.
+    base.disable_input_require_grads()
+
+
 def require_answer(model: PeftModel) -> None:
     """Runs a model with its adapter on four tokens.
 

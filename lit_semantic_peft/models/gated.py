@@ -87,7 +87,7 @@ def _adapted_layers(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     for child in model.children():
         if isinstance(child, AuxiliaryTrainingWrapper):
             yield child, child.original_module
-        elif isinstance(child, BaseTunerLayer) and isinstance(child, nn.Module):
+        elif isinstance(child, BaseTunerLayer):
             yield child, child.get_base_layer()
         else:
             yield from _adapted_layers(child)

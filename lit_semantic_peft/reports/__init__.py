@@ -9,6 +9,7 @@ from lit_semantic_peft.reports.records import (
     EpochRecord,
     Estimate,
     FormsRecord,
+    GateRecord,
     InterferenceRecord,
     Manifest,
     RetentionRecord,
@@ -19,7 +20,7 @@ from lit_semantic_peft.reports.records import (
 )
 from lit_semantic_peft.reports.run_folder import RunContents, RunFolder
 from lit_semantic_peft.reports.side_effects import SideEffects, measure_side_effects
-from lit_semantic_peft.reports.summarize import summarize
+from lit_semantic_peft.reports.summarize import score_records, summarize
 from lit_semantic_peft.reports.tables import (
     FACT_COLUMNS,
     PROBE_COLUMNS,
@@ -42,6 +43,7 @@ __all__ = [
     "EpochRecord",
     "Estimate",
     "FormsRecord",
+    "GateRecord",
     "InterferenceMatrix",
     "InterferenceRecord",
     "Manifest",
@@ -63,6 +65,7 @@ __all__ = [
     "merge_previous",
     "read_learned",
     "render_report",
+    "score_records",
     "summarize",
     "terminal_summary",
     "try_report",

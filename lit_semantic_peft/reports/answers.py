@@ -14,21 +14,30 @@ _NONE = "–"
 
 
 def score_rows(summary: Summary) -> list[dict[str, str]]:
-    """A row per score that was measured: name, description, before, after with interval, number of facts."""
-    rows = []
+    """A row per score that was measured: name, description, before, after with interval, through the gate, counts."""
+    rows, gate = [], summary.gate
     for definition in SCORES:
         record = summary.score(definition.name)
         kept, dropped = record.kept, record.dropped
         if any(side is not None for side in (kept.before, kept.after, dropped.after)):
-            rows.append(_row(definition, kept.before, kept.after, dropped.after))
+            gated = gate.score(definition.name).kept.after if gate is not None else None
+            rows.append(_row(definition, kept.before, kept.after, dropped.after, gated))
     if (retention := summary.retention) is not None:
-        measured = ((definition, retention.of(definition.name)) for definition in RETENTION)
-        rows += [_row(definition, None, after, None) for definition, after in measured if after is not None]
+        through = gate.retention if gate is not None else None
+        rows += [
+            _row(definition, None, after, None, None if through is None else through.of(definition.name))
+            for definition in RETENTION
+            if (after := retention.of(definition.name)) is not None
+        ]
     return rows
 
 
 def _row(
-    definition: ScoreDefinition, before: Estimate | None, after: Estimate | None, dropped: Estimate | None
+    definition: ScoreDefinition,
+    before: Estimate | None,
+    after: Estimate | None,
+    dropped: Estimate | None,
+    gated: Estimate | None,
 ) -> dict[str, str]:
     def text(estimate: Estimate | None) -> str:
         return _NONE if estimate is None else estimate_text(estimate, definition.is_share)
@@ -41,10 +50,21 @@ def _row(
         "description": definition.description.replace("`", ""),  # plain text on the page
         "before": text(before),
         "after": text(after),
+        "gated": text(gated),
         "count": count(after or before),
         "dropped": text(dropped),
         "dropped_count": count(dropped),
     }
+
+
+def gate_note(summary: Summary) -> str:
+    """What the column of the gate is; "" where there is no gate."""
+    if summary.gate is None:
+        return ""
+    return (
+        "“Through the gate” the adapter acts only on questions that name what was taught, as lsp.load_gated loads it; "
+        "plain peft loads it without the gate, which is “After”."
+    )
 
 
 def side_effect_view(effects: SideEffects) -> dict[str, Any] | None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_folder
 from lit_semantic_peft.models import BaseModel, export_merged, load_adapter
-from lit_semantic_peft.models.export import base_of, export_as_lora
+from lit_semantic_peft.models.export import GATE_FILE, base_of, export_as_lora
+from lit_semantic_peft.models.gated import read_gate
 from lit_semantic_peft.models.saved_adapter import read_adapter
 from lit_semantic_peft.reports.run_folder import RunFolder
 
@@ -62,6 +63,11 @@ def export_run(
         with atomic_folder(output) as temporary:
             shutil.copytree(adapter, temporary, dirs_exist_ok=True)
         return
+    if read_gate(adapter) is not None:
+        raise InputError(
+            f"{adapter} has a gate, which the merged weights would not have: they would act on every prompt. Export it "
+            f"without --merge, or copy the adapter and delete {GATE_FILE} from the copy."
+        )
     base = base_of_adapter(adapter, base_model)
     model = load_adapter(base.load(), adapter, base.source)
     export_merged(model, base.load_tokenizer(), output)

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lit_semantic_peft.files import mark, refuse_foreign, write_text
-from lit_semantic_peft.reports.answers import score_rows, side_effect_view
+from lit_semantic_peft.reports.answers import gate_note, score_rows, side_effect_view
 from lit_semantic_peft.reports.attempts import Attempts
 from lit_semantic_peft.reports.charts import CHARTS, describe_charts
 from lit_semantic_peft.reports.charts.kinds import Chart, HeatMap, LineChart
@@ -116,6 +116,7 @@ def render_report(run: RunContents, charts: dict[str, Chart] | None = None, atte
         "tiles": make("numbers at the top", lambda: tiles(summary), []),
         "about_line": make("line under the title", lambda: about_line(summary), ""),
         "scores": make("scores", lambda: score_rows(summary), []),
+        "gate": make("gate", lambda: gate_note(summary), ""),
         "side_effects": make("side effects", lambda: side_effect_view(measure_side_effects(facts, probes)), None),
         "resisting": make("facts that resist", lambda: resisting_view(summary), []),
         "conflicts": make(

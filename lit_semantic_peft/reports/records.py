@@ -148,6 +148,31 @@ class RetentionRecord(Record):
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
+class GateRecord(Record):
+    """The same adapter through its gate, where it acts on questions that name what was taught.
+
+    Attributes:
+        match: What opens it: `subjects` or `subjects_and_targets`.
+        num_names: Names that open it.
+        num_opened: Questions that opened it, by kind.
+        num_asked: All questions, by kind.
+        scores: Every score that was measured, of the gated model.
+        retention: What happened to text and facts outside of the training.
+    """
+
+    match: str
+    num_names: int
+    num_opened: dict[str, int]
+    num_asked: dict[str, int]
+    scores: tuple[ScoreRecord, ...] = ()
+    retention: RetentionRecord | None = None
+
+    def score(self, name: str) -> ScoreRecord:
+        """A score by name; one without numbers where it was not measured."""
+        return next((one for one in self.scores if one.name == name), ScoreRecord(name))
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class EpochRecord(Record):
     """The state at the end of a training epoch.
 
@@ -350,6 +375,7 @@ class Summary(FactCounts):
         epochs: One record per epoch.
         interference: One record per measurement of the gradient matrix, in order.
         retention: What happened to unrelated text and to known facts.
+        gate: The same through the gate; None where there is none.
         forms: In which forms facts were taught; None where each was taught by its own prompt only.
         seconds: Seconds of each part.
         peak_memory_gb: Peak resident memory of the process, 10⁹ bytes.
@@ -368,6 +394,7 @@ class Summary(FactCounts):
     epochs: tuple[EpochRecord, ...] = ()
     interference: tuple[InterferenceRecord, ...] = ()
     retention: RetentionRecord | None = None
+    gate: GateRecord | None = None
     forms: FormsRecord | None = None
     seconds: Seconds | None = None
     peak_memory_gb: float | None = None

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from lit_semantic_peft.evaluation.scores import label_of
 from lit_semantic_peft.reports.phrases import cut, mean_percent, percent, reason_phrase
-from lit_semantic_peft.reports.records import Sides, Summary
+from lit_semantic_peft.reports.records import GateRecord, Sides, Summary
 
 
 def summary_sentences(summary: Summary, facts: pa.Table) -> list[str]:
@@ -28,7 +28,7 @@ def summary_sentences(summary: Summary, facts: pa.Table) -> list[str]:
             else f"Training pushed the model away from {_count(pushed, 'kept fact')}: "
             f"{'its' if pushed == 1 else 'their'} distance grew."
         )
-    return sentences + _yes_no(summary) + _locality(summary) + _retention(summary)
+    return sentences + _yes_no(summary) + _locality(summary) + _retention(summary) + _gate(summary)
 
 
 def known_facts_were_dropped(summary: Summary, config: str = "") -> bool:
@@ -85,6 +85,29 @@ def _retention(summary: Summary) -> list[str]:
     return [
         f"Unrelated text became {verb} likely: its loss went from {retention.nll_before:.2f} to "
         f"{retention.nll_after:.2f} nats per token."
+    ]
+
+
+def _gate(summary: Summary) -> list[str]:
+    gate = summary.gate
+    if gate is None:
+        return []
+    through, without = (one.score("efficacy").kept.after for one in (gate, summary))
+    recall = ""
+    if through is not None and without is not None:
+        shares = f"{mean_percent(through)} of the kept facts are generated through it, {mean_percent(without)} without"
+        recall = f"; {shares}"
+    opened, asked = sum(gate.num_opened.values()), sum(gate.num_asked.values())
+    return [f"The gate opened for {opened} of {asked} questions{recall}.", *_lost_to_the_gate(gate)]
+
+
+def _lost_to_the_gate(gate: GateRecord) -> list[str]:
+    asked, opened = gate.num_asked.get("reversed", 0), gate.num_opened.get("reversed", 0)
+    if opened == asked or gate.match != "subjects":
+        return []
+    return [
+        f"{asked - opened} of {_count(asked, 'reversed question')} name the target and not the subject: the base model "
+        "answers them through the gate. `match: subjects_and_targets` opens it for them too."
     ]
 
 

@@ -41,7 +41,7 @@ def count_facts(facts: pa.Table, probes: pa.Table | None = None) -> FactCounts:
         repetition=repetition,
         num_resisting=len(resisting) if is_measured else None,
         resisting=tuple(resisting[:MOST_LISTED]),
-        scores=_scores(kept, dropped),
+        scores=score_records(kept, dropped),
     )
 
 
@@ -68,7 +68,14 @@ def _count_neighbors(facts: list[dict[str, Any]], probes: pa.Table | None) -> in
     return len({(row["prompt"], row["target"]) for row in of_facts}) or None
 
 
-def _scores(kept: list[dict[str, Any]], dropped: list[dict[str, Any]]) -> tuple[ScoreRecord, ...]:
+def score_records(kept: list[dict[str, Any]], dropped: list[dict[str, Any]]) -> tuple[ScoreRecord, ...]:
+    """Every score that was measured, in the order of `SCORES`.
+
+    Args:
+        kept: Rows of the fact table, of the kept facts.
+        dropped: Of the dropped ones.
+    """
+
     def sides(rows: list[dict[str, Any]], before: str | None, after: str) -> Sides:
         return Sides(
             before=Estimate.of(row[before] for row in rows) if before is not None else None,

@@ -65,6 +65,9 @@ def _numbers(summary: Summary) -> Table:
             add(score.label, record.kept, score.is_share)
             if score.name in _OF_DROPPED:
                 add(f"{score.label}, dropped facts", record.dropped, score.is_share)
+            if summary.gate is not None:
+                through = Sides(after=summary.gate.score(score.name).kept.after)
+                add(f"{score.label}, through the gate", through, score.is_share)
     if (retention := summary.retention) is not None:
         for score in RETENTION:
             if score.in_terminal:

@@ -1,5 +1,6 @@
 """How a LightningModule measures its adapter: after each epoch, and in `validate`, `test` and `predict`."""
 
+import logging
 from contextlib import nullcontext
 
 import torch
@@ -8,6 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 from typing_extensions import override
 
+from lit_semantic_peft.adapters import SubjectGate, SubjectTable
 from lit_semantic_peft.compatibility import Situation, refuse_incompatible
 from lit_semantic_peft.data import KnowledgeDataModule, agreed, from_all_ranks
 from lit_semantic_peft.data.self_checks import SelfChecks, require_awake
@@ -17,17 +19,23 @@ from lit_semantic_peft.evaluation import (
     Comparison,
     Evaluation,
     Evaluator,
+    GatedEvaluation,
     Question,
     load_answers,
+    opens,
     store_answers,
+    through_gate,
 )
 from lit_semantic_peft.metrics import LearningDynamics, PerFactMean
 from lit_semantic_peft.models import BaseModel, base_changing_setting
 from lit_semantic_peft.models.compiled import eagerly
 from lit_semantic_peft.models.fast_ways import is_checked
+from lit_semantic_peft.models.gated import read_gate
 from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.statistics import bootstrap_interval
 from lit_semantic_peft.tokens import Batch
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluatingModule(LightningModule):
@@ -47,14 +55,18 @@ class EvaluatingModule(LightningModule):
       facts that a filter dropped.
     - `test/<score>` of `evaluation.RETENTION`, with `_low` and `_high`; `test/retention_nll_before` and
       `test/retention_nll_after`: mean negative log-likelihood of unrelated text, nats per token.
+    - `test/gated/<any of these>`: the same through the gate, where there is one (`model.gate`).
     - `test/pushed_away`: share of kept facts that are farther after training than before, [0, 1].
     """
 
     base_model: BaseModel
+    gate: SubjectGate | None
 
     def __init__(self) -> None:
         super().__init__()
         self.evaluation: Evaluation | None = None
+        self.gated: GatedEvaluation | None = None
+        self.subject_table: SubjectTable | None = None
         self._comparisons: list[Comparison] = []
         self._model: PeftModel | None = None
 
@@ -80,6 +92,30 @@ class EvaluatingModule(LightningModule):
         if not isinstance(data, KnowledgeDataModule):
             raise InputError("SemanticPeftModule needs `datamodule=KnowledgeDataModule(...)` in the trainer's call")
         return data
+
+    def make_gate(self) -> None:
+        """Makes the gate of the facts that are about to be trained, where `gate` asks for one.
+
+        Raises:
+            InputError: If it would not recognise a fact's own prompt.
+        """
+        if self.gate is not None:
+            prepared = self.data.prepared
+            taught = [fact for fact, is_taught in zip(prepared.facts, prepared.is_trained, strict=True) if is_taught]
+            self.subject_table = self.gate.table(taught)
+
+    def read_gate(self, folder: str) -> None:
+        """Takes the gate of an exported adapter; one without a gate has none, whatever `gate` says.
+
+        Args:
+            folder: The adapter's folder.
+
+        Raises:
+            InputError: If the table is damaged.
+        """
+        self.subject_table = read_gate(folder)
+        if self.gate is not None and self.subject_table is None:
+            logger.warning("`adapter` %r was exported without a gate, so `model.gate` has no effect.", folder)
 
     @override
     def setup(self, stage: str) -> None:
@@ -200,9 +236,14 @@ class EvaluatingModule(LightningModule):
         self.evaluation = Evaluation.of_all(
             from_all_ranks(self._comparisons), prepared.is_untouched, self.data.distances[0].name
         )
+        self.gated = None if self.subject_table is None else through_gate(self.evaluation, self.subject_table)
         agreed(self._keep_base_answers)
         for name, value in self.evaluation.scalars(prepared.is_kept, prepared.is_dropped).items():
             self.log(f"test/{name}", value, batch_size=1)
+        if self.gated is not None:
+            gated = self.gated.evaluation.scalars(prepared.is_kept, prepared.is_dropped)
+            for name, value in gated.items():
+                self.log(f"test/gated/{name}", value, batch_size=1)
 
     def _keep_base_answers(self) -> None:
         if self._evaluator.base_answers is not None or not self.trainer.is_global_zero:
@@ -214,5 +255,14 @@ class EvaluatingModule(LightningModule):
 
     @override
     def predict_step(self, questions: list[Question], batch_idx: int) -> list[str]:
+        evaluator = Evaluator(self.data.encoder, self.data.distances)
+        table = self.subject_table
+        is_open = [table is None or opens(table, question) for question in questions]
+        answers: dict[int, str] = {}
         with eagerly():
-            return Evaluator(self.data.encoder, self.data.distances).free_answers(self.model, questions)
+            for side in sorted(set(is_open)):
+                asked = [question for question, opened in zip(questions, is_open, strict=True) if opened == side]
+                with nullcontext() if side else self.model.disable_adapter():
+                    given = evaluator.free_answers(self.model, asked)
+                answers |= {question.number: answer for question, answer in zip(asked, given, strict=True)}
+        return [answers[question.number] for question in questions]

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from peft import PeftConfig
 from typing_extensions import override
 
+from lit_semantic_peft.adapters import SubjectTable
 from lit_semantic_peft.data import from_all_ranks
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import facts_key
@@ -116,6 +117,7 @@ def write_training_state(module: "SemanticPeftModule", checkpoint: dict[str, Any
         "rank_budget": traits_of(module.model).extra_state(module.model),
         "rng": from_all_ranks(random),
         "num_optimizer_steps": module.num_optimizer_steps,
+        "gate": None if module.subject_table is None else module.subject_table.to_json(),
     }
 
 
@@ -142,6 +144,8 @@ def resume_training(module: "SemanticPeftModule", checkpoint: Mapping[str, Any])
             f"{module.base_model.source.public_name!r}, or the same model with other weights."
         )
     if module.trainer.state.fn != "fit":
+        gate = about.get("gate")
+        module.subject_table = None if gate is None else SubjectTable.from_json(gate, "the checkpoint's gate")
         refuse_another_adapter(about, module.model.active_peft_config)
         return None
     if about.get("format") != _FORMAT:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
+from lit_semantic_peft.adapters import SubjectGate
 from lit_semantic_peft.compatibility import Situation
 from lit_semantic_peft.data import agreed
 from lit_semantic_peft.data.moved import refuse_moved
@@ -29,7 +30,7 @@ from lit_semantic_peft.models import (
     load_adapter_state_dict,
     traits_of,
 )
-from lit_semantic_peft.models.attach import require_answer
+from lit_semantic_peft.models.attach import recompute_activations, require_answer
 from lit_semantic_peft.models.compiled import compile_layers
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.evaluating import EvaluatingModule
@@ -82,6 +83,7 @@ class SemanticPeftModule(EvaluatingModule):
         normalization: S of the objective.
         retain: Sources of text on which the adapter must predict what the base model predicts, see `RetainSource`; the
             divergence of each is added to the loss, normalised apart from the facts. None costs nothing.
+        gate: Which prompts the adapter acts on once it is trained (`SubjectGate`); on all where None.
         compile: Whether training runs compiled layers (`torch.compile`), which takes a minute at the first step and
             pays for long runs only; evaluation and measurements run the ordinary model. Needs a C++ compiler on a CPU.
         gradient_checkpointing: Whether activations are recomputed in the backward pass to save memory.
@@ -111,6 +113,7 @@ class SemanticPeftModule(EvaluatingModule):
         warmup_ratio: float = 0.1,
         normalization: Normalization = "step_weights",
         retain: list[RetainSource] | None = None,
+        gate: SubjectGate | None = None,
         compile: bool = False,
         gradient_checkpointing: bool = False,
         reuse_frozen_layers: bool | None = None,
@@ -121,12 +124,9 @@ class SemanticPeftModule(EvaluatingModule):
             raise InputError(f"`warmup_ratio` must be in [0, 1), got {warmup_ratio}")
         if frozen_layers_memory_mb < 0:
             raise InputError(f"`frozen_layers_memory_mb` must be at least 0, got {frozen_layers_memory_mb}")
-        for name, value, allowed in (
-            ("normalization", normalization, get_args(Normalization)),
-            ("schedule", schedule, get_args(Schedule)),
-        ):
-            if value not in allowed:
-                raise InputError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}")
+        for name, value, kind in (("normalization", normalization, Normalization), ("schedule", schedule, Schedule)):
+            if value not in get_args(kind):
+                raise InputError(f"`{name}` must be one of {', '.join(get_args(kind))}, got {value!r}")
         self.base_model = BaseModel.of(base_model)
         self.peft_config = peft_config or LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
         self.adapter = adapter
@@ -136,6 +136,7 @@ class SemanticPeftModule(EvaluatingModule):
         self.warmup_ratio = warmup_ratio
         self.normalization: Normalization = normalization
         self.retain = retain or []
+        self.gate = gate
         self.is_compiled = compile  # `compile` is a method of every nn.Module
         self.gradient_checkpointing = gradient_checkpointing
         self.reuse_frozen_layers = reuse_frozen_layers
@@ -162,10 +163,7 @@ class SemanticPeftModule(EvaluatingModule):
         """
         model = agreed(self._load)
         if self.gradient_checkpointing:
-            base = model.get_base_model()
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            # A hook that only reentrant checkpoints need, and that cannot be sent to a spawned process.
-            base.disable_input_require_grads()
+            recompute_activations(model)
         if self.is_compiled:
             compile_layers(model)
         return model.train()  # Lightning keeps the modes that it finds; dropout belongs to training
@@ -173,6 +171,7 @@ class SemanticPeftModule(EvaluatingModule):
     def _load(self) -> PeftModel:
         base = self.base_model.load()
         if self.adapter:
+            self.read_gate(self.adapter)
             return load_adapter(base, self.adapter, self.base_model.source)
         return attach_adapter(base, self.peft_config)
 
@@ -204,6 +203,7 @@ class SemanticPeftModule(EvaluatingModule):
         data.retain(sorted({row for source in self.retain for row in source.rows(data.prepared)}))
         super().setup(stage)
         if stage == "fit":
+            self.make_gate()
             self.loss_weights = LossWeights(data)
             self.epoch_loss = MeanMetric()
             self.epoch_loss.persistent(True)

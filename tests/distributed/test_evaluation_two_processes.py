@@ -33,7 +33,8 @@ def test_two_processes_give_the_scores_of_one(tiny_model, facts_file):
         "--trainer.enable_progress_bar=false",
     ]
     one_process = ["--trainer.devices=1", "--trainer.strategy=auto"]
-    learning = ["--trainer.max_epochs=6", "--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=2e-2"]
+    gate = ["--model.gate=lit_semantic_peft.adapters.SubjectGate"]
+    learning = [*gate, "--trainer.max_epochs=6", "--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=2e-2"]
     fit = [*settings, *one_process, *learning, "--trainer.default_root_dir=runs/fit", "--interference.num_facts=0"]
     assert main(["fit", *fit]) == 0
     adapter = ["--model.adapter=runs/fit/adapter"]
@@ -54,6 +55,12 @@ def test_two_processes_give_the_scores_of_one(tiny_model, facts_file):
         assert [row[column] for row in left] == pytest.approx([row[column] for row in right], rel=1e-4, abs=1e-6)
 
     summaries = [folder.summary for folder in (one, two)]
+    gates = [summary.gate for summary in summaries]
+    assert gates[0].num_opened == gates[1].num_opened
+    assert gates[0].num_asked == gates[1].num_asked
+    for gate in gates:  # nothing that names no taught subject has moved, in either
+        assert gate.retention.nll_delta.mean == gate.retention.nll_delta.high == 0
+        assert gate.score("locality").kept.after.mean == 1
     by_name = [{record.name: record for record in summary.scores} for summary in summaries]
     for name in measured:
         assert by_name[0][name] == by_name[1][name]
