@@ -34,6 +34,9 @@ _LIKE = 0.5
 """Share of a name's tokens from which on another name counts as like it."""
 _SURE = 0.5
 """Probability of a token from which on the base model is sure of it."""
+_ACTIVATIONS = 55
+"""Numbers that a step keeps for each token, layer and unit of the hidden size. Measured as the peak of a process:
+SmolLM2-135M with LoRA of all linear layers, 16 facts, one CPU core."""
 _HOLDS = {
     "unrelated text": {"OwnSamples", "Text"},
     "other facts": {"KnownFacts", "RetainSplit", "Neighbours"},
@@ -209,9 +212,8 @@ def _first_micro_batch(trainer: Trainer, module: SemanticPeftModule) -> Batch:
 def bytes_of_training(trainer: Trainer, module: SemanticPeftModule) -> float:
     """Estimated memory of a training: weights, gradients and AdamW's two moments, activations and logits.
 
-    Activations of a layer are 34 · tokens · hidden size numbers of two bytes, and twice that in float32 (Korthikanti et
-    al. 2022, arXiv 2205.05198, without the attention matrix); logits of the target tokens and their gradient are in
-    float32.
+    Activations are `_ACTIVATIONS` numbers for each token, layer and unit of the hidden size, without the attention
+    matrix. The logits of the target tokens and their gradient are in float32.
 
     Args:
         trainer: The trainer.
@@ -223,7 +225,7 @@ def bytes_of_training(trainer: Trainer, module: SemanticPeftModule) -> float:
     config: Any = module.model.get_base_model().config
     size = 2 if trainer.precision == "bf16-mixed" else 4
     text = config.get_text_config()
-    activations = 17 * size * batch.input_ids.numel() * text.hidden_size * text.num_hidden_layers
+    activations = _ACTIVATIONS * size * batch.input_ids.numel() * text.hidden_size * text.num_hidden_layers
     logits = 3 * 4 * int((batch.labels != IGNORE_INDEX).sum()) * text.vocab_size
     return float(weights + 3 * 4 * trained + activations + logits)
 

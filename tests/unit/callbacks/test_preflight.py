@@ -78,7 +78,7 @@ def test_memory_is_that_of_weights_moments_activations_and_logits(tiny_model, fa
     tokens = 4 * max(len(one.prompt_ids) + len(one.target_ids) + 1 for one in encoded)
     config = run.module.model.config
     expected = 4 * sum(one.numel() for one in parameters) + 12 * trained
-    expected += 68 * tokens * config.hidden_size * config.num_hidden_layers
+    expected += 4 * 55 * tokens * config.hidden_size * config.num_hidden_layers
     expected += 12 * sum(len(one.target_ids) + 1 for one in encoded) * config.vocab_size
     assert found == [expected]
 
