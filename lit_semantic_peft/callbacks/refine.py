@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 class Refine(TrainingCallback):
     """Teaches, in the last optimizer steps of a training, the facts that resist, and repeats the others.
 
-    A fact resists if it is not recalled, teacher-forced, in each of the texts in which it is taught and in each of its
-    stopping forms; the forms that are asked at the end decide nothing. Half of each of the last `num_steps` optimizer
+    A fact resists if it is not recalled, teacher-forced, in its own prompt and in each of its stopping forms; the forms
+    that are asked at the end decide nothing. Half of each of the last `num_steps` optimizer
     steps are facts that resist, the other half facts that do not, in rotation; what is held still is held as before.
     The schedule of the learning rate ends before these steps, over which the rate falls linearly to 0 from `rate` times
     the full one. They are an epoch of their own, and the epoch before them may be cut short. Where no fact resists,
-    training ends without them. Cost beside the steps: one forward pass over all these texts. Source: ours.
+    training ends without them. Cost beside the steps: one forward pass over these texts. Source: ours.
 
     Args:
         num_steps: Optimizer steps of the second pass, ≥ 1, the last ones of `trainer.max_steps`.
@@ -107,12 +107,10 @@ class Refine(TrainingCallback):
 
 
 def _resisting(trainer: Trainer, module: SemanticPeftModule) -> list[int]:
-    """Indices of the facts that are not recalled in each taught text and stopping form. A collective."""
+    """Indices of the facts that are not recalled in their own prompt and each stopping form. A collective."""
     data = module.data
     prepared, forms = data.prepared, data.prepared.forms
-    texts_of = {
-        row: [*forms.texts_of(row), *forms.stopping[row]] for row in prepared.trained_index(trainer.current_epoch)
-    }
+    texts_of = {row: {row, *forms.stopping[row]} for row in prepared.trained_index(trainer.current_epoch)}
     texts = sorted({text for texts in texts_of.values() for text in texts})
     batches = text_loader(
         prepared, data.encoder.pad_id, texts, data.batches.eval_batch_size,

@@ -47,6 +47,7 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
         return config
     peft_config = _peft_config(config.model.peft_config)
     chosen = _as_settings(_recipe_for(config, peft_config))
+    chosen["data.forms"][0].num_per_fact = config.data.forms.num_per_fact
     if (obstacle := _obstacle_to_retaining(config, peft_config)) is not None:
         chosen["model.retain"] = ([], "nothing is held still", f"not possible with {obstacle}")
     filled = config.clone()

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -124,6 +124,8 @@ def prepare_forms(
         InputError: If a form cannot be tokenized; names the fact, its file and line, and the form.
     """
     split = split_forms(facts, plan.sources or [], plan.from_paraphrases, set_name)
+    if plan.num_per_fact is not None:
+        split = [_chosen(forms, plan.num_per_fact, seed) for forms in split]
     in_chat = _chat_encoder(encoder, split)
     texts, fact_of = list(encoded), list(range(len(facts)))
 
@@ -155,6 +157,13 @@ def prepare_forms(
     if plan.sources:
         prepared.log()
     return prepared
+
+
+def _chosen(forms: FactForms, most: int, seed: int) -> FactForms:
+    """The forms of a fact, of the taught ones a seeded choice, which takes over the shares of all."""
+    order = sorted(forms.taught, key=lambda one: content_key(seed, forms.asked.id, one.form.prompt))
+    total, left = (sum(one.share for one in some) for some in (forms.taught, order[:most]))
+    return replace(forms, taught=tuple(replace(one, share=one.share * total / left) for one in order[:most]))
 
 
 def _without_templates(facts: Sequence[Fact], plan: FormsPlan, set_name: str) -> dict[str, int]:

@@ -36,15 +36,24 @@ class FormsPlan:
             None to teach each fact by its own prompt only.
         from_paraphrases: How many of a fact's paraphrases, the first ones, become `Given` forms. The others, at least
             one, are asked.
+        num_per_fact: In how many forms each fact is taught at most beside its own prompt, a choice by `data.seed`. The
+            chosen ones take over the epochs of the others. None for all.
 
     Raises:
-        InputError: If the shares are more than 1 together, or `from_paraphrases` is below 0 or needs a `Given` source.
+        InputError: If the shares are more than 1 together, `from_paraphrases` is below 0 or needs a `Given` source, or
+            `num_per_fact` is below 1.
     """
 
     sources: list[FormSource] | None = None
     from_paraphrases: int = 0
+    num_per_fact: int | None = None
 
     def __post_init__(self) -> None:
+        if self.num_per_fact is not None and self.num_per_fact < 1:
+            raise InputError(
+                f"`forms.num_per_fact` must be at least 1, got {self.num_per_fact}. For own prompts only leave "
+                "`forms.sources` empty."
+            )
         total = sum(source.share for source in self.sources or [])
         if total > 1 + 1e-9:
             raise InputError(f"`forms.sources` have shares of {total:g} together; expected at most 1")

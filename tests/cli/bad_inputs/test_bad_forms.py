@@ -14,6 +14,11 @@ CASES = [
         "fit --data.forms.from_paraphrases=1",
         ["`forms.from_paraphrases` is 1", "Add `Given` to `forms.sources`"],
     ),
+    BadInput(
+        "no form",
+        "fit --data.forms.num_per_fact=0",
+        ["`forms.num_per_fact` must be at least 1, got 0", "leave `forms.sources` empty"],
+    ),
     BadInput("an unknown source", "fit --data.forms.sources+=Clozes", ["Did you mean `lit_semantic_peft.facts.forms."]),
     BadInput("no file of templates", TEMPLATES, ["`templates`: t.yaml cannot be read"]),
     BadInput(

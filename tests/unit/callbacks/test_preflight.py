@@ -4,11 +4,12 @@ import logging
 
 import pytest
 import torch
-from lit_semantic_peft.callbacks import Preflight
+from lit_semantic_peft.callbacks import Preflight, preflight
 from lit_semantic_peft.callbacks.preflight import names_alike
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.facts.forms import Question
 from lit_semantic_peft.training import OwnSamples
+from transformers import AutoModelForCausalLM
 
 from fixtures.training import build_data, fit
 
@@ -31,7 +32,9 @@ def test_a_plain_training_says_what_it_leaves_out(said):
     assert lines["facts"] == "12 are trained; the base model answers 0 of them already"
     assert lines["answers"].startswith("do not end")
     assert lines["forms"] == "only the own prompts are taught"
-    assert lines["held still"].startswith("nothing")
+    assert lines["held still"].startswith("nothing; no source in `model.retain` for unrelated text and other facts")
+    assert lines["against what the model is sure of"] == "none"
+    assert len(lines) == 10
     assert lines["most common target"] == "'Danube', of 3 facts (25%): always saying it would recall as many"
     assert lines["training"].startswith("1 optimizer steps of ")
 
@@ -40,7 +43,44 @@ def test_a_training_with_forms_and_retained_text(said):
     lines = said(data={"sources": [Question()]}, model={"retain": [OwnSamples(num_samples=4, length=4)]})
     assert lines["answers"].startswith("end with the end token")
     assert "question of 12 facts" in lines["forms"]
-    assert lines["held still"] == "OwnSamples (weight 1)"
+    assert lines["held still"].startswith("OwnSamples (weight 1); no source in `model.retain` for other facts")
+
+
+def test_facts_against_what_the_base_model_is_sure_of(said, tiny_model, facts_file, monkeypatch):
+    """Against a pass over each fact alone; a random model is sure of nothing."""
+    monkeypatch.setattr(preflight, "_SURE", 0.01)
+    data = build_data(tiny_model, facts_file)
+    data.setup()
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    found = []
+    for fact, encoded in zip(data.prepared.facts, data.prepared.encoded, strict=True):
+        probability, likeliest = model(torch.tensor([encoded.prompt_ids])).logits[0, -1].softmax(dim=0).max(dim=0)
+        if likeliest != encoded.target_ids[0] and probability >= 0.01:
+            found.append((float(probability), fact))
+    share, fact = max(found, key=lambda one: one[0])
+    line = said()["against what the model is sure of"]
+    assert line.startswith(f"{len(found)} ({fact.prompt!r}: {fact.target!r} is taught, ")
+    assert f"has probability {share:.2f}" in line
+
+
+def test_memory_is_that_of_weights_moments_activations_and_logits(tiny_model, facts_file):
+    """Counted by hand."""
+    found = []
+
+    class Keep(Preflight):
+        def on_train_start(self, trainer, pl_module):
+            found.append(preflight.bytes_of_training(trainer, pl_module))
+
+    run = fit(tiny_model, facts_file, trainer={"max_steps": 1}, callbacks=[Keep()])
+    parameters = list(run.module.model.parameters())
+    trained = sum(one.numel() for one in parameters if one.requires_grad)
+    encoded = run.data.prepared.encoded[:4]
+    tokens = 4 * max(len(one.prompt_ids) + len(one.target_ids) + 1 for one in encoded)
+    config = run.module.model.config
+    expected = 4 * sum(one.numel() for one in parameters) + 12 * trained
+    expected += 4 * 55 * tokens * config.hidden_size * config.num_hidden_layers
+    expected += 12 * sum(len(one.target_ids) + 1 for one in encoded) * config.vocab_size
+    assert found == [expected]
 
 
 def test_it_leaves_no_trace(tiny_model, facts_file):

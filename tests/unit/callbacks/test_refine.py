@@ -139,7 +139,7 @@ def test_it_does_not_depend_on_how_a_step_is_split(tiny_model, facts_file, given
     assert_same_trajectory(*runs, tolerance=5e-4)
 
 
-def test_a_fact_resists_until_all_taught_and_stopping_texts_are_recalled(tiny_model, facts_file):
+def test_a_fact_resists_until_its_prompt_and_stopping_forms_are_recalled(tiny_model, facts_file):
     """Against each text alone."""
     found = []
 
@@ -154,11 +154,7 @@ def test_a_fact_resists_until_all_taught_and_stopping_texts_are_recalled(tiny_mo
                     for text in forms.texts
                 ]
                 model.train()
-                found.extend(
-                    row
-                    for row in TRAINED
-                    if not all(is_recalled[t] for t in [*forms.texts_of(row), *forms.stopping[row]])
-                )
+                found.extend(row for row in TRAINED if not all(is_recalled[t] for t in [row, *forms.stopping[row]]))
                 assert 0 < sum(is_recalled) < len(is_recalled)
                 assert list(self.resisting) == found
 

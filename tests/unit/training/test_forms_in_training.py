@@ -71,6 +71,25 @@ def test_each_form_has_its_share_of_the_epochs(tiny_model, facts_file):
     assert other.prepared.forms.texts == forms.texts
 
 
+def test_a_number_of_forms_for_each_fact(tiny_model, facts_file):
+    """Which ones is chosen by seed; together they have the shares of all."""
+
+    def taught(**settings):
+        data = build_data(tiny_model, facts_file, sources=[Question(0.3), Cloze(0.5)], **settings)
+        data.setup()
+        return [one.taught for one in data.prepared.forms.of_facts]
+
+    every, few = taught(), taught(num_per_fact=3)
+    assert {len(one) for one in every} == {4}
+    for all_forms, chosen in zip(every, few, strict=True):
+        assert len(chosen) == 3
+        assert {one.form for one in chosen} < {one.form for one in all_forms}
+        assert sum(one.share for one in chosen) == pytest.approx(0.8)
+    assert len({tuple(one.source for one in chosen) for chosen in few}) > 1
+    assert few == taught(num_per_fact=3) != taught(num_per_fact=3, seed=1)
+    assert {len(one) for one in taught(num_per_fact=9)} == {4}
+
+
 def test_steps_are_bucketed_by_the_lengths_of_the_epoch(tiny_model, facts_file):
     run = fit(tiny_model, facts_file, data=FORMS)
     loader = run.data.train_dataloader()
