@@ -262,7 +262,7 @@ def test_a_buffer_that_the_model_replaces_is_restored():
 
 
 def test_the_check_is_a_few_passes():
-    """Two plain, one for rounding, one padded, two of `generate`, one continued, and one for the step of the adapter."""
+    """Two plain, one for rounding, one padded, two of `generate`, one continued, and one for a step of the adapter."""
     model = attach_adapter(tiny_llama(), LoraConfig(target_modules=["q_proj"]))
     passes = []
     model.get_base_model().register_forward_hook(lambda *_: passes.append(1))
