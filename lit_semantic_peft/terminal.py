@@ -1,5 +1,6 @@
 """Text for the terminal: as it is, without control characters that a terminal would obey, and of bounded length."""
 
+import argparse
 import logging
 import re
 from typing import Any
@@ -58,3 +59,11 @@ class TextFormatter(logging.Formatter):
     @override
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record))
+
+
+class TextArgumentParser(argparse.ArgumentParser):
+    """Shows help and errors as `visible` text: both contain what was typed."""
+
+    @override
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(visible(message), file)

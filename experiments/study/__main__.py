@@ -1,6 +1,5 @@
 """The commands of the study: `run`, `list`, `ledger` and `table`."""
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from experiments.study.plan import Setting, load_setting
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.terminal import TextArgumentParser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 where runs failed or were cancelled; 2 where the input cannot be used.
     """
-    parser = argparse.ArgumentParser(prog="python -m experiments.study", description=__doc__)
+    parser = TextArgumentParser(prog="python -m experiments.study", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, about in (
         ("run", "run what is missing, outdated, failed or cancelled"),

@@ -1,6 +1,5 @@
 """The commands of the sweep: `run` checks what is missing, `table` writes the page."""
 
-import argparse
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from experiments.sweep.ledger import GOOD, Ledger
 from experiments.sweep.table import page
 from experiments.sweep.worker import outcomes_of
 from lit_semantic_peft.files import write_text
+from lit_semantic_peft.terminal import TextArgumentParser
 
 PAGE = Path("docs/sweep.md")
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 where a cell is wrong or an error, or time ended before all were checked.
     """
-    parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__)
+    parser = TextArgumentParser(prog="python -m experiments.sweep", description=__doc__)
     parser.add_argument("command", choices=("run", "table"))
     parser.add_argument("--ledger", type=Path, default=Path("runs/sweep.jsonl"), help="the file of what was found")
     parser.add_argument("--again", action="store_true", help="check again what was wrong or an error")

@@ -1,6 +1,5 @@
 """The commands that train nothing. What each needs is imported in it."""
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,13 +8,13 @@ from typing import TYPE_CHECKING, NoReturn
 from typing_extensions import override
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.terminal import TextConsole, visible
+from lit_semantic_peft.terminal import TextArgumentParser, TextConsole, visible
 
 if TYPE_CHECKING:
     from lit_semantic_peft.facts import Conversion
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(TextArgumentParser):
     """Raises what it cannot parse, as every other error of input."""
 
     @override

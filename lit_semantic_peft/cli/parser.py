@@ -38,6 +38,21 @@ _HOMES = (
 )  # of classes that are given without a module
 
 
+def with_default_optimizer(arguments: Sequence[str]) -> list[str]:
+    """The options of a command; a learning rate that is given without an optimizer is one of the default optimizer.
+
+    A configuration file may name an optimizer, so its options stay as they are.
+
+    Args:
+        arguments: The command and its options.
+    """
+    names = [argument.partition("=")[0] for argument in arguments]
+    if "--model.optimizer.lr" not in names or {"--model.optimizer", "--model", "--config", "-c"} & {*names}:
+        return list(arguments)
+    default = ["--model.optimizer=torch.optim.AdamW", "--model.optimizer.weight_decay=0"]
+    return [arguments[0], *default, *arguments[1:]]
+
+
 class SuggestingParser(LightningArgumentParser):
     """Suggests the nearest valid key or class for an unknown one, and the new keys for all that have moved."""
 

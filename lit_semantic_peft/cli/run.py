@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from lit_semantic_peft.callbacks import AnswerWriter, LossWeightDistribution, Preflight
 from lit_semantic_peft.cli.lightning_cli import RunConfig, SemanticPeftCLI, is_first_process
-from lit_semantic_peft.cli.parser import SuggestingParser
+from lit_semantic_peft.cli.parser import SuggestingParser, with_default_optimizer
 from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.terminal import TextFormatter
@@ -49,7 +49,7 @@ def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None)
         parser_kwargs={arguments[0]: {"description": descriptions[arguments[0]]}} if descriptions else {},
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        args=list(arguments),
+        args=with_default_optimizer(arguments),
     )
 
 

@@ -1,8 +1,9 @@
 """Whether an adapter would be trained: which of its tensors get a gradient, at the start and after a step."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isfinite
 
 import torch
 from peft import PeftModel
@@ -24,74 +25,117 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 @contextmanager
-def moved_adapter(model: PeftModel, batch: Batch) -> Iterator[None]:
+def moved_adapter(model: PeftModel, batch: Batch) -> Iterator[Mapping[str, nn.Parameter]]:
     """Within the block every trained tensor is one step of sign descent away from where it was.
 
     Args:
         model: The model with its adapter, in evaluation mode; its tensors are restored to the last bit.
         batch: The facts of the step.
 
+    Yields:
+        The trained tensors by name.
+
     Raises:
-        InputError: If a tensor has no gradient though others of its layer do, or the adapter's traits say that none may
-            lack one; or if one is not finite, or all are zero.
+        InputError: As `checked_gradients`, for the gradients of the step.
     """
     parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
     kept = {name: one.detach().clone() for name, one in parameters.items()}
     try:
-        gradients = _checked_gradients(model, batch, parameters)
+        with _refused_where_it_fails(model):
+            losses = fact_nll(model, batch)
+        gradients = checked_gradients(model, parameters, batch, losses)
         with torch.no_grad():
             for name, gradient in gradients.items():
-                parameters[name] -= _STEP * gradient.sign()
-        moved = _checked_gradients(model, batch, parameters)
-        if unmoved := [name for name in parameters if name not in moved or not moved[name].any()]:
-            logger.warning(
-                "Tensors of the adapter that get no gradient from the texts of the self-check: %d of %d (%s)",
-                len(unmoved), len(parameters), _listed(unmoved),
-            )  # fmt: skip
-        yield
+                parameters[name].sub_(_STEP * gradient.sign())
+        yield parameters
     finally:
         with torch.no_grad():
             for name, value in kept.items():
                 parameters[name].copy_(value)
 
 
-def _checked_gradients(model: PeftModel, batch: Batch, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The gradients of the mean loss, by name; tensors without one are left out."""
+def checked_gradients(
+    model: PeftModel, parameters: Mapping[str, nn.Parameter], batch: Batch, losses: Tensor
+) -> dict[str, Tensor]:
+    """The gradients of the adapter's tensors by name, without those that have none or only zeros.
+
+    Args:
+        model: The model with its adapter, in evaluation mode.
+        parameters: The trained tensors by name.
+        batch: The facts that the losses are of.
+        losses: Their losses `(B,)`, from a pass of the model with gradients; the gradients are those of the mean.
+
+    Raises:
+        InputError: If a tensor has no gradient though others of its layer do, or the adapter's traits say that none may
+            lack one; or if one is not finite, or all are zero.
+    """
     kind = peft_type_name(model)
-    with _layers_that_ran(model) as ran:
-        try:
-            loss = fact_nll(model, batch).mean()
-            found: Sequence[Tensor | None] = [None] * len(parameters)
-            if loss.requires_grad:
-                found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # each architecture and adapter has its own for what it cannot do
-            instead = suggestion(model.get_base_model(), model.active_peft_config)
-            raise InputError(
-                f"`peft_config`: an adapter of type {kind} cannot be trained on this base model: "
-                f"{type(error).__name__}: {first_line(error)}.{instead}"
-            ) from error
+    found: Sequence[Tensor | None] = [None] * len(parameters)
+    if losses.requires_grad:
+        with _refused_where_it_fails(model), torch.enable_grad():
+            found = torch.autograd.grad(losses.mean(), list(parameters.values()), allow_unused=True)
     gradients = {name: one for name, one in zip(parameters, found, strict=True) if one is not None}
-    # A layer none of whose tensors has a gradient decides something discrete, such as which tokens are attended to.
-    reached = {_layer_of(model, name) for name in gradients} & ran
-    may_lack = traits_of(model).may_lack_gradient
-    missing = parameters.keys() - gradients.keys()
-    lacking = [name for name in missing if not may_lack or _layer_of(model, name) in reached]
-    infinite = [name for name, one in gradients.items() if not one.isfinite().all()]
-    for names, what in ((lacking, "no gradient"), (infinite, "a gradient that is not finite")):
+    sizes = {name: float(one.abs().sum(dtype=torch.float64)) for name, one in gradients.items()}
+    infinite = [name for name, size in sizes.items() if not isfinite(size)]
+    for names, what in (
+        (_lacking(model, batch, parameters.keys() - gradients.keys(), gradients.keys()), "no gradient"),
+        (infinite, "a gradient that is not finite"),
+    ):
         if names:
             raise InputError(
                 f"`peft_config`: of an adapter of type {kind} on this base model {len(names)} of {len(parameters)} "
                 f"tensors have {what}, for example {_listed(sorted(names))}. Use another adapter, or `--self_check "
                 "false` to train all the same."
             )
-    if not any(one.any() for one in gradients.values()):
+    if not any(sizes.values()):
         raise InputError(
             f"`peft_config`: an adapter of type {kind} would not be trained on this base model: the gradient of each "
             "of its tensors is zero or missing. Let it adapt layers that the model runs, or use another adapter."
         )
-    return gradients
+    return {name: one for name, one in gradients.items() if sizes[name]}
+
+
+def say_unmoved(parameters: Collection[str], moved: Collection[str]) -> None:
+    """Logs which tensors of the adapter get no gradient, if there are such.
+
+    Args:
+        parameters: Names of the trained tensors.
+        moved: Names of those that get a gradient (`checked_gradients`).
+    """
+    if unmoved := [name for name in parameters if name not in moved]:
+        logger.warning(
+            "Tensors of the adapter that get no gradient from the texts of the self-check: %d of %d (%s)",
+            len(unmoved), len(parameters), _listed(unmoved),
+        )  # fmt: skip
+
+
+@contextmanager
+def _refused_where_it_fails(model: PeftModel) -> Iterator[None]:
+    """Raises InputError for whatever a pass raises: each architecture and adapter has its own for what it cannot do."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        instead = suggestion(model.get_base_model(), model.active_peft_config)
+        raise InputError(
+            f"`peft_config`: an adapter of type {peft_type_name(model)} cannot be trained on this base model: "
+            f"{type(error).__name__}: {first_line(error)}.{instead}"
+        ) from error
+
+
+def _lacking(model: PeftModel, batch: Batch, missing: Iterable[str], there: Iterable[str]) -> list[str]:
+    """The tensors that should have a gradient, of those that are missing one.
+
+    A layer none of whose tensors has a gradient decides something discrete, such as which tokens are attended to.
+    """
+    missing = list(missing)
+    if not missing or not traits_of(model).may_lack_gradient:
+        return missing
+    with _layers_that_ran(model) as ran, torch.no_grad():
+        fact_nll(model, batch)
+    reached = {_layer_of(model, name) for name in there} & ran
+    return [name for name in missing if _layer_of(model, name) in reached]
 
 
 @contextmanager

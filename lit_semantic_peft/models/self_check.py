@@ -7,7 +7,7 @@ place of a text among others in one batch, and by a change of its embeddings in 
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import dropwhile
 from typing import TypeAlias
@@ -24,7 +24,7 @@ from lit_semantic_peft.models.base_files import first_line
 from lit_semantic_peft.models.fast_ways import FastWays, set_fast_ways
 from lit_semantic_peft.models.frozen_layers import FrozenLayers, frozen_layers_obstacle
 from lit_semantic_peft.models.generation import greedy_answers, greedy_continuations, prompt_cache
-from lit_semantic_peft.models.gradient_check import moved_adapter
+from lit_semantic_peft.models.gradient_check import checked_gradients, moved_adapter, say_unmoved
 from lit_semantic_peft.models.library_versions import cache_argument
 from lit_semantic_peft.models.objective import mean_per_fact, nll_of, target_logits
 from lit_semantic_peft.models.peft_traits import awakening_tokens, traits_of_forward
@@ -33,7 +33,7 @@ from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, EncodedFact, FactEncod
 
 logger = logging.getLogger(__name__)
 
-SELF_CHECK_VERSION = 1
+SELF_CHECK_VERSION = 2
 """Part of the key of cached verdicts. Increment it with every code change that may change a verdict."""
 
 _TIMES_ROUNDING = 4
@@ -83,35 +83,45 @@ def self_check(model: Model, rows: Sequence[EncodedFact], pad_id: int, *, trains
     batch = collate(rows, range(len(rows)), pad_id, with_end=False).to(next(model.parameters()).device)
     set_fast_ways(model, FastWays())
     with undisturbed(model), _buffers_restored(model):
-        if trains:
-            with moved_adapter(model, collate(rows[:1], [0], pad_id, with_end=False).to(batch.labels.device)):
-                ways = _right_ways(model, rows, batch, pad_id)
-        else:
-            ways = _right_ways(model, rows, batch, pad_id)
+        step = collate(rows[:1], [0], pad_id, with_end=False).to(batch.labels.device)
+        with moved_adapter(model, step) if trains else nullcontext() as trained:
+            ways = _right_ways(model, rows, batch, pad_id, trained)
     set_fast_ways(model, ways)
     return ways
 
 
 @torch.no_grad()
-def _right_ways(model: Model, rows: Sequence[EncodedFact], batch: Batch, pad_id: int) -> FastWays:
+def _right_ways(
+    model: Model,
+    rows: Sequence[EncodedFact],
+    batch: Batch,
+    pad_id: int,
+    trained: Mapping[str, nn.Parameter] | None,
+) -> FastWays:
     plain = _plain_passes(model, rows)
     cache = prompt_cache(model)
     keeping = {} if cache is None else {str(cache_argument(model)): cache, "use_cache": True}
-    logits, targets, _ = target_logits(model, batch, **keeping)
+    with torch.set_grad_enabled(trained is not None):
+        logits, targets, _ = target_logits(model, batch, **keeping)
+        losses = mean_per_fact(nll_of(logits, targets), batch.labels)
+    if trained is not None:
+        say_unmoved(trained, checked_gradients(model, trained, batch, losses))
+        logits, losses = logits.detach(), losses.detach()
     padded = dict(zip(plain.logits, logits.float(), strict=True))
     plain.require(plain.difference(padded), "the logits of a padded batch of two texts")
-    losses = mean_per_fact(nll_of(logits, targets), batch.labels)
     difference = plain.difference_of_losses(losses)
     if not difference <= plain.tolerance:  # some models leave it to the caller to shift the labels
         difference = min(difference, _plain_passes(model, rows, shift=1).difference_of_losses(losses))
     plain.require(difference, "the losses of a batch of two facts, and transformers' own losses,")
     ways = _right_answers(model, rows, plain, pad_id)
     if cache is not None:
+        # One token: `generate` has shown what becomes of a cache that grows.
+        first = replace(plain, logits={row.prompt_ids: plain.logits[row.prompt_ids] for row in rows})
+        seen = _Transcript(rows, pad_id)
         with _counts_as_wrong("`prompt_cache`"):
-            seen = _Transcript(rows, pad_id)
-            prompts, most = [row.prompt_ids for row in rows], [row.num_target_tokens for row in rows]
+            prompts, most = [row.prompt_ids for row in rows], [1] * len(rows)
             greedy_continuations(model, cache, range(len(rows)), prompts, most, stop_ids=(), logits_processor=seen)
-        ways = replace(ways, prompt_cache=plain.agrees(seen.logits))
+        ways = replace(ways, prompt_cache=ways.cache and first.agrees(seen.logits))
     if isinstance(model, PeftModel) and not frozen_layers_obstacle(model):
         frozen = FrozenLayers(model, int(batch.attention_mask.sum()))
         reused = dict(zip(plain.logits, target_logits(model, batch, frozen=frozen)[0].float(), strict=True))

@@ -67,7 +67,7 @@ def _working_targets(base: PreTrainedModel, peft_config: PeftConfig) -> list[str
         for name in names:
             with suppress(Exception):  # a target that does not work is not suggested, whatever it raises
                 model = _with_target(type(base)(base.config), peft_config, name)
-                if not runs or _is_trained(model):
+                if _is_trained(model) if runs else any(one.requires_grad for one in model.parameters()):
                     found.append(name)
     return found
 

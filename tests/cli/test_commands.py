@@ -16,6 +16,7 @@ from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.facts import read_facts
 from lit_semantic_peft.reports import RunFolder, html
+from lit_semantic_peft.training import SemanticPeftModule
 
 from fixtures.models import save_tiny_model
 
@@ -218,6 +219,46 @@ def test_without_a_run_folder_it_is_the_default(settings):
     Path("null.yaml").write_text("trainer: {default_root_dir: null}\n", encoding="utf-8")
     assert main(["fit", *settings, *ONLY_FACTS, "--config=null.yaml"]) == 0
     assert Path("runs/default/report.html").is_file()
+
+
+def test_a_learning_rate_alone_is_that_of_the_default_optimizer(settings):
+    rates = {"typed": ["--model.optimizer.lr", "1e-4"], "own": ["--model.optimizer=SGD", "--model.optimizer.lr=0.2"]}
+    written = {}
+    for name, rate in rates.items():
+        run = RunFolder(f"runs/{name}")
+        assert main(["fit", *settings, *ONLY_FACTS, *rate, f"--trainer.default_root_dir={run.path}"]) == 0
+        optimizer = yaml.safe_load(run.paths.config.read_text(encoding="utf-8"))["model"]["optimizer"]
+        written[name] = optimizer["class_path"], optimizer["init_args"]["lr"], optimizer["init_args"]["weight_decay"]
+    assert written == {"typed": ("torch.optim.AdamW", 1e-4, 0), "own": ("torch.optim.SGD", 0.2, 0)}
+
+
+def test_environment_variables_that_look_like_settings_are_named(settings, monkeypatch, caplog):
+    monkeypatch.setenv("PL_FIT__TRAINER__MAX_EPOCHS", "7")
+    monkeypatch.setenv("PL_SCORE__DATA__SEED", "7")
+    run = RunFolder("runs/one")
+    assert main(["fit", *settings, *ONLY_FACTS, f"--trainer.default_root_dir={run.path}"]) == 0
+    (line,) = [record.message for record in caplog.records if record.message.startswith("Not read: ")]
+    assert line == "Not read: PL_FIT__TRAINER__MAX_EPOCHS. Settings come from options and `--config`."
+    assert yaml.safe_load(run.paths.config.read_text(encoding="utf-8"))["trainer"]["max_epochs"] == 2
+
+
+def test_the_configuration_is_written_when_training_starts(settings, monkeypatch):
+    """A start that fails leaves nothing; what is written is the configuration that a resumed run may have."""
+    run = RunFolder("runs/one")
+    fit = ["fit", *settings, *ONLY_FACTS, f"--trainer.default_root_dir={run.path}"]
+    there = []
+    for hook in ("on_fit_start", "on_train_epoch_start"):
+        own = getattr(SemanticPeftModule, hook)
+        monkeypatch.setattr(
+            SemanticPeftModule, hook, lambda module, own=own: there.append(run.paths.config.exists()) or own(module)
+        )
+    assert main([*fit, "--model.peft_config={class_path: peft.LoraConfig, init_args: {target_modules: [none]}}"]) == 2
+    assert not run.path.exists()
+    assert main([*fit, "--trainer.max_epochs=1"]) == 0
+    assert there == [False, True]
+    before = run.paths.config.read_bytes()
+    assert main([*fit, "--ckpt_path=last", "--model.peft_config.r=3", "--trainer.max_epochs=1"]) == 2
+    assert run.paths.config.read_bytes() == before
 
 
 def test_help_begins_with_what_is_ours(capsys):

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 from lit_semantic_peft.cli.run import _say_how_a_rank_ended
-from lit_semantic_peft.terminal import LONGEST_MESSAGE, TextConsole, TextFormatter, message, visible
+from lit_semantic_peft.terminal import LONGEST_MESSAGE, TextArgumentParser, TextConsole, TextFormatter, message, visible
 from rich.table import Table
 
 HOSTILE = "\x1b[2J\x07a\rb\x9b31m\u202egnp.exe"
@@ -70,3 +70,14 @@ def test_a_rank_that_ended_is_named_with_how(code, said, monkeypatch):
     finally:
         log.removeHandler(handler)
     assert lines == [f"Rank 2 (process 12) {said}; the other processes are ended too."]
+
+
+def test_what_was_typed_is_shown_as_it_is_by_help_and_errors(capsys):
+    parser = TextArgumentParser(prog="\x1b[2Jprogram")
+    for arguments in (["--help"], ["--\x1b]0;title\x07"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(arguments)
+    shown = capsys.readouterr()
+    assert r"usage: \x1b[2Jprogram" in shown.out
+    assert r"unrecognized arguments: --\x1b]0;title\x07" in shown.err
+    assert not {"\x1b", "\x07"} & {*shown.out, *shown.err}

@@ -135,7 +135,10 @@ def test_the_reason_is_pefts_and_the_targets_work(name, config, reason, targets)
         ("mixtral", LoraConfig(**ON_EXPERTS, lora_dropout=0.1), "lora.ParamWrapper does not work with lora_dropout"),
         ("mixtral", LoraConfig(**ON_EXPERTS, use_dora=True), "lora.ParamWrapper does not work with use_dora"),
         ("mixtral", LoraConfig(**ON_EXPERTS, lora_bias=True), "lora.ParamWrapper does not work with lora_bias"),
-        *(("gpt2", config, "OSFConfig trains nothing in this model") for config in of_this_peft("OSFConfig", **ALL)),
+        *(
+            ("gpt2", config, r"OSFConfig trains nothing in this model. What works here: LoraConfig with `target_mod")
+            for config in of_this_peft("OSFConfig", **ALL)
+        ),
         *(("llama", config, "`auxiliary_loss_weight: 0.05`.*set it to 0") for config in of_this_peft("ShadowConfig")),
         *(
             ("llama", LoraConfig(target_modules=["q_proj"], monteclora_config=config), "adds a variational loss")

@@ -261,6 +261,18 @@ def test_a_buffer_that_the_model_replaces_is_restored():
     assert float(kept) == 0
 
 
+def test_the_check_is_a_few_passes():
+    """Two plain, one for rounding, one padded, two of `generate`, one continued, and one for a step of the adapter."""
+    model = attach_adapter(tiny_llama(), LoraConfig(target_modules=["q_proj"]))
+    passes = []
+    model.get_base_model().register_forward_hook(lambda *_: passes.append(1))
+    assert self_check(model, ROWS, 0, trains=True) == FastWays()
+    assert len(passes) == 8
+    with model.disable_adapter():
+        self_check(model, ROWS, 0)
+    assert len(passes) == 8 + 7
+
+
 def test_an_adapter_that_nothing_reaches_is_refused():
     """Cross-attention never runs where there is no encoder."""
     model = attach_adapter(bart(), LoraConfig(target_modules=r".*encoder_attn\.(q|v)_proj"))
