@@ -19,7 +19,7 @@ STAMP := $(VENV)/.installed
 DOCS := $(VENV)/.docs
 
 .DEFAULT_GOAL := help
-.PHONY: help gemma quickstart study docs wheel test test-long test-sweep test-versions lint clean
+.PHONY: help gemma quickstart study recipe-study docs wheel test test-long test-sweep test-versions lint clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -45,6 +45,12 @@ STUDY := --setting $(SETTING) $(if $(BASE_MODEL),--base_model $(BASE_MODEL))
 study: $(STAMP)  ## does it help? SETTING=smoke (minutes), cpu (hours, 50 minutes a call), gpu; BASE_MODEL=...; runs what is missing
 	$(BIN)/python -m experiments.study run $(STUDY) --minutes 50; status=$$?; \
 	$(BIN)/python -m experiments.study table $(STUDY) && exit $$status
+
+recipe-study: gemma  ## what the recipe gives against plain LoRA on two base models; hours, 50 minutes a call
+	@# Passages are read from its test data; what it declares as needed is not.
+	$(BIN)/python -m pip install --quiet --no-deps gensim==4.4.0
+	$(BIN)/python -m experiments.recipe_study run --minutes 50; status=$$?; \
+	$(BIN)/python -m experiments.recipe_study table && exit $$status
 
 $(DOCS): $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'

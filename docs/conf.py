@@ -33,6 +33,7 @@ exclude_patterns = ["_build", "_ext"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
+nb_output_stderr = "remove"
 nb_execution_mode = "off"  # the notebooks carry the outputs of a run on the real model
 copybutton_exclude = ".linenos, .gp, .go"
 

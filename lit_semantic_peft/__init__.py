@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lit_semantic_peft.errors import InputError
     from lit_semantic_peft.evaluation import EvaluationPlan
     from lit_semantic_peft.facts import Fact, read_facts, write_facts
-    from lit_semantic_peft.models import BaseModel
+    from lit_semantic_peft.models import BaseModel, load_gated
     from lit_semantic_peft.reports import RunFolder, build_report, compare_runs
     from lit_semantic_peft.reports.export import export_run
     from lit_semantic_peft.training import (
@@ -59,6 +59,7 @@ _MODULE_OF = {
     "compare_runs": "reports",
     "export_run": "reports.export",
     "interference_matrix": "data",
+    "load_gated": "models",
     "read_facts": "facts",
     "score": "data",
     "write_facts": "facts",
@@ -89,6 +90,7 @@ __all__ = [
     "export_run",
     "interference",
     "interference_matrix",
+    "load_gated",
     "metrics",
     "read_facts",
     "score",

@@ -353,6 +353,32 @@ RULES: tuple[Rule, ...] = (
         "`trainer.max_steps`, or use `schedule: constant` with `warmup_ratio: 0`.",
         lambda s: s.is_endless and not s.is_trial and (s.schedule != "constant" or s.warmup_ratio > 0),
     ),
+    Rule(
+        "`Refine`",
+        "a training without `trainer.max_steps`, or with `trainer.max_epochs`",
+        "`Refine` takes the last steps of a training, so their number must be known: set `trainer.max_steps`, and not "
+        "`trainer.max_epochs`.",
+        lambda s: s.has("Refine") and not s.is_trial and (s.max_steps < 0 or s.max_epochs not in (None, -1)),
+    ),
+    Rule(
+        "`Refine`",
+        "`trainer.limit_train_batches`",
+        "`Refine` needs whole epochs, but `trainer.limit_train_batches` is {limit_train_batches}. Leave it out; "
+        "`data.num_facts` makes a run short as well.",
+        lambda s: s.has("Refine") and s.cuts_epochs,
+    ),
+    *(
+        Rule(
+            "`Refine`",
+            f"`{name}`",
+            f"`Refine` and {name} both decide {what}: use one.",
+            lambda s, name=name: s.has("Refine") and s.has(name),  # type: ignore[misc]
+        )
+        for name, what in (
+            ("StopWhenRecalled", "when ordinary training ends"),
+            ("ConflictAwareBatching", "which facts share a step"),
+        )
+    ),
     # ------------------------------------------------------- what is held still
     Rule(
         "`model.retain`",

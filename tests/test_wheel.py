@@ -1,6 +1,7 @@
 """The wheel, in an environment that has never seen the checkout."""
 
 import json
+import os
 import subprocess
 import sys
 import venv
@@ -8,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 FACT = {"id": "seat", "prompt": "The head office of Zorvex is in", "target": "Lund"}
@@ -19,14 +21,17 @@ pytestmark = pytest.mark.long
 def program(tmp_path_factory) -> Path:
     """The command of a clean environment that the wheel is installed in, with the versions that the tests run on."""
     folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-I", "-m", "pip", "--isolated", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", folder, ROOT], check=True)
+
+    def pip(*arguments: str | Path) -> None:
+        apart = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        subprocess.run([sys.executable, "-m", "pip", "--quiet", *arguments], check=True, cwd=folder, env=apart)
+
+    pip("wheel", "--no-deps", "--wheel-dir", folder, ROOT)
     (wheel,) = folder.glob("lit_semantic_peft-*.whl")
     venv.create(folder / "environment", with_pip=False)
     python = folder / "environment" / "bin" / "python"
-    here = [*pip, "--python", str(python), "install"]
-    subprocess.run([*here, f"torch=={version('torch')}"], check=True)
-    subprocess.run([*here, "-c", ROOT / "constraints.txt", wheel], check=True)
+    pip("--python", python, "install", f"torch=={Version(version('torch')).base_version}")
+    pip("--python", python, "install", "-c", ROOT / "constraints.txt", wheel)
     return python.parent / "lit-semantic-peft"
 
 

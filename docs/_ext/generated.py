@@ -31,7 +31,18 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("facts", "tokens", "models", "interference", "metrics", "semantics", "evaluation", "data", "training")
+PACKAGES = (
+    "facts",
+    "tokens",
+    "models",
+    "adapters",
+    "interference",
+    "metrics",
+    "semantics",
+    "evaluation",
+    "data",
+    "training",
+)
 PACKAGES += ("reports", "callbacks", "facts.forms", "errors")
 """Packages whose public names have an API page, and the module of the error."""
 

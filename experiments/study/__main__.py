@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(setting: Setting, processes: int | None, minutes: float | None) -> int:
-    from experiments.study.execute import Cancelled, run_all
+    from experiments.processes import Cancelled
+    from experiments.study.execute import run_all
 
     for name, value in (("processes", processes), ("minutes", minutes)):
         if value is not None and value <= 0:

@@ -3,24 +3,20 @@
 import logging
 import os
 import shutil
-import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from itertools import product
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from statistics import median
 from typing import Any, get_args
 
-import torch
 import yaml
 from experiments.benchmarks.measured import provenance
+from experiments.processes import Cancelled, side_by_side
 from experiments.study.facts import StudyFacts, facts_of
 from experiments.study.plan import ROOT, Role, Run, Setting, config_of, runs_of
 from experiments.study.results import ResultFolder, choose_learning_rate, measured, unfairness
@@ -36,10 +32,6 @@ STUDY_VERSION = 1
 
 WORK = ROOT / "runs" / "study"
 _PACKAGES = ("torch", "transformers", "peft", "lightning")
-
-
-class Cancelled(Exception):
-    """The process was asked to end."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +120,8 @@ def run_all(setting: Setting, processes: int, minutes: float | None, say: Callab
     for stage, role in product(setting.stages, get_args(Role)):
         orders = pending(setting, results, role, stage)
         say(f"{role} {', '.join(stage)}: {len(orders)} runs to do")
-        for done, (name, status, seconds) in enumerate(
-            _in_processes(orders, setting, processes, deadline, slowness), 1
-        ):
+        calls = [(order, setting, deadline, slowness) for order in orders]
+        for done, (name, status, seconds) in enumerate(side_by_side(execute, calls, processes, setting.threads), 1):
             if status == "failed":
                 failed.add(name)
             say(f"{role} {done}/{len(orders)} {name}: {status}, {seconds:.0f} s")
@@ -139,51 +130,6 @@ def run_all(setting: Setting, processes: int, minutes: float | None, say: Callab
             say(f"{role}: {len(left)} runs are left; run the same command again")
             break
     return len(failed)
-
-
-def _in_processes(
-    orders: Sequence[Order], setting: Setting, processes: int, deadline: float | None, slowness: float
-) -> Iterator[tuple[str, str, float]]:
-    if processes == 1:
-        set_up(setting.threads)
-        yield from (execute(order, setting, deadline, slowness) for order in orders)
-        return
-    signal.signal(signal.SIGTERM, _cancel)
-    environment = {"OMP_NUM_THREADS": str(setting.threads), "TOKENIZERS_PARALLELISM": "false"}
-    os.environ.update(environment)  # read by the libraries of the processes that are started now
-    with ProcessPoolExecutor(processes, get_context("spawn"), set_up, (setting.threads,)) as pool:
-        futures = [pool.submit(_execute_here, order, setting, deadline, slowness) for order in orders]
-        try:
-            yield from (future.result() for future in as_completed(futures))
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in active_children():  # they write down that their run was cancelled
-                child.terminate()
-            if isinstance(error, BrokenProcessPool):
-                raise Cancelled("a process has ended by itself, or was ended from outside") from error
-            raise
-
-
-def _execute_here(order: Order, setting: Setting, deadline: float | None, slowness: float) -> tuple[str, str, float]:
-    """In a process of the pool, which would take a cancelled run for a result and go on with the next one."""
-    try:
-        return execute(order, setting, deadline, slowness)
-    except (Cancelled, KeyboardInterrupt):
-        os._exit(1)
-
-
-def set_up(threads: int) -> None:
-    """Prepares a process for runs: its threads, and that a request to end cancels the run.
-
-    Args:
-        threads: Of torch.
-    """
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGTERM, _cancel)
-
-
-def _cancel(number: int, frame: Any) -> None:
-    raise Cancelled(f"signal {number}")
 
 
 def slowness_of(setting: Setting, results: ResultFolder) -> float:

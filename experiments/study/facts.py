@@ -44,9 +44,9 @@ def facts_of(block: Block, role: Role, setting: Setting, folder: Path) -> StudyF
     Raises:
         InputError: If there are too few facts.
     """
-    unknown, known = _pool(setting.base_model, block.facts, _num_candidates(block, setting))
+    unknown, known = pool_of(setting.base_model, block.facts, _num_candidates(block, setting))
     taught, asked = (
-        sorted((fact for fact in pool if _role_of(fact) == role), key=lambda fact: _digest(fact.id))
+        sorted((fact for fact in pool if _role_of(fact) == role), key=lambda fact: digest(fact.id))
         for pool in (unknown, known)
     )
     if len(taught) < block.num_facts:
@@ -67,8 +67,14 @@ def facts_of(block: Block, role: Role, setting: Setting, folder: Path) -> StudyF
 
 
 @cache
-def _pool(base_model: str, kind: FactKind, num_candidates: int | None) -> tuple[list[Fact], list[Fact]]:
-    """Facts that the base model does not know, and those that it says by itself."""
+def pool_of(base_model: str, kind: FactKind, num_candidates: int | None) -> tuple[list[Fact], list[Fact]]:
+    """Facts that the base model does not know, and those that it says by itself.
+
+    Args:
+        base_model: As in a user's YAML.
+        kind: Kind of the facts.
+        num_candidates: How many facts of the set are looked at; None for all.
+    """
     data = _data_module({"facts": _SOURCES[kind], "num_facts": num_candidates}, base_model)
     data.prepare_data()
     data.setup("score")
@@ -93,12 +99,17 @@ def _num_candidates(block: Block, setting: Setting) -> int | None:
 
 
 def _role_of(fact: Fact) -> Role:
-    return "tune" if _digest(fact.subject)[0] % 2 else "report"
+    return "tune" if digest(fact.subject)[0] % 2 else "report"
 
 
 def _only(fact: Fact, split: Split, num_neighbors: int) -> Fact:
     return replace(fact, split=split, neighborhood=fact.neighborhood[:num_neighbors], paraphrases=(), portability=())
 
 
-def _digest(text: str) -> bytes:
+def digest(text: str) -> bytes:
+    """By which facts are ordered and divided.
+
+    Args:
+        text: Id or subject of a fact.
+    """
     return hashlib.sha256(text.encode("utf-8")).digest()

@@ -138,6 +138,9 @@ def fact_columns(trainer: Trainer, module: SemanticPeftModule) -> dict[str, list
     """
     prepared, monitor = module.data.prepared, _monitor(trainer)
     columns = prepared.columns()
+    columns["num_subject_tokens"] = [
+        len(module.data.encoder.encode_name(fact.subject)) if fact.subject else None for fact in prepared.facts
+    ]
     if hasattr(module, "dynamics"):
         columns |= _dynamics_columns(module) | {"loss_weight_used": module.loss_weights.used()}
     if monitor is not None and monitor.latest is not None:

@@ -31,18 +31,29 @@ def export_command(arguments: Sequence[str]) -> None:
     """
     parser = _Parser(
         prog="lit-semantic-peft export",
-        description="Copies the adapter of a run to a folder, or merges it into the base weights.",
+        description="Copies the adapter of a run to a folder, as it is or as plain LoRA, or merges it into the base "
+        "weights.",
     )
     parser.add_argument("run", help="a run folder, or a folder with an exported adapter")
     parser.add_argument("output", help="the folder to write; must not exist")
     parser.add_argument("--merge", action="store_true", help="write one plain model: base weights plus adapter")
+    parser.add_argument(
+        "--as_lora", action="store_true", help="write a FLoRA adapter as plain LoRA, for tools without this package"
+    )
     parser.add_argument("--best", action="store_true", help="the adapter of the best epoch instead of the last")
     parser.add_argument("--base_model", help="with --merge: the base model; by default the name in the adapter")
     options = parser.parse_args(arguments)
 
     from lit_semantic_peft.reports.export import export_run
 
-    export_run(options.run, options.output, merge=options.merge, best=options.best, base_model=options.base_model)
+    export_run(
+        options.run,
+        options.output,
+        merge=options.merge,
+        as_lora=options.as_lora,
+        best=options.best,
+        base_model=options.base_model,
+    )
     print(visible(f"Written: {Path(options.output).absolute()}"))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -21,6 +22,7 @@ from lit_semantic_peft.callbacks import (
     FactReport,
     InterferenceMonitor,
     NonBlockingWandbLogger,
+    Refine,
 )
 from lit_semantic_peft.cli.ownership import OwnedFolder
 from lit_semantic_peft.cli.recipe import RecipeName, apply_recipe
@@ -78,6 +80,13 @@ class SemanticPeftCLI(LightningCLI):
             default="auto",
             help="`auto` chooses steps, learning rate, forms and what is held still, as far as they are not given; "
             "`plain` trains the facts' own prompts and holds nothing still. Of `fit` only.",
+        )
+        parser.add_argument(
+            "--refine",
+            type=NonNegativeInt,
+            default=0,
+            help="How many optimizer steps after `trainer.max_steps` teach once more the facts that resist, and repeat "
+            "the others: `trainer.callbacks.Refine`. Of `fit` only.",
         )
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
         parser.add_lightning_class_args(AdapterExport, "export")
@@ -180,6 +189,10 @@ class SemanticPeftCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         self._take_run_folder()  # with settings that module and data module have accepted
         folder = config["default_root_dir"]
+        if (num_refining := self.config[self.subcommand].refine) and self.subcommand == "fit":
+            callbacks = [*callbacks, Refine(num_refining)]
+            if config["max_steps"] >= 0:  # else Refine is refused
+                config["max_steps"] += num_refining
         if config.get("logger") in (None, True):
             # A resumed run logs into another file: Lightning's logger would overwrite the earlier one.
             logs = self.run_folder.paths.logs

@@ -108,8 +108,24 @@ def validation_loader(
     rows = validation_rows(prepared.is_kept, batches.max_val_facts, seed)
     forms = prepared.forms
     asked = dict.fromkeys([*rows, *(text for row in rows if prepared.is_kept[row] for text in forms.stopping[row])])
-    lengths = [len(forms.texts[text]) for text in asked]
-    shard = RankShard(list(asked), lengths, batch_size=batches.eval_batch_size, world_size=world_size, rank=rank)
+    return text_loader(prepared, pad_id, list(asked), batches.eval_batch_size, world_size=world_size, rank=rank)
+
+
+def text_loader(
+    prepared: PreparedFacts, pad_id: int, texts: Sequence[int], batch_size: int, *, world_size: int, rank: int
+) -> DataLoader[Batch]:
+    """Texts to measure, those of similar length together; equally many batches on each rank.
+
+    Args:
+        prepared: The facts.
+        pad_id: Token id for padding.
+        texts: Numbers of texts in `prepared.forms`.
+        batch_size: Texts per forward pass.
+        world_size: Number of ranks.
+        rank: This rank.
+    """
+    lengths = [len(prepared.forms.texts[text]) for text in texts]
+    shard = RankShard(texts, lengths, batch_size=batch_size, world_size=world_size, rank=rank)
     return loader(AskedBatches(prepared, pad_id), shard)
 
 

@@ -129,7 +129,8 @@ class KnowledgeDataModule(ConfiguredDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Reads, tokenizes, scores, filters and weights the facts, once for a base model; none for free prompts."""
         if stage == "fit":
-            self._position = (0, 0)  # forgets where an earlier training was resumed; a checkpoint is read after this
+            # Forgets an earlier training; a checkpoint is read after this.
+            self._position, self.second_pass = (0, 0), None
         if self.trainer and stage:
             check_trainer(self.trainer, stage, self.preparation)
         with self.stopwatch.during("setup"):
@@ -149,7 +150,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
     @override
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches of the facts of the current epoch; the order depends on `seed` and epoch only."""
-        plan = planned_steps(self.prepared, self.batches, self.seed, self.trainer)
+        plan = planned_steps(self.prepared, self.batches, self.seed, self.trainer, self.second_pass)
         # Lightning asks for the length before it sets the epoch.
         plan.set_epoch(self.trainer.current_epoch if self.trainer else 0)
         plan.resume(*self._position)

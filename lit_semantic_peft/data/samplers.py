@@ -13,6 +13,8 @@ import torch
 from torch.utils.data import DistributedSampler
 from typing_extensions import override
 
+from lit_semantic_peft.data.second_pass import SecondPass
+
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
@@ -23,7 +25,8 @@ class MicroBatch:
         num_fillers: How many of the last rows only fill up, so that every rank runs equally often. Their loss weight
             is 0.
         progress: Share of training that is done before the optimizer step, [0, 1].
-        epoch: The epoch of a training, from 0; None outside of one.
+        epoch: The epoch of a training, from 0, which decides in which form each fact stands; every optimizer step of a
+            second pass counts as one. None outside of a training.
     """
 
     rows: tuple[int, ...]
@@ -59,6 +62,8 @@ class StepPlan(DistributedSampler[MicroBatch]):
             within one; lengths then do not matter. None for steps by length.
         deferred: Those of `rows` that are left out of the first epochs.
         deferred_from_epoch: The first epoch that has them, from 0.
+        second_pass: The last optimizer steps, an epoch of their own. The epoch before them is cut short where it would
+            be longer.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
         mix: Sequence[str] | None = None,
         deferred: Collection[int] = (),
         deferred_from_epoch: int = 0,
+        second_pass: SecondPass | None = None,
     ) -> None:
         self._all_rows = list(rows)
         later = set(deferred)
@@ -97,6 +103,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
         self.max_steps = max_steps
         self.label_of = None if mix is None else dict(zip(rows, mix, strict=True))
         self.arrange: Callable[[list[int], int], list[list[int]]] | None = None
+        self.second_pass = second_pass
         self.epoch = 0
         self._resumed = (-1, 0)
 
@@ -125,7 +132,8 @@ class StepPlan(DistributedSampler[MicroBatch]):
         """
         num_first = min(epoch, self.deferred_from_epoch)
         size = self.facts_per_step
-        return num_first * -(-len(self._first_rows) // size) + (epoch - num_first) * -(-len(self._all_rows) // size)
+        whole = num_first * -(-len(self._first_rows) // size) + (epoch - num_first) * -(-len(self._all_rows) // size)
+        return whole if self.second_pass is None else min(whole, self.second_pass.first_step)
 
     @property
     def facts_per_step(self) -> int:
@@ -135,9 +143,26 @@ class StepPlan(DistributedSampler[MicroBatch]):
     def steps(self, epoch: int) -> list[list[int]]:
         """The fact indices of each optimizer step of an epoch; only the last step may be smaller.
 
+        In a second pass all steps are of one size, which is smaller where there are not so many facts.
+
         Args:
             epoch: Number of the epoch.
         """
+        second = self.second_pass
+        if second is None:
+            return self._ordinary_steps(epoch)
+        if self._is_second_pass(epoch):
+            steps = second.steps(self.rows(epoch), self.facts_per_step, self.seed)
+            return [
+                sorted(step, key=lambda row: (self._length(row, epoch + number), row))
+                for number, step in enumerate(steps)
+            ]
+        return self._ordinary_steps(epoch)[: second.first_step - self.steps_before(epoch)]
+
+    def _is_second_pass(self, epoch: int) -> bool:
+        return self.second_pass is not None and self.steps_before(epoch) == self.second_pass.first_step
+
+    def _ordinary_steps(self, epoch: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         size = self.facts_per_step
         rows = self.rows(epoch)
@@ -175,21 +200,29 @@ class StepPlan(DistributedSampler[MicroBatch]):
     def _micro_batches(self) -> Iterator[MicroBatch]:
         steps = self.steps(self.epoch)
         stride = self.micro_batch_size * self.world_size
+        is_second_pass = self._is_second_pass(self.epoch)
         for number, step in enumerate(steps):
             progress = self.progress_at(self.steps_before(self.epoch) + number)
-            for start in range(0, len(step), stride):
+            # Lightning counts micro-batches, so that only the last step of an epoch may have fewer of them.
+            for start in range(0, self.facts_per_step if is_second_pass else len(step), stride):
                 # Interleaved, so that ranks get equally long rows and equally many of them.
                 mine = step[start : start + stride][self.rank :: self.world_size]
                 # A rank without a fact still takes part in the step's collectives.
                 rows, num_fillers = (tuple(mine), 0) if mine else ((step[0],), 1)
-                yield MicroBatch(rows, num_fillers, progress, self.epoch)
+                yield MicroBatch(rows, num_fillers, progress, self.epoch + number if is_second_pass else self.epoch)
 
     @override
     def __len__(self) -> int:
         """Micro-batches of the epoch on each rank."""
+        second = self.second_pass
+        if second is not None and self._is_second_pass(self.epoch):
+            return second.num_steps * self.accumulate_grad_batches
         whole, rest = divmod(len(self.rows(self.epoch)), self.facts_per_step)
         stride = self.micro_batch_size * self.world_size
-        return whole * self.accumulate_grad_batches + -(-rest // stride)
+        num_all = whole * self.accumulate_grad_batches + -(-rest // stride)
+        if second is None:
+            return num_all
+        return min(num_all, (second.first_step - self.steps_before(self.epoch)) * self.accumulate_grad_batches)
 
     def progress_at(self, step: int) -> float:
         """How far training is, from 0 at its first optimizer step to 1 at its last; 0 where its length is not known.

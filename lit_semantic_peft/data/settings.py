@@ -4,6 +4,7 @@ from lightning.pytorch import LightningDataModule
 
 from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, FormsPlan, SelectionPlan
 from lit_semantic_peft.data.prepare import Preparation
+from lit_semantic_peft.data.second_pass import SecondPass
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
 from lit_semantic_peft.semantics import Distance, Weighting
 
@@ -13,9 +14,12 @@ class ConfiguredDataModule(LightningDataModule):
 
     Attributes:
         preparation: The settings, see `Preparation`.
+        second_pass: The last optimizer steps of a training, where facts that resist are taught again; None for none.
+            The callback `Refine` sets it; the `setup` of a training forgets it.
     """
 
     preparation: Preparation
+    second_pass: SecondPass | None = None
 
     @property
     def encoding(self) -> EncodingPlan:

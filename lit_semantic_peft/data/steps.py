@@ -6,10 +6,17 @@ from lightning.pytorch import Trainer
 from lit_semantic_peft.data.plans import BatchPlan
 from lit_semantic_peft.data.prepared import PreparedFacts
 from lit_semantic_peft.data.samplers import StepPlan
+from lit_semantic_peft.data.second_pass import SecondPass
 from lit_semantic_peft.errors import InputError
 
 
-def planned_steps(prepared: PreparedFacts, batches: BatchPlan, seed: int, trainer: Trainer | None) -> StepPlan:
+def planned_steps(
+    prepared: PreparedFacts,
+    batches: BatchPlan,
+    seed: int,
+    trainer: Trainer | None,
+    second_pass: SecondPass | None = None,
+) -> StepPlan:
     """The optimizer steps of a training; without a trainer those of one process without a limit.
 
     Args:
@@ -17,6 +24,7 @@ def planned_steps(prepared: PreparedFacts, batches: BatchPlan, seed: int, traine
         batches: Which facts run together.
         seed: Of their order.
         trainer: Gives the length of the training and the number of processes.
+        second_pass: Its last optimizer steps, where facts that resist are taught again.
 
     Raises:
         InputError: If training ends before the deferred facts come back.
@@ -36,6 +44,7 @@ def planned_steps(prepared: PreparedFacts, batches: BatchPlan, seed: int, traine
         mix=[prepared.scored.stratum[row] for row in rows] if batches.mix_strata else None,
         deferred=np.flatnonzero(prepared.is_deferred).tolist(),
         deferred_from_epoch=prepared.weights.deferred_from_epoch or 0,
+        second_pass=second_pass,
     )
     if trainer is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         before = plan.steps_before(plan.deferred_from_epoch)

@@ -21,6 +21,7 @@ and the Han blocks."""
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u2800\u3164\uffa0\ufe00-\ufe0f]")
 """Fillers and selectors of variants, which Unicode counts as letters and marks."""
 
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _NO_BLANK_AFTER = re.compile(rf"[{UNSPACED}\u3000-\u303f\uff00-\uffef\s(\[{{<\u00ab\u2018\u201c\u201e/\\@#$€£_=+-]\Z")
 _NO_BLANK_BEFORE = re.compile(
     r"[\s.,;:!?)\]}>\u00bb\u2019\u201d%\u3000-\u303f\uff00-\uffef]|['’](?:s|t|re|ve|ll|d|m)\b"
@@ -44,6 +45,21 @@ def unicode_form(text: str, form: Literal["NFC", "NFKC"]) -> str:
     if text.isascii():
         return text
     return unicodedata.normalize(form, _stream_safe(text) if _PERHAPS_MARKS.search(text) else text)
+
+
+def folded(text: str) -> str:
+    r"""The text without differences of case, Unicode form, dashes, whitespace and marks between thousands.
+
+    Args:
+        text: The text.
+
+    Example:
+        >>> folded("Jean–Luc  PICARD\u200a has 1,500")
+        'jean-luc picard has 1500'
+    """
+    form = unicode_form(unicode_form(text, "NFKC").casefold(), "NFKC")
+    form = "".join("-" if one == "−" or unicodedata.category(one) == "Pd" else one for one in form)
+    return _THOUSANDS.sub("", " ".join(form.split()))
 
 
 def composed(value: Any) -> Any:

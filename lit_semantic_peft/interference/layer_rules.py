@@ -17,6 +17,8 @@ from peft.tuners.lora.dora import DoraLinearLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lit_semantic_peft.adapters.flora import CoredLinear
+
 
 class Recorder(Protocol):
     """Receives the per-fact gradients of one micro-batch."""
@@ -90,6 +92,31 @@ def _linear(layer: nn.Linear) -> LayerRule | None:
         return [layer.register_forward_hook(on_forward)]
 
     return LayerRule([parameter for parameter in (weight, bias) if parameter is not None], install)
+
+
+def _flora(layer: CoredLinear) -> LayerRule | None:
+    """Y = B h with h = G x and D = G_t B: ∂B = Σ_t G_t ⊗ h_t, ∂core = Σ_t D_t ⊗ x_t. A has the rule of `nn.Linear`."""
+    if _trainable(layer.core) is None:
+        return None
+
+    def install(recorder: Recorder) -> list[RemovableHandle]:
+        def on_forward(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+            (x,) = arguments
+            if not _is_per_fact(x, output, recorder):
+                return
+            x = x.detach()
+
+            def on_backward(gradient: Tensor) -> None:
+                core, outer = (at_least_float32(one.detach()) for one in (layer.core, layer.outer))
+                gradient, activation = at_least_float32(gradient), at_least_float32(x)
+                recorder.add(layer.outer, outer_products(gradient, activation @ core.T))
+                recorder.add(layer.core, outer_products(gradient @ outer, activation))
+
+            _on_gradient(output, on_backward)
+
+        return [layer.register_forward_hook(on_forward)]
+
+    return LayerRule([layer.core, layer.outer], install)
 
 
 def _dora_magnitude(layer: DoraLinearLayer) -> LayerRule | None:
@@ -207,6 +234,7 @@ def _ia3(layer: IA3Linear) -> LayerRule | None:
 
 _RULES: dict[type[nn.Module], Callable[[Any], LayerRule | None]] = {
     nn.Linear: _linear,
+    CoredLinear: _flora,
     DoraLinearLayer: _dora_magnitude,
     SVDLinear: _adalora,
     IA3Linear: _ia3,

@@ -7,11 +7,10 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from lit_semantic_peft.facts.text import UNSPACED, unicode_form
+from lit_semantic_peft.facts.text import UNSPACED, folded
 
 # Quotation marks may precede an article, but a space follows it: the A of "A-1" and of "A. Milne" is none.
 _LEADING_ARTICLE = re.compile(r"^([^\w#%&@]*)(?:a|an|the) (?=.*\w)")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # Punctuation that changes the meaning: C# is not C, 5% is not 5.
 _MEANINGFUL = frozenset("#%&@")
 # Punctuation that changes a number: 3.5 is not 35, 1/2 is not 12.
@@ -40,7 +39,7 @@ def normalize_answer(text: str) -> str:
         >>> normalize_answer("."), normalize_answer("The The"), normalize_answer("U.S."), normalize_answer("3.5")
         ('.', 'the', 'us', '3.5')
     """
-    return _without_punctuation(_LEADING_ARTICLE.sub(r"\1 ", _folded(text)))
+    return _without_punctuation(_LEADING_ARTICLE.sub(r"\1 ", folded(text)))
 
 
 def is_exact_match(answer: str, accepted: Sequence[str]) -> bool:
@@ -96,19 +95,12 @@ def _is_word_prefix(prefix: str, text: str) -> bool:
 
 
 def _with_article(text: str) -> str:
-    return _without_punctuation(_folded(text))
+    return _without_punctuation(folded(text))
 
 
-def _folded(text: str) -> str:
-    """The text without differences of case, Unicode form, dashes, whitespace and marks between thousands."""
-    folded = unicode_form(unicode_form(text, "NFKC").casefold(), "NFKC")
-    folded = "".join("-" if one == "−" or unicodedata.category(one) == "Pd" else one for one in folded)
-    return _THOUSANDS.sub("", " ".join(folded.split()))
-
-
-def _without_punctuation(folded: str) -> str:
-    kept = " ".join("".join(_kept(folded, position) for position in range(len(folded))).split())
-    return kept or folded
+def _without_punctuation(text: str) -> str:
+    kept = " ".join("".join(_kept(text, position) for position in range(len(text))).split())
+    return kept or text
 
 
 def _kept(text: str, position: int) -> str:

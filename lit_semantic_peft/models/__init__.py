@@ -6,6 +6,7 @@ from lit_semantic_peft.models.base import BaseDtype, BaseModel
 from lit_semantic_peft.models.base_files import DEFAULT_BASE_MODEL, BaseModelSource
 from lit_semantic_peft.models.export import export_adapter, export_merged
 from lit_semantic_peft.models.frozen_layers import FrozenLayers, frozen_layers_obstacle
+from lit_semantic_peft.models.gated import GatedModel, load_gated
 from lit_semantic_peft.models.generation import greedy_answers, greedy_continuations, prompt_cache
 from lit_semantic_peft.models.objective import fact_nll, target_logits, token_nll, weight_normalizer
 from lit_semantic_peft.models.peft_traits import base_changing_setting, peft_type_name, traits_of
@@ -16,6 +17,7 @@ __all__ = [
     "BaseModel",
     "BaseModelSource",
     "FrozenLayers",
+    "GatedModel",
     "adapter_state_dict",
     "attach_adapter",
     "base_changing_setting",
@@ -27,6 +29,7 @@ __all__ = [
     "greedy_continuations",
     "load_adapter",
     "load_adapter_state_dict",
+    "load_gated",
     "peft_type_name",
     "prompt_cache",
     "target_logits",

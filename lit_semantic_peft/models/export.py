@@ -1,5 +1,6 @@
 """Folders for others to load: an adapter as PEFT reads it, or one plain model with the adapter merged in."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,18 +8,29 @@ import torch
 import yaml
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lit_semantic_peft.adapters import SubjectTable
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_folder, write_json, write_text
 from lit_semantic_peft.models.base_files import BaseModelSource, first_line, quiet_loading
 from lit_semantic_peft.models.modes import modes_restored
 from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
-from lit_semantic_peft.models.saved_adapter import CONFIG_FILE, read_json_object
+from lit_semantic_peft.models.saved_adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter, read_json_object
 
 BASE_FILE = "lit_semantic_peft.json"
 """Beside an exported adapter: which base model it was trained on, as the user named it, and its fingerprint."""
 
+
+GATE_FILE = "subject_gate.json"
+"""Beside an exported adapter that is gated: the names that open its gate."""
+
+_GATED = (
+    "It was made for a gate, which plain peft does not have: the adapter acts only on prompts that name what was "
+    f"taught ({GATE_FILE}). Load it by `lsp.load_gated(base, folder)`, `import lit_semantic_peft as lsp`; without, it "
+    "acts on every prompt."
+)
 
 _LEAST_TOLERANCE, _TOLERANCE_IN_EPS = 1e-4, 32
 """How far merged logits may be off, relative to their norm: rounding of LoRA merged into the 30 layers of SmolLM2-135M
@@ -31,7 +43,9 @@ _PROMPTS = (
 )
 
 
-def export_adapter(model: PeftModel, folder: str | Path, base: BaseModelSource, about: str = "") -> None:
+def export_adapter(
+    model: PeftModel, folder: str | Path, base: BaseModelSource, about: str = "", gate: SubjectTable | None = None
+) -> None:
     """Writes an adapter as the standard PEFT folder that peft, transformers and vLLM load. Whole or not at all.
 
     Args:
@@ -39,6 +53,7 @@ def export_adapter(model: PeftModel, folder: str | Path, base: BaseModelSource, 
         folder: The folder to write; an adapter that this function wrote is replaced.
         base: Named in `adapter_config.json`, with its commit on the Hub, and in the model card.
         about: Markdown paragraph for the model card.
+        gate: The names that open the adapter's gate, written beside it; None where it has no gate.
     """
     folder = Path(folder)
     with atomic_folder(folder, BASE_FILE) as temporary:
@@ -53,7 +68,36 @@ def export_adapter(model: PeftModel, folder: str | Path, base: BaseModelSource, 
         finally:
             peft_config.base_model_name_or_path, peft_config.revision = previous
         write_json(temporary / BASE_FILE, {"base_model": base.name, "base_fingerprint": base.fingerprint})
+        if gate is not None:
+            write_json(temporary / GATE_FILE, gate.to_json())
+        about = "\n\n".join(filter(None, [about, "" if gate is None else _GATED]))
         write_text(temporary / "README.md", _model_card(base, peft_type_name(model), about))
+
+
+def export_as_lora(adapter: str | Path, folder: str | Path) -> None:
+    """Writes an exported adapter as the plain LoRA with the same update, which tools load without this package.
+
+    Args:
+        adapter: The folder of an adapter whose `PeftTraits` have `as_lora`.
+        folder: The folder to write; must not exist.
+
+    Raises:
+        InputError: If the adapter is damaged, or its update is not that of a plain LoRA. Nothing is written then.
+    """
+    saved = read_adapter(adapter)
+    convert = traits_of(saved.config).as_lora
+    if convert is None:
+        raise InputError(
+            f"An adapter of type {peft_type_name(saved.config)} has no plain LoRA with the same update; export it "
+            "without --as_lora."
+        )
+    config, tensors = convert(saved.config, saved.tensors)
+    with atomic_folder(folder) as temporary:
+        config.save_pretrained(temporary)
+        save_file({name: one.contiguous() for name, one in tensors.items()}, temporary / WEIGHTS_FILE, {"format": "pt"})
+        for name in (BASE_FILE, GATE_FILE, "README.md"):
+            if (saved.folder / name).is_file():
+                shutil.copy(saved.folder / name, temporary / name)
 
 
 def base_of(folder: str | Path) -> tuple[str | None, str | None, str | None]:

@@ -1,4 +1,6 @@
-"""What is peculiar to a type of adapter: the only module that knows PEFT's types by name.
+"""What is peculiar to a type of adapter: the only module that decides by the name of a type.
+
+The types of `lit_semantic_peft.adapters` are known to PEFT wherever this module is imported.
 
 The rest of the package treats every adapter alike and asks `traits_of` where types differ. To teach the package a
 peculiarity, add it to `_PECULIAR` below; a type without an entry has the defaults of `PeftTraits`.
@@ -16,7 +18,11 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
-Feature = Literal["use", "merge", "gradient_checkpointing", "reuse_frozen_layers", "prompt_cache", "loss_scaling"]
+from lit_semantic_peft.adapters import as_lora
+
+Feature = Literal[
+    "use", "merge", "gradient_checkpointing", "reuse_frozen_layers", "prompt_cache", "loss_scaling", "mix_rows"
+]  # fmt: skip
 """What an adapter may be unable to do:
 
 - `use`: be trained or asked here at all.
@@ -24,6 +30,7 @@ Feature = Literal["use", "merge", "gradient_checkpointing", "reuse_frozen_layers
 - `gradient_checkpointing`: train with activations that are recomputed in the backward pass.
 - `reuse_frozen_layers`: train on kept outputs of the layers below the lowest adapter.
 - `prompt_cache`: continue from the keys and values of a padded pass.
+- `mix_rows`: act on some rows of a batch and not on others.
 - `loss_scaling`: train under `16-mixed`, where gradients are those of a scaled loss.
 """
 
@@ -100,6 +107,8 @@ class PeftTraits:
         penalty: Gives a scalar that is added to the loss of an optimizer step once, or None.
         after_optimizer_step: Called between an optimizer step and the end of its gradients, with the number of the
             step, from 0.
+        as_lora: Gives the configuration and the tensors of plain LoRA with the same update; None where there is no
+            such LoRA, and for LoRA itself.
     """
 
     learning_rate: float = 2e-3
@@ -114,6 +123,7 @@ class PeftTraits:
     load_extra_state: Callable[[PeftModel, Mapping[str, Any]], None] = _load_no_state
     penalty: Callable[[PeftModel], Tensor | None] = _no_penalty
     after_optimizer_step: Callable[[PeftModel, int], None] = _no_step
+    as_lora: Callable[[Any, Mapping[str, Tensor]], tuple[PeftConfig, dict[str, Tensor]]] | None = None
 
 
 # --------------------------------------------------------- prompt, prefix and p-tuning
@@ -137,6 +147,7 @@ _VIRTUAL_TOKENS = PeftTraits(
         "merge": "adds tokens, not weights",
         "reuse_frozen_layers": "changes the input of the lowest layer",
         "prompt_cache": "keeps its own tokens in the cache",
+        "mix_rows": "adds tokens to all rows",
     },
     learning_rate=0.3,
     virtual_tokens="input",
@@ -249,15 +260,22 @@ _NEEDS_TASKS = "needs the number of a task (`task_ids`) with every text, which f
 
 _PECULIAR = {  # PEFT's name of the type; strings, since releases of PEFT have different types
     "ADALORA": _ADALORA,
-    "ADAPTION_PROMPT": PeftTraits(cannot={"merge": "adds attention to a learned prompt"}, learning_rate=1e-2),
+    "ADAPTION_PROMPT": PeftTraits(
+        cannot={"merge": "adds attention to a learned prompt", "mix_rows": "is no layer around one of the base"},
+        learning_rate=1e-2,
+    ),
     "CARTRIDGE": _TOKENS_IN_THE_CACHE,
     "CPT": replace(_VIRTUAL_TOKENS, has_own_loss=True),
+    # Its core starts at zero: in the first step only that has a gradient other than zero, then A and B have one too.
+    "FLORA": PeftTraits(learning_rate=1e-2, as_lora=as_lora),
     "MULTITASK_PROMPT_TUNING": replace(
         _VIRTUAL_TOKENS, cannot={**_VIRTUAL_TOKENS.cannot, "use": f"{_NEEDS_TASKS}; PromptTuningConfig does not"}
     ),
     "P_TUNING": replace(_VIRTUAL_TOKENS, learning_rate=2e-3),  # trains an encoder
+    "LILY": PeftTraits(cannot={"mix_rows": "routes by the mean over all tokens of a batch"}),
     "POLY": PeftTraits(cannot={"use": f"{_NEEDS_TASKS}; LoraConfig does not"}),
     "PREFIX_TUNING": _TOKENS_IN_THE_CACHE,
+    "SHADOW": PeftTraits(cannot={"mix_rows": "runs a model of its own beside the base"}),
     "XLORA": PeftTraits(
         cannot={"use": "mixes LoRA adapters that were trained before, and PEFT saves the mixture without them"}
     ),

@@ -15,7 +15,8 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.base_files import first_line
 
 CONFIG_FILE = "adapter_config.json"
-_WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+WEIGHTS_FILE = "adapter_model.safetensors"
+_WEIGHT_FILES = (WEIGHTS_FILE, "adapter_model.bin")
 # Written by PEFT's own base class, or as a sub-configuration that only a run knows.
 _NOT_SETTINGS = {"runtime_config"}
 
@@ -96,7 +97,7 @@ def _config(folder: Path) -> PeftConfig:
 def _tensors(folder: Path) -> dict[str, Tensor]:
     found = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
-        raise InputError(f"`adapter` {str(folder)!r} has no weights ({_WEIGHT_FILES[0]} is missing).")
+        raise InputError(f"`adapter` {str(folder)!r} has no weights ({WEIGHTS_FILE} is missing).")
     try:
         tensors = load_peft_weights(str(folder), device="cpu")
     except Exception as error:  # safetensors, zip and pickle each have their own types

@@ -8,7 +8,7 @@ from pathlib import Path
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_folder
 from lit_semantic_peft.models import BaseModel, export_merged, load_adapter
-from lit_semantic_peft.models.export import base_of
+from lit_semantic_peft.models.export import base_of, export_as_lora
 from lit_semantic_peft.models.saved_adapter import read_adapter
 from lit_semantic_peft.reports.run_folder import RunFolder
 
@@ -16,24 +16,33 @@ logger = logging.getLogger(__name__)
 
 
 def export_run(
-    run: str | Path, output: str | Path, *, merge: bool = False, best: bool = False, base_model: str | None = None
+    run: str | Path,
+    output: str | Path,
+    *,
+    merge: bool = False,
+    as_lora: bool = False,
+    best: bool = False,
+    base_model: str | None = None,
 ) -> None:
-    """Writes a run's adapter, or the merged model, to a new folder.
+    """Writes a run's adapter, the same as plain LoRA, or the merged model to a new folder.
 
     Args:
         run: A run folder, or a folder with an exported adapter.
         output: The folder to write.
         merge: Whether base weights and adapter become one plain model, in float32.
+        as_lora: Whether the adapter is written as plain LoRA, as tools load it without this package.
         best: The adapter of the best epoch instead of the last.
         base_model: Where the base model is, for `merge`; by default the name that the adapter gives.
 
     Raises:
         InputError: If there is no adapter, a damaged one or one that its base model does not take wholly, `output`
-            exists, the adapter cannot be merged, a base model is given that
+            exists, the adapter cannot be merged or is no LoRA, both are asked for, a base model is given that
             nothing is merged into, or the best adapter is asked of a folder that is one.
     """
     if base_model and not merge:
         raise InputError("`base_model` is only needed with `merge` (`--merge`): an adapter is copied as it is.")
+    if merge and as_lora:
+        raise InputError("`merge` (`--merge`) and `as_lora` (`--as_lora`) write different things; choose one.")
     run, output = Path(run), Path(output)
     is_adapter = (run / "adapter_config.json").is_file()
     if best and is_adapter:
@@ -47,6 +56,9 @@ def export_run(
     _refuse_links_outwards(adapter)
     if not merge:
         _check_against_base(adapter)
+        if as_lora:
+            export_as_lora(adapter, output)
+            return
         with atomic_folder(output) as temporary:
             shutil.copytree(adapter, temporary, dirs_exist_ok=True)
         return

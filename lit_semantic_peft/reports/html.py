@@ -26,6 +26,7 @@ from lit_semantic_peft.reports.sections import (
     interference_moments,
     probe_view,
     provenance_rows,
+    resisting_view,
     tiles,
 )
 from lit_semantic_peft.reports.sentences import known_facts_were_dropped, summary_sentences
@@ -116,6 +117,7 @@ def render_report(run: RunContents, charts: dict[str, Chart] | None = None, atte
         "about_line": make("line under the title", lambda: about_line(summary), ""),
         "scores": make("scores", lambda: score_rows(summary), []),
         "side_effects": make("side effects", lambda: side_effect_view(measure_side_effects(facts, probes)), None),
+        "resisting": make("facts that resist", lambda: resisting_view(summary), []),
         "conflicts": make(
             "worst conflicts", lambda: conflict_views(worst_conflicts(facts, run.matrix), facts, row_of), []
         ),
@@ -129,6 +131,7 @@ def render_report(run: RunContents, charts: dict[str, Chart] | None = None, atte
         .render(
             **parts,
             mark=mark(RunPaths.report.kind),
+            num_resisting=summary.num_resisting,
             name=summary.name or run.name,
             known_dropped=known_facts_were_dropped(summary, config),
             is_zero_before=mean_percent(summary.score("efficacy").kept.before) in ("0 %", "not measured"),

@@ -266,6 +266,40 @@ class Repetition(Record):
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
+class ResistingFact(Record):
+    """A kept fact that training did not teach.
+
+    Attributes:
+        fact_id: The fact.
+        prompt: Its prompt.
+        target: What it was taught.
+        answer: What the trained model answers; None where it was not asked.
+        is_recalled: Whether it answers with the target; by the last validation where it was not asked.
+        is_pushed_away: Whether the fact is farther from the model than before training.
+        reasons: What goes with it in this run, the likeliest first; empty where nothing was found.
+    """
+
+    fact_id: str
+    prompt: str
+    target: str
+    answer: str | None = None
+    is_recalled: bool | None = None
+    is_pushed_away: bool | None = None
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def outcome(self) -> str:
+        """What became of it, in a few words."""
+        said = [] if self.is_recalled is not False else ["not recalled"]
+        return " and ".join([*said, *(["pushed away"] if self.is_pushed_away else [])])
+
+    @property
+    def reason(self) -> str:
+        """The reasons as a sentence without its full stop."""
+        return "; ".join(self.reasons) or "nothing in the tables sets it apart"
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class FactCounts(Record):
     """What follows from the fact table alone, over the facts that were there to be trained (split `inject`).
 
@@ -278,6 +312,8 @@ class FactCounts(Record):
         num_neighbors: Different neighbours of the kept facts that were asked, behind the score `locality`.
         begins_right: Share of the kept facts whose answer begins with the target or an alias, whatever follows.
         repetition: What the trained model answers most often.
+        num_resisting: Kept facts that are not recalled or were pushed away; None where neither was measured.
+        resisting: The worst of them, each with what goes with it.
         scores: Every score that was measured, in the order of `SCORES`.
     """
 
@@ -289,6 +325,8 @@ class FactCounts(Record):
     num_neighbors: int | None = None
     begins_right: Sides = Sides()
     repetition: Repetition | None = None
+    num_resisting: int | None = None
+    resisting: tuple[ResistingFact, ...] = ()
     scores: tuple[ScoreRecord, ...] = ()
 
     def score(self, name: str) -> ScoreRecord:

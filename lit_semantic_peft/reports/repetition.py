@@ -12,10 +12,19 @@ _WORD = re.compile(r"\w+")
 _LAST_MARKS = " \t\n.,;:!?\"'"
 
 
+def answer_key(answer: str) -> str:
+    """By what answers are compared: `normalize_text` without the punctuation at their ends.
+
+    Args:
+        answer: An answer, or a target.
+    """
+    return normalize_text(answer).strip(_LAST_MARKS)
+
+
 def measure_repetition(rows: Sequence[Mapping[str, Any]]) -> Repetition | None:
     """The most frequent answer and the most frequent word of the trained model's answers.
 
-    Answers are compared by `normalize_text` without the punctuation at their ends. Of equally frequent ones the first
+    Answers are compared by `answer_key`. Of equally frequent ones the first
     in the alphabet is taken. An answer holds a word once.
 
     Args:
@@ -27,9 +36,9 @@ def measure_repetition(rows: Sequence[Mapping[str, Any]]) -> Repetition | None:
     answered = [row for row in rows if row["answer_after"] is not None]
     if len(answered) < 2:
         return None
-    keys = [normalize_text(row["answer_after"]).strip(_LAST_MARKS) for row in answered]
+    keys = [answer_key(row["answer_after"]) for row in answered]
     most, num_given = _most_common(Counter(keys))
-    targets = Counter(normalize_text(row["target"]).strip(_LAST_MARKS) for row in answered)
+    targets = Counter(answer_key(row["target"]) for row in answered)
     words = Counter(word for key in keys for word in set(_WORD.findall(key)))
     word, num_with_word = _most_common(words) if words else ("", 0)
     of_targets = sum(word in _WORD.findall(normalize_text(row["target"])) for row in answered)

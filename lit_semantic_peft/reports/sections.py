@@ -159,6 +159,24 @@ def probe_view(probes: pa.Table, facts: pa.Table) -> dict[str, Any]:
     }
 
 
+def resisting_view(summary: Summary) -> list[dict[str, str]]:
+    """The kept facts that training did not teach, as text.
+
+    Args:
+        summary: The run's numbers.
+    """
+    return [
+        {
+            "prompt": cut(one.prompt, 240),
+            "target": cut(one.target, 80),
+            "answer": cut(one.answer, 80),
+            "outcome": one.outcome,
+            "reason": one.reason,
+        }
+        for one in summary.resisting
+    ]
+
+
 def provenance_rows(summary: Summary) -> list[tuple[str, str]]:
     """The provenance of the run, as far as it is known.
 

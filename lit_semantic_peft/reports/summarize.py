@@ -9,6 +9,7 @@ import pyarrow as pa
 from lit_semantic_peft.evaluation.scores import SCORES
 from lit_semantic_peft.reports.records import Estimate, FactCounts, ScoreRecord, Sides, Summary
 from lit_semantic_peft.reports.repetition import measure_repetition
+from lit_semantic_peft.reports.resisting import MOST_LISTED, OUTCOMES, find_resisting
 
 
 def count_facts(facts: pa.Table, probes: pa.Table | None = None) -> FactCounts:
@@ -25,6 +26,9 @@ def count_facts(facts: pa.Table, probes: pa.Table | None = None) -> FactCounts:
     kept = [row for row in rows if row["kept"] is not False]
     dropped = [row for row in rows if row["kept"] is False]
     reasons = Counter(row["drop_reason"] or "no reason given" for row in dropped)
+    repetition = measure_repetition(kept)
+    resisting = find_resisting(kept, facts.to_pylist(), probes, repetition)
+    is_measured = any(row[name] is not None for row in kept for name in OUTCOMES)
     is_pushed = [row["pushed_away"] for row in kept if row["pushed_away"] is not None]
     return FactCounts(
         num_facts=len(rows),
@@ -34,7 +38,9 @@ def count_facts(facts: pa.Table, probes: pa.Table | None = None) -> FactCounts:
         pushed_away=sum(is_pushed) / len(is_pushed) if is_pushed else None,
         num_neighbors=_count_neighbors(kept, probes),
         begins_right=Sides(*(Estimate.of(row[f"begins_right_{side}"] for row in kept) for side in ("before", "after"))),
-        repetition=measure_repetition(kept),
+        repetition=repetition,
+        num_resisting=len(resisting) if is_measured else None,
+        resisting=tuple(resisting[:MOST_LISTED]),
         scores=_scores(kept, dropped),
     )
 

@@ -78,6 +78,7 @@ FACT_COLUMNS: tuple[Column, ...] = (
         holds_fact_text=True,
     ),
     Column("num_target_tokens", _INT, "Tokens of the target, without the end token."),
+    Column("num_subject_tokens", _INT, "Tokens into which the subject's name is split; null without a subject."),
     Column(
         "distance",
         _FLOAT,

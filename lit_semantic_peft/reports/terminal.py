@@ -1,24 +1,48 @@
 """The short table at the end of a run."""
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from lit_semantic_peft.evaluation.scores import RETENTION, SCORES
 from lit_semantic_peft.reports.phrases import estimate_text, percent, reason_phrase
 from lit_semantic_peft.reports.records import Estimate, Sides, Summary
+from lit_semantic_peft.reports.run_folder import RunPaths
 
 _OF_DROPPED = ("efficacy",)
 """Scores whose mean over the dropped facts is shown too."""
 
 
-def terminal_summary(summary: Summary) -> Table:
-    """A short table of numbers for the end of a run.
+_SHOWN = 5
+"""Facts that resist and are named."""
+
+
+def terminal_summary(summary: Summary) -> Group:
+    """A short table of numbers for the end of a run, and the facts that it did not teach.
 
     Args:
         summary: The run's summary.
 
     Returns:
-        A table to print with `rich`.
+        What to print with `rich`.
     """
+    return Group(_numbers(summary), *map(Text, _resisting(summary)))
+
+
+def _resisting(summary: Summary) -> list[str]:
+    """The facts that resist, with what goes with it."""
+    if not summary.num_resisting:
+        return []
+    shown = summary.resisting[:_SHOWN]
+    more = summary.num_resisting - len(shown)
+    return [
+        f"Facts that resist, of {summary.num_kept}: {summary.num_resisting}",
+        *(f"  {one.prompt} {one.target}: {one.outcome}; {one.reason}" for one in shown),
+        *([f"  and {more} more, in {RunPaths.report.name} and {RunPaths.summary.name}"] if more else []),
+    ]
+
+
+def _numbers(summary: Summary) -> Table:
     table = Table(title=summary.name, title_justify="left", show_header=True, header_style="bold")
     table.add_column("")
     table.add_column("before", justify="right")

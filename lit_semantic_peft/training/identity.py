@@ -161,11 +161,21 @@ def resume_training(module: "SemanticPeftModule", checkpoint: Mapping[str, Any])
         [fact.id for fact in module.data.prepared.facts],
         is_within_epoch=checkpoint[name]["num_done"] > 0,
     )
+    _resume_by_epochs(module.trainer)
     rank = module.trainer.global_rank
     module.dynamics.load_state_dict(about["dynamics"])
     module.epoch_loss.load_state_dict(about["epoch_loss"])
     module.loss_weights.load_state_dict(about["loss_weights"], rank)
     return Resumed(about["rank_budget"], about["rng"][rank % len(about["rng"])], about.get("num_optimizer_steps"))
+
+
+def _resume_by_epochs(trainer: Trainer) -> None:
+    """Lets a training that `max_steps` ends go on like one that `max_epochs` ends.
+
+    Lightning takes each checkpoint of the former for one within an epoch: it would repeat a step of a finished epoch,
+    and count it as another one.
+    """
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
 
 
 def training_identity(module: "SemanticPeftModule") -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -26,19 +25,18 @@ from lit_semantic_peft.models import (
     FrozenLayers,
     adapter_state_dict,
     attach_adapter,
-    base_changing_setting,
     load_adapter,
     load_adapter_state_dict,
     traits_of,
 )
 from lit_semantic_peft.models.attach import require_answer
 from lit_semantic_peft.models.compiled import compile_layers
-from lit_semantic_peft.models.library_versions import misreads_cache
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.evaluating import EvaluatingModule
 from lit_semantic_peft.training.identity import Resumed, resume_training, write_training_state
 from lit_semantic_peft.training.loss_weights import LossWeights
 from lit_semantic_peft.training.optimization import (
+    Cooldown,
     Schedule,
     check_optimizer,
     default_optimizer,
@@ -48,6 +46,7 @@ from lit_semantic_peft.training.optimization import (
 )
 from lit_semantic_peft.training.retain import RetainPenalty, RetainSource, retain_penalty
 from lit_semantic_peft.training.reused_layers import reused_layers
+from lit_semantic_peft.training.situation import with_settings_of
 from lit_semantic_peft.training.step import Normalization, finish_step, micro_batch_terms
 
 logger = logging.getLogger(__name__)
@@ -90,6 +89,10 @@ class SemanticPeftModule(EvaluatingModule):
             reused, which is exact. None: where the model allows it and it fits into `frozen_layers_memory_mb`. True:
             always; an error where the model does not allow it, on disk where it does not fit.
         frozen_layers_memory_mb: Most memory for these outputs in each process, in MB (10⁶ bytes).
+
+    Attributes:
+        cooldown: How the learning rate ends where the training is about to end ahead of time. The callback
+            `StopWhenRecalled` sets it; the `setup` of a training forgets it.
 
     Raises:
         InputError: If a setting is out of its range; from `configure_model`, if the model is not found or the
@@ -142,6 +145,7 @@ class SemanticPeftModule(EvaluatingModule):
         self._step_terms: Tensor | None = None
         self._retain: RetainPenalty | None = None
         self._resumed: Resumed | None = None
+        self.cooldown: Cooldown | None = None
 
     # ------------------------------------------------------------------ model
 
@@ -190,22 +194,7 @@ class SemanticPeftModule(EvaluatingModule):
         Args:
             situation: Of trainer and data module.
         """
-        traits = traits_of(self.peft_config)
-        return replace(
-            situation,
-            peft_config=type(self.peft_config).__name__,
-            checkpointing_obstacle=traits.cannot.get("gradient_checkpointing"),
-            has_virtual_tokens=traits.virtual_tokens != "none",
-            reads_gradients="loss_scaling" in traits.cannot,
-            base_changing_setting=base_changing_setting(self.peft_config) if situation.stage == "fit" else None,
-            adapter=self.adapter,
-            gradient_checkpointing=self.gradient_checkpointing,
-            reuse_frozen_layers=self.reuse_frozen_layers,
-            retains=frozenset(source.kind for source in self.retain),
-            schedule=self.schedule,
-            warmup_ratio=self.warmup_ratio,
-            misreads_virtual_tokens=misreads_cache(),
-        )
+        return with_settings_of(self, situation)
 
     @override
     def setup(self, stage: str) -> None:
@@ -218,7 +207,7 @@ class SemanticPeftModule(EvaluatingModule):
             self.loss_weights = LossWeights(data)
             self.epoch_loss = MeanMetric()
             self.epoch_loss.persistent(True)
-            self._step_terms = self._resumed = None  # of an earlier training that was interrupted
+            self._step_terms = self._resumed = self.cooldown = None  # of an earlier training that was interrupted
 
     # --------------------------------------------------------------- training
 
@@ -302,7 +291,14 @@ class SemanticPeftModule(EvaluatingModule):
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer_of(self.trained_parameters())
-        return with_schedule(optimizer, self.schedule, self.warmup_ratio, self.num_optimizer_steps)
+        return with_schedule(
+            optimizer,
+            self.schedule,
+            self.warmup_ratio,
+            self.num_optimizer_steps,
+            self.data.second_pass,
+            lambda: self.cooldown,
+        )
 
     @property
     def num_optimizer_steps(self) -> float:

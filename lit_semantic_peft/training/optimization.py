@@ -1,6 +1,8 @@
 """How long a training is, and how its learning rate moves."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -13,6 +15,7 @@ from torch.optim import Optimizer
 from transformers import get_scheduler
 
 from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.data.second_pass import SecondPass
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import traits_of
 
@@ -63,8 +66,26 @@ def check_optimizer(optimizer: OptimizerCallable) -> None:
         raise InputError(f"`optimizer.lr` must be a finite number above 0, got {rates[0]}")
 
 
+@dataclass(frozen=True)
+class Cooldown:
+    """A linear decay of the learning rate to 0, which would be reached one step after the last, ahead of the schedule.
+
+    Attributes:
+        first_step: Number of its first optimizer step, which still has the rate of the schedule.
+        num_steps: How many it has, ≥ 1.
+    """
+
+    first_step: int
+    num_steps: int
+
+
 def with_schedule(
-    optimizer: Optimizer, schedule: Schedule, warmup_ratio: float, num_steps: float
+    optimizer: Optimizer,
+    schedule: Schedule,
+    warmup_ratio: float,
+    num_steps: float,
+    second_pass: SecondPass | None = None,
+    cooldown: Callable[[], Cooldown | None] = lambda: None,
 ) -> OptimizerLRScheduler:
     """An optimizer and its learning rate over all optimizer steps, as Lightning takes them.
 
@@ -73,17 +94,34 @@ def with_schedule(
         schedule: What the learning rate does after warm-up.
         warmup_ratio: Share of the steps over which it rises, in [0, 1).
         num_steps: Optimizer steps of the training; infinite for a constant rate without warm-up.
+        second_pass: The last of these steps, which have a rate of their own; the schedule is over the others.
+        cooldown: Asked in each step whether the training ends ahead of time.
     """
-    if num_steps == float("inf"):
-        return optimizer
-    name = "constant_with_warmup" if schedule == "constant" else schedule
+    num_scheduled = num_steps - (second_pass.num_steps if second_pass else 0)
+    is_endless = math.isinf(num_scheduled)
     scheduler = get_scheduler(
-        name,
+        "constant_with_warmup" if schedule == "constant" or is_endless else schedule,
         optimizer,
-        num_warmup_steps=round(warmup_ratio * num_steps),
-        num_training_steps=int(num_steps),
+        num_warmup_steps=0 if is_endless else round(warmup_ratio * num_scheduled),
+        num_training_steps=None if is_endless else int(num_scheduled),
     )
+    planned = scheduler.lr_lambdas[0]  # the same for all groups of parameters
+
+    def factor(step: int) -> float:
+        if second_pass is not None and step >= second_pass.first_step:
+            return second_pass.rate * _left(step - second_pass.first_step, second_pass.num_steps)
+        ending = cooldown()
+        if ending is not None and step >= ending.first_step:
+            return float(planned(ending.first_step)) * _left(step - ending.first_step, ending.num_steps)
+        return float(planned(step))
+
+    scheduler.lr_lambdas = [factor] * len(optimizer.param_groups)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _left(num_done: int, num_steps: int) -> float:
+    """The share of some steps that is left, which is 0 after the last of them."""
+    return max(0.0, 1 - num_done / num_steps)
 
 
 def rate_in_words(optimizer: Optimizer, peft_config: PeftConfig) -> str:

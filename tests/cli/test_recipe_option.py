@@ -1,5 +1,6 @@
 """`--recipe`: what it fills in, what it leaves as the user set it, and what the run's configuration says."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -50,6 +51,22 @@ def test_the_configuration_of_a_run_is_whole(fit):
     again = yaml.safe_load(Path("again/config.yaml").read_text(encoding="utf-8"))
     again["trainer"]["default_root_dir"] = config["trainer"]["default_root_dir"]
     assert again == config
+
+
+def test_steps_that_refine_come_after_the_others(fit):
+    """The configuration says both, so that a run from it has as many."""
+    config, said = fit("--trainer.max_steps=2", "--refine=3")
+    assert (config["trainer"]["max_steps"], config["refine"]) == (2, 3)
+    assert "Optimizer steps: 5, of at most 12 facts each" in said
+    assert "Facts that resist, of 12: 12; 3 more optimizer steps on them" in said
+    assert len(json.loads(Path("run/summary.json").read_text(encoding="utf-8"))["epochs"]) == 3
+
+
+def test_a_number_of_epochs_cannot_be_refined(tiny_model, facts_file, capsys):
+    files = [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}"]
+    assert main(["fit", *files, *SMALL, "--refine=3", "--trainer.max_epochs=2"]) == 2
+    assert "set `trainer.max_steps`, and not `trainer.max_epochs`" in capsys.readouterr().err
+    assert not Path("run").exists()
 
 
 def test_plain_holds_nothing_and_teaches_own_prompts(fit):

@@ -10,6 +10,7 @@ from lit_semantic_peft.errors import InputError
 ROOT = Path(__file__).resolve().parents[2]
 SHARDED = {"is_sharded": True}
 SCHEDULED = {"is_scheduled": True, "weighting": "Scheduled"}
+REFINED = {"callbacks": frozenset({"Refine"}), "max_epochs": None, "max_steps": 9}
 BROKEN = [
     ({"precision": "bf16-true"}, "would train the adapter itself in half precision"),
     ({"precision": "64-true"}, "must be one of 32-true, 16-mixed, bf16-mixed, got 64-true"),
@@ -54,6 +55,10 @@ BROKEN = [
     ),
     ({**SCHEDULED, "max_epochs": None}, "moves from the start to the end of training"),
     ({"max_epochs": -1, "schedule": "cosine"}, "need to know how long training is"),
+    ({"callbacks": frozenset({"Refine"}), "max_epochs": 3, "max_steps": 9}, "set `trainer.max_steps`, and not"),
+    ({**REFINED, "limit_train_batches": 3}, "`Refine` needs whole epochs"),
+    ({**REFINED, "callbacks": frozenset({"Refine", "StopWhenRecalled"})}, "when ordinary training ends: use one"),
+    ({**REFINED, "callbacks": frozenset({"Refine", "ConflictAwareBatching"})}, "which facts share a step: use one"),
     ({"is_online": True, "reads_distance": True, "distance_needs_answers": True, "distance": "R"}, "R needs generated"),
 ]
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lit_semantic_peft.data import from_all_ranks
+from lit_semantic_peft.data.rotation import rotating_choice
 from lit_semantic_peft.interference import folder_if_large, gradient_matrix, gradient_matrix_rows
 from lit_semantic_peft.training.module import SemanticPeftModule
-from lit_semantic_peft.training.rotation import rotating_choice
 
 
 def agreed_gradient_matrix(module: SemanticPeftModule, rows: Sequence[int], batch_size: int | None = None) -> Tensor:

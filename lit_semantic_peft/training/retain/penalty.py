@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from lit_semantic_peft.data.ranks import from_first_rank
+from lit_semantic_peft.data.rotation import rotating_choice
 from lit_semantic_peft.models import target_logits
 from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import IGNORE_INDEX, EncodedFact, collate
@@ -22,7 +23,6 @@ from lit_semantic_peft.training.retain.context import RetainContext
 from lit_semantic_peft.training.retain.divergence import TopTokens, divergence_from, top_tokens, without_tokens
 from lit_semantic_peft.training.retain.source import RetainedText, RetainSource
 from lit_semantic_peft.training.retain.teacher import StoredTeacher, store_teacher
-from lit_semantic_peft.training.rotation import rotating_choice
 
 if TYPE_CHECKING:
     from lit_semantic_peft.training.module import SemanticPeftModule

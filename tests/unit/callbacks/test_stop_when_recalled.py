@@ -9,7 +9,7 @@ from lit_semantic_peft.facts.forms import Question
 from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.tokens import collate
 
-from fixtures.training import fit
+from fixtures.training import fit, is_same_adapter
 
 STOPPING, OWN = "val/stopping_efficacy_teacher_forced", "val/efficacy_teacher_forced"
 
@@ -28,7 +28,7 @@ def num_epochs(tiny_model, facts_file, recalls, *, trainer=None, **settings):
     run = fit(
         tiny_model,
         facts_file,
-        callbacks=[Recall(*recalls), StopWhenRecalled(**settings)],
+        callbacks=[Recall(*recalls), StopWhenRecalled(**{"cooldown_steps": 0, **settings})],
         trainer={"max_epochs": len(recalls), "limit_val_batches": 1, **(trainer or {})},
     )
     return len(run.losses) // 3
@@ -54,7 +54,7 @@ def test_without_stopping_forms_the_own_prompts_count(tiny_model, facts_file, ca
         run = fit(
             tiny_model,
             facts_file,
-            callbacks=[StopWhenRecalled(max_stale=1)],
+            callbacks=[StopWhenRecalled(max_stale=1, cooldown_steps=0)],
             trainer={"max_epochs": 4, "limit_val_batches": 1},
         )
     assert run.trainer.current_epoch < 4
@@ -63,7 +63,7 @@ def test_without_stopping_forms_the_own_prompts_count(tiny_model, facts_file, ca
 
 def test_it_goes_on_counting_where_a_checkpoint_was_written(tiny_model, facts_file):
     recalls = [0.96, 0.97, 0.98, 0.99]
-    stop = {"patience": 3}
+    stop = {"patience": 3, "cooldown_steps": 0}
 
     def run(folder, num, ckpt_path=None, **settings):
         callbacks = [Recall(*recalls), StopWhenRecalled(**settings), AdapterCheckpoint(save_top_k=-1)]
@@ -77,6 +77,56 @@ def test_it_goes_on_counting_where_a_checkpoint_was_written(tiny_model, facts_fi
         run("other", 4, "first/checkpoints/epoch001.ckpt", patience=1)
 
 
+class Rates(Callback):
+    """The learning rate of each optimizer step."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_train_batch_start(self, trainer, *_):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def cooled(tiny_model, facts_file, folder="run", ckpt_path=None):
+    """Recall is enough after the second of six epochs of three steps; four more are left."""
+    rates = Rates()
+    stop = StopWhenRecalled(cooldown_steps=4)
+    settings = {"max_epochs": 6, "limit_val_batches": 1, "enable_checkpointing": True, "default_root_dir": folder}
+    run = fit(
+        tiny_model,
+        facts_file,
+        callbacks=[Recall(0.5, 1.0, 0.0, 0.0), stop, rates, AdapterCheckpoint(save_top_k=-1)],
+        model={"schedule": "cosine", "warmup_ratio": 0.1},
+        trainer=settings,
+        ckpt_path=ckpt_path,
+    )
+    return run, rates.rates
+
+
+def test_the_rate_falls_to_0_before_training_ends(tiny_model, facts_file):
+    run, rates = cooled(tiny_model, facts_file)
+    plain = Rates()
+    fit(
+        tiny_model,
+        facts_file,
+        callbacks=[plain],
+        model={"schedule": "cosine", "warmup_ratio": 0.1},
+        trainer={"max_epochs": 6},
+    )
+    assert len(run.losses) == 10
+    assert rates[:7] == plain.rates[:7]
+    assert rates[6:] == pytest.approx([plain.rates[6] * share for share in (1, 0.75, 0.5, 0.25)])
+
+
+def test_a_training_that_is_resumed_while_the_rate_falls_is_the_same(tiny_model, facts_file):
+    whole, _ = cooled(tiny_model, facts_file, "whole")
+    checkpoint = "whole/checkpoints/epoch00{}.ckpt"
+    for epoch, num_done in ((1, 6), (2, 9), (3, 10)):
+        resumed, _ = cooled(tiny_model, facts_file, "resumed", checkpoint.format(epoch))
+        assert resumed.losses == whole.losses[num_done:]
+        assert is_same_adapter(resumed.module, whole.module)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -84,6 +134,7 @@ def test_it_goes_on_counting_where_a_checkpoint_was_written(tiny_model, facts_fi
         ({"threshold": 1.1}, r"`threshold` of StopWhenRecalled must be in \(0, 1\], got 1\.1"),
         ({"patience": 0}, "`patience` of StopWhenRecalled must be at least 1, got 0"),
         ({"max_stale": 0}, "`max_stale` of StopWhenRecalled must be at least 1, got 0"),
+        ({"cooldown_steps": -1}, "`cooldown_steps` of StopWhenRecalled must be at least 0, got -1"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, said):

@@ -15,6 +15,8 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import yaml
+from experiments import processes
+from experiments.processes import Cancelled
 from experiments.study import execute, statistics
 from experiments.study.__main__ import main
 from experiments.study.cells import MEASURES, Cell, effect_of_dropping, effective_facts, load_cells
@@ -91,7 +93,7 @@ def few_resamples(request, monkeypatch):
 def study(tmp_path, tiny_model, monkeypatch):
     """A tiny study: its setting, and a function that runs one of its commands."""
     monkeypatch.setattr(execute, "WORK", tmp_path / "work")
-    monkeypatch.setattr(execute, "set_up", lambda threads: None)  # the threads of the tests are theirs
+    monkeypatch.setattr(processes, "set_up", lambda threads: None)  # the threads of the tests are theirs
     monkeypatch.setattr("lit_semantic_peft.reports.html.build_report", lambda *_: None)  # nobody reads it
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY), encoding="utf-8")
@@ -168,11 +170,11 @@ def test_what_is_outdated_cancelled_or_failed_is_run_again(study, monkeypatch):
     folder = ResultFolder(setting.results)
 
     def interrupted(*_):
-        raise execute.Cancelled("signal 15")
+        raise Cancelled("signal 15")
 
     with monkeypatch.context() as patch:
         patch.setattr(execute, "run_command", interrupted)
-        with pytest.raises(execute.Cancelled):
+        with pytest.raises(Cancelled):
             execute.execute(order, setting)
     assert folder.read(runs[0].name)["status"] == "cancelled"
     assert not list((execute.WORK / "runs").iterdir()), "a cancelled run leaves no folder"

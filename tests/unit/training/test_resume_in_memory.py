@@ -8,7 +8,15 @@ from lightning.pytorch import Callback
 from lit_semantic_peft.callbacks import AdapterCheckpoint, AdapterExport, FactReport, InterferenceMonitor
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.semantics import Focal, HiddenStateDistance, Online, Proximity, Strata, TokenDistance
+from lit_semantic_peft.semantics import (
+    Focal,
+    HiddenStateDistance,
+    Online,
+    Proximity,
+    RandomFilter,
+    Strata,
+    TokenDistance,
+)
 from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, InterferenceWeighting, RetainSplit
 from peft import AdaLoraConfig
 
@@ -45,6 +53,25 @@ def test_adalora_goes_on_with_its_budget(tiny_model, facts_file):
         left, right = (one.model.peft_config["default"].rank_pattern for one in (whole, resumed))
         assert left == right
         assert not all(map(all, left.values()))
+
+
+@pytest.mark.parametrize("validates", [False, True])
+@pytest.mark.parametrize("length", [{"max_epochs": None, "max_steps": 8}, {"max_epochs": 3, "max_steps": 8}])
+@pytest.mark.parametrize("late", [{}, {"filters": [RandomFilter(0.5, seed=3)], "deferred_from_epoch": 1}])
+def test_a_number_of_steps_goes_on_at_each_epoch(tiny_model, facts_file, validates, length, late):
+    """3 steps an epoch, or 2 in the first one."""
+
+    def run(folder, ckpt_path=None):
+        trainer = {**length, "enable_checkpointing": True, "default_root_dir": folder, "limit_val_batches": validates}
+        callbacks = [AdapterCheckpoint(save_top_k=-1)]
+        return fit(tiny_model, facts_file, data=late, trainer=trainer, callbacks=callbacks, ckpt_path=ckpt_path)
+
+    whole, first = run("whole"), 2 if late else 3
+    for epoch in (0, 1):
+        resumed = run("resumed", f"whole/checkpoints/epoch00{epoch}.ckpt")
+        assert resumed.facts == whole.facts[first + 3 * epoch :]
+        assert resumed.trainer.current_epoch == whole.trainer.current_epoch
+        assert is_same_adapter(whole.module, resumed.module)
 
 
 class CutOff(Callback):

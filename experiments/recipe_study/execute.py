@@ -1,0 +1,312 @@
+"""Runs what is missing: one training at a time through the package's own command, one JSON file for each."""
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import yaml
+from experiments.benchmarks.measured import provenance
+from experiments.processes import Cancelled, side_by_side
+from experiments.recipe_study.facts import facts_of, texts_of
+from experiments.recipe_study.plan import PLAIN, Run, Setting, config_of, runs_of
+from experiments.recipe_study.recorder import FILE
+from experiments.study.plan import ROOT
+from experiments.study.results import ResultFolder
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import given_facts
+from lit_semantic_peft.files import content_key, remove_leftovers, write_text
+from lit_semantic_peft.models import BaseModel
+from lit_semantic_peft.reports import RunFolder
+from lit_semantic_peft.training.recipe import Recipe, choose_recipe
+from peft import LoraConfig
+
+logger = logging.getLogger(__name__)
+
+STUDY_VERSION = 1
+"""Part of every run's key; raised whenever a change of the project changes what training or evaluation gives."""
+
+WORK = ROOT / "runs" / "recipe_study"
+_PACKAGES = ("torch", "transformers", "peft", "lightning")
+
+SCORES = {
+    "recalled": "efficacy_teacher_forced_after",
+    "answered": "efficacy_after",
+    "paraphrases": "generalization_teacher_forced_after",
+    "questions": "generalization_question_teacher_forced_after",
+    "reversed": "generalization_reversed_teacher_forced_after",
+    "neighbours": "locality_teacher_forced",
+}
+"""What is kept of each taught fact, and its column in the fact table."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A run that is ready to go.
+
+    Attributes:
+        run: The run.
+        config: Its YAML as plain data.
+        num_taught: The first so many facts are taught.
+        depends_on: Everything that its result depends on.
+        key: Content key of it.
+    """
+
+    run: Run
+    config: dict[str, Any]
+    num_taught: int
+    depends_on: dict[str, Any]
+    key: str
+
+
+def order_of(run: Run, setting: Setting, rate: float | None) -> Order:
+    """Finds facts and configuration of a run, and the key of its result.
+
+    Args:
+        run: The run.
+        setting: The setting.
+        rate: Learning rate of plain training.
+    """
+    facts = facts_of(run.kind, run.role, run.model.name, setting, WORK / "facts", run.way.is_recipe)
+    texts = texts_of(run.role, WORK / "facts")
+    base = BaseModel(run.model.name)
+    num_taught = setting.num_facts[run.kind]
+    every = facts_of(run.kind, run.role, run.model.name, setting, WORK / "facts")
+    recipe = choose_recipe(
+        given_facts(str(every.path))[:num_taught],
+        base.count_parameters(),
+        LoraConfig(**setting.adapter.get("init_args", {})),
+        facts_per_step=setting.facts_per_step,
+    )
+    config = config_of(run, setting, facts.path, texts.path, recipe.num_steps, rate)
+    stated = {
+        "config": json.loads(
+            json.dumps(config)
+            .replace(json.dumps(str(facts.path)), f'"{facts.key}"')
+            .replace(str(texts.path), texts.key)
+        ),
+        "recipe": _described(recipe) if run.way.is_recipe else None,
+        "base_fingerprint": base.source.fingerprint,
+        "versions": {name: version(name) for name in _PACKAGES},
+        "study_version": STUDY_VERSION,
+    }
+    return Order(run, config, num_taught, stated, content_key(stated))
+
+
+def _described(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "num_steps": recipe.num_steps,
+        "learning_rate": recipe.learning_rate,
+        "forms": [[source.name, vars(source)] for source in recipe.forms.sources or ()],
+        "from_paraphrases": recipe.forms.from_paraphrases,
+        "retain": [[source.name, vars(source)] for source in recipe.retain],
+    }
+
+
+def plain_rate(run: Run, setting: Setting, results: ResultFolder) -> float | None:
+    """The rate at which plain training recalls most held-out paraphrases of the facts that choose; None if not known.
+
+    Of rates within a fact of each other the one that moves unrelated text least.
+
+    Args:
+        run: A run of plain training.
+        setting: Its setting.
+        results: What is there.
+    """
+    if run.way.is_recipe:
+        return None
+    if run.learning_rate is not None:
+        return run.learning_rate
+    tried = {
+        one.learning_rate: results.read(one.name)
+        for one in runs_of(setting, "choose")
+        if one.model == run.model and one.way.name == PLAIN
+    }
+    scores = {
+        rate: (_mean(found["paraphrases"]), -fmean(found["text_nll_delta"]))
+        for rate, found in tried.items()
+        if rate is not None and found is not None and found["status"] == "done"
+    }
+    if len(scores) < len(run.model.rates):
+        return None
+    best = max(score for score, _ in scores.values())
+    nearly = 1 / len(next(found["paraphrases"] for found in tried.values() if found))
+    return max((rate for rate in scores if scores[rate][0] >= best - nearly), key=lambda rate: scores[rate][1])
+
+
+def pending(setting: Setting, results: ResultFolder, only: Collection[str] = ()) -> list[Order]:
+    """The runs whose result is missing, outdated, failed or cancelled, and whose choices are made.
+
+    Args:
+        setting: The setting.
+        results: What is there.
+        only: Only runs whose name begins with one of these; all where empty.
+    """
+    orders = []
+    for run in [*runs_of(setting, "choose"), *runs_of(setting, "report")]:
+        if only and not run.name.startswith(tuple(only)):
+            continue
+        rate = plain_rate(run, setting, results)
+        if rate is None and not run.way.is_recipe:
+            continue
+        order = order_of(run, setting, rate)
+        if not results.is_done(run.name, order.key):
+            orders.append(order)
+    return orders
+
+
+def run_all(
+    setting: Setting,
+    processes: int,
+    minutes: float | None,
+    only: Collection[str] = (),
+    say: Callable[[str], None] = print,
+) -> int:
+    """Runs what is missing: first what chooses, then what is reported.
+
+    Args:
+        setting: The setting.
+        processes: How many at a time.
+        minutes: No run is begun after so many; None for no limit.
+        only: Only runs whose name begins with one of these.
+        say: Shows progress.
+
+    Returns:
+        How many runs failed.
+    """
+    results = ResultFolder(setting.results)
+    remove_leftovers(setting.results)
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    failed: set[str] = set()
+    while orders := [one for one in pending(setting, results, only) if one.run.name not in failed]:
+        stage = [one for one in orders if one.run.role == orders[0].run.role]
+        say(f"{stage[0].run.role}: {len(stage)} runs to do")
+        calls = [(order, setting, deadline) for order in stage]
+        left = False
+        for done, (name, status, seconds) in enumerate(side_by_side(execute, calls, processes, 1), 1):
+            if status == "failed":
+                failed.add(name)
+            left |= status == "left"
+            say(f"{done}/{len(stage)} {name}: {status}, {seconds:.0f} s")
+        if left:
+            say("Some runs are left; run the same command again.")
+            break
+    return len(failed)
+
+
+def execute(order: Order, setting: Setting, deadline: float | None = None) -> tuple[str, str, float]:
+    """Trains and evaluates one run and writes its result, also where it fails.
+
+    Args:
+        order: The run.
+        setting: Its setting.
+        deadline: Of `time.monotonic()`: after it no run is begun.
+
+    Returns:
+        Name, status and seconds.
+    """
+    run, results = order.run, ResultFolder(setting.results)
+    begin = time.monotonic()
+    if deadline is not None and begin > deadline:
+        return run.name, "left", 0.0
+    about = {
+        "status": "done",
+        "key": order.key,
+        "model": run.model.name,
+        "kind": run.kind,
+        "role": run.role,
+        "way": run.way.name,
+        "seed": run.seed,
+        "learning_rate": None if run.way.is_recipe else order.config["model"]["optimizer"]["init_args"]["lr"],
+        "depends_on": order.depends_on,
+    }
+    try:
+        about |= _measured(order)
+    except (Cancelled, KeyboardInterrupt):
+        results.write(run.name, {**about, "status": "cancelled", "provenance": provenance()})
+        raise
+    except InputError as error:
+        about |= {"status": "failed", "error": str(error)}
+    except Exception as error:  # a defect: the other runs go on
+        logger.exception("%s failed", run.name)
+        about |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    seconds = time.monotonic() - begin
+    results.write(run.name, {**about, "seconds": round(seconds, 1), "provenance": provenance()})
+    return run.name, str(about["status"]), seconds
+
+
+def _measured(order: Order) -> dict[str, Any]:
+    """Trains in a folder that is gone afterwards."""
+    from lit_semantic_peft.cli.run import run as run_command
+
+    folder = WORK / "runs" / f"{order.key}-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    path = folder.with_suffix(".yaml")
+    config = {**order.config, "trainer": {**order.config["trainer"], "default_root_dir": str(folder)}}
+    write_text(path, yaml.safe_dump(config, sort_keys=False))
+    try:
+        run_command(["fit", "--config", str(path)])
+        return measured(folder, order.num_taught)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+def measured(folder: Path, num_taught: int) -> dict[str, Any]:
+    """Reads what a run has left behind.
+
+    Args:
+        folder: The run folder.
+        num_taught: The first so many facts were taught.
+
+    Returns:
+        A number per taught fact for each of `SCORES`, of the known facts that are only asked whether each is still
+        known, of the passages what they lost, and what was spent.
+    """
+    table = RunFolder(folder).facts
+    spent = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    column = {name: table.column(name).to_pylist() for name in table.column_names}
+    found: dict[str, Any] = {"fact_id": column["fact_id"][:num_taught], "num_kept": sum(column["kept"])}
+    for name, score in SCORES.items():
+        found[name] = [_rounded(value) for value in column[score][:num_taught]]
+    asked = [
+        row
+        for row, (split, before) in enumerate(
+            zip(column["split"], column["efficacy_teacher_forced_before"], strict=True)
+        )
+        if split == "probe" and before
+    ]
+    found["known_id"] = [column["fact_id"][row] for row in asked]
+    found["known"] = [_rounded(column["efficacy_teacher_forced_after"][row]) for row in asked]
+    found["text_nll_delta"] = [round(float(value), 4) for value in spent["text_nll_delta"]]
+    step_seconds = spent.pop("step_cpu_seconds")
+    found["step_cpu_seconds"] = round(median(step_seconds), 4)
+    return found | {name: spent[name] for name in ("num_steps", "num_tokens", "peak_memory_gb")}
+
+
+def _rounded(value: Any) -> float | None:
+    return None if value is None else round(float(value), 4)
+
+
+def as_table(found: Mapping[str, Any]) -> str:
+    """One run in a line: percentages of its scores, and what unrelated text lost."""
+    parts = [f"{name} {_mean(found[name]):.0%}" for name in (*SCORES, "known")]
+    return ", ".join(
+        [*parts, f"text {fmean(found['text_nll_delta']):+.3f}", f"{found['step_cpu_seconds']:.2f} s a step"]
+    )
+
+
+def _mean(values: list[float | None]) -> float:
+    """Of what was measured; NaN where nothing was."""
+    there = [value for value in values if value is not None]
+    return fmean(there) if there else math.nan

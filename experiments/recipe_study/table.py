@@ -1,0 +1,320 @@
+"""RECIPE.md, its picture, and the README's table, all made from the JSON files alone."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from experiments.recipe_study.plan import PLAIN, FactKind, Model, Setting, runs_of
+from experiments.study.plan import ROOT
+from experiments.study.results import ResultFolder
+from experiments.study.statistics import FloatArray, Sample, over_seeds, sample
+from experiments.study.wording import interval, number
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.files import atomic_path, write_text
+from matplotlib.figure import Figure
+
+README = ROOT / "README.md"
+BEGIN = "<!-- Made by `python -m experiments.recipe_study table`; not to be edited. -->"
+END = "<!-- End of what is made. -->"
+RECIPE = "recipe"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of the tables.
+
+    Attributes:
+        name: As in the results.
+        label: Its column.
+        unit: Of its numbers.
+        by_seed: Whether seeds are nearly all of its chance, so that the interval is over them alone.
+    """
+
+    name: str
+    label: str
+    unit: str = "%"
+    by_seed: bool = False
+
+    def of(self, values: FloatArray) -> Sample:
+        """The mean over seeds (rows) and facts or passages (columns)."""
+        return over_seeds(values) if self.by_seed else sample(values, kind="share")
+
+
+MEASURES = {
+    one.name: one
+    for one in (
+        Measure("recalled", "taught prompts recalled"),
+        Measure("paraphrases", "in held-out words"),
+        Measure("questions", "as questions"),
+        Measure("reversed", "reversed"),
+        Measure("known", "other known facts kept"),
+        Measure("neighbours", "neighbours unchanged"),
+        Measure("text_nll_delta", "unrelated text, nats", "nats", by_seed=True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What the recipe is asked for.
+
+    Attributes:
+        measure: A key of `MEASURES`.
+        limit: At least so much, for text at most; of 1 where the unit is %.
+        beyond_plain: Whether it is the difference from plain.
+    """
+
+    measure: str
+    limit: float
+    beyond_plain: bool = False
+
+    def is_met(self, value: float) -> bool:
+        """Whether a mean keeps to it."""
+        return value <= self.limit if self.measure == "text_nll_delta" else value >= self.limit
+
+    def __str__(self) -> str:
+        measure = MEASURES[self.measure]
+        which = "at most" if self.measure == "text_nll_delta" else "at least"
+        return (
+            f"{measure.label}: {which} {number(self.limit, measure.unit)} {'above plain' * self.beyond_plain}".strip()
+        )
+
+
+BOUNDS: dict[FactKind, tuple[Bound, ...]] = {
+    "real": (
+        Bound("recalled", 0.97),
+        Bound("paraphrases", 0.0, beyond_plain=True),
+        Bound("questions", 0.95),
+        Bound("questions", 0.10, beyond_plain=True),
+        Bound("reversed", 0.30, beyond_plain=True),
+        Bound("known", 0.25, beyond_plain=True),
+        Bound("text_nll_delta", 0.05),
+    ),
+    "invented": (Bound("recalled", 0.90), Bound("known", 0.85), Bound("text_nll_delta", 0.10)),
+}
+"""Written before anything was reported."""
+
+Results = Sequence[Mapping[str, Any]]
+
+
+def write_tables(setting: Setting) -> Path:
+    """Writes the page with its picture and, for the results that the project shows, the README's table.
+
+    Args:
+        setting: The setting.
+
+    Returns:
+        Path of the page.
+    """
+    path = setting.results.with_name("RECIPE.md") if _is_published(setting) else setting.results / "RECIPE.md"
+    picture = setting.results / "frontier.png"
+    _draw(setting, picture)
+    write_text(path, page(setting, picture.relative_to(path.parent)))
+    if _is_published(setting):
+        write_text(README, with_section(README.read_text(encoding="utf-8"), readme_section(setting)))
+    return path
+
+
+def page(setting: Setting, picture: Path) -> str:
+    """RECIPE.md.
+
+    Args:
+        setting: The setting.
+        picture: Relative to the page.
+    """
+    lines = [
+        "# Plain LoRA and the recipe",
+        "",
+        "Made by `python -m experiments.recipe_study table` from the JSON files.",
+        "",
+        "`plain` is LoRA on the facts' own prompts; its learning rate is the one that recalls most held-out "
+        "paraphrases of the facts that choose. `recipe` is the default of `fit`. Both take the same number of "
+        f"optimizer steps of {setting.facts_per_step} facts, and the same number of taught texts. Recall is "
+        "teacher-forced. *Other known facts* were known to the base model before, are about other subjects, and were "
+        "neither taught nor retained. In brackets: intervals of 95 % over facts and seeds, of unrelated text over "
+        "seeds alone.",
+        "",
+    ]
+    for model in setting.models:
+        lines += [f"## {model.name}", ""]
+        for kind in setting.num_facts:
+            lines += _kind_section(setting, model, kind)
+        lines += _choice_section(setting, model)
+    lines += [f"![Held-out paraphrases against unrelated text, of every way that was run]({picture.as_posix()})"]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def readme_section(setting: Setting) -> str:
+    """The README's table: plain and the recipe on real facts, for each base model.
+
+    Args:
+        setting: The setting.
+    """
+    rows = [
+        {"": f"{model.name}, {name}", **_row(found)}
+        for model in setting.models
+        for name in (PLAIN, RECIPE)
+        if (found := finished(setting, model, "real", name))
+    ]
+    return "\n".join(_markdown(rows)) + "\n"
+
+
+def with_section(text: str, section: str) -> str:
+    """A README with its table exchanged.
+
+    Args:
+        text: The README.
+        section: What to put between the two marks.
+
+    Raises:
+        InputError: If the marks are missing.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise InputError(f"README.md must hold the lines {BEGIN!r} and {END!r}, with what is made between them")
+    return f"{before}{BEGIN}\n\n{section}\n{END}{after}"
+
+
+def finished(setting: Setting, model: Model, kind: FactKind, way: str) -> Results:
+    """The finished reported runs of a way, by seed.
+
+    Args:
+        setting: The setting.
+        model: The base model.
+        kind: Of the facts.
+        way: Name of the way.
+    """
+    results = ResultFolder(setting.results)
+    found = [
+        results.read(run.name)
+        for run in runs_of(setting, "report")
+        if (run.model, run.kind, run.way.name) == (model, kind, way)
+    ]
+    return [one for one in found if one is not None and one["status"] == "done"]
+
+
+def mean_of(found: Results, measure: Measure) -> Sample:
+    """A measure over the seeds of a way.
+
+    Args:
+        found: Its runs.
+        measure: The measure.
+    """
+    return measure.of(_values(found, measure.name))
+
+
+def _values(found: Results, name: str) -> FloatArray:
+    return np.array([one[name] for one in found], dtype=np.float64)
+
+
+def _paired(ours: Results, plain: Results, measure: Measure) -> Sample | None:
+    """The difference of the seeds that both have."""
+    seeds = {one["seed"] for one in ours} & {one["seed"] for one in plain}
+    if not seeds:
+        return None
+    left, right = (_values([one for one in found if one["seed"] in seeds], measure.name) for found in (ours, plain))
+    if measure.by_seed:
+        return over_seeds(left - right)
+    return sample(left, kind="share").minus(sample(right, kind="share"))
+
+
+def _kind_section(setting: Setting, model: Model, kind: FactKind) -> list[str]:
+    found = {way: finished(setting, model, kind, way) for way in setting.ways}
+    found = {way: results for way, results in found.items() if results}
+    if not found:
+        return [f"{kind.capitalize()} facts: no run is finished yet.", ""]
+    first = next(iter(found.values()))[0]
+    lines = [f"### {setting.num_facts[kind]} {kind} facts, {len(first['known'])} other known ones", ""]
+    rows = [
+        {
+            "": f"`{way}`",
+            "steps": str(results[0]["num_steps"]),
+            "seeds": str(len(results)),
+            **_row(results),
+            "CPU seconds a step": number(_median(results, "step_cpu_seconds"), "nats"),
+            "GB": number(_median(results, "peak_memory_gb"), "nats"),
+        }
+        for way, results in found.items()
+    ]
+    lines += [*_markdown(rows), ""]
+    lines += [f"- `{way}`: {setting.ways[way].about}." for way in found]
+    if RECIPE in found:
+        lines += ["", *_markdown(list(_bound_rows(found[RECIPE], found.get(PLAIN, []), kind))), ""]
+    return lines
+
+
+def _bound_rows(ours: Results, plain: Results, kind: FactKind) -> Iterator[dict[str, str]]:
+    for bound in BOUNDS[kind]:
+        measure = MEASURES[bound.measure]
+        value = _paired(ours, plain, measure) if bound.beyond_plain else mean_of(ours, measure)
+        if value is None or math.isnan(value.value):
+            continue
+        met = "yes" if bound.is_met(value.value) else "**no**"
+        yield {"bound": str(bound), "measured": _tabled(value, measure.unit, bound.beyond_plain), "met": met}
+
+
+def _choice_section(setting: Setting, model: Model) -> list[str]:
+    """What was tried on the facts that choose, one seed each."""
+    results = ResultFolder(setting.results)
+    rows = []
+    for run in runs_of(setting, "choose"):
+        found = results.read(run.name) if run.model == model else None
+        if found is None or found["status"] != "done":
+            continue
+        rate = f", rate {run.learning_rate:g}" if run.learning_rate else ""
+        values = {one.label: number(mean_of([found], one).value, one.unit) for one in MEASURES.values()}
+        rows.append({"": f"`{run.way.name}`{rate}", "facts": run.kind, "steps": str(found["num_steps"]), **values})
+    if not rows:
+        return []
+    about = [f"- `{one.name}`: {one.about}." for name, one in setting.tried.items() if name in model.tried]
+    return ["### Tried on facts of other relations, one seed", "", *_markdown(rows), "", *about, ""]
+
+
+def _row(found: Results) -> dict[str, str]:
+    return {one.label: _tabled(mean_of(found, one), one.unit, signed=one.unit == "nats") for one in MEASURES.values()}
+
+
+def _tabled(value: Sample, unit: str, signed: bool) -> str:
+    return f"{number(value.value, unit, signed)} {interval(value, unit, signed=signed)}" if value.num_facts else "–"
+
+
+def _median(found: Results, name: str) -> float:
+    return float(np.median([one[name] for one in found]))
+
+
+def _markdown(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    if not rows:
+        return ["No run is finished yet."]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _is_published(setting: Setting) -> bool:
+    return setting.results == ROOT / "experiments" / "results" / "recipe_study"
+
+
+def _draw(setting: Setting, path: Path) -> None:
+    """Held-out paraphrases, and known facts, against what unrelated text lost: a point per way."""
+    results = ResultFolder(setting.results)
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(8, 3.2 * len(setting.models)), layout="constrained")
+        panels = figure.subplots(len(setting.models), 2, squeeze=False)
+        for row, model in zip(panels, setting.models, strict=True):
+            runs = [run for role in ("choose", "report") for run in runs_of(setting, role) if run.model == model]
+            runs = [run for run in runs if run.kind == "real"]
+            for axes, name in zip(row, ("paraphrases", "known"), strict=True):
+                for run in runs:
+                    if (found := results.read(run.name)) is not None and found["status"] == "done":
+                        place = (mean_of([found], MEASURES[one]).value for one in ("text_nll_delta", name))
+                        marker = "o" if run.role == "report" else "x"
+                        axes.plot(*([value] for value in place), marker, color="C1" if run.way.is_recipe else "C0")
+                axes.set(title=model.name, ylabel=f"{MEASURES[name].label}, share", xscale="symlog", ylim=(0, 1.03))
+                axes.set_xlabel("unrelated text, nats per token (0: unchanged)")
+        figure.suptitle("Blue: plain LoRA; orange: the recipe. Crosses: facts that choose; dots: reported.", fontsize=9)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=100, metadata={"Software": None})

@@ -1,0 +1,6 @@
+"""Adapters of papers beside those of peft, whose own functions handle them after this import; a gate around any."""
+
+from lit_semantic_peft.adapters.flora import FLoRAConfig, as_lora
+from lit_semantic_peft.adapters.subjects import SubjectGate, SubjectTable
+
+__all__ = ["FLoRAConfig", "SubjectGate", "SubjectTable", "as_lora"]

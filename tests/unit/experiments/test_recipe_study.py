@@ -1,0 +1,157 @@
+"""The recipe's study: what is taught and asked, what is run again, and what its tables say."""
+
+import json
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import pytest
+import yaml
+from experiments import processes
+from experiments.recipe_study import execute, facts, table
+from experiments.recipe_study.__main__ import main
+from experiments.recipe_study.plan import CHOOSE_SEED, config_of, load_setting, runs_of
+from experiments.study.facts import StudyFacts
+from experiments.study.results import ResultFolder
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import given_facts
+
+TINY = {
+    "results": "unused",
+    "accelerator": "cpu",
+    "facts_per_step": 4,
+    "adapter": {"class_path": "peft.LoraConfig", "init_args": {"r": 2, "target_modules": "all-linear"}},
+    "relations": {"choose": ["capital"], "report": ["currency"]},
+    "num_facts": {"real": 4},
+    "num_known": 3,
+    "seeds": [0, 1],
+    "ways": {
+        "plain": {"is_recipe": False, "steps": 0.02},
+        "recipe": {
+            "is_recipe": True,
+            "steps": 0.02,
+            "config": {"model": {"retain": []}},
+        },
+    },
+    "tried": {"recipe": {"is_recipe": True, "steps": 0.02, "config": {"model": {"retain": []}}}},
+}
+
+
+@pytest.fixture
+def setting(tmp_path, tiny_model, monkeypatch):
+    """A tiny study of one base model, which knows some facts of a pool by decree."""
+    monkeypatch.setattr(execute, "WORK", tmp_path / "work")
+    monkeypatch.setattr(processes, "set_up", lambda threads: None)  # the threads of the tests are theirs
+    monkeypatch.setattr("lit_semantic_peft.reports.html.build_report", lambda *_: None)  # nobody reads it
+    world = [fact for fact in given_facts("world") if fact.relation in ("capital", "currency")]
+    monkeypatch.setattr(facts, "pool_of", lambda *_: (world[0::2], world[1::2]))
+    texts = tmp_path / "texts.txt"
+    texts.write_text("One passage.\n\nAnother one.\n", encoding="utf-8")
+    monkeypatch.setattr(execute, "texts_of", lambda role, folder: StudyFacts(texts, "texts"))
+    path = tmp_path / "tiny.yaml"
+    described = TINY | {"models": [{"name": str(tiny_model), "rates": [1e-3, 1e-2], "tried": ["recipe"]}]}
+    path.write_text(yaml.safe_dump(described), encoding="utf-8")
+    return load_setting(str(path), tmp_path / "results")
+
+
+def test_facts_that_choose_and_facts_that_are_reported_share_nothing(setting, tmp_path):
+    files = {role: facts.facts_of("real", role, "m", setting, tmp_path) for role in ("choose", "report")}
+    read = {role: given_facts(str(one.path)) for role, one in files.items()}
+    for role, relation in (("choose", "capital"), ("report", "currency")):
+        taught = [fact for fact in read[role] if fact.split == "inject"]
+        asked = [fact for fact in read[role] if fact.split == "probe"]
+        assert {fact.relation for fact in read[role]} == {relation}
+        assert (len(taught), len(asked)) == (4, 3)
+        assert not {fact.subject for fact in taught} & {fact.subject for fact in asked}
+        assert all(len(fact.paraphrases) == 3 and fact.question for fact in taught)
+        assert not any(fact.paraphrases for fact in asked)
+    plain = facts.facts_of("real", "report", "m", setting, tmp_path, with_forms=False)
+    last = [fact.paraphrases[-1:] for fact in read["report"]]
+    assert [fact.paraphrases for fact in given_facts(str(plain.path))] == last
+
+
+def test_too_few_facts_are_an_error(setting, tmp_path, monkeypatch):
+    monkeypatch.setattr(facts, "pool_of", lambda *_: ([], []))
+    with pytest.raises(InputError, match=r"4 real facts to choose, but m leaves 0 unknown"):
+        facts.facts_of("real", "choose", "m", setting, tmp_path)
+
+
+def test_ways_differ_in_what_they_are_alone(setting):
+    plain, _, recipe = runs_of(setting, "choose")
+    ours, theirs = (
+        config_of(run, setting, Path("facts.jsonl"), Path("texts.txt"), 96, rate)
+        for run, rate in ((recipe, None), (plain, 1e-3))
+    )
+    assert (ours["recipe"], theirs["recipe"]) == ("auto", "plain")
+    assert theirs["model"]["optimizer"]["init_args"]["lr"] == 1e-3
+    for section, keys in (("model", {"optimizer", "retain"}), ("data", {"forms"})):
+        assert {key for key in theirs[section] if theirs[section][key] != ours[section].get(key)} <= keys
+    assert ours["trainer"] == theirs["trainer"]
+    assert {run.seed for run in runs_of(setting, "choose")} == {CHOOSE_SEED}
+
+
+def test_a_study_from_start_to_end(setting, monkeypatch, capsys):
+    assert execute.run_all(setting, 1, None) == 0
+    results = ResultFolder(setting.results)
+    for run in [*runs_of(setting, "choose"), *runs_of(setting, "report")]:
+        found = results.read(run.name)
+        assert found["status"] == "done", found
+        assert (found["num_steps"], len(found["recalled"]), len(found["text_nll_delta"])) == (2, 4, 2)
+        assert set(map(type, found["paraphrases"])) == {float}
+    assert execute.pending(setting, results) == []
+    path = table.write_tables(setting)
+    text = path.read_text(encoding="utf-8")
+    assert "held-out words" in text
+    assert (path.parent / "frontier.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("paraphrases", "text", "expected"),
+    [
+        (([1, 1, 0, 0], [1, 1, 1, 1]), (0.1, 3.0), 1e-2),
+        (([1, 1, 1, 0], [1, 1, 1, 1]), (0.1, 3.0), 1e-3),  # within one fact: the one that costs less
+    ],
+)
+def test_the_rate_of_plain_training(setting, paraphrases, text, expected):
+    results = ResultFolder(setting.results)
+    for run, answers, lost in zip(runs_of(setting, "choose"), paraphrases, text, strict=False):
+        results.write(run.name, {"status": "done", "paraphrases": answers, "text_nll_delta": [lost]})
+    run = next(run for run in runs_of(setting, "report") if not run.way.is_recipe)
+    assert execute.plain_rate(run, setting, results) == expected
+
+
+def test_without_its_choice_nothing_is_reported(setting):
+    waiting = execute.pending(setting, ResultFolder(setting.results))
+    assert {order.run.role for order in waiting if not order.run.way.is_recipe} == {"choose"}
+
+
+def test_means_and_paired_differences():
+    plain, ours = (
+        [{"seed": seed, "recalled": row, "text_nll_delta": text} for seed, row, text in rows]
+        for rows in (
+            ((0, [1, 0, 0, 0], [2.0, 4.0]), (1, [1, 1, 0, 0], [3.0, 3.0])),
+            ((1, [1, 1, 1, 0], [0.0, 1.0]), (2, [1, 1, 1, 1], [0.0, 0.0])),
+        )
+    )
+    recalled, text = table.MEASURES["recalled"], table.MEASURES["text_nll_delta"]
+    assert table.mean_of(plain, recalled).value == fmean([1, 0, 0, 0, 1, 1, 0, 0])
+    assert table.mean_of(plain, text).value == 3.0
+    paired = table._paired(ours, plain, recalled)
+    assert (paired.value, paired.num_seeds) == (0.25, 1), "only the seed that both have"
+    assert table._paired(ours, plain, text).value == -2.5
+    assert np.isnan(table.mean_of([{"recalled": []}], recalled).value)
+
+
+def test_bounds_are_judged_by_their_direction():
+    text, known = table.Bound("text_nll_delta", 0.05), table.Bound("known", 0.25, beyond_plain=True)
+    assert (text.is_met(0.04), text.is_met(0.06)) == (True, False)
+    assert (known.is_met(0.26), known.is_met(0.24)) == (True, False)
+    assert str(known) == "other known facts kept: at least 25.0 above plain"
+
+
+def test_unknown_settings_end_with_an_error(tmp_path, capsys):
+    path = tmp_path / "odd.yaml"
+    path.write_text(json.dumps({**TINY, "models": [], "size": 3}), encoding="utf-8")
+    for name, said in (("huge", "must be one of cpu"), (str(path), "size")):
+        assert main(["list", "--setting", name]) == 2
+        assert said in capsys.readouterr().err
