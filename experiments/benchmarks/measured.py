@@ -15,11 +15,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results"
 
-_NO_CODE = (":!experiments/results", ":!README.md")  # written from results, also between two runs
+_NO_CODE = (":!experiments/results", ":!README.md", ":!docs/study.md")  # written from results, also between two runs
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, commit, whether files other than results and README were changed since, and the hardware.
+    """Versions, commit, whether files other than results and pages made from them were changed, and the hardware.
 
     Of absolute paths in the command only the name is kept: a machine's folders are private.
     """

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("run", "run what is missing, outdated, failed or cancelled"),
         ("list", "every run, and whether it is done"),
         ("ledger", "every block with its runs and seconds, as Markdown"),
-        ("table", "write RESULTS.md and its plots, and the README's section of the setting `cpu`"),
+        ("table", "write RESULTS.md and its plots, and the section of docs/study.md for the setting `cpu`"),
     ):
         command = commands.add_parser(name, help=about, description=about)
         command.add_argument("--setting", default="smoke", help="smoke, cpu, gpu, or a YAML file (default: smoke)")

@@ -46,7 +46,7 @@ class Answer:
     """What the numbers say to a question.
 
     Attributes:
-        sentence: The answer, as short as the README needs it.
+        sentence: The answer, as short as `docs/study.md` needs it.
         details: What RESULTS.md says beyond it.
         axis: What the plot shows.
         unit: In which.

@@ -1,4 +1,4 @@
-"""RESULTS.md, its plots, and the README's section, all made from the JSON files alone."""
+"""RESULTS.md, its plots, and the section of `docs/study.md`, all made from the JSON files alone."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,15 +23,15 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_path, write_text
 from matplotlib.figure import Figure
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "study.md"
 BEGIN = "<!-- Made by `python -m experiments.study table --setting cpu`; not to be edited. -->"
 END = "<!-- End of what is made. -->"
 _SHOWN = "e"
-"""The plot that the README shows."""
+"""The plot that the page shows."""
 
 
 def write_tables(setting: Setting) -> Path:
-    """Writes RESULTS.md with its plots and, for the setting `cpu` with its own folder, the README's section.
+    """Writes RESULTS.md with its plots and, for the setting `cpu` with its own folder, the page's section.
 
     Args:
         setting: The setting.
@@ -48,7 +48,7 @@ def write_tables(setting: Setting) -> Path:
             _plot(answer, plots / f"{answer.letter}.png")
     write_text(path, results_page(setting, cells, found, plots.relative_to(path.parent)))
     if is_published(setting):
-        write_text(README, with_section(README.read_text(encoding="utf-8"), readme_section(setting, cells, found)))
+        write_text(PAGE, with_section(PAGE.read_text(encoding="utf-8"), page_section(setting, cells, found)))
     return path
 
 
@@ -105,8 +105,8 @@ def results_page(setting: Setting, cells: Cells, found: list[Answer], plots: Pat
     return "\n".join(lines).rstrip() + "\n"
 
 
-def readme_section(setting: Setting, cells: Cells, found: list[Answer]) -> str:
-    """What the README says of the study.
+def page_section(setting: Setting, cells: Cells, found: list[Answer]) -> str:
+    """What `docs/study.md` says was found.
 
     Args:
         setting: The setting.
@@ -117,25 +117,23 @@ def readme_section(setting: Setting, cells: Cells, found: list[Answer]) -> str:
     if cells:
         lines += [
             "In brackets: intervals of 95 %, for other facts of these relations and other seeds; those of differences "
-            "are corrected for all planned comparisons of their kind. RESULTS.md says what each name does.",
+            "are corrected for all planned comparisons of their kind. [All results](study_results.md) say what each "
+            "name does.",
             "",
         ]
         lines += [f"- **{answer.question}** {answer.sentence}" for answer in found]
-        plots = Path("experiments", "results", "study", setting.name, "plots")
+        plots = Path("..", "experiments", "results", "study", setting.name, "plots")
         shown = [one for one in found if one.letter == _SHOWN and one.bars]
         lines += ["", *(f"![{one.axis}]({(plots / one.letter).as_posix()}.png)" for one in shown)]
-        lines += [
-            "",
-            "Tables, plots and what failed: [`experiments/results/RESULTS.md`](experiments/results/RESULTS.md).",
-        ]
+        lines += ["", "Tables, plots and what failed: [all results](study_results.md)."]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def with_section(text: str, section: str) -> str:
-    """A README with its section on the study exchanged.
+    """A page with its section on the study exchanged.
 
     Args:
-        text: The README.
+        text: The page.
         section: What to put between the two marks.
 
     Raises:
@@ -144,7 +142,7 @@ def with_section(text: str, section: str) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise InputError(f"README.md must hold the lines {BEGIN!r} and {END!r}, with what is made between them")
+        raise InputError(f"{PAGE} must hold the lines {BEGIN!r} and {END!r}, with what is made between them")
     return f"{before}{BEGIN}\n\n{section}\n{END}{after}"
 
 

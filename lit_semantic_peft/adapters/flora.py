@@ -25,6 +25,7 @@ _TAKEN_FROM_LORA = frozenset(
     | {"modules_to_save", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"}
     | {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
     | {"inference_mode"}
+    | {"runtime_config"}  # how a model runs, not what it is; from a YAML it comes as no `LoraRuntimeConfig`
 )
 """LoRA's settings that mean the same here. The others belong to other methods, and are refused."""
 

@@ -7,6 +7,9 @@ import signal
 import warnings
 from collections.abc import Mapping, Sequence
 
+from lightning.pytorch.cli import LightningArgumentParser
+from typing_extensions import override
+
 from lit_semantic_peft.callbacks import AnswerWriter, LossWeightDistribution, Preflight
 from lit_semantic_peft.cli.lightning_cli import RunConfig, SemanticPeftCLI, is_first_process
 from lit_semantic_peft.cli.parser import SuggestingParser, with_default_optimizer
@@ -37,7 +40,38 @@ def run(arguments: Sequence[str], descriptions: Mapping[str, str] | None = None)
     _configure_logging()
     if unread := sorted(name for name in os.environ if name.startswith(f"PL_{arguments[0].upper()}__")):
         logger.warning("Not read: %s. Settings come from options and `--config`.", ", ".join(unread))
-    SemanticPeftCLI(
+    _command_line(SemanticPeftCLI, arguments, descriptions)
+
+
+def build_parser(command: str) -> LightningArgumentParser:
+    """The parser of one command, with its defaults; nothing is run or made.
+
+    Args:
+        command: Its name.
+    """
+    return _command_line(_ParserAlone, [command])._subcommand_parsers[command]
+
+
+class _ParserAlone(SemanticPeftCLI):
+    """Ends when the defaults are parsed."""
+
+    @override
+    def _set_seed(self) -> None: ...
+
+    @override
+    def before_instantiate_classes(self) -> None: ...
+
+    @override
+    def instantiate_classes(self) -> None: ...
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def _command_line(
+    kind: type[SemanticPeftCLI], arguments: Sequence[str], descriptions: Mapping[str, str] | None = None
+) -> SemanticPeftCLI:
+    return kind(
         arguments[0],
         model_class=SemanticPeftModule,
         datamodule_class=KnowledgeDataModule,

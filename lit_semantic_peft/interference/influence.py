@@ -66,7 +66,7 @@ def conflict_rate(gradient_dot: Tensor, threshold: float = 0.05) -> Tensor:
 def net_transfer(gradient_dot: Tensor, loss_weight: Tensor, num_trained_facts: int) -> Tensor:
     """First-order effect of all other facts on each fact, relative to the fact's effect on itself.
 
-    net_transfer_i = (n − 1)/|J| · Σ_{j∈J} w_j K_ij / (w_i K_ii), J the sampled facts other than i, n the number of
+    For fact i it is `(n − 1)/|J| · Σ_{j∈J} w_j K_ij / (w_i K_ii)`, J the sampled facts other than i, n the number of
     trained facts: the mean over the sample is extrapolated to all other trained facts.
 
     Args:

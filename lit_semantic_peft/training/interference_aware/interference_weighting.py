@@ -24,8 +24,8 @@ class InterferenceWeighting(TrainingCallback):
     Every n optimizer steps the gradient matrix of a sample of the kept facts is measured and its weights are solved
     for by `progress_weights`, around the weights of the data module's weighting. Those of `Online` are known within a
     step only: they multiply the result, and count as 1 here. The sample's sum of weights is kept. The sample rotates:
-    of n facts none comes twice within ⌊n / `num_facts`⌋ samples. In between a fact keeps its last factor. The first n
-    steps are plain: before training there is hardly any interference.
+    of n facts none comes twice within ⌊n / k⌋ samples of k = `num_facts`. In between a fact keeps its last factor. The
+    first n steps are plain: before training there is hardly any interference.
 
     Progress is first order, for plain descent; AdamW differs. `LossWeights` has the factors and keeps them in the
     checkpoint.

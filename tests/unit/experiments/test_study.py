@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+import re
 import shutil
 import time
 from dataclasses import is_dataclass, replace
@@ -23,7 +24,7 @@ from experiments.study.comparisons import PRIMARY, against_parts, against_plain,
 from experiments.study.control import RandomLike
 from experiments.study.facts import facts_of
 from experiments.study.ledger import ledger
-from experiments.study.plan import HERE, TUNE_SEED, config_of, load_arm, load_setting, runs_of
+from experiments.study.plan import HERE, ROOT, TUNE_SEED, config_of, load_arm, load_setting, runs_of
 from experiments.study.questions import answers
 from experiments.study.results import TOKEN_TOLERANCE, ResultFolder, choose_learning_rate, unfairness
 from experiments.study.statistics import (
@@ -35,7 +36,7 @@ from experiments.study.statistics import (
     rank_correlation,
     sample,
 )
-from experiments.study.table import README, is_published, readme_section, results_page, results_path, with_section
+from experiments.study.table import PAGE, is_published, page_section, results_page, results_path, with_section
 from experiments.study.wording import number, verdict
 from lit_semantic_peft.cli.lightning_cli import SemanticPeftCLI
 from lit_semantic_peft.data import KnowledgeDataModule
@@ -731,13 +732,13 @@ def test_outdated_results_are_neither_shown_nor_counted_as_done(some_results):
     setting, path = some_results
     cells = load_cells(setting)
     assert [cell.seeds for cell in cells.values()] == [(0, 1), (0, 1)]
-    assert readme_section(setting, cells, []).startswith("8 of 309 runs of the setting `cpu` are done; they took")
+    assert page_section(setting, cells, []).startswith("8 of 309 runs of the setting `cpu` are done; they took")
     result = json.loads(path.read_text(encoding="utf-8"))
     result["depends_on"]["config"]["model"]["schedule"] = "constant"
     path.write_text(json.dumps(result), encoding="utf-8")
     cells = load_cells(setting)
     assert [cell.seeds for cell in cells.values()] == [(0, 1), (0,)]
-    assert "7 of 309 runs of the setting `cpu` are done, 1 outdated;" in readme_section(setting, cells, [])
+    assert "7 of 309 runs of the setting `cpu` are done, 1 outdated;" in page_section(setting, cells, [])
 
 
 def test_sentences_follow_the_numbers(some_results):
@@ -789,12 +790,24 @@ def test_a_verdict_names_what_is_beyond_its_interval_and_sums_up_the_rest():
     assert number(-0.0001, "%", signed=True) == "−0.0", "which side of 0 it is on"
 
 
-def test_what_the_readme_says_in_its_own_words_is_what_the_files_say():
-    text = README.read_text(encoding="utf-8")
+def test_what_the_pages_say_in_their_own_words_is_what_the_files_say():
+    pages = {path.stem: " ".join(path.read_text(encoding="utf-8").split()) for path in PAGE.parent.glob("*.md")}
     found = against_plain(load_cells(load_setting("cpu")), PRIMARY, "recalled")
-    assert "[none beats plain LoRA\nin recall]" in text
-    assert "none beats plain training in recall on these facts; `Remoteness` and a `Band` around" in text
     assert {one.label: one.sign for one in found if one.sign} == {"remoteness": -1, "middle": -1}
+    assert "none beats plain training in recall on these facts; `Remoteness` and a `Band` around" in pages["distance"]
+    assert "none beats plain LoRA in recall" in (ROOT / "README.md").read_text(encoding="utf-8")
+    costs = re.findall(r"\| [^|]+ \| (\S+ (?:%|nats) \[.*?\]) \|", pages["cost"])
+    assert len(costs) == 4
+    for cost in costs:
+        assert re.sub(r" nats", "", cost) in re.sub(r" nats(?: per token)?", "", pages["study"])
+    measured = re.findall(r"\| (\d+) \| (\d+) \| ([\d.]+) % (\[.*?\]) \|", pages["settings"])
+    of_block = {("1", "12"): "rank_1", ("8", "8"): "short", ("8", "12"): "alone_64", ("8", "24"): "saturated"}
+    of_block |= {("64", "12"): "rank_64"}
+    results = results_path(load_setting("cpu")).read_text(encoding="utf-8")
+    for rank, steps, share, interval in measured:
+        (row,) = re.findall(rf"## Block `{of_block.pop((rank, steps))}`.*?^(\| plain .*?)$", results, re.M | re.S)
+        assert f"| {share} {interval} " in row
+    assert not of_block
 
 
 def test_results_are_of_one_version_of_the_evaluation():
@@ -818,13 +831,13 @@ def test_a_slow_machine_begins_no_run_that_would_end_after_its_time(some_results
     assert execute.execute(order, setting, deadline, slowness=2.0)[1] == "left for the next part"
 
 
-def test_the_readme_and_the_results_are_what_the_files_give():
+def test_the_page_and_the_results_are_what_the_files_give():
     setting = load_setting("cpu")
     assert is_published(setting)
     cells = load_cells(setting)
     found = answers(setting, cells)
-    text = README.read_text(encoding="utf-8")
-    assert text == with_section(text, readme_section(setting, cells, found))
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == with_section(text, page_section(setting, cells, found))
     page = results_path(setting).read_text(encoding="utf-8")
     assert page == results_page(setting, cells, found, Path("study/cpu/plots"))
     assert with_section(text, "another\n") != text

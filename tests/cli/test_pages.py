@@ -1,4 +1,7 @@
-"""Every command and every YAML of the README runs, on small settings."""
+"""What README and site show is run: commands, configurations, facts and Python, on small settings.
+
+A block marked `console` is only shown: it installs, asks a hub, or needs machines.
+"""
 
 import inspect
 import re
@@ -14,21 +17,29 @@ import lit_semantic_peft.training
 import pytest
 import yaml
 from lit_semantic_peft.__main__ import main
+from lit_semantic_peft.facts import read_facts
 from transformers import AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+SECTIONS = {"model", "data", "trainer"}
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    """The blocks of a language in README and pages, each once."""
+    text = "\n".join([README, *PAGES.values()])
+    return list(dict.fromkeys(re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)))
 
 
 def commands() -> list[str]:
     text = "\n".join(blocks("bash")).replace("\\\n", " ")
     found = [line.split("#")[0].strip() for line in text.splitlines()]
-    inline = re.findall(r"`(lit-semantic-peft [^`]+ (?:runs/NAME|--)[^`]*)`", README)
-    return sorted({line for line in [*found, *inline] if line.startswith("lit-semantic-peft") and "FILE" not in line})
+    return sorted({line for line in found if line})
+
+
+def configurations() -> list[str]:
+    return [text for text in blocks("yaml") if yaml.safe_load(text).keys() <= SECTIONS]
 
 
 SMALL = [
@@ -47,14 +58,27 @@ def _in_a_copy(monkeypatch, tmp_path):
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
 
 
-def test_the_readme_has_commands_to_try():
-    assert len(commands()) >= 8
-    assert len(blocks("yaml")) >= 2
+def test_there_is_something_to_try():
+    assert len(commands()) >= 10
+    assert len(configurations()) >= 6
+    assert len(blocks("json")) == 2
+    assert len(blocks("python")) == 4
+
+
+def test_the_readme_is_short():
+    assert len(README.encode()) <= 9 * 1024
+
+
+@pytest.mark.parametrize("text", blocks("json"))
+def test_facts(text):
+    Path("facts.jsonl").write_text(text.replace("\n", " "), encoding="utf-8")
+    assert len(read_facts("facts.jsonl").facts) == 1
 
 
 @pytest.mark.parametrize("command", commands())
 def test_commands(command, tiny_model, facts_file, capsys):
-    arguments = shlex.split(command)[1:]
+    program, *arguments = shlex.split(command)
+    assert program == "lit-semantic-peft"
     small = [*SMALL, f"--model.base_model={tiny_model}"]
     if "runs/NAME" in command:
         run = ["--trainer.default_root_dir=runs/NAME", f"--data.facts={facts_file}"]
@@ -67,40 +91,44 @@ def test_commands(command, tiny_model, facts_file, capsys):
     assert main([*arguments, *small]) == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", blocks("yaml"))
+@pytest.mark.parametrize("text", configurations())
 def test_configurations(text, tiny_model, facts_file, capsys):
     Path("recipe.yaml").write_text(text, encoding="utf-8")
-    assert isinstance(yaml.safe_load(text), dict)
     arguments = ["--config=recipe.yaml", f"--data.facts={facts_file}", f"--model.base_model={tiny_model}", *SMALL]
     arguments += ["--data.selection.filters=null"] if "KnownFilter" not in text else []
     assert main(["fit", *arguments]) == 0, capsys.readouterr().err
 
 
-def test_the_three_parts_under_lightnings_own_trainer(tiny_model, facts_file):
-    from lit_semantic_peft.callbacks import InterferenceMonitor
+def test_python(tiny_model, facts_file):
+    """The blocks one after the other: the trained run of the first is read and loaded by the others."""
     from lit_semantic_peft.reports import RunFolder
 
-    def run_block(text, names):
-        for old, new in (("smollm2-135m", tiny_model), ("facts.jsonl", facts_file)):
-            assert text.count(old) == 1 + (old == "facts.jsonl" and "lsp.score" in text)
-            text = text.replace(old, str(new))
-        exec(compile(text.replace("max_epochs=10", "max_epochs=2"), "README.md", "exec"), names)  # our own README
+    given = {
+        "smollm2-135m": tiny_model,
+        "HuggingFaceTB/SmolLM2-135M-Instruct": tiny_model,
+        "facts.jsonl": facts_file,
+        "runs/NAME": "runs/python",
+        "max_epochs=10": "max_epochs=2",
+    }
 
-    (text,) = (block for block in blocks("python") if "KnowledgeDataModule" in block)
-    names: dict[str, Any] = {}
-    run_block(text, names)
-    monitor = names["monitor"]
-    assert isinstance(monitor, InterferenceMonitor)
-    assert [record.epoch for record in monitor.records] == [0, 2]
+    def run_block(part: str, names: dict[str, Any]) -> dict[str, Any]:
+        (text,) = (block for block in blocks("python") if part in block)
+        for old, new in given.items():
+            text = text.replace(old, str(new))
+        exec(compile(text, part, "exec"), names)  # our own pages
+        return names
+
+    trained = run_block("L.Trainer", {})
+    assert [record.epoch for record in trained["monitor"].records] == [0, 2]
     run = RunFolder("runs/python")
     assert {row["answer_after"] is None for row in run.facts.to_pylist()} == {False}
     assert run.paths.report.is_file()
-    assert (run.path / "adapter" / "adapter_model.safetensors").is_file()
-
-    (without_trainer,) = (block for block in blocks("python") if "lsp.score" in block)
-    names |= {"peft_model": names["module"].model, "tokenizer": AutoTokenizer.from_pretrained(tiny_model)}
-    run_block(without_trainer, names)
-    assert len(names["table"]) == len(names["matrix"]) == run.facts.num_rows
+    parts = {"peft_model": trained["module"].model, "tokenizer": AutoTokenizer.from_pretrained(tiny_model)}
+    read = run_block("lsp.score", parts)
+    assert len(read["table"]) == len(read["matrix"]) == run.facts.num_rows
+    loaded = run_block("PeftModel.from_pretrained", {})["model"]
+    assert loaded.peft_config["default"].r == 8
+    assert [one.name for one in run_block("choose_recipe", {})["recipe"].retain] == ["own_samples", "known_facts"]
 
 
 def test_early_stopping_by_configuration(tiny_model, facts_file):
@@ -117,9 +145,8 @@ def test_early_stopping_by_configuration(tiny_model, facts_file):
     assert len(RunFolder("runs/stop").summary.epochs) == 2
 
 
-def test_every_public_class_is_in_the_readme_or_the_docs():
-    text = "\n".join([README, *(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))])
-    named = set(re.findall(r"\w+", text))
+def test_every_public_class_is_named_on_a_page():
+    named = set(re.findall(r"\w+", "\n".join([README, *PAGES.values()])))
     packages = (lit_semantic_peft.semantics, lit_semantic_peft.training, lit_semantic_peft.callbacks)
     for package in (*packages, lit_semantic_peft.metrics):
         classes = {name for name in package.__all__ if inspect.isclass(getattr(package, name))}

@@ -1,0 +1,94 @@
+"""The site builds without a warning, and is read in a browser: links, search from a file, nothing from a network."""
+
+import os
+import subprocess
+import sys
+from html.parser import HTMLParser
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from fixtures.browser import BROWSER, NO_BROWSER, Page
+
+ROOT = Path(__file__).resolve().parents[1]
+NO_SPHINX = "Sphinx is not installed: make docs"
+
+pytestmark = [pytest.mark.long, pytest.mark.skipif(find_spec("sphinx") is None, reason=NO_SPHINX)]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    offline = {name: value for name, value in os.environ.items() if name != "ONLINE"}
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "--fail-on-warning", "--quiet", "docs", folder],
+        cwd=ROOT,
+        env=offline,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+class Anchors(HTMLParser):
+    """The ids of a page, and what it links to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.targets: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        of_tag = dict(attrs)
+        self.ids |= {value for name in ("id", "name") if (value := of_tag.get(name))}
+        self.targets |= {value for name in ("href", "src") if (value := of_tag.get(name))}
+
+
+def dead_links(folder: Path) -> list[str]:
+    """Links of pages in a folder that lead to no file, or to no place in a page."""
+    pages = {path: Anchors(path.read_text(encoding="utf-8")) for path in folder.rglob("*.html")}
+    dead = []
+    for path, page in pages.items():
+        for target in page.targets:
+            parts = urlsplit(target)
+            if parts.scheme or parts.netloc:
+                continue
+            leads_to = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            is_there = leads_to.is_file()
+            if is_there and parts.fragment and leads_to in pages:
+                is_there = unquote(parts.fragment) in pages[leads_to].ids
+            if not is_there:
+                dead.append(f"{path.relative_to(folder)}: {target}")
+    return sorted(dead)
+
+
+def test_no_link_within_the_site_is_dead(site):
+    assert dead_links(site) == []
+
+
+def test_a_dead_link_is_seen(tmp_path):
+    (tmp_path / "a.html").write_text('<a href="b.html#there"></a><a href="b.html#not"></a><img src="c.png">')
+    (tmp_path / "b.html").write_text('<p id="there">')
+    assert dead_links(tmp_path) == ["a.html: b.html#not", "a.html: c.png"]
+
+
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+@pytest.mark.parametrize(
+    "name", ["index", "keys", "study", "api/semantics", "notebooks/03_reading_an_interference_matrix"]
+)
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_a_page_asks_no_network_says_nothing_and_fits(site, tmp_path, name, width, dark):
+    with Page(site / f"{name}.html", tmp_path / "profile", width=width, dark=dark, ready="true") as page:
+        assert [one for one in page.problems if not one.startswith(("request: file:", "request: data:"))] == []
+        assert page.run("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+def test_search_works_from_a_file(site, tmp_path):
+    found = "document.querySelectorAll('#search-results li').length > 3"
+    with Page(site / "search.html", tmp_path / "profile", ready=found, query="?q=interference") as page:
+        assert not [one for one in page.problems if one.startswith(("exception", "error"))]
