@@ -138,7 +138,7 @@ _VIRTUAL_TOKENS = PeftTraits(
         "reuse_frozen_layers": "changes the input of the lowest layer",
         "prompt_cache": "keeps its own tokens in the cache",
     },
-    learning_rate=0.3,
+    learning_rate=1.0,
     virtual_tokens="input",
     tensors=_encoder_tensors,
     load_tensors=_load_encoder_tensors,
