@@ -149,7 +149,7 @@ _VIRTUAL_TOKENS = PeftTraits(
         "prompt_cache": "keeps its own tokens in the cache",
         "mix_rows": "adds tokens to all rows",
     },
-    learning_rate=0.3,
+    learning_rate=1.0,
     virtual_tokens="input",
     tensors=_encoder_tensors,
     load_tensors=_load_encoder_tensors,
