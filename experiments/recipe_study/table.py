@@ -21,6 +21,9 @@ README = ROOT / "README.md"
 BEGIN = "<!-- Made by `python -m experiments.recipe_study table`; not to be edited. -->"
 END = "<!-- End of what is made. -->"
 RECIPE = "recipe"
+_NOT_YET = """The recipe is not yet measured with several seeds;
+[one seed](experiments/results/RECIPE.md) and [one run of the quickstart](docs/quickstart.md#what-one-run-gave) show
+what to expect."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,8 @@ def readme_section(setting: Setting) -> str:
         for name in (PLAIN, RECIPE)
         if (found := finished(setting, model, "real", name))
     ]
+    if not rows:
+        return f"{_NOT_YET}\n"
     return "\n".join(_markdown(rows)) + "\n"
 
 
@@ -288,8 +293,6 @@ def _median(found: Results, name: str) -> float:
 
 
 def _markdown(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    if not rows:
-        return ["No run is finished yet."]
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return [f"| {' | '.join(line)} |" for line in lines]
 
