@@ -1,6 +1,8 @@
 """The run on a W&B dashboard: a table of facts per evaluation; the plots, the run's files."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -66,7 +68,7 @@ def log_run_files(trainer: Trainer, folder: RunFolder, facts: pa.Table, *, with_
         folder: The run folder. Its checkpoints, its logs and W&B's own files are left out.
         facts: The fact table.
         with_text: Whether to include files that hold the facts' texts or answers; if not, the fact table is logged
-            without those columns.
+            without those columns, and the summary without the facts that resist and the most frequent answer.
     """
 
     def log(run: Any) -> None:
@@ -78,6 +80,8 @@ def log_run_files(trainer: Trainer, folder: RunFolder, facts: pa.Table, *, with_
         if not with_text:
             with artifact.new_file(folder.paths.facts.name, "wb") as file:
                 pq.write_table(without_fact_text(facts), file, compression="zstd")
+            with artifact.new_file(folder.paths.summary.name) as file:
+                json.dump(replace(folder.summary, resisting=(), repetition=None).to_json(), file, indent=2)
         run.log_artifact(artifact)
 
     _to_wandb(trainer, "the run's files", log)

@@ -99,7 +99,7 @@ class RunPaths:
     dropped = Entry("dropped.jsonl", is_shared=True, holds_fact_text=True)
     facts = Entry("facts.parquet", is_shared=True, holds_fact_text=True, kind=FACT_TABLE)
     probes = Entry("probes.parquet", is_shared=True, holds_fact_text=True, kind=PROBE_TABLE)
-    summary = Entry("summary.json", is_shared=True)
+    summary = Entry("summary.json", is_shared=True, holds_fact_text=True)
     interference = Entry("interference.safetensors", is_shared=True, kind=GRADIENT_MATRIX)
     interference_by_group = Entry("interference_by_group.json", is_shared=True)
     alone_versus_together = Entry("alone_versus_together.json", is_shared=True)

@@ -247,6 +247,8 @@ def test_without_fact_text_none_leaves_the_run_folder(settings, facts_file):
     assert not list(run.folder.rglob("output.log"))
     assert not files.keys() & {"report.html", "probes.parquet", "dropped.jsonl"}
     assert pq.read_table(files["facts.parquet"], partitioning=None).column_names == expected
+    summary = json.loads(files["summary.json"].read_text(encoding="utf-8"))
+    assert (summary["num_resisting"], summary["resisting"], summary["repetition"]) == (12, [], None)
     prompts = [json.loads(line)["prompt"].encode() for line in facts_file.read_text(encoding="utf-8").splitlines()]
     sent = [path for root in (run.folder, Path("wandb_user")) for path in root.rglob("*") if path.is_file()]
     assert sent
