@@ -31,8 +31,8 @@ class SecondPass:
             seed: Of the choice.
 
         Example:
-            >>> [sorted(step) for step in SecondPass(9, 2, 0.5, resisting=(3,)).steps(range(4), size=3, seed=0)]
-            [[0, 1, 3], [0, 2, 3]]
+            >>> [sorted(step) for step in SecondPass(9, 2, 0.5, resisting=(3,)).steps(range(5), size=3, seed=0)]
+            [[0, 2, 3], [1, 3, 4]]
         """
         others = [row for row in rows if row not in set(self.resisting)]
         num_taught = min(len(self.resisting), max(1, size // 2)) if others else size
