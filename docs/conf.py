@@ -5,6 +5,7 @@ them; without it such references are plain text, and the build needs nothing but
 """
 
 import os
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -12,6 +13,9 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(ROOT), str(DOCS / "_ext")]
+
+for notebook in (ROOT / "notebooks").glob("*.ipynb"):  # Sphinx reads nothing outside of its folder
+    shutil.copy2(notebook, DOCS / "notebooks")
 
 _about = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.recipe_study.plan import Setting, load_setting, runs_of
+from experiments.studies import status_of_runs
 from experiments.study.results import ResultFolder
 from lit_semantic_peft.errors import InputError
 
@@ -51,17 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(setting: Setting, processes: int, minutes: float | None, only: Sequence[str]) -> int:
-    from experiments.processes import Cancelled
     from experiments.recipe_study.execute import run_all
 
-    for name, value in (("processes", processes), ("minutes", minutes)):
-        if value is not None and value <= 0:
-            raise InputError(f"`{name}` must be above 0, got {value}")
-    try:
-        return int(run_all(setting, processes, minutes, only) > 0)
-    except (Cancelled, KeyboardInterrupt):
-        print("cancelled; the same command goes on where this one was", file=sys.stderr)
-        return 1
+    return status_of_runs(lambda: run_all(setting, processes, minutes, only), processes=processes, minutes=minutes)
 
 
 def _list(setting: Setting) -> None:

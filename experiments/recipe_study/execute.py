@@ -4,27 +4,23 @@ import json
 import logging
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import yaml
-from experiments.benchmarks.measured import provenance
-from experiments.processes import Cancelled, side_by_side
 from experiments.recipe_study.facts import facts_of, texts_of
 from experiments.recipe_study.plan import PLAIN, Run, Setting, config_of, runs_of
 from experiments.recipe_study.recorder import FILE
+from experiments.running import recorded, side_by_side, trained
 from experiments.study.plan import ROOT
 from experiments.study.results import ResultFolder
-from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import given_facts
-from lit_semantic_peft.files import content_key, remove_leftovers, write_text
+from lit_semantic_peft.files import content_key, remove_leftovers
 from lit_semantic_peft.models import BaseModel
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.training.recipe import Recipe, choose_recipe
@@ -215,11 +211,9 @@ def execute(order: Order, setting: Setting, deadline: float | None = None) -> tu
         Name, status and seconds.
     """
     run, results = order.run, ResultFolder(setting.results)
-    begin = time.monotonic()
-    if deadline is not None and begin > deadline:
+    if deadline is not None and time.monotonic() > deadline:
         return run.name, "left", 0.0
     about = {
-        "status": "done",
         "key": order.key,
         "model": run.model.name,
         "kind": run.kind,
@@ -229,37 +223,13 @@ def execute(order: Order, setting: Setting, deadline: float | None = None) -> tu
         "learning_rate": None if run.way.is_recipe else order.config["model"]["optimizer"]["init_args"]["lr"],
         "depends_on": order.depends_on,
     }
-    try:
-        about |= _measured(order)
-    except (Cancelled, KeyboardInterrupt):
-        results.write(run.name, {**about, "status": "cancelled", "provenance": provenance()})
-        raise
-    except InputError as error:
-        about |= {"status": "failed", "error": str(error)}
-    except Exception as error:  # a defect: the other runs go on
-        logger.exception("%s failed", run.name)
-        about |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-    seconds = time.monotonic() - begin
-    results.write(run.name, {**about, "seconds": round(seconds, 1), "provenance": provenance()})
-    return run.name, str(about["status"]), seconds
 
+    def measure() -> dict[str, Any]:
+        with trained(order.config, WORK / "runs" / f"{order.key}-{os.getpid()}") as folder:
+            return measured(folder, order.num_taught)
 
-def _measured(order: Order) -> dict[str, Any]:
-    """Trains in a folder that is gone afterwards."""
-    from lit_semantic_peft.cli.run import run as run_command
-
-    folder = WORK / "runs" / f"{order.key}-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    path = folder.with_suffix(".yaml")
-    config = {**order.config, "trainer": {**order.config["trainer"], "default_root_dir": str(folder)}}
-    write_text(path, yaml.safe_dump(config, sort_keys=False))
-    try:
-        run_command(["fit", "--config", str(path)])
-        return measured(folder, order.num_taught)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(FileNotFoundError):
-            path.unlink()
+    status, seconds = recorded(about, measure, partial(results.write, run.name))
+    return run.name, status, seconds
 
 
 def measured(folder: Path, num_taught: int) -> dict[str, Any]:

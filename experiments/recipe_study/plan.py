@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 from experiments.recipe_study.passages import Role
+from experiments.studies import setting_path
 from experiments.study.plan import ROOT, defaults
 from lit_semantic_peft.errors import InputError
 
@@ -126,12 +127,7 @@ def load_setting(name: str, results: Path | None = None) -> Setting:
     Raises:
         InputError: If there is no such setting, or it does not fit.
     """
-    path = HERE / "settings" / f"{name}.yaml"
-    if not path.is_file():
-        path = Path(name)
-    if not path.is_file():
-        known = ", ".join(sorted(one.stem for one in (HERE / "settings").glob("*.yaml")))
-        raise InputError(f"`setting` must be one of {known}, or a YAML file, got {name!r}")
+    path = setting_path(name, HERE / "settings")
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
         kept = raw.pop("results")

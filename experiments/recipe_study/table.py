@@ -9,17 +9,16 @@ from typing import Any
 import matplotlib
 import numpy as np
 from experiments.recipe_study.plan import PLAIN, FactKind, Model, Setting, runs_of
+from experiments.studies import markdown, with_section
 from experiments.study.plan import ROOT
 from experiments.study.results import ResultFolder
 from experiments.study.statistics import FloatArray, Sample, over_seeds, sample
 from experiments.study.wording import interval, number
-from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_path, write_text
 from matplotlib.figure import Figure
 
 README = ROOT / "README.md"
 BEGIN = "<!-- Made by `python -m experiments.recipe_study table`; not to be edited. -->"
-END = "<!-- End of what is made. -->"
 RECIPE = "recipe"
 _NOT_YET = """The recipe is not yet measured with several seeds;
 [one seed](experiments/results/RECIPE.md) and [one run of the quickstart](docs/quickstart.md#what-one-run-gave) show
@@ -118,7 +117,7 @@ def write_tables(setting: Setting) -> Path:
     _draw(setting, picture)
     write_text(path, page(setting, picture.relative_to(path.parent)))
     if _is_published(setting):
-        write_text(README, with_section(README.read_text(encoding="utf-8"), readme_section(setting)))
+        write_text(README, with_section(README.read_text(encoding="utf-8"), readme_section(setting), BEGIN))
     return path
 
 
@@ -165,24 +164,7 @@ def readme_section(setting: Setting) -> str:
     ]
     if not rows:
         return f"{_NOT_YET}\n"
-    return "\n".join(_markdown(rows)) + "\n"
-
-
-def with_section(text: str, section: str) -> str:
-    """A README with its table exchanged.
-
-    Args:
-        text: The README.
-        section: What to put between the two marks.
-
-    Raises:
-        InputError: If the marks are missing.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise InputError(f"README.md must hold the lines {BEGIN!r} and {END!r}, with what is made between them")
-    return f"{before}{BEGIN}\n\n{section}\n{END}{after}"
+    return "\n".join(markdown(rows)) + "\n"
 
 
 def finished(setting: Setting, model: Model, kind: FactKind, way: str) -> Results:
@@ -246,10 +228,10 @@ def _kind_section(setting: Setting, model: Model, kind: FactKind) -> list[str]:
         }
         for way, results in found.items()
     ]
-    lines += [*_markdown(rows), ""]
+    lines += [*markdown(rows), ""]
     lines += [f"- `{way}`: {setting.ways[way].about}." for way in found]
     if RECIPE in found:
-        lines += ["", *_markdown(list(_bound_rows(found[RECIPE], found.get(PLAIN, []), kind))), ""]
+        lines += ["", *markdown(list(_bound_rows(found[RECIPE], found.get(PLAIN, []), kind))), ""]
     return lines
 
 
@@ -277,7 +259,7 @@ def _choice_section(setting: Setting, model: Model) -> list[str]:
     if not rows:
         return []
     about = [f"- `{one.name}`: {one.about}." for name, one in setting.tried.items() if name in model.tried]
-    return ["### Tried on facts of other relations, one seed", "", *_markdown(rows), "", *about, ""]
+    return ["### Tried on facts of other relations, one seed", "", *markdown(rows), "", *about, ""]
 
 
 def _row(found: Results) -> dict[str, str]:
@@ -290,11 +272,6 @@ def _tabled(value: Sample, unit: str, signed: bool) -> str:
 
 def _median(found: Results, name: str) -> float:
     return float(np.median([one[name] for one in found]))
-
-
-def _markdown(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _is_published(setting: Setting) -> bool:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.studies import status_of_runs
 from experiments.study.plan import Setting, load_setting
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.terminal import TextArgumentParser
@@ -56,17 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(setting: Setting, processes: int | None, minutes: float | None) -> int:
-    from experiments.processes import Cancelled
     from experiments.study.execute import run_all
 
-    for name, value in (("processes", processes), ("minutes", minutes)):
-        if value is not None and value <= 0:
-            raise InputError(f"`{name}` must be above 0, got {value}")
-    try:
-        return int(run_all(setting, processes or setting.processes, minutes) > 0)
-    except (Cancelled, KeyboardInterrupt):
-        print("cancelled; the same command goes on where this one was", file=sys.stderr)
-        return 1
+    return status_of_runs(
+        lambda: run_all(setting, processes or setting.processes, minutes), processes=processes, minutes=minutes
+    )
 
 
 def _list(setting: Setting) -> None:

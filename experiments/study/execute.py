@@ -2,27 +2,20 @@
 
 import logging
 import os
-import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from itertools import product
-from pathlib import Path
 from statistics import median
 from typing import Any, get_args
 
-import yaml
-from experiments.benchmarks.measured import provenance
-from experiments.processes import Cancelled, side_by_side
+from experiments.running import recorded, side_by_side, trained
 from experiments.study.facts import StudyFacts, facts_of
 from experiments.study.plan import ROOT, Role, Run, Setting, config_of, runs_of
 from experiments.study.results import ResultFolder, choose_learning_rate, measured, unfairness
-from lit_semantic_peft.cli.run import run as run_command
-from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.files import content_key, remove_leftovers, write_text
+from lit_semantic_peft.files import content_key, remove_leftovers
 from lit_semantic_peft.models import BaseModel
 
 logger = logging.getLogger(__name__)
@@ -163,11 +156,9 @@ def execute(
         Name, status and seconds.
     """
     run, results = order.run, ResultFolder(setting.results)
-    begin = time.monotonic()
-    if deadline is not None and begin + slowness * run.seconds(setting) > deadline:
+    if deadline is not None and time.monotonic() + slowness * run.seconds(setting) > deadline:
         return run.name, "left for the next part", 0.0
     about = {
-        "status": "done",
         "key": order.key,
         "block": run.block.name,
         "arm": run.arm.name,
@@ -179,40 +170,16 @@ def execute(
         "facts_key": order.facts.key,
         "depends_on": order.depends_on,
     }
-    try:
-        with _trained(order) as folder:
+
+    def measure() -> dict[str, Any]:
+        with trained(order.config, WORK / "runs" / f"{order.key}-{os.getpid()}") as folder:
             found, facts = measured(folder, run.block.num_facts, short=run.role == "tune")
         results.write_facts(order.facts.key, facts)
-        about |= found
-        if problem := unfairness(run, about):
-            about |= {"status": "failed", "error": problem}
-    except (Cancelled, KeyboardInterrupt):
-        results.write(run.name, {**about, "status": "cancelled", "provenance": provenance()})
-        raise
-    except InputError as error:
-        about |= {"status": "failed", "error": str(error)}
-    except Exception as error:  # a defect: the other runs go on
-        logger.exception("%s failed", run.name)
-        about |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-    seconds = time.monotonic() - begin
-    results.write(run.name, {**about, "seconds": round(seconds, 1), "provenance": provenance()})
-    return run.name, about["status"], seconds
+        problem = unfairness(run, found)
+        return {**found, "status": "failed", "error": problem} if problem else found
 
-
-@contextmanager
-def _trained(order: Order) -> Iterator[Path]:
-    """The folder of a run of `lit-semantic-peft fit`, gone afterwards."""
-    folder = WORK / "runs" / f"{order.key}-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    path = folder.with_suffix(".yaml")
-    config = {**order.config, "trainer": {**order.config["trainer"], "default_root_dir": str(folder)}}
-    write_text(path, yaml.safe_dump(config, sort_keys=False))
-    try:
-        run_command(["fit", "--config", str(path)])
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        path.unlink(missing_ok=True)
+    status, seconds = recorded(about, measure, partial(results.write, run.name))
+    return run.name, status, seconds
 
 
 def status_of(setting: Setting) -> list[tuple[Run, str]]:

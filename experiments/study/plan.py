@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard, get_args
 
 import yaml
+from experiments.studies import setting_path
 from lit_semantic_peft.errors import InputError
 
 HERE = Path(__file__).resolve().parent
@@ -189,12 +190,7 @@ def load_setting(name: str, base_model: str | None = None, results: Path | None 
     Raises:
         InputError: If there is no such setting, or something in it is not known.
     """
-    path = HERE / "settings" / f"{name}.yaml"
-    if not path.is_file():
-        path = Path(name)
-    if not path.is_file():
-        known = ", ".join(sorted(one.stem for one in (HERE / "settings").glob("*.yaml")))
-        raise InputError(f"`setting` must be one of {known}, or a YAML file, got {name!r}")
+    path = setting_path(name, HERE / "settings")
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     common = raw.pop("common", {})
     blocks = {}

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
+from experiments.studies import markdown, with_section
 from experiments.study.cells import COST, MAIN, MEASURES, TAUGHT, Cells, Measure, effective_facts, load_cells
 from experiments.study.comparisons import (
     PRIMARY,
@@ -19,13 +20,11 @@ from experiments.study.plan import PLAIN, ROOT, Block, Run, Setting, load_arm, l
 from experiments.study.questions import Answer, answers
 from experiments.study.results import ResultFolder, finished, tried_rates
 from experiments.study.wording import NAMED, SCALE, change, number, tabled
-from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_path, write_text
 from matplotlib.figure import Figure
 
 PAGE = ROOT / "docs" / "study.md"
 BEGIN = "<!-- Made by `python -m experiments.study table --setting cpu`; not to be edited. -->"
-END = "<!-- End of what is made. -->"
 _SHOWN = "e"
 """The plot that the page shows."""
 
@@ -48,7 +47,7 @@ def write_tables(setting: Setting) -> Path:
             _plot(answer, plots / f"{answer.letter}.png")
     write_text(path, results_page(setting, cells, found, plots.relative_to(path.parent)))
     if is_published(setting):
-        write_text(PAGE, with_section(PAGE.read_text(encoding="utf-8"), page_section(setting, cells, found)))
+        write_text(PAGE, with_section(PAGE.read_text(encoding="utf-8"), page_section(setting, cells, found), BEGIN))
     return path
 
 
@@ -129,23 +128,6 @@ def page_section(setting: Setting, cells: Cells, found: list[Answer]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def with_section(text: str, section: str) -> str:
-    """A page with its section on the study exchanged.
-
-    Args:
-        text: The page.
-        section: What to put between the two marks.
-
-    Raises:
-        InputError: If the marks are missing.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise InputError(f"{PAGE} must hold the lines {BEGIN!r} and {END!r}, with what is made between them")
-    return f"{before}{BEGIN}\n\n{section}\n{END}{after}"
-
-
 def _progress(setting: Setting, cells: Cells) -> str:
     """What is done, what it took, and how the learning rates were chosen."""
     runs, folder = _all_runs(setting), ResultFolder(setting.results)
@@ -213,9 +195,9 @@ def _block_section(setting: Setting, cells: Cells, block: Block) -> list[str]:
         f"{block.num_facts} facts ({block.facts}), {block.epochs} epochs of plain training, {block.method}. All arms "
         f"at equal optimizer steps, over all taught facts, also those that a filter drops.{notes}",
         "",
-        *_markdown(taught),
+        *markdown(taught),
         "",
-        *_markdown(cost),
+        *markdown(cost),
         "",
         f"Intervals are for facts of these {num_relations} relations; they say nothing of other relations. Only the "
         "column with whole relations drawn anew does, roughly, as they are few. Areas under the curves are trapezoids "
@@ -272,7 +254,7 @@ def _filter_section(cells: Cells) -> list[str]:
         "filters.",
         "",
     ]
-    return [*about, *_markdown(rows), ""]
+    return [*about, *markdown(rows), ""]
 
 
 def _arms_section(cells: Cells) -> list[str]:
@@ -298,7 +280,7 @@ def _arms_section(cells: Cells) -> list[str]:
         "number weights are nearly equal, and much of a difference cannot be expected.",
         "",
     ]
-    return [*about, *_markdown(rows), ""]
+    return [*about, *markdown(rows), ""]
 
 
 def _choice_section(setting: Setting) -> list[str]:
@@ -325,7 +307,7 @@ def _choice_section(setting: Setting) -> list[str]:
         "seed, by learning rate. The lowest is taken, of the rates that the block lists.",
         "",
     ]
-    return [*about, *_markdown(rows), ""]
+    return [*about, *markdown(rows), ""]
 
 
 def _loss(value: float | None) -> str:
@@ -378,11 +360,6 @@ def _failures_section(setting: Setting) -> list[str]:
 
 def _difference(one: Comparison | None, measure: Measure) -> str:
     return tabled(one.difference, measure.unit, one.num_comparisons, signed=True) if one else ""
-
-
-def _markdown(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _plot(answer: Answer, path: Path) -> None:

@@ -73,25 +73,13 @@ def _linear(layer: nn.Linear) -> LayerRule | None:
     if weight is None and bias is None:
         return None
 
-    def install(recorder: Recorder) -> list[RemovableHandle]:
-        def on_forward(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-            (x,) = arguments
-            # DoRA calls lora_A with an identity matrix in each forward, and detaches the output.
-            if not _is_per_fact(x, output, recorder):
-                return
-            x = x.detach()
+    def add(recorder: Recorder, gradient: Tensor, x: Tensor) -> None:
+        if weight is not None:
+            recorder.add(weight, outer_products(gradient, x))
+        if bias is not None:
+            recorder.add(bias, _sum(gradient))
 
-            def on_backward(gradient: Tensor) -> None:
-                if weight is not None:
-                    recorder.add(weight, outer_products(gradient, x))
-                if bias is not None:
-                    recorder.add(bias, _sum(gradient))
-
-            _on_gradient(output, on_backward)
-
-        return [layer.register_forward_hook(on_forward)]
-
-    return LayerRule([parameter for parameter in (weight, bias) if parameter is not None], install)
+    return _rule_of_input(layer, [parameter for parameter in (weight, bias) if parameter is not None], add)
 
 
 def _flora(layer: CoredLinear) -> LayerRule | None:
@@ -99,24 +87,13 @@ def _flora(layer: CoredLinear) -> LayerRule | None:
     if _trainable(layer.core) is None:
         return None
 
-    def install(recorder: Recorder) -> list[RemovableHandle]:
-        def on_forward(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-            (x,) = arguments
-            if not _is_per_fact(x, output, recorder):
-                return
-            x = x.detach()
+    def add(recorder: Recorder, gradient: Tensor, x: Tensor) -> None:
+        core, outer = (at_least_float32(one.detach()) for one in (layer.core, layer.outer))
+        gradient, activation = at_least_float32(gradient), at_least_float32(x)
+        recorder.add(layer.outer, outer_products(gradient, activation @ core.T))
+        recorder.add(layer.core, outer_products(gradient @ outer, activation))
 
-            def on_backward(gradient: Tensor) -> None:
-                core, outer = (at_least_float32(one.detach()) for one in (layer.core, layer.outer))
-                gradient, activation = at_least_float32(gradient), at_least_float32(x)
-                recorder.add(layer.outer, outer_products(gradient, activation @ core.T))
-                recorder.add(layer.core, outer_products(gradient @ outer, activation))
-
-            _on_gradient(output, on_backward)
-
-        return [layer.register_forward_hook(on_forward)]
-
-    return LayerRule([layer.core, layer.outer], install)
+    return _rule_of_input(layer, [layer.core, layer.outer], add)
 
 
 def _dora_magnitude(layer: DoraLinearLayer) -> LayerRule | None:
@@ -163,29 +140,18 @@ def _adalora(layer: SVDLinear) -> LayerRule | None:
     if not adapters:
         return None
 
-    def install(recorder: Recorder) -> list[RemovableHandle]:
-        def on_forward(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-            x = arguments[0]
-            if not _is_per_fact(x, output, recorder):
-                return
-            x = x.detach()
-
-            def on_backward(gradient: Tensor) -> None:
-                gradient, activation = at_least_float32(gradient), at_least_float32(x)
-                for name in adapters:
-                    a, b, e = (part[name].detach() for part in (layer.lora_A, layer.lora_B, layer.lora_E))
-                    factor = float(layer.scaling[name] / (layer.ranknum[name] + 1e-5))
-                    recorder.add(layer.lora_B[name], factor * outer_products(gradient, activation @ (a * e).T))
-                    product = factor * outer_products(gradient @ b, activation)
-                    recorder.add(layer.lora_A[name], product * e)
-                    recorder.add(layer.lora_E[name], (product * a).sum(dim=2))
-
-            _on_gradient(output, on_backward)
-
-        return [layer.register_forward_hook(on_forward)]
+    def add(recorder: Recorder, gradient: Tensor, x: Tensor) -> None:
+        gradient, activation = at_least_float32(gradient), at_least_float32(x)
+        for name in adapters:
+            a, b, e = (part[name].detach() for part in (layer.lora_A, layer.lora_B, layer.lora_E))
+            factor = float(layer.scaling[name] / (layer.ranknum[name] + 1e-5))
+            recorder.add(layer.lora_B[name], factor * outer_products(gradient, activation @ (a * e).T))
+            product = factor * outer_products(gradient @ b, activation)
+            recorder.add(layer.lora_A[name], product * e)
+            recorder.add(layer.lora_E[name], (product * a).sum(dim=2))
 
     parts = (layer.lora_A, layer.lora_B, layer.lora_E)
-    return LayerRule([part[name] for name in adapters for part in parts], install)
+    return _rule_of_input(layer, [part[name] for name in adapters for part in parts], add)
 
 
 def _ia3(layer: IA3Linear) -> LayerRule | None:
@@ -239,6 +205,24 @@ _RULES: dict[type[nn.Module], Callable[[Any], LayerRule | None]] = {
     SVDLinear: _adalora,
     IA3Linear: _ia3,
 }
+
+
+def _rule_of_input(
+    layer: nn.Module, parameters: list[nn.Parameter], add: Callable[[Recorder, Tensor, Tensor], None]
+) -> LayerRule:
+    """A rule that needs the gradient of the output and the layer's first input; `add` gets both."""
+
+    def install(recorder: Recorder) -> list[RemovableHandle]:
+        def on_forward(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+            x = arguments[0]
+            # DoRA calls lora_A with an identity matrix in each forward, and detaches the output.
+            if _is_per_fact(x, output, recorder):
+                x = x.detach()
+                _on_gradient(output, lambda gradient: add(recorder, gradient, x))
+
+        return [layer.register_forward_hook(on_forward)]
+
+    return LayerRule(parameters, install)
 
 
 def _trainable(parameter: Tensor | None) -> nn.Parameter | None:

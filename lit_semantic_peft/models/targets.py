@@ -1,12 +1,15 @@
 """Which modules of an architecture an adapter can be attached to, and what to suggest where it cannot."""
 
 import copy
+import logging
 from contextlib import suppress
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 _MOST_TRIALS = 32
 
@@ -84,7 +87,8 @@ def _runs_without_weights(model: nn.Module) -> bool:
     """Whether a model on the meta device has a forward pass; not where it decides by values, as routers do."""
     try:
         _sum_of_logits(model)
-    except Exception:
+    except Exception as error:  # any model's own code; its layers are then judged by whether they are trainable
+        logger.debug("No forward pass without weights: %s", error)
         return False
     return True
 

@@ -7,7 +7,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 import yaml
-from experiments import processes
+from experiments import running
 from experiments.recipe_study import execute, facts, table
 from experiments.recipe_study.__main__ import main
 from experiments.recipe_study.plan import CHOOSE_SEED, config_of, load_setting, runs_of
@@ -41,7 +41,7 @@ TINY = {
 def setting(tmp_path, tiny_model, monkeypatch):
     """A tiny study of one base model, which knows some facts of a pool by decree."""
     monkeypatch.setattr(execute, "WORK", tmp_path / "work")
-    monkeypatch.setattr(processes, "set_up", lambda threads: None)  # the threads of the tests are theirs
+    monkeypatch.setattr(running, "set_up", lambda threads: None)  # the threads of the tests are theirs
     monkeypatch.setattr("lit_semantic_peft.reports.html.build_report", lambda *_: None)  # nobody reads it
     world = [fact for fact in given_facts("world") if fact.relation in ("capital", "currency")]
     monkeypatch.setattr(facts, "pool_of", lambda *_: (world[0::2], world[1::2]))

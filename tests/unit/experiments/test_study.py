@@ -15,8 +15,8 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import yaml
-from experiments import processes
-from experiments.processes import Cancelled
+from experiments import running
+from experiments.studies import Cancelled, with_section
 from experiments.study import execute, statistics
 from experiments.study.__main__ import main
 from experiments.study.cells import MEASURES, Cell, effect_of_dropping, effective_facts, load_cells
@@ -36,7 +36,7 @@ from experiments.study.statistics import (
     rank_correlation,
     sample,
 )
-from experiments.study.table import PAGE, is_published, page_section, results_page, results_path, with_section
+from experiments.study.table import BEGIN, PAGE, is_published, page_section, results_page, results_path
 from experiments.study.wording import number, verdict
 from lit_semantic_peft.cli.lightning_cli import SemanticPeftCLI
 from lit_semantic_peft.data import KnowledgeDataModule
@@ -93,7 +93,7 @@ def few_resamples(request, monkeypatch):
 def study(tmp_path, tiny_model, monkeypatch):
     """A tiny study: its setting, and a function that runs one of its commands."""
     monkeypatch.setattr(execute, "WORK", tmp_path / "work")
-    monkeypatch.setattr(processes, "set_up", lambda threads: None)  # the threads of the tests are theirs
+    monkeypatch.setattr(running, "set_up", lambda threads: None)  # the threads of the tests are theirs
     monkeypatch.setattr("lit_semantic_peft.reports.html.build_report", lambda *_: None)  # nobody reads it
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY), encoding="utf-8")
@@ -173,7 +173,7 @@ def test_what_is_outdated_cancelled_or_failed_is_run_again(study, monkeypatch):
         raise Cancelled("signal 15")
 
     with monkeypatch.context() as patch:
-        patch.setattr(execute, "run_command", interrupted)
+        patch.setattr(running, "run_command", interrupted)
         with pytest.raises(Cancelled):
             execute.execute(order, setting)
     assert folder.read(runs[0].name)["status"] == "cancelled"
@@ -184,7 +184,7 @@ def test_what_is_outdated_cancelled_or_failed_is_run_again(study, monkeypatch):
         (RuntimeError("a defect"), "RuntimeError: a defect"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(execute, "run_command", Mock(side_effect=error))
+            patch.setattr(running, "run_command", Mock(side_effect=error))
             assert execute.execute(order, setting)[1] == "failed"
         assert folder.read(runs[0].name)["error"] == said
     assert len(execute.pending(setting, folder, "tune")) == 2
@@ -837,10 +837,10 @@ def test_the_page_and_the_results_are_what_the_files_give():
     cells = load_cells(setting)
     found = answers(setting, cells)
     text = PAGE.read_text(encoding="utf-8")
-    assert text == with_section(text, page_section(setting, cells, found))
+    assert text == with_section(text, page_section(setting, cells, found), BEGIN)
     page = results_path(setting).read_text(encoding="utf-8")
     assert page == results_page(setting, cells, found, Path("study/cpu/plots"))
-    assert with_section(text, "another\n") != text
+    assert with_section(text, "another\n", BEGIN) != text
 
 
 @pytest.mark.parametrize(

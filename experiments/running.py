@@ -1,20 +1,82 @@
-"""Runs of a study side by side, each in a process of its own, that can be cancelled and go on later."""
+"""Runs of a study: side by side, each in a process of its own, cancelled and gone on with later."""
 
+import logging
 import os
+import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import active_children, get_context
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
+from experiments.benchmarks.measured import provenance
+from experiments.studies import Cancelled
+from lit_semantic_peft.cli.run import run as run_command
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.files import write_text
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 
-class Cancelled(Exception):
-    """The process was asked to end."""
+def recorded(
+    about: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]], write: Callable[[Mapping[str, Any]], None]
+) -> tuple[str, float]:
+    """Measures one run and writes its result, also where it fails: the other runs go on.
+
+    Args:
+        about: What is known of the run before.
+        measure: Trains and gives what was found.
+        write: Keeps a result.
+
+    Returns:
+        Its status, `done` or `failed`, and its seconds.
+
+    Raises:
+        Cancelled: If the process was asked to end; the result says so.
+    """
+    begin = time.monotonic()
+    result = {"status": "done", **about}
+    try:
+        result |= measure()
+    except (Cancelled, KeyboardInterrupt):
+        write({**result, "status": "cancelled", "provenance": provenance()})
+        raise
+    except InputError as error:
+        result |= {"status": "failed", "error": str(error)}
+    except Exception as error:  # a defect
+        logger.exception("A run failed")
+        result |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    seconds = time.monotonic() - begin
+    write({**result, "seconds": round(seconds, 1), "provenance": provenance()})
+    return result["status"], seconds
+
+
+@contextmanager
+def trained(config: Mapping[str, Any], folder: Path) -> Iterator[Path]:
+    """The folder of a run of `lit-semantic-peft fit`, gone afterwards.
+
+    Args:
+        config: Its YAML, as plain data.
+        folder: Where it writes to.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    path = folder.with_suffix(".yaml")
+    config = {**config, "trainer": {**config["trainer"], "default_root_dir": str(folder)}}
+    write_text(path, yaml.safe_dump(config, sort_keys=False))
+    try:
+        run_command(["fit", "--config", str(path)])
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        path.unlink(missing_ok=True)
 
 
 def side_by_side(
