@@ -58,13 +58,13 @@ def _run(setting: Setting, processes: int, minutes: float | None, only: Sequence
 
 
 def _list(setting: Setting) -> None:
-    from experiments.recipe_study.execute import as_table
+    from experiments.recipe_study.execute import in_one_line
 
     results = ResultFolder(setting.results)
     for run in [*runs_of(setting, "choose"), *runs_of(setting, "report")]:
         found = results.read(run.name)
         said = "missing" if found is None else found["status"]
-        print(f"{run.name:60} {as_table(found) if found and said == 'done' else said}")
+        print(f"{run.name:60} {in_one_line(found) if found and said == 'done' else said}")
 
 
 if __name__ == "__main__":

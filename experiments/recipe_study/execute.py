@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, median
@@ -74,12 +74,12 @@ def order_of(run: Run, setting: Setting, rate: float | None) -> Order:
     """
     facts = facts_of(run.kind, run.role, run.model.name, setting, WORK / "facts", run.way.is_recipe)
     texts = texts_of(run.role, WORK / "facts")
-    base = BaseModel(run.model.name)
+    fingerprint, num_parameters = _base(run.model.name)
     num_taught = setting.num_facts[run.kind]
     every = facts_of(run.kind, run.role, run.model.name, setting, WORK / "facts")
     recipe = choose_recipe(
         given_facts(str(every.path))[:num_taught],
-        base.count_parameters(),
+        num_parameters,
         LoraConfig(**setting.adapter.get("init_args", {})),
         facts_per_step=setting.facts_per_step,
     )
@@ -91,11 +91,17 @@ def order_of(run: Run, setting: Setting, rate: float | None) -> Order:
             .replace(str(texts.path), texts.key)
         ),
         "recipe": _described(recipe) if run.way.is_recipe else None,
-        "base_fingerprint": base.source.fingerprint,
+        "base_fingerprint": fingerprint,
         "versions": {name: version(name) for name in _PACKAGES},
         "study_version": STUDY_VERSION,
     }
     return Order(run, config, num_taught, stated, content_key(stated))
+
+
+@cache  # it reads the whole file of the weights
+def _base(name: str) -> tuple[str, int]:
+    base = BaseModel(name)
+    return base.source.fingerprint, base.count_parameters()
 
 
 def _described(recipe: Recipe) -> dict[str, Any]:
@@ -268,7 +274,7 @@ def _rounded(value: Any) -> float | None:
     return None if value is None else round(float(value), 4)
 
 
-def as_table(found: Mapping[str, Any]) -> str:
+def in_one_line(found: Mapping[str, Any]) -> str:
     """One run in a line: percentages of its scores, and what unrelated text lost."""
     parts = [f"{name} {_mean(found[name]):.0%}" for name in (*SCORES, "known")]
     return ", ".join(
