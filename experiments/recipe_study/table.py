@@ -4,10 +4,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib
 import numpy as np
+from experiments.recipe_study.passages import Role
 from experiments.recipe_study.plan import PLAIN, FactKind, Model, Setting, runs_of
 from experiments.studies import markdown, with_section
 from experiments.study.plan import ROOT
@@ -281,18 +282,18 @@ def _is_published(setting: Setting) -> bool:
 def _draw(setting: Setting, path: Path) -> None:
     """Held-out paraphrases, and known facts, against what unrelated text lost: a point per way."""
     results = ResultFolder(setting.results)
+    runs = [run for role in get_args(Role) for run in runs_of(setting, role) if run.kind == "real"]
+    done = [(run, found) for run in runs if (found := results.read(run.name)) and found["status"] == "done"]
+    models = list(dict.fromkeys(run.model for run, _ in done))
     with matplotlib.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(8, 3.2 * len(setting.models)), layout="constrained")
-        panels = figure.subplots(len(setting.models), 2, squeeze=False)
-        for row, model in zip(panels, setting.models, strict=True):
-            runs = [run for role in ("choose", "report") for run in runs_of(setting, role) if run.model == model]
-            runs = [run for run in runs if run.kind == "real"]
+        figure = Figure(figsize=(8, 0.5 + 3.2 * len(models)), layout="constrained")
+        panels = figure.subplots(max(1, len(models)), 2, squeeze=False)
+        for row, model in zip(panels, models, strict=False):
             for axes, name in zip(row, ("paraphrases", "known"), strict=True):
-                for run in runs:
-                    if (found := results.read(run.name)) is not None and found["status"] == "done":
-                        place = (mean_of([found], MEASURES[one]).value for one in ("text_nll_delta", name))
-                        marker = "o" if run.role == "report" else "x"
-                        axes.plot(*([value] for value in place), marker, color="C1" if run.way.is_recipe else "C0")
+                for run, found in ((run, found) for run, found in done if run.model == model):
+                    place = (mean_of([found], MEASURES[one]).value for one in ("text_nll_delta", name))
+                    marker = "o" if run.role == "report" else "x"
+                    axes.plot(*([value] for value in place), marker, color="C1" if run.way.is_recipe else "C0")
                 axes.set(title=model.name, ylabel=f"{MEASURES[name].label}, share", xscale="symlog", ylim=(0, 1.03))
                 axes.set_xlabel("unrelated text, nats per token (0: unchanged)")
         figure.suptitle("Blue: plain LoRA; orange: the recipe. Crosses: facts that choose; dots: reported.", fontsize=9)
