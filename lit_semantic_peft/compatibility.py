@@ -57,6 +57,7 @@ class Situation:
         is_scheduled: Whether the weighting moves from the start to the end of training.
         deferred_from_epoch: Epoch from which dropped facts are trained too; None for never.
         mix_strata: Whether every optimizer step gets each stratum's share of the facts.
+        is_plain_lora: Whether it is LoRA without DoRA's magnitudes, so that what A cannot see is not changed.
         misreads_virtual_tokens: Whether the installed peft misreads the cache (`library_versions.misreads_cache`).
     """
 
@@ -98,6 +99,7 @@ class Situation:
     deferred_from_epoch: int | None = None
     mix_strata: bool = False
     misreads_virtual_tokens: bool = False
+    is_plain_lora: bool = True
 
     @property
     def is_endless(self) -> bool:
@@ -386,6 +388,13 @@ RULES: tuple[Rule, ...] = (
         "`retain` holds the adapter to the base model, which `peft_config` changes itself (`{base_changing_setting}`). "
         "Leave that setting out.",
         lambda s: bool(s.retains) and s.base_changing_setting is not None,
+    ),
+    Rule(
+        "`model.retain: InputDirections`",
+        "adapters other than LoRA, and DoRA",
+        "`InputDirections` keeps LoRA's A out of directions; `{peft_config}` here has no such matrix, or DoRA's "
+        "magnitudes beside it. Leave it out.",
+        lambda s: "InputDirections" in s.retains and not s.is_plain_lora,
     ),
     Rule(
         "`model.retain: Continuations`",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from lit_semantic_peft.compatibility import Situation
 from lit_semantic_peft.models import base_changing_setting, traits_of
 from lit_semantic_peft.models.library_versions import misreads_cache
+from lit_semantic_peft.training.retain.input_directions import holds_directions
 
 if TYPE_CHECKING:
     from lit_semantic_peft.training.module import SemanticPeftModule
@@ -32,5 +33,6 @@ def with_settings_of(module: "SemanticPeftModule", situation: Situation) -> Situ
         retains=frozenset(source.kind for source in module.retain),
         schedule=module.schedule,
         warmup_ratio=module.warmup_ratio,
+        is_plain_lora=holds_directions(module.peft_config),
         misreads_virtual_tokens=misreads_cache(),
     )
