@@ -68,7 +68,7 @@ class InputDirections(HeldStill):
 
         Args:
             context: The base model, the tokenizer, the cache.
-            begins: Whether the adapter is new; else it goes on from a checkpoint and keeps its scale.
+            begins: Whether the adapter is new; one that goes on from a checkpoint is out of them.
 
         Raises:
             InputError: If the tokenizer has no token to begin with.
@@ -78,7 +78,8 @@ class InputDirections(HeldStill):
         held = HeldDirections(
             [(layers[name], found.basis[of].to(layers[name].device)) for name, of in found.of.items()]
         )
-        held.project(keep_norm=begins)
+        if begins:
+            held.project(keep_norm=True)
         shares = [basis.shape[1] / basis.shape[0] for _, basis in held.pairs]
         logger.info(
             "Held still: %.0f %% of what is in the inputs of %d layers, %.0f to %.0f %% of their directions",

@@ -9,7 +9,7 @@ from lit_semantic_peft.training.retain.input_directions import lora_layers
 from peft import IA3Config, LoraConfig
 from peft.tuners.lora import LoraLayer
 
-from fixtures.training import fit
+from fixtures.training import fit, is_same_adapter
 
 HELD = InputDirections(energy=0.8, num_samples=24, length=8)
 
@@ -117,6 +117,16 @@ def test_layers_that_read_the_same_share_their_directions(tiny_model, facts_file
     assert leaders["q_proj"] == leaders["k_proj"] == leaders["v_proj"] == "q_proj"
     assert leaders["gate_proj"] == leaders["up_proj"] == "gate_proj"
     assert (leaders["o_proj"], leaders["down_proj"]) == ("o_proj", "down_proj")
+
+
+def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(tiny_model, facts_file, tmp_path):
+    settings = {"model": {"retain": [HELD], "schedule": "constant", "warmup_ratio": 0.0}}
+    whole = fit(tiny_model, facts_file, trainer={"max_epochs": 2}, **settings)
+    half = fit(tiny_model, facts_file, trainer={"max_epochs": 1}, **settings)
+    half.module.trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = fit(tiny_model, facts_file, trainer={"max_epochs": 2}, ckpt_path=str(tmp_path / "half.ckpt"), **settings)
+    assert is_same_adapter(whole.module, resumed.module)
+    assert not is_same_adapter(whole.module, half.module)
 
 
 @pytest.mark.parametrize(
