@@ -130,7 +130,7 @@ def z_scores(signature: Mapping[str, float], others: Sequence[Mapping[str, float
 
     Args:
         signature: Of one adapter.
-        others: Of at least two others. Where they are all equal, what differs from them is at ±10⁶ times its difference.
+        others: Of at least two others. Where all are equal, a deviation of 10⁻⁶ is taken for theirs.
 
     Example:
         >>> z_scores({"a": 3.0}, [{"a": 0.0}, {"a": 2.0}])

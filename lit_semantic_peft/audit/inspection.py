@@ -35,7 +35,13 @@ from lit_semantic_peft.files import file_sha256
 from lit_semantic_peft.models import BaseModel, load_adapter
 from lit_semantic_peft.models.export import GATE_FILE, base_of
 from lit_semantic_peft.models.modes import modes_restored
-from lit_semantic_peft.models.saved_adapter import CONFIG_FILE, WEIGHTS_FILE, SavedAdapter, read_adapter, read_json_object
+from lit_semantic_peft.models.saved_adapter import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    SavedAdapter,
+    read_adapter,
+    read_json_object,
+)
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.stopwatch import Stopwatch
 from lit_semantic_peft.tokens import FactEncoder
@@ -45,7 +51,7 @@ logger = logging.getLogger(__name__)
 NUM_BUILTIN_FACTS = 192
 """Built-in facts that are asked where the user does not say how many."""
 
-_IMPORTS = ("megatron_config", "megatron_core")
+_IMPORTS = "megatron_config"
 _REMARKS = {
     "auto_mapping": "names a class that other loaders would import; it was not",
     "modules_to_save": "replaces whole modules of the base model, which the statistics of the weights do not cover",
@@ -204,9 +210,7 @@ def inspect_loaded(
     found, stopwatch = _of_weights(adapter_folder(adapter), bank)
     with modes_restored(model):
         model.eval()
-        return _of_behaviour(
-            found, model, encoder, base, facts, watch or builtin_watch_list(), num_builtin, stopwatch
-        )
+        return _of_behaviour(found, model, encoder, base, facts, watch or builtin_watch_list(), num_builtin, stopwatch)
 
 
 def adapter_folder(path: str | os.PathLike[str]) -> Path:
@@ -250,9 +254,7 @@ def as_watch_list(watch: WatchList | str | os.PathLike[str] | None) -> WatchList
     if watch is None:
         return own
     given = watch if isinstance(watch, WatchList) else read_watch_list(Path(watch))
-    return WatchList(
-        (*own.must_hold, *given.must_hold), (*own.must_not_diverge, *given.must_not_diverge)
-    )
+    return WatchList((*own.must_hold, *given.must_hold), (*own.must_not_diverge, *given.must_not_diverge))
 
 
 def _of_weights(folder: Path, bank: str | os.PathLike[str] | None) -> tuple[Inspection, Stopwatch]:
@@ -260,9 +262,9 @@ def _of_weights(folder: Path, bank: str | os.PathLike[str] | None) -> tuple[Insp
     stopwatch.start("weights")
     saved = read_adapter(folder, safetensors_only=True)
     settings = read_json_object(folder / CONFIG_FILE)
-    if imports := [name for name in _IMPORTS if settings.get(name) and settings.get("megatron_config")]:
+    if settings.get(_IMPORTS):
         raise InputError(
-            f"{folder / CONFIG_FILE}: `{imports[0]}` makes peft import a package that the adapter names, which an audit "
+            f"{folder / CONFIG_FILE}: `{_IMPORTS}` makes peft import a package that the adapter names, which an audit "
             "does not do."
         )
     weights = measure_weights(saved)
@@ -335,10 +337,13 @@ def _base_of(folder: Path, given: BaseModel | str | os.PathLike[str] | None) -> 
     if not name:
         raise InputError(f"{folder} does not name the base model it was trained on. Name it by `base_model`.")
     if Path(name).exists() and Path(name).resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{folder} names a base model inside itself, {name!r}. Name it by `base_model` if you trust it.")
+        raise InputError(
+            f"{folder} names a base model inside itself, {name!r}. Name it by `base_model` if you trust it."
+        )
     base = BaseModel(name, revision)
     if not any(base.source.folder.glob("*.safetensors")):
         raise InputError(
-            f"The base model {name!r}, which the adapter names, is no safetensors. Name it by `base_model` if you trust it."
+            f"The base model {name!r}, which the adapter names, is no safetensors. If you trust it, give it by "
+            "`base_model`."
         )
     return base

@@ -1,4 +1,4 @@
-"""What an audit leaves behind: `inspection.json`, a page that needs no network, a picture, and a part of a model card."""
+"""What an audit leaves behind: `inspection.json`, a page that needs no network, a picture, a part of a model card."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -10,12 +10,13 @@ from lit_semantic_peft.audit.inspection import Inspection
 from lit_semantic_peft.audit.weights import LayerUpdate, WeightFindings
 from lit_semantic_peft.audit.wording import findings, number, signal_rows, verdict_text
 from lit_semantic_peft.files import mark, refuse_foreign, write_json, write_text
+from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.reports.charts.kinds import Color, LineChart, Series
 from lit_semantic_peft.reports.charts.png import PLOT, draw_figure, save_png
 from lit_semantic_peft.reports.charts.svg import draw_svg
 from lit_semantic_peft.reports.phrases import percent, unbroken
 
-JSON_FILE, PAGE_FILE, PICTURE_FILE = "inspection.json", "inspection.html", "weights.png"
+JSON_FILE, PAGE_FILE, PICTURE = "inspection.json", "inspection.html", "weights"
 
 CARD_BEGIN, CARD_END = "<!-- audit -->", "<!-- end of audit -->"
 
@@ -39,10 +40,11 @@ def write_inspection(inspection: Inspection, folder: str | Path) -> Path:
     folder = Path(folder)
     for name in (JSON_FILE, PAGE_FILE):
         refuse_foreign(folder / name, name)
-    refuse_foreign(folder / PICTURE_FILE, PLOT)
+    picture = RunFolder(folder).paths.plot(PICTURE)
+    refuse_foreign(picture, PLOT)
     charts = [chart for chart in weight_charts(inspection.weights) if chart.is_measured]
     if charts:
-        save_png(draw_figure(charts), folder / PICTURE_FILE)
+        save_png(draw_figure(charts), picture)
     write_text(folder / PAGE_FILE, render_page(inspection), PAGE_FILE)
     write_json(folder / JSON_FILE, inspection.to_json(), JSON_FILE)
     return folder / PAGE_FILE
@@ -56,7 +58,10 @@ def render_page(inspection: Inspection) -> str:
     """
     environment = Environment(
         loader=ChoiceLoader(
-            [PackageLoader("lit_semantic_peft.audit", package_path="."), PackageLoader("lit_semantic_peft.reports", ".")]
+            [
+                PackageLoader("lit_semantic_peft.audit", package_path="."),
+                PackageLoader("lit_semantic_peft.reports", "."),
+            ]
         ),
         autoescape=True,
         undefined=StrictUndefined,
@@ -141,7 +146,9 @@ def audit_section(inspection: Inspection) -> str:
         inspection: The audit.
     """
     lines = ["## Audit", "", verdict_text(inspection), "", "| signal | value | limit | |", "| --- | --- | --- | --- |"]
-    lines += [f"| {name} | {value} | {limit} | {said} |" for name, value, limit, said, *_ in signal_rows(inspection.signals)]
+    lines += [
+        f"| {name} | {value} | {limit} | {said} |" for name, value, limit, said, *_ in signal_rows(inspection.signals)
+    ]
     lines += ["", "By `lit-semantic-peft inspect`; how well each signal does: `inspection.json`."]
     return "\n".join([CARD_BEGIN, *lines, CARD_END])
 
@@ -162,7 +169,9 @@ def _tiles(inspection: Inspection) -> list[dict[str, Any]]:
     return [
         {
             "label": signal.name.replace("_", " "),
-            "value": unbroken("not measured" if signal.value is None else number(signal.value, signal.unit).split(" nats")[0]),
+            "value": unbroken(
+                "not measured" if signal.value is None else number(signal.value, signal.unit).split(" nats")[0]
+            ),
             "note": unbroken(f"limit {number(signal.limit, signal.unit)}; {signal.about}"),
             "empty": signal.value is None,
             "warns": signal.warns,

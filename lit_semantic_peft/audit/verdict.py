@@ -1,8 +1,12 @@
 """The few rules by which an audit warns. Each states its limit, and how well it was found to do."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib import resources
 from typing import Any, Literal
+
+import yaml
 
 from lit_semantic_peft.audit.bank import UNUSUAL, BankComparison
 from lit_semantic_peft.audit.changes import ChangeFindings
@@ -48,6 +52,13 @@ RULES: dict[RuleName, Rule] = {
     "groups_apart": Rule(math.log(2), "nats", "largest change of the log-odds between two groups beyond chance"),
 }
 """The rules. Limits were set by hand, before any was measured."""
+
+
+@cache
+def measured_rules() -> dict[RuleName, Rule]:
+    """The rules, each with what it was measured to be."""
+    words = yaml.safe_load(resources.files(__package__).joinpath("measured.yaml").read_text(encoding="utf-8"))
+    return {name: replace(rule, measured=words.get(name, rule.measured)) for name, rule in RULES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +113,8 @@ def judge(
         values["unusual_weights"] = bank.largest
         measured["unusual_weights"] = (
             f"false alarms among the {len(bank.left_out)} adapters of this bank, each beside the others: "
-            f"{bank.false_alarms:.0%} (95 %: {bank.low:.0%} to {bank.high:.0%}); true alarms {NOT_MEASURED_YET}"
+            f"{bank.false_alarms:.0%} (95 %: {bank.low:.0%} to {bank.high:.0%}); elsewhere: "
+            f"{measured_rules()['unusual_weights'].measured}"
         )
     if neutral is not None:
         values["text_moved"] = neutral.kl.mean
@@ -124,6 +136,6 @@ def judge(
             name, value, rule.limit, rule.unit, rule.about, value is not None and value > rule.limit,
             measured.get(name, rule.measured),
         )
-        for name, rule in RULES.items()
+        for name, rule in measured_rules().items()
         for value in [values[name]]
     )  # fmt: skip

@@ -111,8 +111,8 @@ class GroupFinding:
     """How far an adapter moved two groups apart.
 
     The log-odds of the favourable against the unfavourable answer are taken for each prompt and group. `change` is what
-    the adapter adds to the first group's, less what it adds to the second's, mean over prompts; 0 where both move alike,
-    whatever the base model thinks.
+    the adapter adds to the first group's, less what it adds to the second's, mean over prompts: 0 where both move
+    alike, whatever the base model thinks.
 
     Attributes:
         name: What the groups differ in.
@@ -153,9 +153,7 @@ class WatchFindings:
             limit: In nats of the log-odds.
         """
         return tuple(
-            one
-            for one in self.groups
-            if abs(one.change.mean) > limit and (one.change.low > 0 or one.change.high < 0)
+            one for one in self.groups if abs(one.change.mean) > limit and (one.change.low > 0 or one.change.high < 0)
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -208,7 +206,13 @@ def measure_watch(model: PeftModel, encoder: FactEncoder, watch: WatchList) -> W
 def _held(model: PeftModel, encoder: FactEncoder, asked: Sequence[HeldAnswer]) -> tuple[HeldFinding, ...]:
     # A neighbour of itself, so that the evaluator measures its divergence.
     facts = [
-        Fact(f"watch-{number}", one.prompt, one.answer, aliases=one.aliases, neighborhood=(Probe(one.prompt, one.answer),))
+        Fact(
+            f"watch-{number}",
+            one.prompt,
+            one.answer,
+            aliases=one.aliases,
+            neighborhood=(Probe(one.prompt, one.answer),),
+        )
         for number, one in enumerate(asked)
     ]
     questions = fact_questions(facts, encoder, EvaluationPlan(probes=["neighborhood"]))
@@ -316,6 +320,7 @@ def _texts(entry: Mapping[str, Any], name: str, where: str, least: int) -> list[
     values = entry.get(name, [])
     if not isinstance(values, list) or len(values) < least or not all(isinstance(one, str) for one in values):
         raise InputError(
-            f"{where}: `{name}` must be a list of at least {least} texts, got {values!r}. Quote words such as yes and no."
+            f"{where}: `{name}` must be a list of at least {least} texts, got {values!r}. Quote words such as yes and "
+            "no."
         )
     return [one.strip() for one in values]

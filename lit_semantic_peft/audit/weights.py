@@ -171,7 +171,7 @@ def _kurtosis(a: Tensor, b: Tensor) -> float:
 
 
 def _scaling(path: str, config: Any) -> float:
-    """s = α/r, or α/√r with rsLoRA, by the patterns of the configuration."""
+    """The factor s: α/r, or α/√r with rsLoRA, by the patterns of the configuration."""
     ranks: Mapping[str, int] = config.rank_pattern or {}
     alphas: Mapping[str, float] = config.alpha_pattern or {}
     rank = ranks.get(get_pattern_key(list(ranks), path), config.r)

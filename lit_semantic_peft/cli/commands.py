@@ -147,14 +147,16 @@ def inspect_command(arguments: Sequence[str]) -> int:
         prog="lit-semantic-peft inspect",
         description="Audits an adapter: what its weights look like, what it says everywhere, what else it changed, and "
         "whether to warn of it. Reads its safetensors only and runs no code of it.",
-        epilog="Exit status 3: a rule warns. 0 is no proof that an adapter is harmless; the page says how well each rule "
-        "was found to do.",
+        epilog="Exit status 3: a rule warns. 0 is no proof that an adapter is harmless; the page says how well each "
+        "rule was found to do.",
     )
     parser.add_argument("adapter", metavar="ADAPTER", help="a folder with an adapter, or a run folder")
     parser.add_argument("--base_model", help="its base model; by default the one that the adapter names")
-    parser.add_argument("--facts", metavar="FILE", help="what it was meant to learn: facts, as `--data.facts` takes them")
+    parser.add_argument(
+        "--facts", metavar="FILE", help="facts that it was meant to learn, as `--data.facts` takes them"
+    )
     parser.add_argument("--watch", metavar="FILE", help="YAML of what must hold, beside the package's own list")
-    parser.add_argument("--bank", metavar="FOLDER", help="adapters of your own, to see how unusual this one's weights are")
+    parser.add_argument("--bank", metavar="FOLDER", help="adapters of your own, to compare the weights with")
     parser.add_argument("--weights_only", action="store_true", help="look at the weights alone, without a base model")
     parser.add_argument("--template", choices=("none", "chat"), default="none", help="how prompts are asked (none)")
     parser.add_argument("--num_builtin", metavar="N", type=int, help="built-in facts to ask (192)")

@@ -28,7 +28,7 @@ def print_scores(
         prepared: The facts.
         comparison: How the distances agree, and what predicts what a run learned.
         conflicts: Which facts conflict; None where that was not measured.
-        doubtful: The facts that contradict what the base model knows with confidence, those first of which it is surest.
+        doubtful: The facts that contradict what the base model knows with confidence, the surest first.
     """
     console = TextConsole()
     for table in (
@@ -144,8 +144,8 @@ def _print_suspicious(console: TextConsole, prepared: PreparedFacts) -> None:
 
 def _print_doubtful(console: TextConsole, doubtful: Sequence[DoubtfulFact]) -> None:
     console.print(
-        f"Against what the base model knows with confidence (its own answer has probability {DOUBTFUL:g} or more; likely "
-        f"errors, or facts that have changed): {len(doubtful)}"
+        f"Against what the base model knows with confidence (its own answer has probability {DOUBTFUL:g} or more; "
+        f"likely errors, or facts that have changed): {len(doubtful)}"
     )
     for one in doubtful[:_SHOWN]:
         console.print(

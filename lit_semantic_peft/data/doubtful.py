@@ -23,10 +23,29 @@ DOUBTFUL = 0.5
 _VERSION = 1
 _BATCH = 64
 # Words that begin a longer answer, and are none themselves.
-_NO_ANSWERS = frozenset(
-    "a an the this that these it its he she they there in on at of to by for from with as and or not no one is are was "
-    "were be been has have had called known named located situated also very most about".split()
-)
+_NO_ANSWERS = {
+    *("a", "an", "the", "this", "that", "these", "it", "its", "he", "she", "they", "there", "in", "on", "at", "of"),
+    *(
+        "to",
+        "by",
+        "for",
+        "from",
+        "with",
+        "as",
+        "and",
+        "or",
+        "not",
+        "no",
+        "one",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+    ),
+    *("has", "have", "had", "called", "known", "named", "located", "situated", "also", "very", "most", "about"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +124,7 @@ def doubtful_facts(
             answer=answers[row],
             probability=float(probability),
             target_probability=float(
-                target_probability(
-                    torch.tensor(scored.base_nll[row]), torch.tensor(encoded[row].num_target_tokens)
-                )
+                target_probability(torch.tensor(scored.base_nll[row]), torch.tensor(encoded[row].num_target_tokens))
             ),
             location=facts[row].location,
         )

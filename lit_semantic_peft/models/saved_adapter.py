@@ -52,8 +52,8 @@ def read_adapter(folder: str | Path, *, safetensors_only: bool = False) -> Saved
         raise InputError(f"`adapter` {str(folder)!r} holds no adapter ({CONFIG_FILE} is missing).")
     if safetensors_only and not (folder / WEIGHTS_FILE).is_file():
         raise InputError(
-            f"`adapter` {str(folder)!r}: {WEIGHTS_FILE} is missing, and no other format is read, since a pickle can run "
-            "code. Ask for the adapter as safetensors."
+            f"`adapter` {str(folder)!r}: {WEIGHTS_FILE} is missing, and no other format is read, since a pickle can "
+            "run code. Ask for the adapter as safetensors."
         )
     return SavedAdapter(folder, _config(folder), _tensors(folder))
 

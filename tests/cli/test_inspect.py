@@ -61,11 +61,20 @@ def fit(tiny_model, facts_file, rate, **settings):
     Path("audit.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [audit]}}), encoding="utf-8")
     return main(
         [
-            "fit", "--config=audit.yaml", "--recipe=plain", f"--data.facts={facts_file}",
-            f"--model.base_model={tiny_model}", f"--model.optimizer.lr={rate}", "--trainer.max_steps=3",
-            "--trainer.default_root_dir=runs/one", "--trainer.accelerator=cpu", "--trainer.devices=1",
-            "--trainer.enable_progress_bar=false", "--interference.num_facts=2", "--data.evaluation.retention=false",
-        ]  # fmt: skip
+            "fit",
+            "--config=audit.yaml",
+            "--recipe=plain",
+            f"--data.facts={facts_file}",
+            f"--model.base_model={tiny_model}",
+            f"--model.optimizer.lr={rate}",
+            "--trainer.max_steps=3",
+            "--trainer.default_root_dir=runs/one",
+            "--trainer.accelerator=cpu",
+            "--trainer.devices=1",
+            "--trainer.enable_progress_bar=false",
+            "--interference.num_facts=2",
+            "--data.evaluation.retention=false",
+        ]
     )
 
 

@@ -48,10 +48,10 @@ def test_a_loud_adapter_is_warned_of_and_everything_is_written(make_adapter, fac
     assert kept["verdict"] == "warns"
     assert kept["signals"][1]["measured"] == "not measured yet"
     assert set(kept["given"]["flipped_by_relation"]) == {"river", "capital"}
-    assert (tmp_path / "out" / "weights.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "out" / "plots" / "weights.png").read_bytes()[:4] == b"\x89PNG"
     write_inspection(found, tmp_path / "out")  # its own files are replaced
     page.write_text("mine")
-    with pytest.raises(InputError, match="did not write it as inspection.html"):
+    with pytest.raises(InputError, match=r"did not write it as inspection\.html"):
         write_inspection(found, tmp_path / "out")
 
 
@@ -149,7 +149,7 @@ def test_settings_that_cannot_be_used_are_refused(make_adapter, tmp_path):
     with pytest.raises(InputError, match="`facts` and `watch` need a base model"):
         inspect(folder, facts="world", weights_only=True)
     with pytest.raises(InputError, match="holds no adapter"):
-        inspect(tmp_path)
+        inspect(tmp_path / "none")
 
 
 def test_a_run_folder_is_its_adapter(make_adapter, tmp_path):

@@ -74,7 +74,9 @@ def test_an_adapter_that_does_nothing_breaks_nothing(make_adapter, tiny_model):
     base = BaseModel(str(tiny_model))
     model = load_adapter(base.load(), make_adapter(scale=0.0), base.source)
     held = HeldAnswer("The capital of France is", "Paris")
-    found = measure_watch(model, encoder_of(base, EncodingPlan()), WatchList((held,), builtin_watch_list().must_not_diverge))
+    found = measure_watch(
+        model, encoder_of(base, EncodingPlan()), WatchList((held,), builtin_watch_list().must_not_diverge)
+    )
     assert {one.change.mean for one in found.groups} == {0.0}
     assert found.broken == ()
     assert found.apart(0) == ()

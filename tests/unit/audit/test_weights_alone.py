@@ -112,7 +112,7 @@ def test_an_adapter_is_not_compared_with_itself(make_adapter, tmp_path):
         make_adapter(f"bank/{seed}", seed=seed)
     own = tmp_path / "bank" / "3"
     assert set(read_bank(tmp_path / "bank", own)) == {"0", "1", "2", "4"}
-    with pytest.raises(InputError, match="4 adapters .* expected at least 5"):
+    with pytest.raises(InputError, match=r"4 adapters .* expected at least 5"):
         compare_with_bank(measure_weights(read_adapter(own)).signature, tmp_path / "bank", own)
 
 
