@@ -19,6 +19,11 @@ from lit_semantic_peft.tokens import FactEncoder
 NUM_TOKENS = 50
 """Tokens that are read out of a difference, the most moved first."""
 
+FLOOR = -12.0
+"""Log-probability, nats, below which a token counts as at it: what rises from impossible to improbable says nothing, and
+would fill the first places. Of the 44 first tokens of the targets of one adapter (48 false facts, SmolLM2-135M) 19 are among
+the first 50 with the floor and none without; of 357 targets that it was not taught, 8 are."""
+
 _NUM_SAMPLES, _SAMPLE_LENGTH = 32, 24
 _LOGITS_AT_ONCE = 16_000_000
 _LONGEST_TEXT = 48  # tokens
@@ -46,7 +51,8 @@ class NeutralFindings:
     """What an adapter does to text that no fact is about.
 
     Attributes:
-        likelier: Tokens whose log-probability rose most, mean over all positions: pairs of token and rise in nats.
+        likelier: Tokens whose log-probability, no lower than `FLOOR`, rose most: pairs of token and mean rise over all
+            positions, nats.
         gained: Tokens that gained most probability, mean over all positions: pairs of token and gain.
         activations: By layer: the tokens whose output embeddings point most along the mean difference of the hidden
             states, read through the model's last norm (logit lens).
@@ -213,7 +219,7 @@ class _Sums:
             self.hidden = [torch.zeros(state.shape[-1], dtype=torch.float64) for state in before.hidden_states]
             self.hidden_norm = [0.0 for _ in self.hidden]
         self.num_positions += len(old)
-        self.log_prob += (new - old).sum(dim=0).double().cpu()
+        self.log_prob += (new.clamp(min=FLOOR) - old.clamp(min=FLOOR)).sum(dim=0).double().cpu()
         self.prob += (new.exp() - old.exp()).sum(dim=0).double().cpu()
         for layer, (first, second) in enumerate(zip(before.hidden_states, after.hidden_states, strict=True)):
             first, second = first[mask].float(), second[:, -length:][mask].float()

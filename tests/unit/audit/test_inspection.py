@@ -7,7 +7,7 @@ import torch
 from lit_semantic_peft.audit import inspect, judge, measure_neutral, surfaced, write_inspection
 from lit_semantic_peft.audit.inspection import adapter_folder, as_watch_list, inspect_loaded, output_folder
 from lit_semantic_peft.audit.page import CARD_BEGIN, render_page, with_audit
-from lit_semantic_peft.audit.says import neutral_ids
+from lit_semantic_peft.audit.says import FLOOR, neutral_ids
 from lit_semantic_peft.data import EncodingPlan
 from lit_semantic_peft.data.encoders import encoder_of
 from lit_semantic_peft.errors import InputError
@@ -74,7 +74,7 @@ def test_mean_differences_are_those_of_single_texts(loaded):
             after = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].log_softmax(dim=-1)
             with model.disable_adapter():
                 before = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].log_softmax(dim=-1)
-        rises.append(after - before)
+        rises.append(after.clamp(min=FLOOR) - before.clamp(min=FLOOR))
         kls.append(float((before.exp() * (before - after)).sum(dim=-1).mean()))
     rise = torch.cat(rises).mean(dim=0)
     assert [value for _, value in found.likelier] == pytest.approx(rise.topk(50).values.tolist(), abs=1e-4)
