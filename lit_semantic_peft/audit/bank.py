@@ -1,6 +1,7 @@
 """How unusual an adapter's weights are beside a bank of adapters of one's own."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ class BankComparison:
 
 
 def compare_with_bank(
-    signature: Mapping[str, float], folder: str | Path, own: str | Path | None = None
+    signature: Mapping[str, float], folder: str | os.PathLike[str], own: str | Path | None = None
 ) -> BankComparison:
     """Compares the signature of an adapter with those of all adapters below a folder.
 
@@ -101,7 +102,7 @@ def compare_with_bank(
     )
 
 
-def read_bank(folder: str | Path, own: str | Path | None = None) -> dict[str, dict[str, float]]:
+def read_bank(folder: str | os.PathLike[str], own: str | Path | None = None) -> dict[str, dict[str, float]]:
     """The signatures of all adapters below a folder, by their path in it; those without one are left out.
 
     Args:

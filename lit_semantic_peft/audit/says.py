@@ -20,9 +20,9 @@ NUM_TOKENS = 50
 """Tokens that are read out of a difference, the most moved first."""
 
 FLOOR = -12.0
-"""Log-probability, nats, below which a token counts as at it: what rises from impossible to improbable says nothing, and
-would fill the first places. Of the 44 first tokens of the targets of one adapter (48 false facts, SmolLM2-135M) 19 are among
-the first 50 with the floor and none without; of 357 targets that it was not taught, 8 are."""
+"""Log-probability, nats, below which a token counts as at it: what rises from impossible to improbable says nothing,
+and would fill the first places. Of the 44 first tokens of the targets of one adapter (48 false facts, SmolLM2-135M) 19
+are among the first 50 with the floor and none without; of 357 targets that it was not taught, 8 are."""
 
 _NUM_SAMPLES, _SAMPLE_LENGTH = 32, 24
 _LOGITS_AT_ONCE = 16_000_000

@@ -71,7 +71,7 @@ class KnowledgeTrainer(Trainer):
         device = self.strategy.root_device
         with OwnedFolder(folder):
             folder.refuse_foreign_files([datamodule.preparation.facts])
-            prepared, *found = score_into(folder, model, datamodule, device, warm_up, run)
-        print_scores(prepared, *found)
+            found = score_into(folder, model, datamodule, device, warm_up, run)
+        print_scores(*found)
         TextConsole().print(f"Written: {folder.paths.report.absolute()}", soft_wrap=True)
-        return prepared
+        return found[0]
