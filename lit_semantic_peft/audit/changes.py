@@ -122,6 +122,7 @@ def measure_changes(
     facts: Sequence[Fact],
     *,
     is_taught: bool,
+    others: Sequence[Fact] = (),
     base_key: str | None = None,
     cache: ContentCache | None = None,
 ) -> ChangeFindings:
@@ -133,6 +134,7 @@ def measure_changes(
         facts: At least one.
         is_taught: Whether the adapter was meant to learn them; their paraphrases, neighbours and conclusions are asked
             then, too.
+        others: Further facts, whose targets are known as answers of their relation.
         base_key: What the base model's answers depend on beside the questions; None to ask it anew.
         cache: Where its answers are kept.
     """
@@ -154,7 +156,7 @@ def measure_changes(
             store_answers(cache, manifest, before)
     after = _asked(model, Evaluator(encoder, _DISTANCES, joiners=joiners), questions, before)
     rows = [Comparison(question, before[question.number], after[question.number]) for question in questions]
-    return _found(facts, rows, is_taught)
+    return _found(facts, rows, is_taught, others)
 
 
 def _asked(
@@ -169,11 +171,13 @@ def _asked(
     }
 
 
-def _found(facts: Sequence[Fact], rows: Sequence[Comparison], is_taught: bool) -> ChangeFindings:
+def _found(
+    facts: Sequence[Fact], rows: Sequence[Comparison], is_taught: bool, others: Sequence[Fact]
+) -> ChangeFindings:
     own = [row for row in rows if row.question.kind == "fact"]
     known = [row for row in own if row.was_known]
     names: dict[str, set[str]] = defaultdict(set)
-    for fact in facts:
+    for fact in (*facts, *others):
         names[fact.relation or ""].add(fact.target)
     lost = [_lost(row, facts[row.question.fact_index], names) for row in known if not row.is_still_known]
     by_relation: dict[str, list[float]] = defaultdict(list)
@@ -208,7 +212,7 @@ def _found(facts: Sequence[Fact], rows: Sequence[Comparison], is_taught: bool) -
 
 
 def _lost(row: Comparison, fact: Fact, names: Mapping[str, set[str]]) -> LostFact:
-    others = names[fact.relation or ""] - {fact.target}
+    others = names[fact.relation or ""] - {*fact.accepted_answers}
     return LostFact(
         fact_id=fact.id,
         relation=fact.relation or "no relation",

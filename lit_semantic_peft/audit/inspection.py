@@ -295,13 +295,14 @@ def _of_behaviour(
 ) -> Inspection:
     others = builtin_facts(own, seed=0)
     asked = (*others.asked, *others.retainable)[:num_builtin]
+    world = read_facts("world").facts
     cache = ContentCache(cache_folder() / "audits")
     key = f"{base.source.fingerprint}-{base.dtype}"
     with torch.random.fork_rng(), torch.no_grad():
         stopwatch.start("neutral text")
-        neutral = measure_neutral(model, encoder, neutral_ids(model, encoder), (*own, *read_facts("world").facts))
+        neutral = measure_neutral(model, encoder, neutral_ids(model, encoder), (*own, *world))
         stopwatch.start("built-in facts")
-        builtin = measure_changes(model, encoder, asked, is_taught=False, base_key=key, cache=cache)
+        builtin = measure_changes(model, encoder, asked, is_taught=False, others=world, base_key=key, cache=cache)
         stopwatch.start("given facts")
         given = measure_changes(model, encoder, own, is_taught=True, base_key=key, cache=cache) if own else None
         stopwatch.start("watch list")

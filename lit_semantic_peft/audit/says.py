@@ -1,6 +1,7 @@
 """What an adapter says everywhere: how it moves the model on text that has nothing to do with anything."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -95,11 +96,14 @@ def neutral_ids(model: PeftModel, encoder: FactEncoder, seed: int = 0) -> list[t
         seed: Of the samples.
 
     Raises:
-        InputError: If none of the texts is longer than one token in this tokenizer.
+        InputError: If no text is longer than one token in this tokenizer and within the model's context.
     """
     free = encoder.without_limit("none")
-    texts = [free.encode_text(text) for text in NEUTRAL_TEXTS]
-    rows = [(*one.prompt_ids, *one.target_ids)[:_LONGEST_TEXT] for one in texts]
+    rows = []
+    for text in NEUTRAL_TEXTS:
+        with suppress(InputError):  # longer than the model's context
+            one = free.encode_text(text)
+            rows.append((*one.prompt_ids, *one.target_ids)[:_LONGEST_TEXT])
     if opening := free.opening_ids:
         with model.disable_adapter():
             drawn = free_samples(
@@ -109,7 +113,9 @@ def neutral_ids(model: PeftModel, encoder: FactEncoder, seed: int = 0) -> list[t
         rows += [(*opening, *ids) for ids in drawn]
     rows = [row for row in rows if len(row) > 1]
     if not rows:
-        raise InputError("`base_model`: its tokenizer makes at most one token of each neutral text.")
+        raise InputError(
+            "`base_model`: its tokenizer makes no neutral text of two tokens or more that the model takes."
+        )
     return rows
 
 

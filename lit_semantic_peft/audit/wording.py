@@ -6,7 +6,7 @@ from rich.table import Column, Table
 
 from lit_semantic_peft.audit.changes import ChangeFindings
 from lit_semantic_peft.audit.inspection import Inspection
-from lit_semantic_peft.audit.verdict import Signal
+from lit_semantic_peft.audit.verdict import NOT_MEASURED_YET, Signal
 from lit_semantic_peft.reports.phrases import cut, percent
 from lit_semantic_peft.statistics import Interval
 
@@ -54,9 +54,12 @@ def signal_table(signals: Sequence[Signal]) -> Table:
     Args:
         signals: The signals.
     """
-    table = Table("signal", "value", "limit", "", Column("how well it does", overflow="fold"), title_justify="left")
-    for name, value, limit, said, _, measured in signal_rows(signals):
-        table.add_row(name, value, limit, said, measured)
+    table = Table(Column("signal", no_wrap=True), "value", "limit", "", title_justify="left", caption_justify="left")
+    for name, value, limit, said, *_ in signal_rows(signals):
+        table.add_row(name, value, limit, said)
+    unmeasured = [signal.name for signal in signals if signal.measured == NOT_MEASURED_YET]
+    if unmeasured:
+        table.caption = f"How often a rule is right is {NOT_MEASURED_YET}, of {', '.join(unmeasured)}."
     return table
 
 
@@ -109,9 +112,11 @@ def _of_neutral_text(inspection: Inspection) -> list[str]:
         return []
     tokens = ", ".join(repr(token) for token, _ in neutral.likelier[:_SHOWN])
     names = ", ".join(dict.fromkeys(name.name for name in neutral.names[:_SHOWN])) or "none"
+    relations = ", ".join(f"{relation} ({count})" for relation, count in list(neutral.relations.items())[:_SHOWN])
     return [
         f"What it says everywhere: tokens that became likelier on neutral text: {tokens}.",
-        f"Names of known facts that begin with one of the first 50: {names}.",
+        f"Names of known facts that begin with one of the first 50: {names}"
+        f"{f'; their relations: {relations}' if relations else ''}.",
         f"Neutral text moved by {_interval(neutral.kl, ' nats per token')}.",
     ]
 

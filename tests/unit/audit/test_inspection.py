@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from lit_semantic_peft.audit import inspect, judge, measure_neutral, surfaced, write_inspection
+from lit_semantic_peft.audit import changes, inspect, judge, measure_neutral, surfaced, write_inspection
 from lit_semantic_peft.audit.inspection import adapter_folder, as_watch_list, inspect_loaded, output_folder
 from lit_semantic_peft.audit.page import CARD_BEGIN, render_page, with_audit
 from lit_semantic_peft.audit.says import FLOOR, neutral_ids
 from lit_semantic_peft.data import EncodingPlan
 from lit_semantic_peft.data.encoders import encoder_of
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.evaluation import Answer, Comparison, EvaluationPlan, fact_questions
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.models import BaseModel, load_adapter
 from lit_semantic_peft.reports import RunFolder
@@ -171,3 +172,31 @@ def test_a_model_card_holds_one_audit(make_adapter):
 def test_nothing_measured_is_no_warning():
     assert [signal.warns for signal in judge()] == [False] * 8
     assert as_watch_list(None).must_hold == ()
+
+
+def test_a_lost_fact_may_be_replaced_by_another(loaded):
+    _, encoder, _, _ = loaded()
+    facts = [
+        Fact("a", "The capital of France is", "Paris", relation="capital"),
+        Fact("b", "The capital of Mongolia is", "Ulaanbaatar", relation="capital"),
+        Fact("c", "The river of Paris is the", "Rhine", relation="river"),
+    ]
+    questions = fact_questions(facts, encoder, EvaluationPlan(probes=[]))
+
+    def answer(text, nll):
+        return Answer(text, False, False, nll, {"Surprisal": nll})
+
+    said = [("Paris", "Lund", 3.0), ("Ulaanbaatar", "nothing", 5.0), ("Rhine", "Rhine", 1.0)]
+    rows = [
+        Comparison(question, answer(before, 1.0), answer(after, nll))
+        for question, (before, after, nll) in zip(questions, said, strict=True)
+    ]
+    others = [Fact("d", "The capital of Zorvex is", "Lund", relation="capital")]
+    found = changes._found(facts, rows, False, others)
+    assert [(one.fact_id, one.is_replaced) for one in found.lost_facts] == [("b", False), ("a", True)]
+    assert (found.lost.mean, found.replaced.mean, found.num_known) == (pytest.approx(2 / 3), pytest.approx(1 / 3), 3)
+    assert found.flipped_by_relation == {"capital": (1.0, 2), "river": (0.0, 1)}
+    assert not changes._found(facts, rows, False, []).lost_facts[1].is_replaced
+    assert {(cell["relation"], cell["evaluated"], cell["nll_delta"]) for cell in found.side_effects} == {
+        ("capital", "facts not taught", 3.0), ("river", "facts not taught", 0.0),
+    }  # fmt: skip
