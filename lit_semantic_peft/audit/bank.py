@@ -134,8 +134,8 @@ def z_scores(signature: Mapping[str, float], others: Sequence[Mapping[str, float
         others: Of at least two others. Where all are equal, a deviation of 10⁻⁶ is taken for theirs.
 
     Example:
-        >>> z_scores({"a": 3.0}, [{"a": 0.0}, {"a": 2.0}])
-        {'a': 1.4142135623730951}
+        >>> z_scores({"a": 3.0}, [{"a": 0.0}, {"a": 1.0}, {"a": 2.0}])
+        {'a': 2.0}
     """
     scores = {}
     for name, value in signature.items():

@@ -95,6 +95,11 @@ class Inspection:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
+    def name(self) -> str:
+        """The folder's name behind that of the folder it lies in, such as `mine/adapter`."""
+        return "/".join(Path(self.adapter).absolute().parts[-2:])
+
+    @property
     def warnings(self) -> tuple[Signal, ...]:
         """The signals above their limits."""
         return tuple(signal for signal in self.signals if signal.warns)
@@ -108,7 +113,7 @@ class Inspection:
         """The findings as plain data, without where the adapter lies."""
         parts = {name: getattr(self, name) for name in ("weights", "bank", "neutral", "builtin", "given", "watch")}
         return {
-            "adapter": Path(self.adapter).name,
+            "adapter": self.name,
             "sha256": self.sha256,
             "base_model": self.base_model,
             "num_parameters": self.num_parameters,

@@ -71,7 +71,7 @@ def render_page(inspection: Inspection) -> str:
     charts = weight_charts(inspection.weights)
     return environment.get_template("inspection.html.j2").render(
         mark=mark(PAGE_FILE),
-        name=Path(inspection.adapter).name,
+        name=inspection.name,
         about=" · ".join(
             filter(
                 None,

@@ -173,4 +173,5 @@ def _interval(found: Interval | None, unit: str = "", share: bool = False) -> st
         return "not measured"
     if share:
         return f"{percent(found.mean)} ({percent(found.low)} to {percent(found.high)})"
-    return f"{found.mean:.3f}{unit} ({found.low:.3f} to {found.high:.3f})".replace("-", "−")
+    mean, low, high = (f"{value:.3f}".replace("-", "−") for value in (found.mean, found.low, found.high))
+    return f"{mean}{unit} ({low} to {high})"
