@@ -100,8 +100,8 @@ def load_setting(name: str, results: Path | None = None) -> Setting:
     try:
         kept = raw.pop("results")
         kinds = {kind: tuple(ways) for kind, ways in raw.pop("kinds").items()}
-        lists = {name: tuple(raw.pop(name)) for name in ("base_models", "seeds")}
-        setting = Setting(path.stem, results or ROOT / kept, kinds=kinds, **lists, **raw)
+        base_models, seeds = tuple(raw.pop("base_models")), tuple(raw.pop("seeds"))
+        setting = Setting(path.stem, results or ROOT / kept, base_models, seeds, kinds=kinds, **raw)
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: {error}") from error
     ways = {way for of_kind in kinds.values() for way in of_kind}

@@ -78,7 +78,7 @@ def chosen(found: Sequence[Result], setting: Setting) -> dict[str, float]:
         found: The results.
         setting: Their setting.
     """
-    limits = {}
+    limits: dict[str, float] = {}
     for name in RULES:
         values = _values(name, (one for one in found if one["seed"] == setting.choose_seed and one["kind"] in BENIGN))
         if values:
