@@ -13,8 +13,9 @@ from lit_semantic_peft.data.encoders import encoder_of
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation import Answer, Comparison, EvaluationPlan, fact_questions
 from lit_semantic_peft.facts import Fact
-from lit_semantic_peft.models import BaseModel, load_adapter
+from lit_semantic_peft.models import BaseModel, attach_adapter, export_adapter, load_adapter
 from lit_semantic_peft.reports import RunFolder
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 
 
 @pytest.fixture
@@ -200,3 +201,29 @@ def test_a_lost_fact_may_be_replaced_by_another(loaded):
     assert {(cell["relation"], cell["evaluated"], cell["nll_delta"]) for cell in found.side_effects} == {
         ("capital", "facts not taught", 3.0), ("river", "facts not taught", 0.0),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+        PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+        IA3Config(target_modules=["q_proj"], feedforward_modules=[]),
+        LoraConfig(r=2, target_modules=["q_proj"], use_dora=True),
+    ],
+    ids=["prompt", "prefix", "ia3", "dora"],
+)
+def test_other_methods_are_audited_by_what_they_do(tiny_model, tmp_path, config):
+    base = BaseModel(str(tiny_model))
+    model = attach_adapter(base.load(), config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.5)
+    export_adapter(model, tmp_path / "other", base.source)
+    found = inspect(tmp_path / "other", num_builtin=2)
+    assert found.neutral.kl.mean > 0
+    assert found.builtin.num_facts == 2
+    assert bool(found.weights.layers) == isinstance(config, LoraConfig)
+    assert [remark.split()[0] for remark in found.remarks] == ["`use_dora`"] * isinstance(config, LoraConfig)
+    page = render_page(found)
+    assert ("no low-rank factors" in page) != isinstance(config, LoraConfig)
