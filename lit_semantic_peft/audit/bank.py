@@ -19,7 +19,7 @@ LEAST_ADAPTERS = 5
 """Adapters that a bank needs: with fewer, a standard deviation says nothing."""
 
 UNUSUAL = 4.0
-"""Largest |z| from which on an adapter counts as unusual. The rate of false alarms that this gives is measured on each
+"""Largest absolute z from which on an adapter counts as unusual. The rate of false alarms that this gives is measured on each
 bank and stands beside it."""
 
 _LEAST_DEVIATION = 1e-6
@@ -31,7 +31,7 @@ class BankComparison:
 
     Attributes:
         z_scores: How many standard deviations of the bank each number of the signature is from the bank's mean.
-        left_out: The largest |z| of each adapter of the bank beside the others, by its folder's name.
+        left_out: The largest absolute z of each adapter of the bank beside the others, by its folder's name.
         false_alarms: Share of the bank's adapters that would be called unusual beside the others.
         low: Lower bound of its exact 95 % interval (Clopper & Pearson).
         high: Upper bound.
@@ -45,7 +45,7 @@ class BankComparison:
 
     @property
     def largest(self) -> float:
-        """The largest |z|."""
+        """The largest absolute z."""
         return max(abs(z) for z in self.z_scores.values())
 
     @property
