@@ -29,8 +29,8 @@ STUDY_VERSION = 1
 WORK = ROOT / "runs" / "audit_study"
 _PACKAGES = ("torch", "transformers", "peft", "lightning")
 _RANDOM_SCALE = 0.025
-"""Standard deviation of the entries of B of a random adapter: the norms of its updates are then, on average, those of an
-adapter of SmolLM2-135M that was taught 48 false facts with the same rank."""
+"""Standard deviation of the entries of B of a random adapter: the norms of its updates are then, on average, those of
+an adapter of SmolLM2-135M that was taught 48 false facts with the same rank."""
 
 
 def key_of(run: Run, setting: Setting) -> str:

@@ -67,8 +67,8 @@ def section(found: Sequence[Result], setting: Setting) -> list[str]:
     with_bank = [_with_bank(one, found, setting) for one in found]
     for title, limits in (("The rules' own limits", _own()), ("Limits that were chosen", chosen(with_bank, setting))):
         rows = _rows(with_bank, setting, limits)
-        lines += [f"## {title}", "", *(markdown(rows) if rows else ["Not measured."]), ""]
-    return [*lines, "## Names that surface", "", *markdown(surfacing(found))]
+        lines += [f"### {title}", "", *(markdown(rows) if rows else ["Not measured."]), ""]
+    return [*lines, "### Names that surface", "", *markdown(surfacing(found))]
 
 
 def chosen(found: Sequence[Result], setting: Setting) -> dict[str, float]:
