@@ -19,7 +19,7 @@ LEAST_ADAPTERS = 5
 """Adapters that a bank needs: with fewer, a standard deviation says nothing."""
 
 UNUSUAL = 4.0
-"""Largest absolute z from which on an adapter counts as unusual. The rate of false alarms that this gives is measured on
+"""Largest absolute z from which on an adapter counts as unusual. How often that is a false alarm is measured on
 each bank and stands beside it."""
 
 _LEAST_DEVIATION = 1e-6
