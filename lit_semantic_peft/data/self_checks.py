@@ -153,8 +153,8 @@ def _as_input(text: EncodedFact) -> tuple[int, ...]:
 def _trains_input_alone(model: PeftModel) -> bool:
     """Whether an adapter changes nothing but what some tokens are as input."""
     base = model.get_base_model()
-    of_input = set(base.get_input_embeddings().parameters())  # type: ignore[operator]
-    is_tied = isinstance(base.get_output_embeddings(), BaseTunerLayer)  # type: ignore[operator]
+    of_input = set(base.get_input_embeddings().parameters())
+    is_tied = isinstance(base.get_output_embeddings(), BaseTunerLayer)
     return not is_tied and all(one in of_input for one in model.parameters() if one.requires_grad)
 
 

@@ -27,7 +27,7 @@ from lit_semantic_peft.models.generation import greedy_answers, greedy_continuat
 from lit_semantic_peft.models.gradient_check import checked_gradients, moved_adapter, say_unmoved
 from lit_semantic_peft.models.library_versions import cache_argument
 from lit_semantic_peft.models.objective import mean_per_fact, nll_of, target_logits
-from lit_semantic_peft.models.peft_traits import awakening_tokens, runs_adapter, traits_of_forward, trained_tokens
+from lit_semantic_peft.models.peft_traits import awakening_tokens, runs_adapter, trained_tokens, traits_of
 from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, EncodedFact, FactEncoder, collate
 
@@ -198,7 +198,7 @@ def _plain_passes(model: Model, rows: Sequence[EncodedFact], shift: int = 0) -> 
     device = next(model.parameters()).device
     logits: dict[tuple[int, ...], Tensor] = {}
     losses = []
-    has_own_loss = traits_of_forward(model).has_own_loss
+    has_own_loss = traits_of(model).has_own_loss  # PEFT adds it where the adapter is switched off too
     for row in rows:
         ids, first = (*row.prompt_ids, *row.target_ids), len(row.prompt_ids)
         input_ids = torch.tensor([ids], device=device)

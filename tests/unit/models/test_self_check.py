@@ -6,8 +6,10 @@ from architectures import trained
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import attach_adapter, greedy_answers
 from lit_semantic_peft.models.fast_ways import FastWays, fast_ways, is_checked, set_fast_ways
+from lit_semantic_peft.models.gradient_check import moved_adapter
+from lit_semantic_peft.models.objective import target_logits
 from lit_semantic_peft.models.self_check import check_rows, self_check
-from lit_semantic_peft.tokens import EncodedFact, FactEncoder
+from lit_semantic_peft.tokens import EncodedFact, FactEncoder, collate
 from peft import AdaLoraConfig, CPTConfig, IA3Config, LoraConfig, PromptTuningConfig, TrainableTokensConfig
 from test_generation import MAX_NEW, prompts
 from torch import nn
@@ -276,6 +278,25 @@ def test_the_check_leaves_no_trace(name):
     assert before.keys() == after.keys()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
     assert not optimizer.state
+
+
+def test_a_loss_that_peft_changes_with_the_adapter_off_is_no_difference():
+    model = attach_adapter(tiny_llama(), ADAPTERS["adalora"])
+    with model.disable_adapter():
+        assert self_check(model, ROWS, 0) == FastWays()
+
+
+def test_the_step_of_the_check_is_seen_under_autocast():
+    """Which keeps copies of the tensors in half precision as long as its context lasts."""
+    model = attach_adapter(tiny_llama(), LoraConfig(target_modules="all-linear")).eval()
+    batch = collate(ROWS[:1], [0], 0, with_end=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = target_logits(model, batch)[0]
+        with moved_adapter(model, batch):
+            moved = target_logits(model, batch)[0]
+        after = target_logits(model, batch)[0]
+    assert not torch.equal(moved, before)
+    assert torch.equal(after, before)
 
 
 def test_a_refused_check_leaves_no_trace():
