@@ -253,6 +253,7 @@ _ADALORA = PeftTraits(
 
 _LEARNING_RATES = {  # of types with no other peculiarity; LoRA's for all the rest
     5e-2: ("FOURIERFT", "IA3", "VERA"),
+    2e-2: ("BOFT", "LOHA", "LOKR"),
     1e-2: ("C3A", "HRA", "LN_TUNING", "PVERA", "ROAD", "SUPERTUNING", "TRAINABLE_TOKENS", "UNILORA"),
     5e-4: ("DELORA", "GRALORA", "RANDLORA", "TINYLORA", "WAVEFT"),
 }
