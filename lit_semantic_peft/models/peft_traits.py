@@ -238,6 +238,7 @@ def _orthogonality(model: PeftModel) -> Tensor | None:
 
 _ADALORA = PeftTraits(
     cannot={"loss_scaling": "reads the gradients to move its rank budget"},
+    learning_rate=2e-2,
     has_own_loss=True,
     may_lack_gradient=False,  # PEFT reads all of them
     constants=(".ranknum.",),  # trained by PEFT where it casts them to a half precision base
