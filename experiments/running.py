@@ -80,7 +80,12 @@ def trained(config: Mapping[str, Any], folder: Path) -> Iterator[Path]:
 
 
 def side_by_side(
-    function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], processes: int, threads: int
+    function: Callable[..., Result],
+    calls: Sequence[tuple[Any, ...]],
+    processes: int,
+    threads: int,
+    *,
+    fresh: bool = False,
 ) -> Iterator[Result]:
     """Calls a function in so many processes at a time, and gives what it returns as it comes.
 
@@ -89,18 +94,20 @@ def side_by_side(
         calls: Its arguments, call by call.
         processes: How many at a time; with 1 the calls are made in this process.
         threads: Of torch, in each process.
+        fresh: Whether each call has a process of its own, also with 1, so that its peak memory is its own.
 
     Raises:
         Cancelled: If this process is asked to end, or one of the others has ended.
     """
-    if processes == 1:
+    if processes == 1 and not fresh:
         set_up(threads)
         yield from (function(*arguments) for arguments in calls)
         return
     signal.signal(signal.SIGTERM, _cancel)
     environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     os.environ.update(environment)  # read by the libraries of the processes that are started now
-    with ProcessPoolExecutor(processes, get_context("spawn"), set_up, (threads,)) as pool:
+    tasks = 1 if fresh else None
+    with ProcessPoolExecutor(processes, get_context("spawn"), set_up, (threads,), max_tasks_per_child=tasks) as pool:
         futures = [pool.submit(_in_pool, function, arguments) for arguments in calls]
         try:
             yield from (future.result() for future in as_completed(futures))

@@ -36,6 +36,7 @@ class Recorder(Callback):
         self.spent = {
             "num_steps": trainer.global_step,
             "num_tokens": self.num_tokens,
+            "num_parameters": sum(one.numel() for one in pl_module.parameters() if one.requires_grad),
             "step_cpu_seconds": self.step_seconds,
             "peak_memory_gb": peak_memory_gb(),
         }

@@ -46,7 +46,7 @@ def facts_of(block: Block, role: Role, setting: Setting, folder: Path) -> StudyF
     """
     unknown, known = pool_of(setting.base_model, block.facts, _num_candidates(block, setting))
     taught, asked = (
-        sorted((fact for fact in pool if _role_of(fact) == role), key=lambda fact: digest(fact.id))
+        sorted((fact for fact in pool if role_of(fact) == role), key=lambda fact: digest(fact.id))
         for pool in (unknown, known)
     )
     if len(taught) < block.num_facts:
@@ -98,7 +98,12 @@ def _num_candidates(block: Block, setting: Setting) -> int | None:
     return setting.max_candidates or (_NUM_FICTIONAL if block.facts == "fictional" else None)
 
 
-def _role_of(fact: Fact) -> Role:
+def role_of(fact: Fact) -> Role:
+    """Whether facts about its subject choose or are reported.
+
+    Args:
+        fact: The fact.
+    """
     return "tune" if digest(fact.subject)[0] % 2 else "report"
 
 

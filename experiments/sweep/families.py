@@ -89,7 +89,7 @@ def family_names() -> list[str]:
 
 
 def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
-    """A random model in evaluation mode, of which every tensor matters; the same for the same seed.
+    """A random model in evaluation mode, of which every trained tensor matters; the same for the same seed.
 
     Args:
         family: One of `family_names`.
@@ -109,6 +109,8 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
             raise NotBuiltError(f"it has {size} parameters, so some of its sizes are not known here")
         with torch.no_grad():
             for parameter in model.parameters():
+                if not parameter.requires_grad:  # a table of positions, which is right as it is
+                    continue
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.requires_grad_(False)
 

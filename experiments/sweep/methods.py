@@ -27,7 +27,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "P_TUNING": {"encoder_hidden_size": 8},
     "ROAD": {"group_size": 16},
     "SHADOW": {"auxiliary_loss_weight": 0.0},
-    "TRAINABLE_TOKENS": {"token_indices": [5, 6, 7, 8]},
+    "TRAINABLE_TOKENS": {"token_indices": [39, 44, 20, 58]},  # of the first facts of `checks`
     "UNILORA": {"theta_d_length": 64},
     "VBLORA": {"num_vectors": 8, "vector_length": 8},
     "WAVEFT": {"n_frequency": 16},

@@ -30,7 +30,9 @@ _OF_UNIONS = re.compile(
     r"Given value type: |Expected a path but )"
 )
 _UNRECOGNIZED = re.compile(r"(?<=\s)--([\w.]+)")
-_UNKNOWN_CLASS = re.compile(r"(?:given class_path ['\"]|dot import path string: )((?:\w+\.)*)(\w+)")
+_UNKNOWN_CLASS = re.compile(
+    r"(?:given class_path ['\"]|dot import path string: |Namespace\(class_path=['\"])((?:\w+\.)*)(\w+)"
+)
 _HOMES = (
     "lit_semantic_peft.semantics",
     "lit_semantic_peft.facts.forms",
@@ -164,6 +166,8 @@ def _nearest_class(message: str) -> str | None:
             names = dir(importlib.import_module(home))
         except ImportError:
             continue
+        if found[2] in names:  # it is there, so something else is wrong
+            return None
         if near := difflib.get_close_matches(found[2], [name for name in names if name[0].isupper()], n=1):
             return f"{home}.{near[0]}"
     return None

@@ -1,7 +1,7 @@
 """When a model is asked whether the fast ways are right for it, and the cache of its verdicts."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import peft
 import torch
 import transformers
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
 from lit_semantic_peft.cache import ContentCache, cache_folder
@@ -18,9 +19,9 @@ from lit_semantic_peft.data.ranks import agreed, from_all_ranks, from_first_rank
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.base import BaseModel
 from lit_semantic_peft.models.fast_ways import FastWays, set_fast_ways
-from lit_semantic_peft.models.peft_traits import awakening_tokens, runs_adapter, settings_of
+from lit_semantic_peft.models.peft_traits import awakening_tokens, runs_adapter, settings_of, trained_tokens
 from lit_semantic_peft.models.self_check import SELF_CHECK_VERSION, check_rows, self_check
-from lit_semantic_peft.tokens import FactEncoder
+from lit_semantic_peft.tokens import EncodedFact, FactEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -116,24 +117,45 @@ class SelfChecks:
         }
 
 
-def require_awake(model: PeftModel, prompts: Iterable[Sequence[int]]) -> None:
-    """Refuses to train an adapter that begins at certain tokens on facts that have them nowhere.
+def require_awake(model: PeftModel, texts: Sequence[EncodedFact]) -> None:
+    """Refuses to train an adapter that acts on certain tokens alone on texts that have them nowhere.
 
     Args:
         model: The model with its adapter.
-        prompts: Token ids of the prompts of the facts.
+        texts: What is taught.
 
     Raises:
-        InputError: If no prompt has the tokens.
+        InputError: If no prompt has the tokens at which the adapter begins, or no text one whose embedding is all that
+            it trains.
     """
     begins = awakening_tokens(model)
     size = len(begins)
+    prompts = [text.prompt_ids for text in texts]
     if size and not any(tuple(ids[at : at + size]) == begins for ids in prompts for at in range(len(ids) - size + 1)):
         raise InputError(
             f"`peft_config`: the adapter begins to work at the tokens {list(begins)}, which no prompt of the facts "
             "has, so that nothing would be trained. Put their text into the prompts, or use the chat template "
             "that writes it (`data.encoding.template: chat`)."
         )
+    tokens = set(trained_tokens(model))
+    if tokens and _trains_input_alone(model) and not any(tokens.intersection(_as_input(text)) for text in texts):
+        raise InputError(
+            f"`peft_config`: the adapter trains the embeddings of {len(tokens)} tokens, which no fact has, so that "
+            "nothing would be trained. Give the ids of tokens that are in the facts."
+        )
+
+
+def _as_input(text: EncodedFact) -> tuple[int, ...]:
+    """The tokens of a text that predict one."""
+    return (*text.prompt_ids, *text.target_ids, *text.end_ids)[:-1]
+
+
+def _trains_input_alone(model: PeftModel) -> bool:
+    """Whether an adapter changes nothing but what some tokens are as input."""
+    base = model.get_base_model()
+    of_input = set(base.get_input_embeddings().parameters())
+    is_tied = isinstance(base.get_output_embeddings(), BaseTunerLayer)
+    return not is_tied and all(one in of_input for one in model.parameters() if one.requires_grad)
 
 
 def say_instead(ways: FastWays, name: str) -> None:

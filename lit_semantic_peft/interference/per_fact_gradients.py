@@ -238,7 +238,8 @@ def _by_hooks(
     known = {id(parameter) for rule in rules for parameter in rule.parameters}
     names = [name for name, one in model.named_parameters() if one.requires_grad and id(one) not in known]
     if names:
-        raise _NoRule(f"no rule for {names[0]} and {len(names) - 1} more trainable parameters")
+        more = f" and {len(names) - 1} more trainable parameters" if len(names) > 1 else ""
+        raise _NoRule(f"no rule for {names[0]}{more}")
     numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
     row = 0
     for batch in batches:

@@ -15,7 +15,7 @@ from lit_semantic_peft.models.adapter_state import adapter_state_dict, load_expo
 from lit_semantic_peft.models.base_files import BaseModelSource, first_line
 from lit_semantic_peft.models.export import base_of
 from lit_semantic_peft.models.peft_bounds import BoundedMemory, refuse_unbounded
-from lit_semantic_peft.models.peft_traits import training_obstacle, traits_of
+from lit_semantic_peft.models.peft_traits import trained_tokens, training_obstacle, traits_of
 from lit_semantic_peft.models.saved_adapter import read_adapter
 from lit_semantic_peft.models.targets import linear_module_names, suggestion, unmatched_names
 
@@ -45,6 +45,9 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     unmatched = unmatched_names(base, peft_config)
     if unmatched:  # PEFT goes on as long as one name matches, and adapts less than was asked for
         raise _matches_nothing(base, unmatched)
+    num_embeddings = base.get_input_embeddings().weight.shape[0]
+    if outside := [token for token in trained_tokens(peft_config) if not 0 <= token < num_embeddings]:
+        raise InputError(f"`peft_config`: {outside[0]} is no token id of the base model: 0 to {num_embeddings - 1}")
     model = _wrapped(base, peft_config)
     constants = traits_of(model).constants
     for name, parameter in model.named_parameters():

@@ -47,11 +47,13 @@ def moved_adapter(model: PeftModel, batch: Batch) -> Iterator[Mapping[str, nn.Pa
         with torch.no_grad():
             for name, gradient in gradients.items():
                 parameters[name].sub_(_STEP * gradient.sign())
+        torch.clear_autocast_cache()  # of the tensors as they were
         yield parameters
     finally:
         with torch.no_grad():
             for name, value in kept.items():
                 parameters[name].copy_(value)
+        torch.clear_autocast_cache()
 
 
 def checked_gradients(

@@ -238,6 +238,7 @@ def _orthogonality(model: PeftModel) -> Tensor | None:
 
 _ADALORA = PeftTraits(
     cannot={"loss_scaling": "reads the gradients to move its rank budget"},
+    learning_rate=2e-2,
     has_own_loss=True,
     may_lack_gradient=False,  # PEFT reads all of them
     constants=(".ranknum.",),  # trained by PEFT where it casts them to a half precision base
@@ -253,6 +254,7 @@ _ADALORA = PeftTraits(
 
 _LEARNING_RATES = {  # of types with no other peculiarity; LoRA's for all the rest
     5e-2: ("FOURIERFT", "IA3", "VERA"),
+    2e-2: ("BOFT", "LOHA", "LOKR"),
     1e-2: ("C3A", "HRA", "LN_TUNING", "PVERA", "ROAD", "SUPERTUNING", "TRAINABLE_TOKENS", "UNILORA"),
     5e-4: ("DELORA", "GRALORA", "RANDLORA", "TINYLORA", "WAVEFT"),
 }
@@ -326,6 +328,18 @@ def awakening_tokens(model: nn.Module) -> tuple[int, ...]:
     return tuple(getattr(config, "alora_invocation_tokens", None) or ())
 
 
+def trained_tokens(of: PeftConfig | nn.Module) -> tuple[int, ...]:
+    """The ids whose embeddings an adapter trains one by one; empty where it trains none, or all.
+
+    Args:
+        of: As for `traits_of`.
+    """
+    config = _config_of(of)
+    given = getattr(config, "token_indices", None) or getattr(config, "trainable_token_indices", None) or ()
+    lists = given.values() if isinstance(given, Mapping) else [given]
+    return tuple(sorted({token for ids in lists for token in ids}))
+
+
 def num_virtual_tokens(model: nn.Module) -> int:
     """Virtual tokens before the input in a forward pass (prompt- and p-tuning).
 
@@ -356,6 +370,7 @@ _NOT_TRAINED_WHOLLY: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "needs directions that are found from data beforehand (`initialize_lora_eva_weights`), which is not done here",
     ),
     "monteclora_config": (bool, "adds a variational loss to each forward pass, which the loss here does not contain"),
+    "token_indices": (lambda ids: not ids, "names no token"),
     "use_asa": (bool, "moves its budget of subspaces by gradients of which a checkpoint holds nothing"),
     "auxiliary_loss_weight": (
         lambda weight: weight > 0,

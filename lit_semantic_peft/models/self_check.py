@@ -27,13 +27,13 @@ from lit_semantic_peft.models.generation import greedy_answers, greedy_continuat
 from lit_semantic_peft.models.gradient_check import checked_gradients, moved_adapter, say_unmoved
 from lit_semantic_peft.models.library_versions import cache_argument
 from lit_semantic_peft.models.objective import mean_per_fact, nll_of, target_logits
-from lit_semantic_peft.models.peft_traits import awakening_tokens, traits_of_forward
+from lit_semantic_peft.models.peft_traits import awakening_tokens, runs_adapter, trained_tokens, traits_of
 from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, EncodedFact, FactEncoder, collate
 
 logger = logging.getLogger(__name__)
 
-SELF_CHECK_VERSION = 2
+SELF_CHECK_VERSION = 3
 """Part of the key of cached verdicts. Increment it with every code change that may change a verdict."""
 
 _TIMES_ROUNDING = 4
@@ -50,13 +50,14 @@ def check_rows(encoder: FactEncoder, model: Model) -> list[EncodedFact]:
 
     Args:
         encoder: How facts become tokens.
-        model: What is checked. The prompts end with the tokens after which its adapter begins, if there are such.
+        model: What is checked. The prompts end with a token whose embedding its adapter trains, and with the tokens
+            after which it begins, if there are such.
     """
-    begins = awakening_tokens(model)
+    needed = (*(trained_tokens(model)[:1] if runs_adapter(model) else ()), *awakening_tokens(model))
     rows = []
     for prompt, answer in _TEXTS:
         answer_ids = encoder.tokenizer(answer, add_special_tokens=False)["input_ids"]
-        rows.append(EncodedFact((*encoder.encode_prompt(prompt), *begins), tuple(answer_ids[:_NUM_TARGET_TOKENS])))
+        rows.append(EncodedFact((*encoder.encode_prompt(prompt), *needed), tuple(answer_ids[:_NUM_TARGET_TOKENS])))
     return rows
 
 
@@ -197,7 +198,7 @@ def _plain_passes(model: Model, rows: Sequence[EncodedFact], shift: int = 0) -> 
     device = next(model.parameters()).device
     logits: dict[tuple[int, ...], Tensor] = {}
     losses = []
-    has_own_loss = traits_of_forward(model).has_own_loss
+    has_own_loss = traits_of(model).has_own_loss  # PEFT adds it where the adapter is switched off too
     for row in rows:
         ids, first = (*row.prompt_ids, *row.target_ids), len(row.prompt_ids)
         input_ids = torch.tensor([ids], device=device)

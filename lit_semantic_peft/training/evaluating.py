@@ -191,7 +191,7 @@ class EvaluatingModule(LightningModule):
         """
         data, trainer = self.data, self.trainer
         if trains:
-            require_awake(self.model, (text.prompt_ids for text in data.prepared.forms.texts))
+            require_awake(self.model, data.prepared.forms.texts)
         cache = data.preparation.self_checks
         if cache is None or (is_checked(self.model) and not trains):
             return

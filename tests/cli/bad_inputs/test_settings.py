@@ -58,6 +58,11 @@ CASES = [
         ["BandFilter"],
     ),
     BadInput(
+        "a misspelled optimizer",
+        ["fit", "--model.optimizer.class_path=torch.optim.AdanW"],
+        ["Did you mean `torch.optim.AdamW`?"],
+    ),
+    BadInput(
         "a misspelled class in a file",
         "fit --config=bad.yaml",
         ["peft.LoraConfig"],

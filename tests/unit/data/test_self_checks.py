@@ -1,5 +1,7 @@
 """When models are checked, and what is remembered of it."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from lit_semantic_peft import score
@@ -7,12 +9,14 @@ from lit_semantic_peft.cache import ContentCache
 from lit_semantic_peft.data import self_checks
 from lit_semantic_peft.data.encoders import encoder_of
 from lit_semantic_peft.data.plans import EncodingPlan
-from lit_semantic_peft.data.self_checks import SelfChecks
+from lit_semantic_peft.data.self_checks import SelfChecks, require_awake
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import BaseModel, attach_adapter
 from lit_semantic_peft.models.fast_ways import FastWays, fast_ways
-from peft import LoraConfig
+from lit_semantic_peft.tokens import EncodedFact
+from peft import LoraConfig, TrainableTokensConfig
 
+from fixtures.models import tiny_llama
 from fixtures.training import build, fit
 
 NO_PADDING = FastWays(batched_answers=False)
@@ -127,6 +131,26 @@ def test_an_adapter_that_begins_at_tokens_of_no_fact_is_refused(tiny_model, fact
     else:
         with pytest.raises(InputError, match="which no prompt of the facts has"):
             fit(tiny_model, facts_file, model={"peft_config": config})
+
+
+@pytest.mark.parametrize(
+    ("tokens", "is_there"), [((5,), True), ((30,), True), ((31,), False), ((9, 31), True), ((40,), False)]
+)
+def test_trained_tokens_that_no_fact_has_are_refused(tokens, is_there):
+    """The last token of a fact is no input."""
+    texts = [EncodedFact((5, 6), (30, 31)), EncodedFact((7,), (9,), (2,))]
+    config = TrainableTokensConfig(token_indices=[*tokens], target_modules=["embed_tokens"])
+    model = attach_adapter(tiny_llama(tied=False), config)
+    with nullcontext() if is_there else pytest.raises(InputError, match=f"embeddings of {len(tokens)} tokens"):
+        require_awake(model, texts)
+
+
+def test_trained_tokens_are_no_obstacle_where_more_is_trained():
+    texts = [EncodedFact((5, 6), (30, 31))]
+    beside = LoraConfig(target_modules=["q_proj"], trainable_token_indices=[40])
+    require_awake(attach_adapter(tiny_llama(tied=False), beside), texts)
+    tied = TrainableTokensConfig(token_indices=[40], target_modules=["embed_tokens"])
+    require_awake(attach_adapter(tiny_llama(tied=True), tied), texts)
 
 
 def test_the_check_changes_no_training(tiny_model, facts_file):

@@ -19,6 +19,7 @@ from peft import (
     OFTConfig,
     PolyConfig,
     PrefixTuningConfig,
+    TrainableTokensConfig,
     VBLoRAConfig,
     XLoraConfig,
 )
@@ -162,3 +163,21 @@ def test_a_budget_of_adamss_is_refused_without_its_own_library():
 def test_what_works_is_left_alone():
     for name, config in (("llama", LoraConfig(**ALL)), ("gpt2", LoraConfig(**ALL)), ("mixtral", LoraConfig(**ALL))):
         require_answer(attach_adapter(tiny(name), config))
+
+
+@pytest.mark.parametrize("token", [-1, 100_000])
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda token: TrainableTokensConfig(token_indices=[3, token], target_modules=["embed_tokens"]),
+        lambda token: LoraConfig(trainable_token_indices={"embed_tokens": [3, token]}),
+    ],
+)
+def test_a_token_that_the_model_does_not_have_is_named(config, token):
+    with pytest.raises(InputError, match=f"{token} is no token id of the base model: 0 to "):
+        attach_adapter(tiny_llama(), config(token))
+
+
+def test_no_token_is_refused():
+    with pytest.raises(InputError, match=r"`token_indices: \[\]` cannot be trained: it names no token"):
+        attach_adapter(tiny_llama(), TrainableTokensConfig(token_indices=[], target_modules=["embed_tokens"]))

@@ -6,9 +6,11 @@ from architectures import trained
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import attach_adapter, greedy_answers
 from lit_semantic_peft.models.fast_ways import FastWays, fast_ways, is_checked, set_fast_ways
+from lit_semantic_peft.models.gradient_check import moved_adapter
+from lit_semantic_peft.models.objective import target_logits
 from lit_semantic_peft.models.self_check import check_rows, self_check
-from lit_semantic_peft.tokens import EncodedFact, FactEncoder
-from peft import AdaLoraConfig, CPTConfig, IA3Config, LoraConfig, PromptTuningConfig
+from lit_semantic_peft.tokens import EncodedFact, FactEncoder, collate
+from peft import AdaLoraConfig, CPTConfig, IA3Config, LoraConfig, PromptTuningConfig, TrainableTokensConfig
 from test_generation import MAX_NEW, prompts
 from torch import nn
 from transformers import (
@@ -42,14 +44,19 @@ TOKENS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
 
 
 def built(kind, config):
-    """A model whose every tensor, norms and positions too, matters."""
+    """A model whose every trained tensor, norms and positions too, matters."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = kind(config).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # a table of positions that is not trained is right as it is
+                add_noise(parameter)
     return model
+
+
+@torch.no_grad()
+def add_noise(parameter, scale=0.1):
+    parameter.add_(scale * torch.randn_like(parameter))
 
 
 def bart():
@@ -101,7 +108,10 @@ WRONG = {
     "rwkv": (rwkv, FastWays(batched_answers=False, cache=False)),
     "xlm": (xlm, PLAIN),
 }
-RIGHT = {"bert": lambda: bert(is_decoder=True), "gpt2": tiny_gpt2, "llama": tiny_llama, "mamba": mamba}
+RIGHT = {
+    **{"bert": lambda: bert(is_decoder=True), "gpt2": tiny_gpt2, "llama": tiny_llama, "mamba": mamba},
+    "roformer": roformer,
+}
 
 
 def answers_of(model):
@@ -130,7 +140,11 @@ def test_a_wrong_way_is_found_and_answers_are_right_without_it(name):
 
 
 def test_a_difference_too_small_to_change_these_answers_is_found():
+    """Rotations by angles that do not grow evenly depend on where a text begins."""
     model = roformer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        add_noise(model.roformer.encoder.embed_positions.weight, scale=0.01)
     assert answers_of(model) == [by_plain_passes(model, *row) for row in zip(prompts(), MAX_NEW, strict=True)]
     assert self_check(model, ROWS, 0) == EQUAL_LENGTHS
 
@@ -188,6 +202,32 @@ def test_the_texts_awake_the_adapter():
         assert check_rows(encoder, model) == plain
 
 
+def with_trained_tokens(tokens):
+    return attach_adapter(
+        tiny_llama(tied=False), TrainableTokensConfig(token_indices=tokens, target_modules=["embed_tokens"])
+    )
+
+
+def test_the_texts_have_a_token_whose_embedding_is_trained():
+    encoder = FactEncoder(byte_level_bpe())
+    plain = check_rows(encoder, tiny_llama())
+    model = with_trained_tokens([60, 59])
+    rows = check_rows(encoder, model)
+    assert [row.prompt_ids for row in rows] == [(*row.prompt_ids, 59) for row in plain]
+    with model.disable_adapter():
+        assert check_rows(encoder, model) == plain
+    beside = attach_adapter(tiny_llama(tied=False), LoraConfig(trainable_token_indices={"embed_tokens": [59]}))
+    assert check_rows(encoder, beside) == rows
+
+
+def test_an_embedding_is_trained_where_its_token_is():
+    model = with_trained_tokens([59])
+    with pytest.raises(InputError, match="TRAINABLE_TOKENS would not be trained"):
+        self_check(model, ROWS, 0, trains=True)
+    rows = [EncodedFact((*row.prompt_ids, 59), row.target_ids) for row in ROWS]
+    assert self_check(model, rows, 0, trains=True) == FastWays()
+
+
 def test_base_and_adapter_have_verdicts_of_their_own():
     model = attach_adapter(tiny_llama(), LoraConfig())
     set_fast_ways(model, PLAIN)
@@ -238,6 +278,25 @@ def test_the_check_leaves_no_trace(name):
     assert before.keys() == after.keys()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
     assert not optimizer.state
+
+
+def test_a_loss_that_peft_changes_with_the_adapter_off_is_no_difference():
+    model = attach_adapter(tiny_llama(), ADAPTERS["adalora"])
+    with model.disable_adapter():
+        assert self_check(model, ROWS, 0) == FastWays()
+
+
+def test_the_step_of_the_check_is_seen_under_autocast():
+    """Which keeps copies of the tensors in half precision as long as its context lasts."""
+    model = attach_adapter(tiny_llama(), LoraConfig(target_modules="all-linear")).eval()
+    batch = collate(ROWS[:1], [0], 0, with_end=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = target_logits(model, batch)[0]
+        with moved_adapter(model, batch):
+            moved = target_logits(model, batch)[0]
+        after = target_logits(model, batch)[0]
+    assert not torch.equal(moved, before)
+    assert torch.equal(after, before)
 
 
 def test_a_refused_check_leaves_no_trace():
