@@ -1,0 +1,123 @@
+"""Which prompt each row of a pass belongs to, and what it names: between a model's tuner and its routed layers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_semantic_peft.adapters.anchors import Anchors
+
+_NO_TARGET = -100
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a pass, for one adapter.
+
+    Attributes:
+        is_open: bool `(B,)`, whether the row's prompt has an anchor.
+        anchor: float32 `(B, d)`, the mean input embedding of the anchors' tokens; 0 where there is none.
+        is_token: bool `(B, T)`, False on padding; None where all positions are tokens.
+    """
+
+    is_open: Tensor
+    anchor: Tensor
+    is_token: Tensor | None
+
+
+@dataclass
+class Routing:
+    """What the routed layers of a model read in a pass, and what they note of it in training.
+
+    Attributes:
+        rows: By adapter; empty outside of a pass.
+        prompts: Token ids of each row's prompt, where the caller knows better than the tokens of the pass.
+        notes: Of each routed layer in a training pass: the layer, its mean router probabilities `(B, E)` with their
+            graph, and how many choices each expert got `(B, E)`.
+    """
+
+    rows: dict[str, Rows] = field(default_factory=dict)
+    prompts: Sequence[Sequence[int]] | None = None
+    notes: list[tuple[nn.Module, Tensor, Tensor]] = field(default_factory=list)
+
+    @contextmanager
+    def of_prompts(self, prompts: Sequence[Sequence[int]]) -> Iterator[None]:
+        """Within the block the rows of every pass belong to these prompts, whatever its tokens are.
+
+        Args:
+            prompts: Token ids of each row's prompt, without padding.
+        """
+        before, self.prompts = self.prompts, prompts
+        try:
+            yield
+        finally:
+            self.prompts = before
+
+    @contextmanager
+    def of_rows(self, rows: dict[str, Rows]) -> Iterator[None]:
+        """Within the block the routed layers see these rows.
+
+        Args:
+            rows: By adapter.
+        """
+        before, self.rows = self.rows, rows
+        try:
+            yield
+        finally:
+            self.rows = before
+
+
+def prompts_of(input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None) -> list[list[int]]:
+    """The prompt of each row: its tokens before the first label; all of them where there is no prompt before it.
+
+    Args:
+        input_ids: int64 `(B, T)`.
+        attention_mask: int64 `(B, T)`, 0 on padding; None, or another shape, for no padding.
+        labels: int64 `(B, T)`, -100 where there is no target; None for no targets.
+
+    Returns:
+        Token ids of each row, without padding.
+    """
+    is_token = tokens_in(attention_mask, input_ids.shape)
+    is_token = torch.ones_like(input_ids, dtype=torch.bool) if is_token is None else is_token
+    prompts = []
+    for number, row in enumerate(input_ids.tolist()):
+        kept = [at for at, is_kept in enumerate(is_token[number].tolist()) if is_kept]
+        if labels is not None:
+            first = next((at for at, label in enumerate(labels[number].tolist()) if label != _NO_TARGET), len(row))
+            before = [at for at in kept if at < first]
+            kept = before if len(before) > 1 else kept  # a start token alone is no prompt: the row is plain text
+        prompts.append([row[at] for at in kept])
+    return prompts
+
+
+def tokens_in(attention_mask: Any, shape: Sequence[int]) -> Tensor | None:
+    """Which positions are tokens, bool `(B, T)`; None where the mask does not say it in this shape."""
+    if isinstance(attention_mask, Tensor) and attention_mask.shape == torch.Size(shape):
+        return attention_mask.bool()
+    return None
+
+
+@torch.no_grad()
+def rows_of(
+    prompts: Sequence[Sequence[int]], anchors: Anchors | None, embed: nn.Module, is_token: Tensor | None
+) -> Rows:
+    """What the layers need to know of some prompts.
+
+    Args:
+        prompts: Token ids of each row's prompt.
+        anchors: The names; None for none.
+        embed: The model's input embedding.
+        is_token: As in `Rows`.
+    """
+    weight = next(embed.parameters())
+    found = [() if anchors is None else anchors.of_tokens(ids) for ids in prompts]
+    anchor = torch.zeros(len(found), int(embed.embedding_dim), device=weight.device)  # type: ignore[arg-type]
+    for row, names in enumerate(found):
+        if names and anchors is not None:
+            ids = [one for name in names for one in anchors.tokens_of(name)]
+            anchor[row] = embed(torch.tensor(ids, device=weight.device)).float().mean(dim=0)
+    return Rows(torch.tensor([bool(names) for names in found], device=weight.device), anchor, is_token)
