@@ -38,8 +38,7 @@ class Situation:
         peft_config: Class name of the adapter's configuration.
         base_changing_setting: A setting of it that changes the base model itself, such as `bias: all`.
         checkpointing_obstacle: Why the adapter cannot be trained with gradient checkpointing; None where it can.
-        routes_by_prompts: Whether the adapter acts only on prompts that name what was taught.
-        has_gate: Whether the module has a gate.
+        routes_by_prompts: Whether the adapter acts only on prompts that name what was taught; `has_gate`: the module's.
         has_virtual_tokens: Whether the adapter puts virtual tokens before the input.
         reads_gradients: Whether the adapter reads its gradients in training, as AdaLoRA does.
         adapter: Folder of an exported adapter to load; None for a new one.

@@ -1,7 +1,7 @@
 """Low-rank experts beside linear layers, routed by what a prompt names."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,7 +188,7 @@ class RoutedLinear(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        rows = self._rows(x)
+        rows = self.rows(x)
         probability, is_chosen = self.gates(x, rows.anchor)
         if self.training and torch.is_grad_enabled():
             self._note(rows, probability, is_chosen)
@@ -210,12 +210,19 @@ class RoutedLinear(nn.Module):
         logits = F.linear(scaled(x), self.router) + F.linear(scaled(anchor).to(x.dtype), self.anchor_router)[:, None]
         if self.training and self.router_noise:
             logits = logits + self.router_noise * torch.randn_like(logits)
-        probability = logits.float().softmax(dim=-1)
+        probability = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         best = probability.topk(self.top_k, dim=-1).indices
         return probability, torch.zeros_like(probability, dtype=torch.bool).scatter(-1, best, True)
 
-    def _rows(self, x: Tensor) -> Rows:
-        """The rows of the pass; each k times where the input has k for each, as beams and several answers are."""
+    def rows(self, x: Tensor) -> Rows:
+        """The rows of the pass; each k times where the input has k for each, as beams and several answers are.
+
+        Args:
+            x: Input of the layer, `(B, T, d_in)`.
+
+        Raises:
+            InputError: If the model was not called by `forward` or `generate`, or `x` has not one row for each prompt.
+        """
         rows = self.routing.rows.get(self.adapter_name)
         if rows is None:
             raise InputError(
@@ -232,9 +239,7 @@ class RoutedLinear(nn.Module):
         return Rows(is_open, anchor, rows.is_token)
 
     def _note(self, rows: Rows, probability: Tensor, is_chosen: Tensor) -> None:
-        counted = rows.is_open[:, None].expand(probability.shape[:2])
-        if rows.is_token is not None and rows.is_token.shape == counted.shape:
-            counted = counted & rows.is_token.to(counted.device)
+        counted = rows.routed_tokens(probability.shape[1])
         size = counted.sum(dim=1, keepdim=True).clamp(min=1)
         mean = (probability * counted[..., None]).sum(dim=1) / size
         self.routing.notes.append((self, mean, (is_chosen & counted[..., None]).sum(dim=1)))
@@ -279,19 +284,8 @@ class KnowledgeMoEModel(LoraModel):  # type: ignore[misc]
 
     @override
     def forward(self, *arguments: Any, **settings: Any) -> Any:
-        self.routing.notes = []
         with self._routed(arguments, settings):
             return super().forward(*arguments, **settings)
-
-    def generate(self, *arguments: Any, **settings: Any) -> Any:
-        """The base model's `generate`; every new token has the experts of the prompt.
-
-        Args:
-            arguments: The prompts.
-            settings: As in transformers.
-        """
-        with self._routed(arguments, settings):
-            return self.model.generate(*arguments, **settings)
 
     @override
     def disable_adapter_layers(self) -> None:
@@ -303,10 +297,21 @@ class KnowledgeMoEModel(LoraModel):  # type: ignore[misc]
         self._is_off = False
         super().enable_adapter_layers()
 
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *arguments: Any, **settings: Any) -> Iterator[None]:
+        """Around `generate`, and around `forward` where peft goes past this class; else without the input."""
+        if settings.get("adapter_names") is not None:
+            raise ValueError("experts cannot switch adapters within a batch (`adapter_names`): the prompt decides")
+        has_input = _input_of(arguments, settings) is not None
+        routed = self._routed(arguments, settings) if has_input else nullcontext()
+        with super()._enable_peft_forward_hooks(*arguments, **settings), routed:
+            yield
+
     def _routed(self, arguments: tuple[Any, ...], settings: Mapping[str, Any]) -> AbstractContextManager[None]:
         """The context of a pass; of one without the adapter nothing is needed."""
         if self.__dict__.get("_is_off"):
             return nullcontext()
+        self.routing.notes = []
         ids, mask = _input_of(arguments, settings), settings.get("attention_mask")
         is_token = None if mask is None else tokens_in(mask, mask.shape if ids is None else ids.shape)
         return self.routing.of_rows(self._rows(self._prompts(arguments, settings), is_token))
@@ -317,13 +322,15 @@ class KnowledgeMoEModel(LoraModel):  # type: ignore[misc]
         ids = _input_of(arguments, settings)
         if ids is None or ids.dtype.is_floating_point:
             return None
-        cache = settings.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0:
+        cache, mask = settings.get("past_key_values"), settings.get("attention_mask")
+        num_kept = 0 if cache is None else cache.get_seq_length()
+        has_all = ids.shape[1] > num_kept and mask is not None and mask.shape[1] == ids.shape[1]  # as for `generate`
+        if num_kept and not has_all:
             raise InputError(
                 "Experts belong to a prompt, and a pass that continues a cache does not have it. Use `generate`, or "
                 "`with prompts_are(model, prompts):`."
             )
-        return prompts_of(ids, settings.get("attention_mask"), settings.get("labels"))
+        return prompts_of(ids, mask, settings.get("labels"))
 
     def _rows(self, prompts: Sequence[Sequence[int]] | None, is_token: Tensor | None) -> dict[str, Rows]:
         adapters = {name: self.peft_config[name] for name in self.active_adapters}
@@ -340,13 +347,6 @@ class KnowledgeMoEModel(LoraModel):  # type: ignore[misc]
                 "trained. Call `learn_names` of its configuration first."
             )
         return {name: rows_of(prompts, one.anchors, self._embedding(), is_token) for name, one in routed.items()}
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *arguments: Any, **settings: Any) -> Any:
-        if settings.get("adapter_names") is not None:
-            raise ValueError("experts cannot switch adapters within a batch (`adapter_names`): the prompt decides")
-        with super()._enable_peft_forward_hooks(*arguments, **settings):
-            yield
 
     @override
     def _check_merge_allowed(self) -> None:

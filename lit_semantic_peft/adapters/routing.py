@@ -27,6 +27,13 @@ class Rows:
     anchor: Tensor
     is_token: Tensor | None
 
+    def routed_tokens(self, length: int) -> Tensor:
+        """Which positions are tokens that experts act on, bool `(B, length)`."""
+        routed = self.is_open[:, None].expand(-1, length)
+        if self.is_token is None or self.is_token.shape != routed.shape:
+            return routed
+        return routed & self.is_token.to(routed.device)
+
 
 @dataclass
 class Routing:

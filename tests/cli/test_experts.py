@@ -43,7 +43,7 @@ def test_experts_are_trained_resumed_asked_and_exported(settings, tiny_model, ca
     assert summary.retention.nll_delta.mean == summary.retention.nll_delta.low == summary.retention.nll_delta.high == 0
     assert summary.retention.nll_after == summary.retention.nll_before
     assert summary.score("locality").kept.after.mean == 1
-    assert summary.score("efficacy_teacher_forced").kept.after.mean > 0.5
+    assert summary.score("efficacy_teacher_forced").kept.after.mean > 0.3
     for row in folder.probes.to_pylist():
         if row["kind"] in ("text", "neighborhood", "reversed"):
             assert row["nll_after"] == row["nll_before"], row

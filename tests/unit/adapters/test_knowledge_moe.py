@@ -104,7 +104,7 @@ def test_a_layer_adds_the_chosen_experts_by_their_gates(base, targets, top_k):
             added = (output[row] - layer.base_layer(x)[row])[is_token[row]]
             expected = written_out(layer, config, x[row][is_token[row]], anchor)
             assert expected.abs().max() > 0.05
-            torch.testing.assert_close(added, expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(added, expected, rtol=1e-3, atol=1e-3)
         assert torch.equal(output[3], layer.base_layer(x)[3])
 
 
