@@ -44,6 +44,24 @@ def test_experts_are_trained_resumed_asked_and_exported(settings, tiny_model, ca
     assert summary.retention.nll_after == summary.retention.nll_before
     assert summary.score("locality").kept.after.mean == 1
     assert summary.score("efficacy_teacher_forced").kept.after.mean > 0.3
+    routing = summary.routing
+    assert (routing.match, routing.num_names) == ("subjects", 12)
+    assert routing.num_opened["fact"] == routing.num_asked["fact"] == 12
+    assert (routing.num_opened["reversed"], routing.num_asked["reversed"]) == (0, 8)
+    assert routing.num_opened["text"] == routing.num_opened["neighborhood"] == 0
+    layers = {one.layer for one in routing.experts}
+    assert len(layers) == 14
+    assert len(routing.experts) == 3 * 14
+    for layer in layers:
+        of_layer = [one for one in routing.experts if one.layer == layer]
+        assert sum(one.load for one in of_layer) == pytest.approx(1, abs=1e-5)
+        assert sum(one.num_anchors for one in of_layer) == 12
+    assert 1 <= routing.effective_experts <= 3
+    assert routing.same_experts.num_pairs + routing.other_experts.num_pairs == 12 * 11 / 2
+    page = folder.paths.report.read_text(encoding="utf-8").replace("\u00a0", " ")
+    assert "Which expert for what" in page
+    assert "Experts acted on" in page
+    assert not any(one.anchors for one in summary.without_fact_text().routing.experts)
     for row in folder.probes.to_pylist():
         if row["kind"] in ("text", "neighborhood", "reversed"):
             assert row["nll_after"] == row["nll_before"], row
