@@ -30,22 +30,29 @@ class Anchors:
         table: The names.
         tokenizer: The base model's, of the library `tokenizers`.
         same_as: The subject that each alias stands for; an alias has the anchor of its subject.
+        least_similarity: Least cosine with which a text that has no name has one all the same (`most_similar`); None
+            for never.
     """
 
     table: SubjectTable
     tokenizer: Tokenizer
     same_as: Mapping[str, str] = field(default_factory=dict)
+    least_similarity: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_of_ids", lru_cache(_REMEMBERED)(self._find))
         object.__setattr__(self, "_ids_of", lru_cache(_REMEMBERED)(self._encode))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.table, self.tokenizer, self.same_as)
+        return type(self), (self.table, self.tokenizer, self.same_as, self.least_similarity)
 
     @classmethod
     def of(
-        cls, table: SubjectTable, tokenizer: PreTrainedTokenizerBase, same_as: Mapping[str, str] | None = None
+        cls,
+        table: SubjectTable,
+        tokenizer: PreTrainedTokenizerBase,
+        same_as: Mapping[str, str] | None = None,
+        least_similarity: float | None = None,
     ) -> "Anchors":
         """The anchors of a table.
 
@@ -53,6 +60,7 @@ class Anchors:
             table: The names.
             tokenizer: The base model's.
             same_as: The subject of each alias.
+            least_similarity: As in the class.
 
         Raises:
             InputError: If the tokenizer is none of the library `tokenizers`, so that it cannot be saved as one file.
@@ -66,7 +74,7 @@ class Anchors:
         own = Tokenizer.from_str(backend.to_str())
         own.no_padding()
         own.no_truncation()
-        return cls(table, own, dict(same_as or {}))
+        return cls(table, own, dict(same_as or {}), least_similarity)
 
     def of_tokens(self, ids: Sequence[int]) -> tuple[str, ...]:
         """The subjects (or other names) that a text has, each once.
@@ -97,7 +105,8 @@ class Anchors:
 
     def to_json(self) -> dict[str, Any]:
         """The names as plain types, without the tokenizer."""
-        return {**self.table.to_json(), "same_as": dict(self.same_as)}
+        similar = {} if self.least_similarity is None else {"least_similarity": self.least_similarity}
+        return {**self.table.to_json(), "same_as": dict(self.same_as), **similar}
 
     @classmethod
     def from_json(
@@ -116,7 +125,11 @@ class Anchors:
         table, same_as = SubjectTable.from_json(value, where), value.get("same_as", {})
         if not isinstance(same_as, dict) or not all(isinstance(one, str) for pair in same_as.items() for one in pair):
             raise InputError(f"{where}: `same_as` must name a subject for each alias.")
-        return cls(table, tokenizer, same_as) if isinstance(tokenizer, Tokenizer) else cls.of(table, tokenizer, same_as)
+        least = value.get("least_similarity")
+        if least is not None and not (isinstance(least, float | int) and 0 < least <= 1):
+            raise InputError(f"{where}: `least_similarity` must be in (0, 1], got {least!r}")
+        build = cls if isinstance(tokenizer, Tokenizer) else cls.of
+        return build(table, tokenizer, same_as, least)
 
     @classmethod
     def read(cls, names_file: Path, tokenizer_file: Path) -> "Anchors":

@@ -69,6 +69,9 @@ class KnowledgeMoEConfig(LoraConfig):  # type: ignore[misc]
         balance: β, at least 0. Only this package's training adds the term; a loop of your own calls `balance_of`.
         match: What a prompt must name: see `SubjectGate`.
         aliases: Other names of subjects, which have the anchor of their subject.
+        least_similarity: Where a prompt has no name: the least cosine, in (0, 1], between the mean input embedding of a
+            name's tokens and that of as many tokens in a row of the prompt, from which on the prompt counts as naming
+            the most similar one. None, the default: never. With it a prompt that names nothing may open the adapter.
 
     Attributes:
         anchors: The names that were taught; None until they are known. `learn_names` sets them.
@@ -92,6 +95,7 @@ class KnowledgeMoEConfig(LoraConfig):  # type: ignore[misc]
     balance: float = 0.01
     match: Match = "subjects"
     aliases: dict[str, list[str]] = field(default_factory=dict)
+    least_similarity: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,6 +106,7 @@ class KnowledgeMoEConfig(LoraConfig):  # type: ignore[misc]
             ("num_experts", self.num_experts, self.num_experts >= 1, "at least 1"),
             ("top_k", self.top_k, 1 <= self.top_k <= self.num_experts, f"between 1 and num_experts={self.num_experts}"),
             ("router_noise", self.router_noise, 0 <= self.router_noise < math.inf, "at least 0"),
+            ("least_similarity", self.least_similarity, 0 < (self.least_similarity or 1) <= 1, "in (0, 1]"),
             ("balance", self.balance, 0 <= self.balance < math.inf, "at least 0"),
         ):
             if not is_valid:
@@ -120,7 +125,7 @@ class KnowledgeMoEConfig(LoraConfig):  # type: ignore[misc]
         """
         table = SubjectGate(self.match, self.aliases).table(facts)
         same_as = {alias: subject for subject, aliases in self.aliases.items() for alias in aliases}
-        self.anchors = Anchors.of(table, tokenizer, same_as)
+        self.anchors = Anchors.of(table, tokenizer, same_as, self.least_similarity)
 
     @override
     def save_pretrained(self, save_directory: str, **settings: Any) -> None:

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_semantic_peft.adapters.anchors import Anchors
@@ -108,6 +110,20 @@ def tokens_in(attention_mask: Any, shape: Sequence[int]) -> Tensor | None:
     return None
 
 
+def names_in(ids: Sequence[int], anchors: Anchors | None, embed: nn.Module) -> tuple[str, ...]:
+    """The names of a prompt; of one that has none, the most similar one, where the anchors have a threshold for it.
+
+    Args:
+        ids: Token ids of the prompt.
+        anchors: The names; None for none.
+        embed: The model's input embedding.
+    """
+    if anchors is None:
+        return ()
+    found = anchors.of_tokens(ids)
+    return found if found or anchors.least_similarity is None else most_similar(ids, anchors, embed)
+
+
 @torch.no_grad()
 def rows_of(
     prompts: Sequence[Sequence[int]], anchors: Anchors | None, embed: nn.Module, is_token: Tensor | None
@@ -120,11 +136,66 @@ def rows_of(
         embed: The model's input embedding.
         is_token: As in `Rows`.
     """
-    weight = next(embed.parameters())
-    found = [() if anchors is None else anchors.of_tokens(ids) for ids in prompts]
-    anchor = torch.zeros(len(found), int(embed.embedding_dim), device=weight.device)  # type: ignore[arg-type]
+    device = next(embed.parameters()).device
+    found = [names_in(ids, anchors, embed) for ids in prompts]
+    anchor = torch.zeros(len(found), int(embed.embedding_dim), device=device)  # type: ignore[arg-type]
     for row, names in enumerate(found):
         if names and anchors is not None:
-            ids = [one for name in names for one in anchors.tokens_of(name)]
-            anchor[row] = embed(torch.tensor(ids, device=weight.device)).float().mean(dim=0)
-    return Rows(torch.tensor([bool(names) for names in found], device=weight.device), anchor, is_token)
+            anchor[row] = _embedded([one for name in names for one in anchors.tokens_of(name)], embed).mean(dim=0)
+    return Rows(torch.tensor([bool(names) for names in found], device=device), anchor, is_token)
+
+
+@torch.no_grad()
+def most_similar(ids: Sequence[int], anchors: Anchors, embed: nn.Module) -> tuple[str, ...]:
+    """The name whose mean input embedding is most similar to that of as many tokens in a row of a prompt.
+
+    Cost: for each prompt without a name, its tokens times the number of names times the width of the embedding.
+
+    Args:
+        ids: Token ids of the prompt.
+        anchors: The names, and the least cosine that counts.
+        embed: The model's input embedding.
+
+    Returns:
+        The name, or the subject that it stands for; nothing where no cosine reaches the threshold.
+    """
+    if not ids or anchors.least_similarity is None:
+        return ()
+    tokens = _embedded(ids, embed)
+    best, name = -1.0, ""
+    for length, (names, vectors) in _vectors_by_length(anchors, embed).items():
+        if length <= len(tokens):
+            windows = tokens.unfold(0, length, 1).mean(dim=-1)
+            cosine = F.normalize(windows, dim=-1) @ vectors.to(windows.device).T
+            value, at = cosine.max(dim=0).values.max(dim=0)
+            if float(value) > best:
+                best, name = float(value), names[int(at)]
+    return (anchors.same_as.get(name, name),) if best >= anchors.least_similarity else ()
+
+
+_VECTORS: WeakKeyDictionary[Anchors, dict[int, tuple[list[str], Tensor]]] = WeakKeyDictionary()
+
+
+def _vectors_by_length(anchors: Anchors, embed: nn.Module) -> dict[int, tuple[list[str], Tensor]]:
+    """The names of each number of tokens, and their mean embeddings of length 1, `(names, d)`; computed once."""
+    if anchors not in _VECTORS:
+        by_length: dict[int, list[str]] = {}
+        for name in anchors.table.names:
+            by_length.setdefault(len(anchors.tokens_of(name)), []).append(name)
+        _VECTORS[anchors] = {
+            length: (names, F.normalize(_means([anchors.tokens_of(one) for one in names], embed), dim=-1))
+            for length, names in by_length.items()
+            if length
+        }
+    return _VECTORS[anchors]
+
+
+def _means(names: Sequence[Sequence[int]], embed: nn.Module) -> Tensor:
+    """The mean input embedding of each name's tokens, `(names, d)`."""
+    return torch.stack([_embedded(ids, embed).mean(dim=0) for ids in names])
+
+
+def _embedded(ids: Sequence[int], embed: nn.Module) -> Tensor:
+    """Input embeddings of tokens, float32 `(T, d)`."""
+    embedded: Tensor = embed(torch.tensor(list(ids), device=next(embed.parameters()).device))
+    return embedded.float()

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_semantic_peft.adapters import Anchors
+from lit_semantic_peft.adapters.routing import names_in
 from lit_semantic_peft.evaluation import Question
 from lit_semantic_peft.interference import InterferenceMatrix
 from lit_semantic_peft.interference.experts import effective_experts, expert_shares, have_same_experts
@@ -41,7 +42,7 @@ def measure_routing(module: SemanticPeftModule, matrix: InterferenceMatrix | Non
     shares = expert_shares(module.model, batches)
     loads = {layer: _load(of_layer) for layer, of_layer in shares.items()}
     subjects = [prepared.facts[row].subject or "" for row in rows]
-    opened, asked = _opened(anchors, module.data.questions)
+    opened, asked = _opened(anchors, module.model.get_input_embeddings(), module.data.questions)
     pairs = {} if matrix is None else _pairs(list(shares.values()), rows, matrix)
     return RoutingRecord(
         match=anchors.table.match,
@@ -76,11 +77,18 @@ def _experts(layer: str, load: Tensor, shares: Tensor, subjects: Sequence[str]) 
     ]
 
 
-def _opened(anchors: Anchors, questions: Sequence[Question]) -> tuple[dict[str, int], dict[str, int]]:
+def _opened(anchors: Anchors, embed: nn.Module, questions: Sequence[Question]) -> tuple[dict[str, int], dict[str, int]]:
     """Questions whose prompt has a name, and all questions, by kind; a text without a prompt counts as a whole."""
     asked: Counter[str] = Counter(one.kind for one in questions)
-    opened: Counter[str] = Counter(one.kind for one in questions if anchors.table.opens(one.prompt or one.target))
+    opened: Counter[str] = Counter(one.kind for one in questions if names_in(_read(one), anchors, embed))
     return {kind: opened[kind] for kind in asked}, dict(asked)
+
+
+def _read(question: Question) -> tuple[int, ...]:
+    """The tokens that decide: the prompt's, or all of a text that has none."""
+    if question.prompt or question.encoded is None:
+        return question.prompt_ids
+    return (*question.encoded.prompt_ids, *question.encoded.target_ids)
 
 
 def _pairs(shares: Sequence[Tensor], rows: Sequence[int], matrix: InterferenceMatrix) -> Mapping[bool, PairsRecord]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_semantic_peft.adapters.balance import routed_layers
 from lit_semantic_peft.adapters.knowledge_moe import RoutedLinear
 from lit_semantic_peft.interference.per_fact_gradients import usable
-from lit_semantic_peft.models.objective import target_logits
+from lit_semantic_peft.models.prompts import of_batch
 from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import Batch
 
@@ -43,7 +43,9 @@ def expert_shares(model: PeftModel, batches: Sequence[Batch]) -> dict[str, Tenso
     try:
         with undisturbed(model), torch.no_grad():
             for batch in batches:
-                target_logits(model, usable(batch, model))
+                batch = usable(batch, model)
+                with of_batch(model, batch):  # all tokens, including the last ones, which predict no target
+                    model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()  # type: ignore[attr-defined]

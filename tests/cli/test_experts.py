@@ -96,6 +96,7 @@ def test_experts_are_trained_resumed_asked_and_exported(settings, tiny_model, ca
     [
         (["--model.gate=lit_semantic_peft.adapters.SubjectGate"], "which has a gate of its own"),
         (["--model.gradient_checkpointing=true"], "needs the prompt"),
+        (["--model.compile=true"], "layers read the prompts of each pass"),
         (["--model.peft_config.init_args.top_k=4"], "`peft_config.top_k` must be between 1 and num_experts=3"),
         (["--model.peft_config.init_args.aliases={Nowhere: [N]}"], "has 'Nowhere', which no taught fact has"),
     ],

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from lit_semantic_peft.adapters import KnowledgeMoEConfig, prompts_are
-from lit_semantic_peft.adapters.routing import prompts_of
+from lit_semantic_peft.adapters import Anchors, KnowledgeMoEConfig, prompts_are
+from lit_semantic_peft.adapters.routing import names_in, prompts_of
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 from peft import PeftModel, PeftType, get_peft_model
@@ -195,6 +195,31 @@ def test_a_prompt_of_several_names_has_the_mean_of_all_their_tokens_and_an_alias
     torch.testing.assert_close(rows[0].anchor, torch.stack([japan.mean(dim=0), torch.cat([japan, zorvex]).mean(dim=0)]))
 
 
+def test_a_prompt_without_a_name_may_have_the_most_similar_one_by_a_threshold(tmp_path):
+    config = with_names(experts(least_similarity=0.7, aliases={"Japan": ["Nippon"]}))
+    model = moved(get_peft_model(tiny_llama(SIZE), config))
+    embed, anchors = model.get_input_embeddings(), config.anchors
+    near = TOKENIZER("It is Zorvex")["input_ids"][:-1]  # without the last token of the name
+    assert anchors.of_tokens(near) == ()
+    best = {}
+    for name in anchors.table.names:  # written out, window by window
+        ids = anchors.tokens_of(name)
+        vector = embed(torch.tensor(ids)).mean(dim=0)
+        windows = [embed(torch.tensor(near[at : at + len(ids)])).mean(dim=0) for at in range(len(near) - len(ids) + 1)]
+        best[name] = max((float(torch.cosine_similarity(one, vector, dim=0)) for one in windows), default=-1.0)
+    name = max(best, key=best.get)
+    for least, expected in ((best[name] - 0.01, (anchors.same_as.get(name, name),)), (best[name] + 0.01, ())):
+        other = Anchors(anchors.table, anchors.tokenizer, anchors.same_as, least)
+        assert names_in(near, other, embed) == expected
+        assert names_in(TOKENIZER(TAUGHT[1])["input_ids"], other, embed) == (
+            "Calonex",
+        )  # what is named is not searched
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(tiny_llama(SIZE), tmp_path)
+    assert again.active_peft_config.anchors.least_similarity == 0.7
+    assert torch.equal(logits(again, "It is Zorv"), logits(model, "It is Zorv"))
+
+
 @pytest.mark.parametrize("tokenizer", [byte_level_bpe, sentencepiece_like])
 def test_names_are_found_in_tokens_of_any_tokenizer(tokenizer):
     tokenizer = tokenizer()
@@ -302,6 +327,7 @@ def test_damaged_files_beside_the_adapter_are_refused(tmp_path, file, text, mess
         ({"top_k": 4}, "`peft_config.top_k` must be between 1 and num_experts=3, got 4"),
         ({"router_noise": -0.1}, "router_noise` must be at least 0"),
         ({"balance": float("nan")}, "balance` must be at least 0"),
+        ({"least_similarity": 1.5}, "least_similarity` must be in (0, 1], got 1.5"),
         ({"match": "targets"}, "must be one of subjects, subjects_and_targets"),
         ({"bias": "all"}, "KnowledgeMoEConfig has no `bias`"),
         ({"modules_to_save": ["lm_head"]}, "KnowledgeMoEConfig has no `modules_to_save`"),

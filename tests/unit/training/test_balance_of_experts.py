@@ -73,7 +73,7 @@ def test_it_is_the_formula_and_reads_the_load_of_the_step_before():
 
 
 def test_it_makes_a_busy_expert_less_likely_and_nothing_else():
-    model = model_with(balance=1.0)
+    model = model_with(balance=1.0, target_modules=["q_proj"], layers_to_transform=[0])  # no layer below another
     for _, layer in routed_layers(model):
         layer.load = torch.tensor([1.0, 0.0, 0.0])
     model(input_ids=IDS[:2])
