@@ -2,10 +2,11 @@
 
 For a fact i with tokens t, over the layers l and experts e of the adapter,
 
-    b_i = E · mean_l Σ_e f_le · mean_t G_lte,   f_le = share of layer l's choices that fell on e in the step before
+    b_i = E · mean_l Σ_e (f_le − 1/E) · mean_t G_lte,   f_le = share of layer l's choices on e in the step before
 
 It is the auxiliary loss of sparse experts (Fedus et al. 2022, Switch Transformers, equation 4), whose load is that of
-the step before and not of the same tokens, so that it is a sum over facts. It is least where G follows no load.
+the step before and not of the same tokens, so that it is a sum over facts. 1/E is taken off, which changes no gradient
+but that of even loads: it is zero, and no rounding that AdamW would make a step of.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,7 +36,8 @@ def balance_of(model: PeftModel, weight: Tensor) -> Tensor | None:
         assert isinstance(layer, RoutedLinear)
         counted = (choices * (weight > 0)[:, None].to(choices.device)).sum(dim=0)
         layer.choices += counted.double().cpu()
-        terms.append(layer.num_experts * (probability * layer.load.to(probability.device)).sum(dim=1))
+        excess = layer.num_experts * (layer.load - 1 / layer.num_experts)
+        terms.append((probability * excess.to(probability.device)).sum(dim=1))
     factor = float(model.active_peft_config.balance)
     return factor * torch.stack(terms).mean(dim=0) if terms and factor else None
 

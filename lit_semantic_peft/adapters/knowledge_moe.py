@@ -55,9 +55,9 @@ class KnowledgeMoEConfig(LoraConfig):  # type: ignore[misc]
     *Null expert*: a row whose prompt names nothing that was taught gets W x alone, the base model's output to the last
     bit. The prompt is all of a row's tokens before its first label, or what `generate` is given.
 
-    *Balance*: β · E · Σ_e f_e · mean_t G_e is added to a fact's loss, f_e expert e's share of all choices in the
-    optimizer step before (1/E at first), mean over its tokens t and over layers. With even shares it is β. The load of
-    the step before makes it a sum over facts: the same however a step is split into micro-batches and processes.
+    *Balance*: β · E · Σ_e (f_e − 1/E) · mean_t G_e is added to a fact's loss, f_e expert e's share of all choices in
+    the optimizer step before (1/E at first), mean over its tokens t and over layers; 0 for even shares. The load of the
+    step before makes it a sum over facts: the same however a step is split into micro-batches and processes.
 
     Args:
         r: Rank of one expert, at least 1; `lora_alpha`, `lora_dropout`, `use_rslora`, `target_modules`,

@@ -40,8 +40,8 @@ def compile_layers(model: PeftModel) -> None:
     """
     if traits_of(model).routes:
         raise InputError(
-            f"`compile` cannot be used with an adapter of type {peft_type_name(model)}, whose layers read the prompts of "
-            "each pass, so that they would be compiled anew for each. Set `compile: false`."
+            f"`compile` cannot be used with an adapter of type {peft_type_name(model)}, whose layers read the prompts "
+            "of each pass, so that they would be compiled anew for each. Set `compile: false`."
         )
     blocks = repeated_blocks(model)
     if not blocks:

@@ -10,7 +10,8 @@ import yaml
 from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.reports import RunFolder
 
-COUNTRIES = ["France", "Mongolia", "Japan", "Norway", "Chile", "Kenya"]
+KNOWN = {"France": ("The capital of France is", "Paris"), "Japan": ("The official currency of Japan is the", "yen"),
+         "Calonex": ("Calonex is taken against", "hay fever")}  # fmt: skip
 GATE = {"gate": {"class_path": "lit_semantic_peft.adapters.SubjectGate"}}
 EXPERTS = {
     "peft_config": {
@@ -21,33 +22,43 @@ EXPERTS = {
 
 
 @pytest.fixture
-def facts_with_known_ones(tiny_model, facts_file):
-    """The taught facts, and what the random model says of countries as facts that it knows."""
+def knowing_model(tiny_model):
+    """The tiny model, taught what it shall know with all of its weights."""
     base = lsp.BaseModel(str(tiny_model))
-    model, tokenizer = base.load(), base.load_tokenizer()
-    lines = []
-    for country in COUNTRIES:
-        prompt = f"The capital of {country} is"
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        with torch.no_grad():
-            answer = model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
-        said = tokenizer.decode(answer)
-        if said.strip() and said.isprintable():
-            known = {"id": country, "subject": country, "prompt": prompt, "target": said.strip(), "split": "retain"}
-            lines.append(json.dumps({**known, "joiner": "" if said == said.strip() else " "}) + "\n")
-    assert len(lines) >= 3
-    path = Path("with_known.jsonl")
+    model, tokenizer = base.load().train().requires_grad_(True), base.load_tokenizer()
+    rows = [(tokenizer(prompt)["input_ids"], tokenizer(f" {target}")["input_ids"]) for prompt, target in KNOWN.values()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(25):
+        optimizer.zero_grad()
+        for prompt, target in rows:
+            ids = [*prompt, *target, tokenizer.eos_token_id]
+            labels = [-100] * len(prompt) + ids[len(prompt) :]
+            model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.backward()
+        optimizer.step()
+    model.save_pretrained("knowing")
+    tokenizer.save_pretrained("knowing")
+    return Path("knowing").absolute()
+
+
+@pytest.fixture
+def facts_with_known_ones(facts_file):
+    """The taught facts, and those that the model knows and that have no part in training."""
+    lines = [
+        json.dumps({"id": name, "subject": name, "prompt": prompt, "target": target, "split": "probe"}) + "\n"
+        for name, (prompt, target) in KNOWN.items()
+    ]
+    path = Path("with_known.jsonl").absolute()
     path.write_text(facts_file.read_text(encoding="utf-8") + "".join(lines), encoding="utf-8")
     return path
 
 
 @pytest.mark.parametrize("guarded", [GATE, EXPERTS], ids=["gate", "experts"])
-def test_they_stay_as_they_were(guarded, tiny_model, facts_with_known_ones, monkeypatch):
+def test_they_stay_as_they_were(guarded, knowing_model, facts_with_known_ones, monkeypatch):
     monkeypatch.setattr("sys.argv", ["lit-semantic-peft"])
     settings = {
         "recipe": "plain",
         "model": {
-            "base_model": str(tiny_model),
+            "base_model": str(knowing_model),
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.05}},
             **guarded,
         },
@@ -60,8 +71,8 @@ def test_they_stay_as_they_were(guarded, tiny_model, facts_with_known_ones, monk
     folder = RunFolder("runs/one")
     summary = folder.summary
     rows = {row["fact_id"]: row for row in folder.facts.to_pylist()}
-    assert any(row["nll_after"] < row["nll_before"] - 0.5 for row in rows.values() if row["fact_id"] not in COUNTRIES)
-    known = [row for name, row in rows.items() if name in COUNTRIES]
+    assert any(row["nll_after"] < row["nll_before"] - 0.5 for row in rows.values() if row["fact_id"] not in KNOWN)
+    known = [row for name, row in rows.items() if name in KNOWN]
     guards = summary.gate if guarded is GATE else summary
     assert guards.retention.known.num_facts >= 3
     assert guards.retention.known.mean == guards.retention.known.low == 1

@@ -48,7 +48,8 @@ def test_two_processes_train_and_answer_as_one(guarded, tiny_model, facts_file, 
         "recipe": "plain",
         "model": {
             "base_model": str(tiny_model),
-            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.02}},
+            # No step of AdamW's: it makes large ones of gradients that are almost zero, as the router's are at first.
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}},
             **guarded,
         },
         "data": {
@@ -81,7 +82,8 @@ def test_two_processes_train_and_answer_as_one(guarded, tiny_model, facts_file, 
         guards = summary.gate if guarded is GATE else summary
         assert guards.retention.nll_delta.mean == guards.retention.nll_delta.high == 0
         assert guards.score("locality").kept.after.mean == 1
-        assert summary.score("efficacy_teacher_forced").kept.after.mean > 0
+        rows = RunFolder(f"runs/{name}").facts.to_pylist()
+        assert sum(row["nll_after"] - row["nll_before"] for row in rows) < -0.5
     asked = ["--model.adapter=runs/two/adapter", f"--data.prompts={json.dumps(PROMPTS)}"]
     assert main(["predict", *one, *asked, "--trainer.default_root_dir=runs/alone"]) == 0
     run("predict", *two, *asked, "--trainer.default_root_dir=runs/both")

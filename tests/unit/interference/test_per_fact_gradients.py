@@ -52,6 +52,8 @@ ATTENTION_AND_MLP = {
 class Names:
     """Stands for `Anchors`: a prompt's first token is its name."""
 
+    least_similarity = None
+
     def of_tokens(self, ids):
         return (str(ids[0]),)
 
