@@ -43,7 +43,7 @@ def measure_routing(module: SemanticPeftModule, matrix: InterferenceMatrix | Non
     loads = {layer: _load(of_layer) for layer, of_layer in shares.items()}
     subjects = [prepared.facts[row].subject or "" for row in rows]
     opened, asked = _opened(anchors, module.model.get_input_embeddings(), module.data.questions)
-    pairs = {} if matrix is None else _pairs(list(shares.values()), rows, matrix)
+    pairs = {} if matrix is None else pairs_by_experts(list(shares.values()), rows, matrix)
     return RoutingRecord(
         match=anchors.table.match,
         num_names=len(anchors.table.names),
@@ -91,8 +91,19 @@ def _read(question: Question) -> tuple[int, ...]:
     return (*question.encoded.prompt_ids, *question.encoded.target_ids)
 
 
-def _pairs(shares: Sequence[Tensor], rows: Sequence[int], matrix: InterferenceMatrix) -> Mapping[bool, PairsRecord]:
-    """The pairs of measured facts, by whether they have the same experts."""
+def pairs_by_experts(
+    shares: Sequence[Tensor], rows: Sequence[int], matrix: InterferenceMatrix
+) -> Mapping[bool, PairsRecord]:
+    """The pairs of measured facts, by whether they have the same experts.
+
+    Args:
+        shares: Of each layer, shares of the choices, `(k, E)`.
+        rows: Fact index of each of these k facts.
+        matrix: The gradient matrix; of some of them, and perhaps of others.
+
+    Returns:
+        Empty where fewer than two facts were measured.
+    """
     place_of = {row: place for place, row in enumerate(rows)}
     measured = [(at, place_of[int(row)]) for at, row in enumerate(matrix.fact_index) if int(row) in place_of]
     if len(measured) < 2:
