@@ -257,6 +257,22 @@ def test_pefts_functions_save_load_switch_and_disable_several_adapters(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".json", ".safetensors", ".md"}
 
 
+def test_the_router_is_noisy_in_training_alone_and_at_most_k_experts_act():
+    model = attached(experts(router_noise=0.5, top_k=2, num_experts=4))
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj.lora_A["default"]
+    x, anchor = torch.randn(2, 5, 32), torch.randn(2, 32)
+    quiet, chosen = layer.gates(x, anchor)
+    assert torch.equal(layer.gates(x, anchor)[0], quiet)
+    assert torch.equal(chosen.sum(dim=-1), torch.full((2, 5), 2))
+    assert bool((quiet.masked_fill(~chosen, 1).amin(dim=-1) >= quiet.masked_fill(chosen, 0).amax(dim=-1)).all())
+    layer.train()
+    noisy = [layer.gates(x, anchor)[0].log() for _ in range(200)]
+    assert not torch.equal(noisy[0], noisy[1])
+    # The differences of two log probabilities have the noise of two logits, σ√2.
+    spread = torch.stack([one[..., 0] - one[..., 1] for one in noisy]).std(dim=0).mean()
+    assert float(spread) == pytest.approx(0.5 * 2**0.5, rel=0.1)
+
+
 def test_merging_and_adding_up_are_refused_and_change_nothing():
     model = attached()
     before = logits(model, *TAUGHT)
