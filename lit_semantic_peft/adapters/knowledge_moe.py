@@ -318,7 +318,9 @@ class KnowledgeMoEModel(LoraModel):  # type: ignore[misc]
             return nullcontext()
         self.routing.notes = []
         ids, mask = _input_of(arguments, settings), settings.get("attention_mask")
-        is_token = None if mask is None else tokens_in(mask, mask.shape if ids is None else ids.shape)
+        is_token = self.routing.is_token
+        if is_token is None and mask is not None:
+            is_token = tokens_in(mask, mask.shape if ids is None else ids.shape)
         return self.routing.of_rows(self._rows(self._prompts(arguments, settings), is_token))
 
     def _prompts(self, arguments: tuple[Any, ...], settings: Mapping[str, Any]) -> Sequence[Sequence[int]] | None:
@@ -376,14 +378,17 @@ def routing_of(model: PeftModel) -> Routing:
     return routing
 
 
-def prompts_are(model: PeftModel, prompts: Sequence[Sequence[int]]) -> AbstractContextManager[None]:
+def prompts_are(
+    model: PeftModel, prompts: Sequence[Sequence[int]], is_token: Tensor | None = None
+) -> AbstractContextManager[None]:
     """A context in which the rows of every pass belong to these prompts: for passes that continue a cache.
 
     Args:
         model: A `peft` model with a `KnowledgeMoEConfig`.
         prompts: Token ids of each row's prompt, without padding.
+        is_token: Which positions count for load and balance, bool `(B, T)`; those of the pass's mask where None.
     """
-    return routing_of(model).of_prompts(prompts)
+    return routing_of(model).of_prompts(prompts, is_token)
 
 
 def scaled(value: Tensor) -> Tensor:

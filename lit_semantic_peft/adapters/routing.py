@@ -44,26 +44,30 @@ class Routing:
     Attributes:
         rows: By adapter; empty outside of a pass.
         prompts: Token ids of each row's prompt, where the caller knows better than the tokens of the pass.
+        is_token: Which positions count for load and balance, where the caller knows better than the mask of the pass.
         notes: Of each routed layer in a training pass: the layer, its mean router probabilities `(B, E)` with their
             graph, and how many choices each expert got `(B, E)`.
     """
 
     rows: dict[str, Rows] = field(default_factory=dict)
     prompts: Sequence[Sequence[int]] | None = None
+    is_token: Tensor | None = None
     notes: list[tuple[nn.Module, Tensor, Tensor]] = field(default_factory=list)
 
     @contextmanager
-    def of_prompts(self, prompts: Sequence[Sequence[int]]) -> Iterator[None]:
+    def of_prompts(self, prompts: Sequence[Sequence[int]], is_token: Tensor | None = None) -> Iterator[None]:
         """Within the block the rows of every pass belong to these prompts, whatever its tokens are.
 
         Args:
             prompts: Token ids of each row's prompt, without padding.
+            is_token: Which positions count for load and balance, bool `(B, T)`; those of the pass's mask where None.
         """
-        before, self.prompts = self.prompts, prompts
+        before = self.prompts, self.is_token
+        self.prompts, self.is_token = prompts, is_token
         try:
             yield
         finally:
-            self.prompts = before
+            self.prompts, self.is_token = before
 
     @contextmanager
     def of_rows(self, rows: dict[str, Rows]) -> Iterator[None]:

@@ -25,7 +25,7 @@ def expert_shares(model: PeftModel, batches: Sequence[Batch]) -> dict[str, Tenso
 
     Returns:
         By layer, float32 `(k, E)` on the CPU, in the order of the batches' rows: shares of the choices of a fact's
-        tokens, which add up to 1; 0 where its prompt names nothing.
+        tokens but the last, which add up to 1; 0 where its prompt names nothing.
     """
     layers = dict(routed_layers(model))
     found: dict[str, list[Tensor]] = {name: [] for name in layers}
@@ -44,8 +44,9 @@ def expert_shares(model: PeftModel, batches: Sequence[Batch]) -> dict[str, Tenso
         with undisturbed(model), torch.no_grad():
             for batch in batches:
                 batch = usable(batch, model)
-                with of_batch(model, batch):  # all tokens, including the last ones, which predict no target
-                    model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+                ids, mask = batch.input_ids[:, :-1], batch.attention_mask[:, :-1]
+                with of_batch(model, batch):
+                    model(input_ids=ids, attention_mask=mask, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()  # type: ignore[attr-defined]

@@ -22,9 +22,10 @@ def of_prompts(model: nn.Module, prompts: Sequence[Sequence[int]]) -> AbstractCo
 
 
 def of_batch(model: nn.Module, batch: Batch) -> AbstractContextManager[None]:
-    """A context in which the rows of every pass belong to the prompts of a batch: all before the first target.
+    """A context in which the rows of a pass over all but the last position belong to the prompts of a batch.
 
-    A text of which only the first token is no target has no prompt, and counts as a whole.
+    A prompt is all before the first target; a text of which only the first token is no target has none, and counts as a
+    whole. For load and balance the last token of a row never counts: of the longest row the pass does not have it.
 
     Args:
         model: As in `of_prompts`.
@@ -32,4 +33,6 @@ def of_batch(model: nn.Module, batch: Batch) -> AbstractContextManager[None]:
     """
     if not traits_of_forward(model).routes:
         return nullcontext()
-    return of_prompts(model, prompts_of(batch.input_ids, batch.attention_mask, batch.labels))
+    mask = batch.attention_mask.bool()
+    prompts = prompts_of(batch.input_ids, batch.attention_mask, batch.labels)
+    return prompts_are(model, prompts, mask[:, :-1] & mask[:, 1:])  # type: ignore[arg-type]
