@@ -35,4 +35,4 @@ def of_batch(model: nn.Module, batch: Batch) -> AbstractContextManager[None]:
         return nullcontext()
     mask = batch.attention_mask.bool()
     prompts = prompts_of(batch.input_ids, batch.attention_mask, batch.labels)
-    return prompts_are(model, prompts, mask[:, :-1] & mask[:, 1:])  # type: ignore[arg-type]
+    return prompts_are(model, prompts, mask[:, :-1] & mask[:, 1:])
