@@ -38,6 +38,7 @@ class Situation:
         peft_config: Class name of the adapter's configuration.
         base_changing_setting: A setting of it that changes the base model itself, such as `bias: all`.
         checkpointing_obstacle: Why the adapter cannot be trained with gradient checkpointing; None where it can.
+        routes_by_prompts: Whether the adapter acts only on prompts that name what was taught; `has_gate`: the module's.
         has_virtual_tokens: Whether the adapter puts virtual tokens before the input.
         reads_gradients: Whether the adapter reads its gradients in training, as AdaLoRA does.
         adapter: Folder of an exported adapter to load; None for a new one.
@@ -79,6 +80,8 @@ class Situation:
     peft_config: str = "LoraConfig"
     base_changing_setting: str | None = None
     checkpointing_obstacle: str | None = None
+    routes_by_prompts: bool = False
+    has_gate: bool = False
     has_virtual_tokens: bool = False
     reads_gradients: bool = False
     adapter: str | None = None
@@ -227,10 +230,24 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "`model.gradient_checkpointing`",
-        "adapters that work through the key-value cache (prefix tuning, cartridges)",
+        "adapters that work through the key-value cache (prefix tuning, cartridges) or by the prompt (experts)",
         "`gradient_checkpointing` cannot be used with {peft_config}, which {checkpointing_obstacle}. Leave it out.",
         lambda s: s.gradient_checkpointing and s.checkpointing_obstacle is not None,
         (*_ALWAYS, "score"),
+    ),
+    Rule(
+        "`model.gate`",
+        "adapters that are routed by prompts (KnowledgeMoEConfig)",
+        "`gate` cannot be used with {peft_config}, which has a gate of its own. Use its `match` and `aliases`.",
+        lambda s: s.has_gate and s.routes_by_prompts,
+        (*_ALWAYS, "score"),
+    ),
+    Rule(
+        "adapters that are routed by prompts (KnowledgeMoEConfig)",
+        "a sharded base model",
+        f"{{peft_config}} reads embeddings, which no process of a sharded base model has whole. {_SHARDED_INSTEAD}",
+        lambda s: s.is_sharded and s.routes_by_prompts,
+        _EVALUATED,
     ),
     Rule(
         "adapters with virtual tokens (prompt, prefix and p-tuning)",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
-from lit_semantic_peft.adapters.registration import add_peft_type, register_method
+from lit_semantic_peft.adapters.registration import add_peft_type, refuse_foreign, register_method
 from lit_semantic_peft.errors import InputError
 
 _FLORA = add_peft_type("FLORA")
@@ -23,9 +23,6 @@ _FLORA = add_peft_type("FLORA")
 _TAKEN_FROM_LORA = frozenset(
     {"r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora"}
     | {"modules_to_save", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"}
-    | {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
-    | {"inference_mode"}
-    | {"runtime_config"}  # how a model runs, not what it is; from a YAML it comes as no `LoraRuntimeConfig`
 )
 """LoRA's settings that mean the same here. The others belong to other methods, and are refused."""
 
@@ -58,13 +55,7 @@ class FLoRAConfig(LoraConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = _FLORA
-        foreign = [one.name for one in fields(LoraConfig) if one.name not in _TAKEN_FROM_LORA]
-        defaults = {one.name: _default(one) for one in fields(LoraConfig)}
-        if given := [name for name in foreign if getattr(self, name) != defaults[name]]:
-            raise InputError(
-                f"`peft_config`: FLoRAConfig has no {', '.join(f'`{name}`' for name in given)}: a method of its own "
-                "that does not go with a core. Leave it out, or use LoraConfig."
-            )
+        refuse_foreign(self, _TAKEN_FROM_LORA, "that does not go with a core")
 
 
 class CoredLinear(nn.Module):
@@ -204,10 +195,6 @@ def as_lora(config: FLoRAConfig, tensors: Mapping[str, Tensor]) -> tuple[LoraCon
             merged[name.replace("lora_B.outer", "lora_B.weight")] = value
     settings = {one.name: getattr(config, one.name) for one in fields(LoraConfig) if one.init}
     return LoraConfig(**settings), merged
-
-
-def _default(setting: "Field[Any]") -> Any:
-    return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
 
 register_method(_FLORA, FLoRAConfig, FLoRAModel)

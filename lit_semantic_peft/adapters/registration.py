@@ -1,5 +1,7 @@
 """Methods of our own under peft's functions: the only place that touches peft's closed list of types."""
 
+from collections.abc import Set
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from aenum import extend_enum
@@ -57,6 +59,35 @@ def register_method(kind: PeftType, config_class: type[LoraConfig], tuner_class:
     }
     for table, value in expected.values():
         _require(table.get(kind) == value, kind.value)
+
+
+_OF_EVERY_METHOD = frozenset(
+    {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
+    | {"runtime_config"}  # how a model runs, not what it is; from a YAML it comes as no `LoraRuntimeConfig`
+)
+
+
+def refuse_foreign(config: LoraConfig, taken: Set[str], reason: str) -> None:
+    """Refuses settings of LoRA that a method built upon it does not have.
+
+    Args:
+        config: The method's configuration.
+        taken: Settings of LoRA that mean the same there.
+        reason: Why the others are refused, worded to follow "a method of its own".
+
+    Raises:
+        InputError: Naming the settings that are not at LoRA's default.
+    """
+    foreign = [one for one in fields(LoraConfig) if one.name not in taken | _OF_EVERY_METHOD]
+    if given := [one.name for one in foreign if getattr(config, one.name) != _default(one)]:
+        raise InputError(
+            f"`peft_config`: {type(config).__name__} has no {', '.join(f'`{name}`' for name in given)}: a method of "
+            f"its own {reason}. Leave it out, or use LoraConfig."
+        )
+
+
+def _default(setting: "Field[Any]") -> Any:
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
 
 def _require(is_so: bool, name: str) -> None:

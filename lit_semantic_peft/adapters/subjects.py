@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -53,11 +53,24 @@ class SubjectTable:
         Args:
             text: Any text, such as a prompt.
         """
-        patterns, automaton = self._automaton
-        text = folded(text)
-        found = automaton.find_matches_as_indexes(text, overlapping=True)
-        whole = (patterns[number] for number, start, end in found if _is_whole(text, start, end))
-        return tuple(dict.fromkeys(whole))
+        return tuple(dict.fromkeys(name for name, _, _ in self._found(text)))
+
+    def longest_names_in(self, text: str) -> tuple[str, ...]:
+        """As `names_in`, without a name where it is a part of a longer one: of "New York" not "York".
+
+        Args:
+            text: Any text, such as a prompt.
+
+        Example:
+            >>> SubjectTable(("York", "New York")).longest_names_in("From New York to")
+            ('New York',)
+        """
+        kept: list[tuple[str, int, int]] = []
+        # The longer one first of those that begin together, so that a later one is within an earlier one or reaches on.
+        for name, start, end in sorted(self._found(text), key=lambda one: (one[1], -one[2])):
+            if not kept or end > kept[-1][2]:
+                kept.append((name, start, end))
+        return tuple(dict.fromkeys(name for name, _, _ in kept))
 
     def opens(self, text: str) -> bool:
         """Whether a text has any of the names.
@@ -91,6 +104,14 @@ class SubjectTable:
         ):
             raise InputError(f"{where} is no table of a gate that this version reads. Export the adapter again.")
         return cls(tuple(names), value["match"])
+
+    def _found(self, text: str) -> Iterator[tuple[str, int, int]]:
+        """Each place of a name as whole words, with its begin and end in the folded text, by its end."""
+        patterns, automaton = self._automaton
+        text = folded(text)
+        for number, start, end in automaton.find_matches_as_indexes(text, overlapping=True):
+            if _is_whole(text, start, end):
+                yield patterns[number], start, end
 
     @cached_property
     def _automaton(self) -> tuple[tuple[str, ...], AhoCorasick]:

@@ -9,6 +9,7 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 
 from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
+from lit_semantic_peft.callbacks.routing_results import measure_routing
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation import Evaluation
@@ -120,6 +121,7 @@ def _about_run(
         "interference": tuple(monitor.records) if monitor else (),
         "retention": _retention(module.evaluation) if module.evaluation else None,
         "gate": _gate(module),
+        "routing": measure_routing(module, folder.matrix if folder.paths.interference.is_file() else None),
         "forms": _forms(module.data),
         "seconds": Seconds(**stopwatch.seconds),
         "config": yaml.safe_load(config) or {},

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -81,7 +80,7 @@ def log_run_files(trainer: Trainer, folder: RunFolder, facts: pa.Table, *, with_
             with artifact.new_file(folder.paths.facts.name, "wb") as file:
                 pq.write_table(without_fact_text(facts), file, compression="zstd")
             with artifact.new_file(folder.paths.summary.name) as file:
-                json.dump(replace(folder.summary, resisting=(), repetition=None).to_json(), file, indent=2)
+                json.dump(folder.summary.without_fact_text().to_json(), file, indent=2)
         run.log_artifact(artifact)
 
     _to_wandb(trainer, "the run's files", log)

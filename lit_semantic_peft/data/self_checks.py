@@ -19,7 +19,7 @@ from lit_semantic_peft.data.ranks import agreed, from_all_ranks, from_first_rank
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.base import BaseModel
 from lit_semantic_peft.models.fast_ways import FastWays, set_fast_ways
-from lit_semantic_peft.models.peft_traits import awakening_tokens, runs_adapter, settings_of, trained_tokens
+from lit_semantic_peft.models.peft_traits import awakening_tokens, runs_adapter, settings_of, trained_tokens, traits_of
 from lit_semantic_peft.models.self_check import SELF_CHECK_VERSION, check_rows, self_check
 from lit_semantic_peft.tokens import EncodedFact, FactEncoder
 
@@ -128,7 +128,7 @@ def require_awake(model: PeftModel, texts: Sequence[EncodedFact]) -> None:
         InputError: If no prompt has the tokens at which the adapter begins, or no text one whose embedding is all that
             it trains.
     """
-    begins = awakening_tokens(model)
+    begins = () if traits_of(model).routes else awakening_tokens(model)  # the names were looked for by their text
     size = len(begins)
     prompts = [text.prompt_ids for text in texts]
     if size and not any(tuple(ids[at : at + size]) == begins for ids in prompts for at in range(len(ids) - size + 1)):

@@ -141,7 +141,11 @@ class Evaluator:
         return [self.encoder.decode_answer(answer) for answer in ids]
 
     def _generate(
-        self, model: PeftModel, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]
+        self,
+        model: PeftModel,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: Sequence[int],
+        num_prompt_tokens: Sequence[int] | None = None,
     ) -> list[list[int]]:
         return greedy_answers(
             model,
@@ -150,6 +154,7 @@ class Evaluator:
             pad_id=self.encoder.pad_id,
             stop_ids=self.encoder.stop_ids,
             batch_size=max(1, len(prompts)),
+            num_prompt_tokens=num_prompt_tokens,
         )
 
     def _ask_turn(
@@ -227,10 +232,13 @@ class Evaluator:
                 open_rows.append(place)
         beginnings = [(*questions[place].prompt_ids, *ids[place]) for place in open_rows]
         most = [questions[place].max_new_tokens - len(ids[place]) for place in open_rows]
+        sizes = [len(questions[place].prompt_ids) for place in open_rows]
         if cache is None or not open_rows:
-            continued = self._generate(model, beginnings, most)
+            continued = self._generate(model, beginnings, most, sizes)
         else:
-            continued = greedy_continuations(model, cache, open_rows, beginnings, most, stop_ids=stop_ids)
+            continued = greedy_continuations(
+                model, cache, open_rows, beginnings, most, stop_ids=stop_ids, num_prompt_tokens=sizes
+            )
         for place, more in zip(open_rows, continued, strict=True):
             ids[place] += more
         return ids

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lit_semantic_peft.adapters.flora import CoredLinear
+from lit_semantic_peft.adapters.knowledge_moe import RoutedLinear, scaled
 
 
 class Recorder(Protocol):
@@ -94,6 +95,42 @@ def _flora(layer: CoredLinear) -> LayerRule | None:
         recorder.add(layer.core, outer_products(gradient @ outer, activation))
 
     return _rule_of_input(layer, [layer.core, layer.outer], add)
+
+
+def _experts(layer: RoutedLinear) -> LayerRule | None:
+    """Y_e = G_e A_e x with logits z = V x̂ + U â: H_e = ⟨∂Y_e, A_e x⟩ over the chosen, ∂z = G∘(H − Σ_e G_e H_e).
+
+    Then ∂A_e = Σ_t G_te ∂Y_te ⊗ x_t, ∂V = Σ_t ∂z_t ⊗ x̂_t, ∂U = Σ_t ∂z_t ⊗ â; B has the rule of `nn.Linear`. In
+    evaluation mode, where the router has no noise.
+    """
+    if _trainable(layer.weight) is None:
+        return None
+
+    def install(recorder: Recorder) -> list[RemovableHandle]:
+        def on_forward(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+            x = arguments[0].detach()
+            if not _is_per_fact(x, output, recorder):
+                return
+            rows = layer.rows(x)  # known in the pass only
+
+            def on_backward(gradient: Tensor) -> None:
+                with torch.no_grad():
+                    probability, is_chosen = layer.gates(x, rows.anchor)
+                    gates, by_expert = probability * is_chosen, (*probability.shape, -1)
+                    gradient = gradient.masked_fill(~rows.is_open[:, None, None], 0.0).reshape(by_expert)
+                    inner = (x @ layer.weight.T).reshape(by_expert)
+                    of_gate = (gradient * inner).sum(dim=-1) * is_chosen
+                    of_logits = probability * (of_gate - (gates * of_gate).sum(dim=-1, keepdim=True))
+                    recorder.add(layer.weight, outer_products((gradient * gates[..., None]).flatten(2), x))
+                    recorder.add(layer.router, outer_products(of_logits, scaled(x)))
+                    anchor = scaled(rows.anchor)[:, None]
+                    recorder.add(layer.anchor_router, outer_products(of_logits.sum(dim=1, keepdim=True), anchor))
+
+            _on_gradient(output, on_backward)
+
+        return [layer.register_forward_hook(on_forward)]
+
+    return LayerRule([layer.weight, layer.router, layer.anchor_router], install)
 
 
 def _dora_magnitude(layer: DoraLinearLayer) -> LayerRule | None:
@@ -201,6 +238,7 @@ def _ia3(layer: IA3Linear) -> LayerRule | None:
 _RULES: dict[type[nn.Module], Callable[[Any], LayerRule | None]] = {
     nn.Linear: _linear,
     CoredLinear: _flora,
+    RoutedLinear: _experts,
     DoraLinearLayer: _dora_magnitude,
     SVDLinear: _adalora,
     IA3Linear: _ia3,

@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import nn
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
 
 
 def repeated_blocks(model: PeftModel) -> list[nn.Module]:
@@ -34,8 +35,14 @@ def compile_layers(model: PeftModel) -> None:
         model: A `peft` model around a causal language model of transformers.
 
     Raises:
-        InputError: If the model does not name its blocks, or there is no C++ compiler for a model on the CPU.
+        InputError: If the model does not name its blocks, or its adapter routes by prompts, or there is no C++ compiler
+            for a model on the CPU.
     """
+    if traits_of(model).routes:
+        raise InputError(
+            f"`compile` cannot be used with an adapter of type {peft_type_name(model)}, whose layers read the prompts "
+            "of each pass, so that they would be compiled anew for each. Set `compile: false`."
+        )
     blocks = repeated_blocks(model)
     if not blocks:
         kind = model.get_base_model().config.model_type

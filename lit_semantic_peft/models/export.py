@@ -135,10 +135,10 @@ def export_merged(model: PeftModel, tokenizer: Any, folder: str | Path) -> None:
             stored in a form that cannot be written once it is changed (4 bits), or if the written model answers
             otherwise than base and adapter. Nothing is written then.
     """
-    if "merge" in traits_of(model).cannot:
+    if reason := traits_of(model).cannot.get("merge"):
         raise InputError(
-            f"An adapter of type {peft_type_name(model)} cannot be merged into the base weights; export it without "
-            "--merge"
+            f"An adapter of type {peft_type_name(model)} cannot be merged into the base weights: it {reason}. "
+            "Export it without --merge."
         )
     base = model.get_base_model()
     tied = (base.get_input_embeddings(), base.get_output_embeddings())

@@ -17,6 +17,7 @@ from lit_semantic_peft.models.base import num_positions
 from lit_semantic_peft.models.fast_ways import fast_ways
 from lit_semantic_peft.models.library_versions import cache_argument, refuse_misread_cache
 from lit_semantic_peft.models.peft_traits import num_virtual_tokens, traits_of_forward
+from lit_semantic_peft.models.prompts import of_prompts
 
 
 @torch.no_grad()
@@ -30,6 +31,7 @@ def greedy_answers(
     batch_size: int = 32,
     on_batch: Callable[[int], object] | None = None,
     logits_processor: LogitsProcessor | None = None,
+    num_prompt_tokens: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Greedy continuations, in batches of prompts of similar length, padded on the left.
 
@@ -44,6 +46,8 @@ def greedy_answers(
         batch_size: Prompts per batch.
         on_batch: Called after each batch with the number of prompts that it answered.
         logits_processor: Applied to the logits before the argmax; None leaves them unchanged.
+        num_prompt_tokens: How many of a prompt's tokens are the prompt itself, before the begin of an answer; all of
+            them where None. It matters to an adapter that is routed by prompts.
 
     Returns:
         The generated ids of each prompt, in order: up to and without the first of `stop_ids`, at most
@@ -63,11 +67,12 @@ def greedy_answers(
         input_ids, attention_mask = _pad_left([prompts[row] for row in rows], pad_id)
         input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
         most = max(max_new_tokens[row] for row in rows)
+        own = [prompts[row][: None if num_prompt_tokens is None else num_prompt_tokens[row]] for row in rows]
         if ways.cache:
             config = GenerationConfig(
                 do_sample=False, max_new_tokens=most, eos_token_id=list(stop_ids) or None, pad_token_id=pad_id
             )
-            with _without_own_settings(model):
+            with _without_own_settings(model), of_prompts(model, own):
                 output = model.generate(
                     input_ids=input_ids,
                     attention_mask=attention_mask,
@@ -75,7 +80,8 @@ def greedy_answers(
                     logits_processor=[logits_processor] if logits_processor else None,
                 )
         else:
-            output = _by_plain_passes(model, input_ids, most, stop_ids, logits_processor)
+            with of_prompts(model, own):
+                output = _by_plain_passes(model, input_ids, most, stop_ids, logits_processor)
         for row, ids in zip(rows, output[:, input_ids.shape[1] :].tolist(), strict=True):
             answers[row] = list(takewhile(lambda token: token not in stop_ids, ids[: max_new_tokens[row]]))
         if on_batch is not None:
@@ -114,6 +120,7 @@ def greedy_continuations(
     *,
     stop_ids: Collection[int],
     logits_processor: LogitsProcessor | None = None,
+    num_prompt_tokens: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Greedy continuations of texts whose tokens, except the last, are in the cache. Finished texts leave the batch.
 
@@ -126,6 +133,7 @@ def greedy_continuations(
         max_new_tokens: Longest continuation of each text, at least 1; fewer if the model has no positions for it.
         stop_ids: Ids that end a continuation; empty: no id does.
         logits_processor: Applied to the logits before the argmax; None leaves them unchanged.
+        num_prompt_tokens: As in `greedy_answers`, of each text.
 
     Returns:
         The generated ids of each text, equal to those of `greedy_answers` for the same beginnings.
@@ -137,17 +145,19 @@ def greedy_continuations(
     max_new_tokens = _within(_num_positions(model), beginnings, max_new_tokens)
     answers: list[list[int]] = [[] for _ in beginnings]
     running = list(range(len(beginnings)))
+    own = [ids[: None if num_prompt_tokens is None else num_prompt_tokens[text]] for text, ids in enumerate(beginnings)]
     cache_name = cache_argument(model)
     assert cache_name is not None, "`prompt_cache` gives no cache to such a model"
     while running:
         mask = F.pad(mask, (0, 1), value=1)
-        output = model(
-            input_ids=tokens[:, None],
-            attention_mask=mask,
-            position_ids=positions[:, None],
-            use_cache=True,
-            **{cache_name: cache},
-        )
+        with of_prompts(model, [own[text] for text in running]):
+            output = model(
+                input_ids=tokens[:, None],
+                attention_mask=mask,
+                position_ids=positions[:, None],
+                use_cache=True,
+                **{cache_name: cache},
+            )
         scores = output.logits[:, -1]
         if logits_processor is not None:
             texts = [(*beginnings[text], *answers[text]) for text in running]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_semantic_peft.models.frozen_layers import FrozenLayers
 from lit_semantic_peft.models.peft_traits import num_virtual_tokens
+from lit_semantic_peft.models.prompts import of_batch
 from lit_semantic_peft.tokens import IGNORE_INDEX, Batch
 
 
@@ -61,7 +62,7 @@ def target_logits(
     virtual = num_virtual_tokens(model)
     kept = F.pad(kept, (virtual, 0)) if virtual else kept
     upper_layers = frozen.upper_layers_only() if frozen is not None else nullcontext()
-    with upper_layers, _head_projects_only(model, kept) as projected:
+    with of_batch(model, batch), upper_layers, _head_projects_only(model, kept) as projected:
         logits = model(**inputs, **{"use_cache": False, **forward_arguments}).logits
     logits = logits[kept] if logits.shape[:2] == kept.shape else logits.flatten(end_dim=-2)
     return logits, targets, projected[-1] if projected else None

@@ -19,6 +19,7 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 from torch import Tensor, nn
 
 from lit_semantic_peft.adapters import as_lora
+from lit_semantic_peft.adapters.balance import end_step, loads, set_loads
 
 Feature = Literal[
     "use", "merge", "gradient_checkpointing", "reuse_frozen_layers", "prompt_cache", "loss_scaling", "mix_rows"
@@ -107,6 +108,7 @@ class PeftTraits:
         penalty: Gives a scalar that is added to the loss of an optimizer step once, or None.
         after_optimizer_step: Called between an optimizer step and the end of its gradients, with the number of the
             step, from 0.
+        routes: Whether it acts only on prompts that name what was taught, by the `anchors` of its configuration.
         as_lora: Gives the configuration and the tensors of plain LoRA with the same update; None where there is no
             such LoRA, and for LoRA itself.
     """
@@ -117,6 +119,7 @@ class PeftTraits:
     constants: tuple[str, ...] = ()
     may_lack_gradient: bool = True
     has_own_loss: bool = False
+    routes: bool = False
     tensors: Callable[[PeftModel], dict[str, Tensor]] = exported_tensors
     load_tensors: Callable[[PeftModel, Mapping[str, Tensor]], None] = set_exported_tensors
     extra_state: Callable[[PeftModel], dict[str, Any]] = _no_state
@@ -270,6 +273,16 @@ _PECULIAR = {  # PEFT's name of the type; strings, since releases of PEFT have d
     "CPT": replace(_VIRTUAL_TOKENS, has_own_loss=True),
     # Its core starts at zero: in the first step only that has a gradient other than zero, then A and B have one too.
     "FLORA": PeftTraits(learning_rate=1e-2, as_lora=as_lora),
+    "KNOWLEDGE_MOE": PeftTraits(
+        cannot={
+            "merge": "acts by what a prompt names, which one matrix for all prompts cannot",
+            "gradient_checkpointing": "needs the prompt, which layers that the backward pass runs again do not have",
+        },
+        routes=True,
+        extra_state=loads,
+        load_extra_state=set_loads,
+        after_optimizer_step=lambda model, step: end_step(model),
+    ),
     "MULTITASK_PROMPT_TUNING": replace(
         _VIRTUAL_TOKENS, cannot={**_VIRTUAL_TOKENS.cannot, "use": f"{_NEEDS_TASKS}; PromptTuningConfig does not"}
     ),
@@ -319,12 +332,14 @@ def peft_type_name(of: PeftConfig | PeftModel) -> str:
 
 
 def awakening_tokens(model: nn.Module) -> tuple[int, ...]:
-    """The ids after which an adapter begins to do anything; empty where it always does.
+    """Ids that a prompt must have for an adapter to do anything, such as a taught name; empty where it always does.
 
     Args:
         model: A causal language model of transformers, or a `peft` model around one.
     """
     config = _config_of(model) if runs_adapter(model) else None
+    if getattr(config, "anchors", None) is not None:
+        return config.anchors.tokens_of(config.anchors.table.names[0])  # type: ignore[no-any-return, union-attr]
     return tuple(getattr(config, "alora_invocation_tokens", None) or ())
 
 

@@ -11,8 +11,10 @@ from peft import PeftConfig, load_peft_weights
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 
+from lit_semantic_peft.adapters.anchors import ANCHORS_FILE, TOKENIZER_FILE, Anchors
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.base_files import first_line
+from lit_semantic_peft.models.peft_traits import traits_of
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -55,7 +57,10 @@ def read_adapter(folder: str | Path, *, safetensors_only: bool = False) -> Saved
             f"`adapter` {str(folder)!r}: {WEIGHTS_FILE} is missing, and no other format is read, since a pickle can "
             "run code. Ask for the adapter as safetensors."
         )
-    return SavedAdapter(folder, _config(folder), _tensors(folder))
+    config = _config(folder)
+    if traits_of(config).routes:
+        config.anchors = Anchors.read(folder / ANCHORS_FILE, folder / TOKENIZER_FILE)
+    return SavedAdapter(folder, config, _tensors(folder))
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lit_semantic_peft.reports.charts.kinds import Chart, HeatMap, LineChart
 from lit_semantic_peft.reports.charts.png import PLOT
 from lit_semantic_peft.reports.charts.svg import draw_svg
 from lit_semantic_peft.reports.conflicts import worst_conflicts
+from lit_semantic_peft.reports.experts import experts_view
 from lit_semantic_peft.reports.page_data import fact_data, heat_data, sampled_rows, script_json
 from lit_semantic_peft.reports.phrases import mean_percent, unbroken
 from lit_semantic_peft.reports.plots import write_plots
@@ -122,6 +123,7 @@ def render_report(run: RunContents, charts: dict[str, Chart] | None = None, atte
         "conflicts": make(
             "worst conflicts", lambda: conflict_views(worst_conflicts(facts, run.matrix), facts, row_of), []
         ),
+        "experts": make("experts", lambda: experts_view(summary), None),
         "probes": None if probes is None else make("neighbours", lambda: probe_view(probes, facts), None),
         "provenance": make("provenance", lambda: provenance_rows(summary), []),
         "charts": _drawn(charts, attempts),

@@ -1,83 +1,16 @@
 """The records that a run's JSON files hold: read strictly, written in the order of their fields."""
 
-import json
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import field
-from typing import Annotated, Any, Self
+from dataclasses import field, replace
+from typing import Any, Self
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.reports.record_base import STRICT, Measured, Record, or_unmeasured
 from lit_semantic_peft.statistics import bootstrap_interval
 
-_STRICT = ConfigDict(strict=True, extra="forbid")  # "1" is no number, and a field that nobody knows is an error
 
-_EXPECTED = {
-    "bool_type": "bool", "dataclass_type": "an object", "dict_type": "an object", "float_type": "float",
-    "int_type": "int", "string_type": "str", "tuple_type": "a list",
-}  # fmt: skip
-
-
-def _or_unmeasured(value: float | None) -> float | None:
-    return value if value is None or math.isfinite(value) else None
-
-
-Measured = Annotated[float | None, AfterValidator(_or_unmeasured)]
-"""A number that may not have been measured: None, which NaN and the infinities become, since JSON has none of them."""
-
-
-class Record:
-    """To and from plain JSON types, for records of numbers, texts, mappings and one another."""
-
-    __slots__ = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON types, in their order; None and NaN are "not measured"."""
-        value: dict[str, Any] = json.loads(TypeAdapter(type(self)).dump_json(self))
-        return value
-
-    @classmethod
-    def from_json(cls, value: Any, where: str = "record") -> Self:
-        """Builds the record from JSON types; a missing optional field has its default.
-
-        Args:
-            value: What `to_json` gave.
-            where: Name of the value in messages.
-
-        Raises:
-            InputError: A field is unknown, missing or of another type; all such fields are named.
-        """
-        try:  # as JSON text: of Python values the strict reader takes no list for a tuple
-            return TypeAdapter(cls).validate_json(json.dumps(value))
-        except ValidationError as error:
-            raise InputError("\n".join(_problems(error, where))) from error
-
-
-def _problems(error: ValidationError, where: str) -> list[str]:
-    """A line for each value of another type, and one for all unknown or missing fields of an object."""
-    names: dict[tuple[str, str], list[str]] = {}
-    lines = []
-    for problem in error.errors(include_url=False):
-        kind, place = problem["type"], problem["loc"]
-        if kind in ("unexpected_keyword_argument", "missing"):
-            what = "missing" if kind == "missing" else "unknown"
-            names.setdefault((_path(where, place[:-1]), what), []).append(str(place[-1]))
-        else:
-            expected = _EXPECTED.get(kind, problem["msg"])
-            lines.append(f"`{_path(where, place)}`: expected {expected}, got {problem['input']!r}")
-    lines += [f"`{path}`: {what} field(s) {', '.join(found)}" for (path, what), found in names.items()]
-    if any(what == "unknown" for _, what in names):
-        lines.append("Another version of lit-semantic-peft may have written it; evaluate the run anew with this one.")
-    return lines
-
-
-def _path(where: str, place: tuple[int | str, ...]) -> str:
-    return where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
-
-
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class Estimate(Record):
     """A mean with its 95 % bootstrap interval over facts (`bootstrap_interval`).
 
@@ -96,11 +29,11 @@ class Estimate(Record):
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Self | None:
         """The estimate from one number per fact; None and NaN are not measured, and so is the result of them alone."""
-        interval = bootstrap_interval([float(one) for one in map(_or_unmeasured, values) if one is not None])
+        interval = bootstrap_interval([float(one) for one in map(or_unmeasured, values) if one is not None])
         return None if interval is None else cls(interval.mean, interval.low, interval.high, interval.num_facts)
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class Sides(Record):
     """A score under the base model and after training; a score that compares the two is in `after` alone."""
 
@@ -108,7 +41,7 @@ class Sides(Record):
     after: Estimate | None = None
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class ScoreRecord(Record):
     """One of `SCORES`, of the kept and of the dropped facts.
 
@@ -123,7 +56,7 @@ class ScoreRecord(Record):
     dropped: Sides = Sides()
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class RetentionRecord(Record):
     """What happened to text and facts outside of the training.
 
@@ -147,7 +80,7 @@ class RetentionRecord(Record):
         return estimate
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class GateRecord(Record):
     """The same adapter through its gate, where it acts on questions that name what was taught.
 
@@ -172,7 +105,66 @@ class GateRecord(Record):
         return next((one for one in self.scores if one.name == name), ScoreRecord(name))
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=STRICT)
+class ExpertRecord(Record):
+    """An expert beside one layer.
+
+    Attributes:
+        layer: Name of the layer.
+        expert: Number of the expert, from 0.
+        load: Its share of the choices of all tokens of the kept facts, [0, 1].
+        num_anchors: Subjects whose tokens choose it most often in this layer.
+        anchors: Some of them, those with the largest share first.
+    """
+
+    layer: str
+    expert: int
+    load: float
+    num_anchors: int
+    anchors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, config=STRICT)
+class PairsRecord(Record):
+    """Interference between the pairs of facts that have a part of their experts in common.
+
+    Attributes:
+        num_pairs: Pairs with a defined gradient cosine.
+        gradient_cosine: Its mean, [−1, 1]; below 0 they work against each other.
+        conflict_rate: Share of the pairs below −0.05.
+    """
+
+    num_pairs: int
+    gradient_cosine: Measured = None
+    conflict_rate: Measured = None
+
+
+@dataclass(frozen=True, slots=True, config=STRICT)
+class RoutingRecord(Record):
+    """Where an adapter of experts sends what, after training.
+
+    Attributes:
+        match: What opens it: `subjects` or `subjects_and_targets`.
+        num_names: Names that open it.
+        num_opened: Questions whose prompt has a name, by kind; on all others the model is the base model.
+        num_asked: All questions, by kind.
+        effective_experts: exp of the entropy of the load, mean over layers, [1, E]: E where all are equally busy.
+        experts: Every expert of every layer.
+        same_experts: Pairs of facts that choose most often the same expert in at least half of the layers.
+        other_experts: All other pairs.
+    """
+
+    match: str
+    num_names: int
+    num_opened: dict[str, int]
+    num_asked: dict[str, int]
+    effective_experts: float
+    experts: tuple[ExpertRecord, ...] = ()
+    same_experts: PairsRecord | None = None
+    other_experts: PairsRecord | None = None
+
+
+@dataclass(frozen=True, slots=True, config=STRICT)
 class EpochRecord(Record):
     """The state at the end of a training epoch.
 
@@ -193,7 +185,7 @@ class EpochRecord(Record):
     stopping_efficacy_teacher_forced: Measured = None
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class FormsRecord(Record):
     """In which forms the kept facts were taught beside their own prompts, and asked during training.
 
@@ -213,7 +205,7 @@ class FormsRecord(Record):
         return f"a form of their own: {self.num_with_stopping} facts; their taught prompt: {self.num_without_stopping}"
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class InterferenceRecord(Record):
     """One measurement of the gradient matrix.
 
@@ -234,7 +226,7 @@ class InterferenceRecord(Record):
     share_net_transfer_below_0: Measured = None
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class Seconds(Record):
     """Wall-clock seconds by part of the run, those of an interrupted run with it up to its last checkpoint.
 
@@ -263,7 +255,7 @@ class Seconds(Record):
         return sum(self.measured.values()) if self.measured else None
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class Repetition(Record):
     """What the trained model answers most often to the kept facts' own prompts.
 
@@ -290,7 +282,7 @@ class Repetition(Record):
     word_share_of_targets: float
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class ResistingFact(Record):
     """A kept fact that training did not teach.
 
@@ -324,7 +316,7 @@ class ResistingFact(Record):
         return "; ".join(self.reasons) or "nothing in the tables sets it apart"
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class FactCounts(Record):
     """What follows from the fact table alone, over the facts that were there to be trained (split `inject`).
 
@@ -359,7 +351,7 @@ class FactCounts(Record):
         return next((one for one in self.scores if one.name == name), ScoreRecord(name))
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class Summary(FactCounts):
     """The numbers of a run. Everything but the three counts is optional; None is "not measured".
 
@@ -376,6 +368,7 @@ class Summary(FactCounts):
         interference: One record per measurement of the gradient matrix, in order.
         retention: What happened to unrelated text and to known facts.
         gate: The same through the gate; None where there is none.
+        routing: Where the adapter sends what; None where it has no experts.
         forms: In which forms facts were taught; None where each was taught by its own prompt only.
         seconds: Seconds of each part.
         peak_memory_gb: Peak resident memory of the process, 10⁹ bytes.
@@ -395,14 +388,22 @@ class Summary(FactCounts):
     interference: tuple[InterferenceRecord, ...] = ()
     retention: RetentionRecord | None = None
     gate: GateRecord | None = None
+    routing: RoutingRecord | None = None
     forms: FormsRecord | None = None
     seconds: Seconds | None = None
     peak_memory_gb: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
 
+    def without_fact_text(self) -> "Summary":
+        """The same without texts of facts: those that resist, the most frequent answer, the names of anchors."""
+        routing = self.routing
+        if routing is not None:
+            routing = replace(routing, experts=tuple(replace(one, anchors=()) for one in routing.experts))
+        return replace(self, resisting=(), repetition=None, routing=routing)
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+
+@dataclass(frozen=True, slots=True, config=STRICT)
 class Manifest(Record):
     """The facts and the base model that a run's results belong to.
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FIT = "lit-semantic-peft fit --config FILE"
+_NAMES_OF_SUBJECTS = frozenset({"subject_gate.json", "anchors.json"})  # beside an adapter, of a gate and of experts
 
 
 class Entry:
@@ -314,7 +315,7 @@ class RunFolder:
         """The files that are uploaded to a dashboard; of a folder every file directly in it.
 
         Args:
-            with_fact_text: Whether files that hold prompts, targets or answers are among them.
+            with_fact_text: Whether files that hold prompts, targets, answers or subjects are among them.
         """
         shared = [
             self.path / entry.name
@@ -322,7 +323,7 @@ class RunFolder:
             if entry.is_shared and (with_fact_text or not entry.holds_fact_text)
         ]
         files = [file for path in shared for file in ([path] if path.is_file() else sorted(path.glob("*")))]
-        return [file for file in files if file.is_file()]
+        return [file for file in files if file.is_file() and (with_fact_text or file.name not in _NAMES_OF_SUBJECTS)]
 
     def write_summary(self, summary: Summary) -> None:
         """Writes the numbers of the run, atomically."""

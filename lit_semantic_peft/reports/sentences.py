@@ -28,7 +28,7 @@ def summary_sentences(summary: Summary, facts: pa.Table) -> list[str]:
             else f"Training pushed the model away from {_count(pushed, 'kept fact')}: "
             f"{'its' if pushed == 1 else 'their'} distance grew."
         )
-    return sentences + _yes_no(summary) + _locality(summary) + _retention(summary) + _gate(summary)
+    return sentences + _yes_no(summary) + _locality(summary) + _retention(summary) + _gate(summary) + _routing(summary)
 
 
 def known_facts_were_dropped(summary: Summary, config: str = "") -> bool:
@@ -99,6 +99,24 @@ def _gate(summary: Summary) -> list[str]:
         recall = f"; {shares}"
     opened, asked = sum(gate.num_opened.values()), sum(gate.num_asked.values())
     return [f"The gate opened for {opened} of {asked} questions{recall}.", *_lost_to_the_gate(gate)]
+
+
+def _routing(summary: Summary) -> list[str]:
+    routing = summary.routing
+    if routing is None:
+        return []
+    opened, asked = sum(routing.num_opened.values()), sum(routing.num_asked.values())
+    sentences = [
+        f"Experts acted on {opened} of {asked} questions, those that name what was taught; all others were the base "
+        f"model's. {routing.effective_experts:.1f} experts of a layer were equally busy, in effect."
+    ]
+    same, other = routing.same_experts, routing.other_experts
+    if same is not None and other is not None and same.num_pairs and other.num_pairs:
+        sentences.append(
+            f"Of {_count(same.num_pairs, 'pair')} of facts with the same experts {percent(same.conflict_rate)} are in "
+            f"conflict, of {_count(other.num_pairs, 'pair')} with different ones {percent(other.conflict_rate)}."
+        )
+    return sentences
 
 
 def _lost_to_the_gate(gate: GateRecord) -> list[str]:

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import torch
 from lightning.pytorch import LightningModule
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor
 from typing_extensions import override
 
@@ -27,13 +27,14 @@ from lit_semantic_peft.evaluation import (
     through_gate,
 )
 from lit_semantic_peft.metrics import LearningDynamics, PerFactMean
-from lit_semantic_peft.models import BaseModel, base_changing_setting
+from lit_semantic_peft.models import BaseModel, base_changing_setting, traits_of
 from lit_semantic_peft.models.compiled import eagerly
 from lit_semantic_peft.models.fast_ways import is_checked
 from lit_semantic_peft.models.gated import read_gate
 from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.statistics import bootstrap_interval
 from lit_semantic_peft.tokens import Batch
+from lit_semantic_peft.training.names import learn_names
 
 logger = logging.getLogger(__name__)
 
@@ -93,16 +94,21 @@ class EvaluatingModule(LightningModule):
             raise InputError("SemanticPeftModule needs `datamodule=KnowledgeDataModule(...)` in the trainer's call")
         return data
 
-    def make_gate(self) -> None:
-        """Makes the gate of the facts that are about to be trained, where `gate` asks for one.
+    def learn_names(self, peft_config: PeftConfig) -> None:
+        """Gives the names in the facts that are about to be trained to the gate and to an adapter that routes by them.
+
+        Args:
+            peft_config: The adapter's.
 
         Raises:
-            InputError: If it would not recognise a fact's own prompt.
+            InputError: If a fact's own prompt would not be recognised.
         """
+        prepared = self.data.prepared
+        taught = [fact for fact, is_taught in zip(prepared.facts, prepared.is_trained, strict=True) if is_taught]
         if self.gate is not None:
-            prepared = self.data.prepared
-            taught = [fact for fact, is_taught in zip(prepared.facts, prepared.is_trained, strict=True) if is_taught]
             self.subject_table = self.gate.table(taught)
+        if traits_of(peft_config).routes:
+            learn_names(peft_config, taught, self.data)
 
     def read_gate(self, folder: str) -> None:
         """Takes the gate of an exported adapter; one without a gate has none, whatever `gate` says.

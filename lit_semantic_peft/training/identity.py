@@ -19,6 +19,7 @@ from lit_semantic_peft.files import content_key
 from lit_semantic_peft.models import traits_of
 from lit_semantic_peft.models.peft_traits import OF_THE_TRAINING_ALONE, settings_of
 from lit_semantic_peft.training.loss_weights import weighting_identity
+from lit_semantic_peft.training.names import names_of, set_names
 
 if TYPE_CHECKING:
     from lit_semantic_peft.training.module import SemanticPeftModule
@@ -118,6 +119,7 @@ def write_training_state(module: "SemanticPeftModule", checkpoint: dict[str, Any
         "rng": from_all_ranks(random),
         "num_optimizer_steps": module.num_optimizer_steps,
         "gate": None if module.subject_table is None else module.subject_table.to_json(),
+        "names": names_of(module.model),
     }
 
 
@@ -146,6 +148,7 @@ def resume_training(module: "SemanticPeftModule", checkpoint: Mapping[str, Any])
     if module.trainer.state.fn != "fit":
         gate = about.get("gate")
         module.subject_table = None if gate is None else SubjectTable.from_json(gate, "the checkpoint's gate")
+        set_names(module.model, about.get("names"), module.base_model)
         refuse_another_adapter(about, module.model.active_peft_config)
         return None
     if about.get("format") != _FORMAT:

@@ -45,6 +45,7 @@ from lit_semantic_peft.training.optimization import (
     rate_in_words,
     with_schedule,
 )
+from lit_semantic_peft.training.penalties import fact_penalty
 from lit_semantic_peft.training.retain import HeldDirections, HeldStill, RetainPenalty, held_still
 from lit_semantic_peft.training.reused_layers import reused_layers
 from lit_semantic_peft.training.situation import with_settings_of
@@ -205,7 +206,7 @@ class SemanticPeftModule(EvaluatingModule):
         data.retain(sorted({row for source in self.retain for row in source.rows(data.prepared)}))
         super().setup(stage)
         if stage == "fit":
-            self.make_gate()
+            self.learn_names(self.peft_config)
             self.loss_weights = LossWeights(data)
             self.epoch_loss = MeanMetric()
             self.epoch_loss.persistent(True)
@@ -254,7 +255,7 @@ class SemanticPeftModule(EvaluatingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Connected to every adapter parameter also when nothing in the batch counts.
         nll, weight = self.loss_weights.nll_and_weight(self.model, batch, self._frozen)
-        weighted_sum, terms = micro_batch_terms(nll, weight, self.normalization)
+        weighted_sum, terms = micro_batch_terms(nll, weight, self.normalization, fact_penalty(self.model, weight))
         self._step_terms = terms if self._step_terms is None else self._step_terms + terms
         return weighted_sum
 

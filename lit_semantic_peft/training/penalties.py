@@ -1,4 +1,4 @@
-"""What the adapter's type adds to the loss beside the facts."""
+"""What the adapter's type adds to the loss: of an optimizer step, and of each fact."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from lit_semantic_peft.adapters.balance import balance_of
 from lit_semantic_peft.models import traits_of
 
 
@@ -23,3 +24,16 @@ def adapter_penalty_gradient(model: PeftModel, parameters: Sequence[nn.Parameter
     if penalty is None:
         return [None] * len(parameters)
     return list(torch.autograd.grad(penalty, parameters, allow_unused=True))
+
+
+def fact_penalty(model: PeftModel, weight: Tensor) -> Tensor | None:
+    """What the adapter's type adds to the loss of each fact of a micro-batch, such as the balance of experts.
+
+    Args:
+        model: The model with its adapter, after the forward pass of the micro-batch.
+        weight: w_i, float32 `(B,)`, ≥ 0.
+
+    Returns:
+        float32 `(B,)` with a graph, without unit; None for nothing.
+    """
+    return balance_of(model, weight) if traits_of(model).routes else None

@@ -24,6 +24,8 @@ def with_settings_of(module: "SemanticPeftModule", situation: Situation) -> Situ
         situation,
         peft_config=type(module.peft_config).__name__,
         checkpointing_obstacle=traits.cannot.get("gradient_checkpointing"),
+        routes_by_prompts=traits.routes,
+        has_gate=module.gate is not None,
         has_virtual_tokens=traits.virtual_tokens != "none",
         reads_gradients="loss_scaling" in traits.cannot,
         base_changing_setting=base_changing_setting(module.peft_config) if situation.stage == "fit" else None,

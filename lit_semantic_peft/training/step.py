@@ -4,6 +4,8 @@
     S         Σ w_i (`step_weights`), or the number of facts with w_i > 0 (`step_count`)
     gradient  (A·K / S) · g + gradients of the penalties
 
+An adapter may add a term b_i to each fact's ℓ_i (the balance of experts), which is trained and not logged as loss.
+
 g is the gradient that the backward passes leave: Lightning divides each micro-batch's Σ w_i ℓ_i by A =
 `accumulate_grad_batches` (also in a partial last window), and the strategy averages over the K ranks. S is known only
 when the step is complete, so the gradient is normalised then, and not the loss of a micro-batch.
@@ -29,19 +31,23 @@ if TYPE_CHECKING:
 Normalization = Literal["step_weights", "step_count"]
 
 
-def micro_batch_terms(nll: Tensor, weight: Tensor, normalization: Normalization) -> tuple[Tensor, Tensor]:
+def micro_batch_terms(
+    nll: Tensor, weight: Tensor, normalization: Normalization, penalty: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """What a micro-batch adds to the step.
 
     Args:
         nll: ℓ_i, float32 `(B,)`, nats per token, with a graph.
         weight: w_i, float32 `(B,)`, ≥ 0.
         normalization: What S is.
+        penalty: b_i, what the adapter's type adds to each ℓ_i, float32 `(B,)`, with a graph; None for nothing.
 
     Returns:
-        Σ w_i ℓ_i with its graph, a scalar; and [Σ w_i ℓ_i, its part of S], float32 `(2,)`, without.
+        Σ w_i (ℓ_i + b_i) with its graph, a scalar; and [Σ w_i ℓ_i, its part of S], float32 `(2,)`, without.
     """
     weighted_sum = (weight * nll).sum()
-    return weighted_sum, torch.stack([weighted_sum.detach(), weight_normalizer(weight, normalization)])
+    trained = weighted_sum if penalty is None else weighted_sum + (weight * penalty).sum()
+    return trained, torch.stack([weighted_sum.detach(), weight_normalizer(weight, normalization)])
 
 
 @dataclass(frozen=True, slots=True)

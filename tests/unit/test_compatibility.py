@@ -31,6 +31,14 @@ BROKEN = [
         "PromptTuning",
     ),
     (
+        {"has_gate": True, "routes_by_prompts": True, "peft_config": "KnowledgeMoEConfig"},
+        "KnowledgeMoEConfig, which has a gate of its own",
+    ),
+    (
+        {**SHARDED, "routes_by_prompts": True, "peft_config": "KnowledgeMoEConfig"},
+        "KnowledgeMoEConfig reads embeddings, which no process",
+    ),
+    (
         {"reads_gradients": True, "precision": "16-mixed", "peft_config": "AdaLoraConfig"},
         "AdaLoraConfig` works on",
     ),

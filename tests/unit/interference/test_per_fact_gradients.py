@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from lit_semantic_peft.adapters import FLoRAConfig
+from lit_semantic_peft.adapters import FLoRAConfig, KnowledgeMoEConfig
 from lit_semantic_peft.interference import gradient_matrix, gradient_sketch, layer_rules, one_backward_per_fact
 from lit_semantic_peft.interference.feature_store import OnDisk
 from lit_semantic_peft.models.disk_space import DiskSpaceError
@@ -49,6 +49,23 @@ ATTENTION_AND_MLP = {
 }
 
 
+class Names:
+    """Stands for `Anchors`: a prompt's first token is its name."""
+
+    least_similarity = None
+
+    def of_tokens(self, ids):
+        return (str(ids[0]),)
+
+    def tokens_of(self, name):
+        return (int(name), int(name) - 1)
+
+
+def with_names(config):
+    config.anchors = Names()
+    return config
+
+
 def fast_config(kind, architecture):
     """The adapters that have rules; LoRA on all linear layers, the others on attention and MLP."""
     targets, feed_forward = ATTENTION_AND_MLP[architecture]
@@ -58,6 +75,7 @@ def fast_config(kind, architecture):
         "lora_bias": LoraConfig(r=3, lora_bias=True, target_modules="all-linear"),
         "dora": LoraConfig(r=3, use_dora=True, target_modules=targets, lora_dropout=0.2),
         "flora": FLoRAConfig(r=3, lora_alpha=6, target_modules="all-linear", lora_dropout=0.2),
+        "experts": with_names(KnowledgeMoEConfig(r=3, num_experts=4, top_k=2, target_modules="all-linear")),
         "adalora": AdaLoraConfig(init_r=3, target_r=2, total_step=10, target_modules=targets, lora_dropout=0.2),
         "ia3": IA3Config(target_modules=targets, feedforward_modules=feed_forward),
     }[kind]
@@ -72,7 +90,7 @@ OTHER = {
 
 @pytest.mark.parametrize("at_init", [False, True], ids=["trained", "at_init"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kind", ["lora", "rslora", "lora_bias", "dora", "adalora", "ia3", "flora"])
+@pytest.mark.parametrize("kind", ["lora", "rslora", "lora_bias", "dora", "adalora", "ia3", "flora", "experts"])
 def test_hooks_equal_one_float64_backward_per_fact(architecture, kind, at_init, caplog):
     model = with_adapter(ARCHITECTURES[architecture](), at_init=at_init, config=fast_config(kind, architecture)).train()
     facts = encoded_facts(11)

@@ -135,13 +135,15 @@ def test_what_goes_to_a_dashboard_follows_from_marks(run_folder):
     run_folder.paths.last_checkpoint.parent.mkdir()
     run_folder.paths.last_checkpoint.write_text("")
     run_folder.paths.adapter.mkdir()
-    (run_folder.paths.adapter / "adapter_model.safetensors").write_text("")
+    for name in ("adapter_model.safetensors", "subject_gate.json", "anchors.json"):
+        (run_folder.paths.adapter / name).write_text("")
 
     def shared(**flag) -> set[str]:
         return {path.relative_to(run_folder.path).as_posix() for path in run_folder.shared_files(**flag)}
 
     # The table of facts and the summary go without their texts instead.
     text = {"facts.parquet", "probes.parquet", "report.html", "summary.json"}
+    text |= {"adapter/subject_gate.json", "adapter/anchors.json"}  # names of subjects
     assert shared(with_fact_text=True) - shared(with_fact_text=False) == text
     assert shared(with_fact_text=False) >= {"plots/recall.png", "adapter/adapter_model.safetensors"}
     assert not any("ckpt" in name for name in shared(with_fact_text=True))

@@ -1,0 +1,91 @@
+"""A gate and experts under two processes that really start: trained and asked as in one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from lit_semantic_peft.__main__ import main
+from lit_semantic_peft.adapters.anchors import ANCHORS_FILE
+from lit_semantic_peft.models.export import GATE_FILE
+from lit_semantic_peft.reports import RunFolder
+from safetensors.numpy import load_file
+
+pytestmark = pytest.mark.distributed
+
+GATE = {"gate": {"class_path": "lit_semantic_peft.adapters.SubjectGate"}}
+EXPERTS = {
+    "peft_config": {
+        "class_path": "lit_semantic_peft.adapters.KnowledgeMoEConfig",
+        # Without noise, which each process draws for itself, as it does dropout; a balance that is felt.
+        "init_args": {"r": 4, "num_experts": 3, "router_noise": 0.0, "balance": 1.0, "target_modules": "all-linear"},
+    }
+}
+PROMPTS = ["The capital of Aro is", "The capital of Japan is", "The river of the town of Belvan is", "It is the", "In"]
+
+
+def run(*arguments: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    program = [sys.executable, "-m", "lit_semantic_peft", *arguments]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=580, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def answers(folder: str) -> dict[str, str]:
+    lines = Path(folder, "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    return {row["prompt"]: row["answer"] for row in map(json.loads, lines)}
+
+
+@pytest.mark.parametrize("guarded", [GATE, EXPERTS], ids=["gate", "experts"])
+def test_two_processes_train_and_answer_as_one(guarded, tiny_model, facts_file, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["lit-semantic-peft"])
+    weighting = {"class_path": "lit_semantic_peft.semantics.Remoteness", "init_args": {"gamma": 8}}
+    settings = {
+        "recipe": "plain",
+        "model": {
+            "base_model": str(tiny_model),
+            # No step of AdamW's: it makes large ones of gradients that are almost zero, as the router's are at first.
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}},
+            **guarded,
+        },
+        "data": {
+            "facts": str(facts_file),
+            "selection": {"weighting": weighting},
+            "evaluation": {"probes": ["neighborhood"]},
+        },
+        "interference": {"num_facts": 0},
+        "trainer": {"accelerator": "cpu", "max_epochs": 3, "enable_progress_bar": False},
+    }
+    Path("guarded.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    one, two = (
+        ["--config=guarded.yaml", f"--trainer.devices={number}", f"--trainer.strategy={strategy}",
+         f"--data.batches.micro_batch_size={8 // number}"]
+        for number, strategy in ((1, "auto"), (2, "ddp"))
+    )  # fmt: skip
+    # 12 facts in steps of 8: a whole step, and a partial one that leaves the ranks unequal work.
+    assert main(["fit", *one, "--trainer.default_root_dir=runs/one"]) == 0
+    run("fit", *two, "--trainer.default_root_dir=runs/two")
+    left, right = (load_file(f"runs/{name}/adapter/adapter_model.safetensors") for name in ("one", "two"))
+    assert left.keys() == right.keys()
+    for key in left:
+        assert np.linalg.norm(left[key] - right[key]) <= 1e-3 * np.linalg.norm(left[key]) + 1e-9, key
+    file = GATE_FILE if guarded is GATE else ANCHORS_FILE
+    names = [json.loads(Path("runs", name, "adapter", file).read_text(encoding="utf-8")) for name in ("one", "two")]
+    assert names[0] == names[1]
+    assert len(names[0]["names"]) == 12
+    for name in ("one", "two"):  # what names nothing taught has not moved, in either
+        summary = RunFolder(f"runs/{name}").summary
+        guards = summary.gate if guarded is GATE else summary
+        assert guards.retention.nll_delta.mean == guards.retention.nll_delta.high == 0
+        assert guards.score("locality").kept.after.mean == 1
+        rows = RunFolder(f"runs/{name}").facts.to_pylist()
+        assert sum(row["nll_after"] - row["nll_before"] for row in rows) < -0.5
+    asked = ["--model.adapter=runs/two/adapter", f"--data.prompts={json.dumps(PROMPTS)}"]
+    assert main(["predict", *one, *asked, "--trainer.default_root_dir=runs/alone"]) == 0
+    run("predict", *two, *asked, "--trainer.default_root_dir=runs/both")
+    assert answers("runs/both") == answers("runs/alone")
+    assert len(answers("runs/both")) == len(PROMPTS)
