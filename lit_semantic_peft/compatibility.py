@@ -57,6 +57,8 @@ class Situation:
         is_scheduled: Whether the weighting moves from the start to the end of training.
         deferred_from_epoch: Epoch from which dropped facts are trained too; None for never.
         mix_strata: Whether every optimizer step gets each stratum's share of the facts.
+        quantized_dtype: Type to which the base weights are quantised, here or in their files; None where they are not.
+            Set where the strategy shards the base model.
         misreads_virtual_tokens: Whether the installed peft misreads the cache (`library_versions.misreads_cache`).
     """
 
@@ -97,6 +99,7 @@ class Situation:
     is_scheduled: bool = False
     deferred_from_epoch: int | None = None
     mix_strata: bool = False
+    quantized_dtype: str | None = None
     misreads_virtual_tokens: bool = False
 
     @property
@@ -259,6 +262,14 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.has("GradientSurgery") and s.precision == "16-mixed",
     ),
     # ------------------------------------------------------- a sharded base model
+    Rule(
+        "`model.base_model.dtype: nf4`, `int8`, a quantised checkpoint",
+        "a sharded base model",
+        "a base model in {quantized_dtype} cannot be sharded: FSDP2 cuts tensors by rows, and packed weights have none. "
+        "Use `strategy: ddp`, which has the small quantised base whole on each GPU, or `dtype: bfloat16`.",
+        lambda s: s.is_sharded and s.quantized_dtype is not None,
+        _ALWAYS,
+    ),
     Rule(
         "`model.retain`",
         "a sharded base model",

@@ -32,5 +32,6 @@ def with_settings_of(module: "SemanticPeftModule", situation: Situation) -> Situ
         retains=frozenset(source.kind for source in module.retain),
         schedule=module.schedule,
         warmup_ratio=module.warmup_ratio,
+        quantized_dtype=module.base_model.quantized_dtype if situation.is_sharded else None,
         misreads_virtual_tokens=misreads_cache(),
     )
