@@ -265,8 +265,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "`model.base_model.dtype: nf4`, `int8`, a quantised checkpoint",
         "a sharded base model",
-        "a base model in {quantized_dtype} cannot be sharded: FSDP2 cuts tensors by rows, and packed weights have none. "
-        "Use `strategy: ddp`, which has the small quantised base whole on each GPU, or `dtype: bfloat16`.",
+        "a base model in {quantized_dtype} cannot be sharded: FSDP2 cuts tensors by rows, which packed weights "
+        "do not have. Use `strategy: ddp`, which has the small base whole on each GPU, or `dtype: bfloat16`.",
         lambda s: s.is_sharded and s.quantized_dtype is not None,
         _ALWAYS,
     ),

@@ -17,6 +17,8 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_bnb_weight
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
@@ -27,6 +29,13 @@ QuantizedDtype = Literal["nf4", "int8"]
 
 REST_DTYPE = torch.bfloat16
 """Type of what is not quantised, and of the products."""
+
+_SAME = 0.05
+"""Share of its norm by which a layer's output may differ from that on dequantised weights: far above rounding in
+bfloat16, far below what another weight makes."""
+
+_MOVED = 0.1
+"""By how much an adapter's numbers are moved for that comparison."""
 
 _INSTALL = "pip install 'lit-semantic-peft[quantized]'"
 
@@ -107,14 +116,58 @@ def run_exactly(model: PreTrainedModel) -> None:
     Args:
         model: The model; others than those of bitsandbytes have no such layers.
     """
-    for layer in model.modules():
-        kinds = {kind.__name__ for kind in type(layer).__mro__ if kind.__module__.startswith("bitsandbytes.")}
+    linear: Any
+    for linear in model.modules():
+        kinds = {kind.__name__ for kind in type(linear).__mro__ if kind.__module__.startswith("bitsandbytes.")}
         if "Linear4bit" in kinds:
-            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+            linear.support_avx512bf16_for_cpu = False
         elif "Linear8bitLt" in kinds:
-            linear: Any = layer
             linear.register_buffer("scale", linear.weight.SCB.float() / 127, persistent=False)
-            linear.__class__ = _weight_only(type(layer))
+            linear.__class__ = _weight_only(type(linear))
+
+
+@torch.no_grad()
+def refuse_packed_reading(model: nn.Module) -> None:
+    """Refuses an adapter whose layers compute with the packed numbers themselves, as if they were the weights.
+
+    Some types of peft read the weight of the layer that they adapt. Of a quantised layer they get integers, and run
+    without an error. So one layer of each class is asked for its output on a dequantised layer as well.
+
+    Args:
+        model: A model with an adapter; not changed.
+
+    Raises:
+        InputError: If the outputs differ by more than rounding explains.
+    """
+    asked = {type(layer): layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)}
+    for kind, layer in asked.items():
+        base: Any = layer.get_base_layer()
+        if type(base.__dict__.get("_parameters", {}).get("weight")).__name__ not in ("Params4bit", "Int8Params"):
+            continue
+        weight = dequantize_bnb_weight(base.weight, getattr(base, "state", None)).to(REST_DTYPE)
+        plain = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+        plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), base.bias
+        x = torch.sin(torch.arange(3.0 * base.in_features, device=weight.device)).view(1, 3, -1).to(REST_DTYPE)
+        frozen = {id(parameter) for parameter in base.parameters()}
+        own = [parameter for parameter in layer.parameters() if id(parameter) not in frozen]
+        before = [parameter.clone() for parameter in own]
+        try:
+            for parameter in own:  # a new adapter often changes nothing
+                parameter.add_(_MOVED * torch.cos(torch.arange(parameter.numel()).to(parameter)).view_as(parameter))
+            found = layer(x).float()
+            layer.base_layer = plain
+            expected = layer(x).float()
+        except Exception:  # what cannot run at all is refused where the whole model is run
+            continue
+        finally:
+            layer.base_layer = base
+            for parameter, value in zip(own, before, strict=True):
+                parameter.copy_(value)
+        if not float((found - expected).norm()) <= _SAME * float(expected.norm()):
+            raise InputError(
+                f"`peft_config`: on quantised weights {kind.__name__} of peft computes with the packed numbers, not "
+                "with the weights that they stand for. Use LoraConfig, or a base model in bfloat16."
+            )
 
 
 def dequantized(model: PreTrainedModel) -> PreTrainedModel:
@@ -141,7 +194,7 @@ class _WeightOnly:
 
 
 @cache
-def _weight_only(kind: type[nn.Module]) -> type[nn.Module]:
+def _weight_only(kind: Any) -> Any:
     return type(f"WeightOnly{kind.__name__}", (_WeightOnly, kind), {})
 
 
@@ -156,7 +209,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = gradients
-        return gradient @ _weight(*ctx.saved_tensors, gradient.dtype), None, None, None
+        rounded, scale = ctx.saved_tensors
+        return gradient @ _weight(rounded, scale, gradient.dtype), None, None, None
 
 
 def _weight(rounded: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

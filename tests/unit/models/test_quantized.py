@@ -25,7 +25,7 @@ from lit_semantic_peft.models.fast_ways import FastWays
 from lit_semantic_peft.models.self_check import self_check
 from lit_semantic_peft.reports.export import export_run
 from lit_semantic_peft.tokens import EncodedFact, collate
-from peft import IA3Config, LoraConfig, PeftModel, VeraConfig
+from peft import HRAConfig, IA3Config, LoraConfig, PeftModel, VeraConfig
 from transformers import AutoModelForCausalLM
 
 from fixtures.training import fit
@@ -64,7 +64,8 @@ def gradients(model, **how):
 
 def difference(left, right):
     """The largest of a tensor, relative to its norm."""
-    assert left.keys() == right.keys() and left
+    assert left
+    assert left.keys() == right.keys()
     return max(float((left[name].float() - right[name].float()).norm() / right[name].norm()) for name in left)
 
 
@@ -169,6 +170,13 @@ def test_an_adapter_that_peft_does_not_run_on_it_is_refused(tiny_model, dtype):
     config = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
     with pytest.raises(InputError, match="the base model 'llama' cannot run with IA3Config"):
         require_answer(attach_adapter(base_of(tiny_model, dtype).load(), config))
+
+
+def test_an_adapter_that_would_take_packed_numbers_for_weights_is_refused(tiny_model):
+    config = HRAConfig(r=2, target_modules=["q_proj"])
+    with pytest.raises(InputError, match="HRALinear of peft computes with the packed numbers"):
+        attach_adapter(base_of(tiny_model, "int8").load(), config)
+    assert attach_adapter(base_of(tiny_model, "float32").load(), config)
 
 
 @pytest.fixture(scope="module", params=DTYPES)
