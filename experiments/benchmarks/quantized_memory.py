@@ -25,10 +25,26 @@ SHAPES: dict[str, dict[str, int | bool]] = {  # as the models' config.json says;
     "SmolLM2 1.7B": {"hidden": 2048, "inner": 8192, "layers": 24, "heads": 32, "kv": 32, "words": 49152, "tied": True},
     "Llama 3.2 3B": {"hidden": 3072, "inner": 8192, "layers": 28, "heads": 24, "kv": 8, "words": 128256, "tied": True},
     "Llama 2 7B": {"hidden": 4096, "inner": 11008, "layers": 32, "heads": 32, "kv": 32, "words": 32000, "tied": False},
-    "Llama 3.1 8B": {"hidden": 4096, "inner": 14336, "layers": 32, "heads": 32, "kv": 8, "words": 128256, "tied": False},
+    "Llama 3.1 8B": {
+        "hidden": 4096,
+        "inner": 14336,
+        "layers": 32,
+        "heads": 32,
+        "kv": 8,
+        "words": 128256,
+        "tied": False,
+    },
     "Qwen2.5 14B": {"hidden": 5120, "inner": 13824, "layers": 48, "heads": 40, "kv": 8, "words": 152064, "tied": False},
     "Qwen2.5 32B": {"hidden": 5120, "inner": 27648, "layers": 64, "heads": 40, "kv": 8, "words": 152064, "tied": False},
-    "Llama 3.1 70B": {"hidden": 8192, "inner": 28672, "layers": 80, "heads": 64, "kv": 8, "words": 128256, "tied": False},
+    "Llama 3.1 70B": {
+        "hidden": 8192,
+        "inner": 28672,
+        "layers": 80,
+        "heads": 64,
+        "kv": 8,
+        "words": 128256,
+        "tied": False,
+    },
 }
 BUILT = "Llama 2 7B"
 RANK = 8
@@ -86,7 +102,7 @@ def constants(dtype: str, inputs: int) -> float:
 
 
 def computed(shape: dict[str, Any], dtype: str) -> dict[str, float]:
-    """Bytes of a training: base, adapter with gradient and AdamW's moments, activations with and without checkpoints."""
+    """Bytes of a training: base, adapter, gradient and moments, activations with and without checkpoints."""
     with torch.device("meta"):
         one = LlamaForCausalLM(config_of(shape, layers=1))
     layer: Any = one.model.layers[0]
@@ -172,7 +188,7 @@ def measured(name: str) -> dict[str, dict[str, float]]:
     """What a real model holds in each type."""
     found = {}
     for dtype in ("float32", "bfloat16", "int8", "nf4"):
-        model = BaseModel(name, dtype=dtype).load()  # type: ignore[arg-type]
+        model = BaseModel(name, dtype=dtype).load()
         found[dtype] = held(model)
         found[dtype]["bytes_per_linear_parameter"] = found[dtype]["linear_bytes"] / found[dtype]["linear_parameters"]
     return found

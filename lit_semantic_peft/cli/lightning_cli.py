@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
@@ -23,7 +24,9 @@ from lit_semantic_peft.callbacks import (
     InterferenceMonitor,
     NonBlockingWandbLogger,
     Refine,
+    StepBar,
 )
+from lit_semantic_peft.cli.early import DEFAULT_RUN, run_exists
 from lit_semantic_peft.cli.ownership import OwnedFolder
 from lit_semantic_peft.cli.recipe import RecipeName, apply_recipe
 from lit_semantic_peft.cli.run_checks import checkpoint_of, inputs_of, refuse_what_would_be_ignored
@@ -34,7 +37,6 @@ from lit_semantic_peft.reports.run_folder import Entry, RunPaths
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_RUN = "runs/default"
 # Options of `fit` for one call only: not part of the configuration that other commands read.
 _OF_THE_CALL = ("ckpt_path", "weights_only")
 # The files that a command may write into the run folder; none is all of a run.
@@ -101,7 +103,7 @@ class SemanticPeftCLI(LightningCLI):
         parser.link_arguments("self_check", "data.self_check")
         parser.set_defaults(
             {
-                "trainer.default_root_dir": _DEFAULT_RUN,
+                "trainer.default_root_dir": DEFAULT_RUN,
                 "trainer.max_epochs": None,
                 "trainer.log_every_n_steps": 1,
                 "trainer.num_sanity_val_steps": 0,
@@ -125,7 +127,7 @@ class SemanticPeftCLI(LightningCLI):
         """Checks the settings that belong to the command line, and chooses the run folder."""
         config = self.config[self.subcommand]
         refuse_what_would_be_ignored(str(self.subcommand), config)
-        config.trainer.default_root_dir = config.trainer.default_root_dir or _DEFAULT_RUN
+        config.trainer.default_root_dir = config.trainer.default_root_dir or DEFAULT_RUN
         self.run_folder = self._earlier = RunFolder(config.trainer.default_root_dir)
         if config.trainer.fast_dev_run:  # a trial leaves a run as it is, and nothing of itself
             self.run_folder = RunFolder(f"{self.run_folder.path}.fast_dev_run")
@@ -171,10 +173,7 @@ class SemanticPeftCLI(LightningCLI):
         goes_on = is_own or (config.get("ckpt_path") == "last" and self.run_folder is self._earlier)
         # A child process of a distributed run meets the folder that the first one has just made.
         if is_first_process() and self.subcommand == "fit" and self.run_folder.is_used() and not goes_on:
-            raise InputError(
-                f"The run folder {self.run_folder.path} exists already. Go on with it by `--ckpt_path last`, choose "
-                "another by `--trainer.default_root_dir runs/NAME`, or delete it."
-            )
+            raise run_exists(self.run_folder.path)
         if self.subcommand in ("test", "predict") and ckpt_path is None and config.model.adapter is None:
             raise InputError(
                 f"`{self.subcommand}` needs a trained adapter: `--ckpt_path last` (or a file), or `--model.adapter` "
@@ -193,6 +192,9 @@ class SemanticPeftCLI(LightningCLI):
             callbacks = [*callbacks, Refine(num_refining)]
             if config["max_steps"] >= 0:  # else Refine is refused
                 config["max_steps"] += num_refining
+        given = [*callbacks, *(config.get("callbacks") or [])]
+        if config.get("enable_progress_bar") in (None, True) and not any(isinstance(one, ProgressBar) for one in given):
+            callbacks = [*callbacks, StepBar()]
         if config.get("logger") in (None, True):
             # A resumed run logs into another file: Lightning's logger would overwrite the earlier one.
             logs = self.run_folder.paths.logs

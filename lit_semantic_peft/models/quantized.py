@@ -123,7 +123,7 @@ def run_exactly(model: PreTrainedModel) -> None:
             linear.support_avx512bf16_for_cpu = False
         elif "Linear8bitLt" in kinds:
             linear.register_buffer("scale", linear.weight.SCB.float() / 127, persistent=False)
-            linear.__class__ = _weight_only(type(linear))
+            linear.__class__ = _weight_only(type(linear))  # type: ignore[arg-type]
 
 
 @torch.no_grad()
