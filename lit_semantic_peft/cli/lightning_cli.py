@@ -1,11 +1,13 @@
 """`fit`, `validate`, `test`, `predict` and `score`: the commands that LightningCLI builds from the classes."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -30,10 +32,12 @@ from lit_semantic_peft.cli.early import DEFAULT_RUN, run_exists
 from lit_semantic_peft.cli.ownership import OwnedFolder
 from lit_semantic_peft.cli.recipe import RecipeName, apply_recipe
 from lit_semantic_peft.cli.run_checks import checkpoint_of, inputs_of, refuse_what_would_be_ignored
+from lit_semantic_peft.cli.short_settings import short_settings
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import mark, remove_leftovers, write_text
 from lit_semantic_peft.reports import RunFolder, build_report
 from lit_semantic_peft.reports.run_folder import Entry, RunPaths
+from lit_semantic_peft.training import SemanticPeftModule
 
 logger = logging.getLogger(__name__)
 
@@ -283,8 +287,11 @@ class RunConfig(SaveConfigCallback):
             config.pop(name, None)
         text = self.parser.dump(config, skip_none=False)
         self._write(RunFolder(trainer.default_root_dir).paths.config, f"# {mark(RunPaths.config.kind)}\n{text}")
+        assert isinstance(pl_module, SemanticPeftModule)
+        short = short_settings(yaml.safe_load(text), trainer.optimizers[0], pl_module.peft_config)
+        weighting = type(pl_module.data.preparation.weighting).__name__
         for one in trainer.loggers:
-            one.log_hyperparams({"config": text})
+            one.log_hyperparams({"config": text, "weighting": weighting, **short})
 
     @rank_zero_only
     def _write(self, path: Path, text: str) -> None:
@@ -299,12 +306,16 @@ def _next_version(logs: Path) -> str:
 
 
 def _keep_wandb_in(trainer_config: Any, run_folder: RunFolder) -> None:
-    """Lets W&B write into the run folder instead of the working folder, unless the user named another."""
+    """Lets W&B write into the run folder and name its run after it, unless the user named another folder or name."""
     configured = trainer_config.get("logger")
     for one in configured if isinstance(configured, list) else [configured]:
         class_path = one.get("class_path", "") if hasattr(one, "get") else ""
-        if class_path.endswith("WandbLogger") and one.init_args.get("save_dir") in (None, "."):
+        if not class_path.endswith("WandbLogger"):
+            continue
+        if one.init_args.get("save_dir") in (None, "."):
             one.init_args.save_dir = str(run_folder.path)
+        if one.init_args.get("name") is None and "WANDB_NAME" not in os.environ:
+            one.init_args.name = run_folder.path.name
 
 
 @contextmanager
