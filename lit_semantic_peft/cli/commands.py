@@ -106,12 +106,16 @@ def compare_command(arguments: Sequence[str]) -> None:
     if options.show < 0:
         raise InputError(f"`--show` must be at least 0, got {options.show}")
 
-    from lit_semantic_peft.reports import check_output, compare_runs, difference_table, write_comparison
+    from lit_semantic_peft.cli.setting_differences import setting_differences
+    from lit_semantic_peft.reports import RunFolder, check_output, compare_runs, difference_table, write_comparison
 
     if options.output:
         check_output(options.output)
     found = compare_runs(options.first, options.second, only_kept=options.only_kept)
     TextConsole().print(difference_table(found, options.first, options.second))
+    differences = setting_differences(*(RunFolder(run).paths.config for run in (options.first, options.second)))
+    for line in ["Settings that differ:", *(f"  {one}" for one in differences)] if differences else []:
+        print(visible(line))
     print(f"Facts in common: {len(found.facts)}")
     for count, what in (
         (found.num_only_first, f"only in {options.first}"),
