@@ -202,7 +202,8 @@ class SemanticPeftCLI(LightningCLI):
         if config.get("logger") in (None, True):
             # A resumed run logs into another file: Lightning's logger would overwrite the earlier one.
             logs = self.run_folder.paths.logs
-            config["logger"] = CSVLogger(save_dir=folder, name=logs.name, version=_next_version(logs))
+            is_asked = self.subcommand == "predict"  # measures nothing, so there is nothing to log
+            config["logger"] = not is_asked and CSVLogger(folder, name=logs.name, version=_next_version(logs))
         trainer = super()._instantiate_trainer(config, callbacks)
         for one in trainer.loggers:
             if isinstance(one, WandbLogger):
