@@ -230,7 +230,9 @@ def augment_command(arguments: Sequence[str]) -> None:
     parser.add_argument("source", metavar="IN", help="facts, as `--data.facts` takes them; each with a `subject`")
     parser.add_argument("output", metavar="OUT", help="the file to write; must not exist")
     parser.add_argument("--model", required=True, help="a Hub name, a local folder, a .gguf file, smollm2-135m")
-    parser.add_argument("--dtype", default="float32", help="type of its weights: float32, bfloat16, float16 (float32)")
+    parser.add_argument(
+        "--dtype", default="float32", help="type of its weights: float32, bfloat16, float16, nf4, int8 (float32)"
+    )
     parser.add_argument("--num_forms", type=int, default=3, help="most restatements to keep of a fact (3)")
     parser.add_argument("--num_samples", type=int, default=8, help="restatements that are drawn of a fact (8)")
     parser.add_argument("--temperature", type=float, default=0.8, help="of the samples, above 0 (0.8)")
