@@ -19,7 +19,7 @@ STAMP := $(VENV)/.installed
 DOCS := $(VENV)/.docs
 
 .DEFAULT_GOAL := help
-.PHONY: help gemma quickstart study recipe-study docs wheel test test-long test-sweep test-versions lint clean
+.PHONY: help gemma quickstart study recipe-study audit-study docs wheel test test-long test-sweep test-versions lint clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -51,6 +51,10 @@ recipe-study: gemma  ## what the recipe gives against plain LoRA on two base mod
 	$(BIN)/python -m pip install --quiet --no-deps gensim==4.4.0
 	$(BIN)/python -m experiments.recipe_study run --minutes 50; status=$$?; \
 	$(BIN)/python -m experiments.recipe_study table && exit $$status
+
+audit-study: gemma  ## how well the audit's signals do, on 78 small adapters; hours, 50 minutes a call
+	$(BIN)/python -m experiments.audit run --minutes 50; status=$$?; \
+	$(BIN)/python -m experiments.audit table && exit $$status
 
 $(DOCS): $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'

@@ -9,6 +9,7 @@ from lit_semantic_peft.lazy import attach
 
 if TYPE_CHECKING:
     from lit_semantic_peft import interference, metrics, semantics
+    from lit_semantic_peft.audit import inspect
     from lit_semantic_peft.callbacks import AdapterExport, FactReport, InterferenceMonitor
     from lit_semantic_peft.data import (
         BatchPlan,
@@ -58,6 +59,7 @@ _MODULE_OF = {
     "choose_recipe": "training",
     "compare_runs": "reports",
     "export_run": "reports.export",
+    "inspect": "audit",
     "interference_matrix": "data",
     "load_gated": "models",
     "read_facts": "facts",
@@ -88,6 +90,7 @@ __all__ = [
     "choose_recipe",
     "compare_runs",
     "export_run",
+    "inspect",
     "interference",
     "interference_matrix",
     "load_gated",

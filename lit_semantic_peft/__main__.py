@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.errors import AuditWarning, InputError
 
 _LIGHTNING_COMMANDS = {
     "fit": "filter and weight the facts, train an adapter, evaluate it, write a report",
@@ -20,6 +20,7 @@ _OTHER_COMMANDS = {
     "compare": "two runs over the same facts: differences of the scores with intervals, and which facts flipped",
     "convert": "turn a published benchmark, or facts in any readable form, into a file of facts",
     "export": "write a run's adapter, or base model and adapter merged into one, to a folder",
+    "inspect": "audit an adapter: its weights, what it says everywhere, what it changed; status 3 where it warns",
     "report": "rebuild report.html and the plots of a run folder",
 }
 _HELP = """\
@@ -46,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the program's name; the process's own arguments where None.
 
     Returns:
-        The exit status: 0, 2 where the input cannot be used (one message, without a traceback), or 130 after
-        Ctrl+C.
+        The exit status: 0, 2 where the input cannot be used (one message, without a traceback), 3 where an audit
+        warns, or 130 after Ctrl+C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments else "--help"
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif command in _OTHER_COMMANDS:
             from lit_semantic_peft.cli.commands import COMMANDS
 
-            COMMANDS[command](arguments[1:])
+            return COMMANDS[command](arguments[1:]) or 0
         else:
             near = difflib.get_close_matches(command, [*_LIGHTNING_COMMANDS, *_OTHER_COMMANDS], n=1)
             hint = f"did you mean {near[0]!r}?" if near else "see lit-semantic-peft --help"
@@ -82,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         _say(str(error))
         return 2
+    except AuditWarning as warning:
+        _say(str(warning))
+        return 3
     except OSError as error:
         from lit_semantic_peft.files import unusable_path
 

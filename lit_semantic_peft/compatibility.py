@@ -59,6 +59,7 @@ class Situation:
         mix_strata: Whether every optimizer step gets each stratum's share of the facts.
         quantized_dtype: Type to which the base weights are quantised, here or in their files; None where they are not.
             Set where the strategy shards the base model.
+        is_plain_lora: Whether it is LoRA without DoRA's magnitudes, so that what A cannot see is not changed.
         misreads_virtual_tokens: Whether the installed peft misreads the cache (`library_versions.misreads_cache`).
     """
 
@@ -101,6 +102,7 @@ class Situation:
     mix_strata: bool = False
     quantized_dtype: str | None = None
     misreads_virtual_tokens: bool = False
+    is_plain_lora: bool = True
 
     @property
     def is_endless(self) -> bool:
@@ -397,6 +399,13 @@ RULES: tuple[Rule, ...] = (
         "`retain` holds the adapter to the base model, which `peft_config` changes itself (`{base_changing_setting}`). "
         "Leave that setting out.",
         lambda s: bool(s.retains) and s.base_changing_setting is not None,
+    ),
+    Rule(
+        "`model.retain: InputDirections`",
+        "adapters other than LoRA, and DoRA",
+        "`InputDirections` keeps LoRA's A out of directions; `{peft_config}` here has no such matrix, or DoRA's "
+        "magnitudes beside it. Leave it out.",
+        lambda s: "InputDirections" in s.retains and not s.is_plain_lora,
     ),
     Rule(
         "`model.retain: Continuations`",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fixtures.adapters import write_random_adapter
 from fixtures.bad_inputs import BadInput, Place, refuse
 from fixtures.facts import write_facts
 from fixtures.models import save_tiny_model
@@ -62,3 +63,9 @@ def clean_slate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     assert not (torch.distributed.is_available() and torch.distributed.is_initialized()), "process group left behind"
     assert torch.is_grad_enabled(), "gradients left disabled"
     assert not torch.are_deterministic_algorithms_enabled(), "deterministic mode left on"
+
+
+@pytest.fixture
+def make_adapter(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes an adapter of the tiny model with a name, and the settings of `write_random_adapter`."""
+    return lambda name="adapter", **settings: write_random_adapter(tiny_model, tmp_path / name, **settings)

@@ -13,7 +13,7 @@ PACKAGE = "lit_semantic_peft"
 ROOT = Path(lit_semantic_peft.__file__).parent
 ORDER = [
     *("facts", "tokens", "adapters", "models", "interference", "metrics"),
-    *("semantics", "evaluation", "data", "training", "reports", "callbacks", "cli"),
+    *("semantics", "evaluation", "data", "training", "reports", "audit", "callbacks", "cli"),
 ]
 GROUND = [  # below all
     *("lazy", "errors", "files", "locks", "terminal", "statistics", "stopwatch", "cache", "compatibility"),

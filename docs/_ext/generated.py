@@ -43,7 +43,7 @@ PACKAGES = (
     "data",
     "training",
 )
-PACKAGES += ("reports", "callbacks", "facts.forms", "errors")
+PACKAGES += ("reports", "audit", "callbacks", "facts.forms", "errors")
 """Packages whose public names have an API page, and the module of the error."""
 
 

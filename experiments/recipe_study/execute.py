@@ -90,7 +90,7 @@ def order_of(run: Run, setting: Setting, rate: float | None) -> Order:
             .replace(json.dumps(str(facts.path)), f'"{facts.key}"')
             .replace(str(texts.path), texts.key)
         ),
-        "recipe": _described(recipe) if run.way.is_recipe else None,
+        "recipe": _described(recipe, run.way.config or {}) if run.way.is_recipe else None,
         "base_fingerprint": fingerprint,
         "versions": {name: version(name) for name in _PACKAGES},
         "study_version": STUDY_VERSION,
@@ -104,14 +104,19 @@ def _base(name: str) -> tuple[str, int]:
     return base.source.fingerprint, base.count_parameters()
 
 
-def _described(recipe: Recipe) -> dict[str, Any]:
-    return {
+def _described(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the recipe chooses; what the way itself sets is not chosen."""
+    model = given.get("model", {})
+    described = {
         "num_steps": recipe.num_steps,
-        "learning_rate": recipe.learning_rate,
         "forms": [[source.name, vars(source)] for source in recipe.forms.sources or ()],
         "from_paraphrases": recipe.forms.from_paraphrases,
-        "retain": [[source.name, vars(source)] for source in recipe.retain],
     }
+    if "optimizer" not in model:
+        described["learning_rate"] = recipe.learning_rate
+    if "retain" not in model:
+        described["retain"] = [[source.name, vars(source)] for source in recipe.retain]
+    return described
 
 
 def plain_rate(run: Run, setting: Setting, results: ResultFolder) -> float | None:

@@ -1,5 +1,6 @@
 """What a run watches and leaves behind."""
 
+from lit_semantic_peft.callbacks.adapter_audit import AdapterAudit
 from lit_semantic_peft.callbacks.adapter_export import AdapterExport
 from lit_semantic_peft.callbacks.answer_writer import AnswerWriter
 from lit_semantic_peft.callbacks.checkpoint import AdapterCheckpoint
@@ -13,6 +14,7 @@ from lit_semantic_peft.callbacks.stop_when_recalled import StopWhenRecalled
 from lit_semantic_peft.callbacks.wandb_logger import NonBlockingWandbLogger
 
 __all__ = [
+    "AdapterAudit",
     "AdapterCheckpoint",
     "AdapterExport",
     "AnswerWriter",

@@ -38,7 +38,7 @@ _ACTIVATIONS = 55
 """Numbers that a step keeps for each token, layer and unit of the hidden size. Measured as the peak of a process:
 SmolLM2-135M with LoRA of all linear layers, 16 facts, one CPU core."""
 _HOLDS = {
-    "unrelated text": {"OwnSamples", "Text"},
+    "unrelated text": {"InputDirections", "OwnSamples", "Text"},
     "other facts": {"KnownFacts", "RetainSplit", "Neighbours"},
 }
 """What suffers, and the sources that hold it."""
@@ -118,7 +118,7 @@ def about_training(num_steps: float, cost: Cost | None, module: SemanticPeftModu
         module: What is trained.
     """
     kinds = {source.kind for source in module.retain}
-    held = ", ".join(f"{source.kind} (weight {source.weight:g})" for source in module.retain) or "nothing"
+    held = ", ".join(source.in_short for source in module.retain) or "nothing"
     without = " and ".join(what for what, sources in _HOLDS.items() if not kinds & sources)
     yield "held still", f"{held}; no source in `model.retain` for {without}: expect harm" if without else held
     trained = sum(parameter.numel() for parameter in module.trained_parameters())

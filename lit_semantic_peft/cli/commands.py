@@ -138,6 +138,61 @@ def compare_command(arguments: Sequence[str]) -> None:
         print(visible(f"Written: {Path(options.output).absolute()} (facts: {len(found.facts)})"))
 
 
+def inspect_command(arguments: Sequence[str]) -> int:
+    """`inspect`.
+
+    Args:
+        arguments: What follows the command.
+
+    Returns:
+        The exit status: 3 where the audit warns, else 0.
+    """
+    parser = _Parser(
+        prog="lit-semantic-peft inspect",
+        description="Audits an adapter: what its weights look like, what it says everywhere, what else it changed, and "
+        "whether to warn of it. Reads its safetensors only and runs no code of it.",
+        epilog="Exit status 3: a rule warns. 0 is no proof that an adapter is harmless; the page says how well each "
+        "rule was found to do.",
+    )
+    parser.add_argument("adapter", metavar="ADAPTER", help="a folder with an adapter, or a run folder")
+    parser.add_argument("--base_model", help="its base model; by default the one that the adapter names")
+    parser.add_argument(
+        "--facts", metavar="FILE", help="facts that it was meant to learn, as `--data.facts` takes them"
+    )
+    parser.add_argument("--watch", metavar="FILE", help="YAML of what must hold, beside the package's own list")
+    parser.add_argument("--bank", metavar="FOLDER", help="adapters of your own, to compare the weights with")
+    parser.add_argument("--weights_only", action="store_true", help="look at the weights alone, without a base model")
+    parser.add_argument("--template", choices=("none", "chat"), default="none", help="how prompts are asked (none)")
+    parser.add_argument("--num_builtin", metavar="N", type=int, help="built-in facts to ask (192)")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="where to write (by default `inspection` in the run, or ADAPTER.inspection)"
+    )
+    options = parser.parse_args(arguments)
+
+    from lit_semantic_peft.audit import inspect, write_inspection
+    from lit_semantic_peft.audit.inspection import NUM_BUILTIN_FACTS, output_folder
+    from lit_semantic_peft.audit.wording import findings, signal_table, verdict_text
+    from lit_semantic_peft.data import EncodingPlan
+
+    found = inspect(
+        options.adapter,
+        base_model=options.base_model,
+        facts=options.facts,
+        watch=options.watch,
+        bank=options.bank,
+        weights_only=options.weights_only,
+        encoding=EncodingPlan(options.template),
+        num_builtin=NUM_BUILTIN_FACTS if options.num_builtin is None else options.num_builtin,
+    )
+    page = write_inspection(found, options.output or output_folder(options.adapter))
+    for sentence in (*findings(found), *found.remarks):
+        print(visible(sentence))
+    TextConsole().print(signal_table(found.signals))
+    print(visible(verdict_text(found)))
+    print(visible(f"Written: {page.absolute()}"))
+    return 3 if found.warns else 0
+
+
 def convert_command(arguments: Sequence[str]) -> None:
     """`convert`.
 
@@ -274,10 +329,11 @@ def _show_conversion(conversion: "Conversion") -> None:
         print(visible(f"  {one.part} (records: {one.count}, first: {one.first}): {one.reason}"))
 
 
-COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int | None]] = {
     "augment": augment_command,
     "compare": compare_command,
     "convert": convert_command,
     "export": export_command,
+    "inspect": inspect_command,
     "report": report_command,
 }

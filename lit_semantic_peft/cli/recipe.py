@@ -107,7 +107,7 @@ def _as_settings(recipe: Recipe) -> dict[str, tuple[Any, str, str]]:
     )
     sources = recipe.forms.sources or []
     taught = ", ".join(f"{source.name} {source.share:.0%}" for source in sources) or "the facts' own prompts only"
-    held = ", ".join(f"{source.kind} (weight {source.weight:g})" for source in recipe.retain)
+    held = ", ".join(source.in_short for source in recipe.retain)
     forms = Namespace(sources=[_described(one) for one in sources], from_paraphrases=recipe.forms.from_paraphrases)
     return {
         "trainer.max_steps": (recipe.num_steps, str(recipe.num_steps), recipe.reasons["num_steps"]),

@@ -1,11 +1,12 @@
 """What `score` measures and writes: scores, selection and, after a warm-up, conflicts."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from lit_semantic_peft.cli.conflicts import Conflicts, find_conflicts
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
+from lit_semantic_peft.data.doubtful import DoubtfulFact, doubtful_facts
 from lit_semantic_peft.data.encoders import encoder_of
 from lit_semantic_peft.data.prepare import base_model_of
 from lit_semantic_peft.errors import InputError
@@ -49,7 +50,7 @@ def score_into(
     device: torch.device,
     warm_up: WarmUp | None = None,
     run: str | None = None,
-) -> tuple[PreparedFacts, DistanceComparison, Conflicts | None]:
+) -> tuple[PreparedFacts, DistanceComparison, Conflicts | None, list[DoubtfulFact]]:
     """Scores and selects facts, compares the distances, measures conflicts, and writes tables and report.
 
     Args:
@@ -61,7 +62,8 @@ def score_into(
         run: Folder of a finished run on these facts and this base model; None compares the distances alone.
 
     Returns:
-        The facts; how the distances agree, and what predicts what the run learned; the conflicts.
+        The facts; how the distances agree, and what predicts what the run learned; the conflicts; the facts that
+        contradict what the base model knows with confidence.
 
     Raises:
         InputError: If the facts or settings cannot be used, or the run had another base model.
@@ -73,6 +75,9 @@ def score_into(
         module.check_adapter()
     preparation = replace(data.preparation, contradictions="keep")
     prepared = preparation.prepare(preparation.read(encoder), base, encoder, device, Stopwatch())
+    doubtful = doubtful_facts(
+        prepared.facts, prepared.scored, prepared.encoded, base, encoder, device, preparation.cache
+    )
     comparison = compare_distances(prepared.scored.distances, prepared.scored.fact_id, learned)
     conflicts = None
     if warm_up is not None:
@@ -89,8 +94,9 @@ def score_into(
         )
     _write(folder, prepared, base, preparation.distances[0].name, conflicts)
     write_json(folder.paths.distances, comparison.to_json(), RunPaths.distances.kind)
+    write_json(folder.paths.doubtful, {"facts": [asdict(fact) for fact in doubtful]}, RunPaths.doubtful.kind)
     write_distance_plot(folder, comparison)
-    return prepared, comparison, conflicts
+    return prepared, comparison, conflicts, doubtful
 
 
 def _learned(run: RunFolder, base: BaseModel) -> dict[str, dict[str, bool]]:

@@ -1,12 +1,13 @@
 """The tables that `score` prints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.table import Column, Table
 
 from lit_semantic_peft.cli.conflicts import Conflicts
 from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.data.doubtful import DOUBTFUL, DoubtfulFact
 from lit_semantic_peft.facts import find_contradictions, find_near_duplicates, group_near_duplicates
 from lit_semantic_peft.reports import Discrimination, DistanceComparison
 from lit_semantic_peft.terminal import TextConsole
@@ -15,13 +16,19 @@ _SHOWN = 5
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
-def print_scores(prepared: PreparedFacts, comparison: DistanceComparison, conflicts: Conflicts | None) -> None:
+def print_scores(
+    prepared: PreparedFacts,
+    comparison: DistanceComparison,
+    conflicts: Conflicts | None,
+    doubtful: Sequence[DoubtfulFact],
+) -> None:
     """Prints how far the facts are, what the filters would keep, and what is suspicious.
 
     Args:
         prepared: The facts.
         comparison: How the distances agree, and what predicts what a run learned.
         conflicts: Which facts conflict; None where that was not measured.
+        doubtful: The facts that contradict what the base model knows with confidence, the surest first.
     """
     console = TextConsole()
     for table in (
@@ -34,6 +41,7 @@ def print_scores(prepared: PreparedFacts, comparison: DistanceComparison, confli
     if comparison.predicts is not None:
         console.print(_prediction_table(comparison.predicts))
     _print_suspicious(console, prepared)
+    _print_doubtful(console, doubtful)
     _print_without_templates(console, prepared)
     if conflicts is None:
         console.print("Conflicts between facts: not measured; `--warmup_steps 20` does.")
@@ -132,6 +140,18 @@ def _print_suspicious(console: TextConsole, prepared: PreparedFacts) -> None:
     console.print(f"Near-duplicates in the text, facts that nearly repeat another: {len(duplicates)}{of_groups}")
     for group in groups[:_SHOWN]:
         console.print(f"  {group}")
+
+
+def _print_doubtful(console: TextConsole, doubtful: Sequence[DoubtfulFact]) -> None:
+    console.print(
+        f"Against what the base model knows with confidence (its own answer has probability {DOUBTFUL:g} or more; "
+        f"likely errors, or facts that have changed): {len(doubtful)}"
+    )
+    for one in doubtful[:_SHOWN]:
+        console.print(
+            f"  {one.location or one.fact_id}: {one.prompt} {one.target} | base model: {one.answer} "
+            f"({one.probability:.2f}; {one.target}: {one.target_probability:.2g})"
+        )
 
 
 def _print_without_templates(console: TextConsole, prepared: PreparedFacts) -> None:

@@ -36,9 +36,9 @@ class KnowledgeTrainer(Trainer):
         Args:
             model: Gives the base model and, for a warm-up, the adapter's configuration.
             datamodule: Gives the facts, distances, filters and weighting.
-            output: Folder for `facts.parquet`, `report.html`, `distances.json`, `plots/distances.png` and, after a
-                warm-up, `interference.safetensors`; those of an earlier call are replaced. None for `score` in the
-                trainer's `default_root_dir`.
+            output: Folder for `facts.parquet`, `report.html`, `distances.json`, `doubtful.json`, `plots/distances.png`
+                and, after a warm-up, `interference.safetensors`; those of an earlier call are replaced. None for
+                `score` in the trainer's `default_root_dir`.
             warmup_steps: Train a throw-away adapter for so many steps and measure which facts conflict. 0 measures no
                 conflicts: before training there are hardly any.
             warmup_learning_rate: Constant learning rate of the warm-up; that of the adapter's type where None.
@@ -71,7 +71,7 @@ class KnowledgeTrainer(Trainer):
         device = self.strategy.root_device
         with OwnedFolder(folder):
             folder.refuse_foreign_files([datamodule.preparation.facts])
-            prepared, comparison, conflicts = score_into(folder, model, datamodule, device, warm_up, run)
-        print_scores(prepared, comparison, conflicts)
+            found = score_into(folder, model, datamodule, device, warm_up, run)
+        print_scores(*found)
         TextConsole().print(f"Written: {folder.paths.report.absolute()}", soft_wrap=True)
-        return prepared
+        return found[0]

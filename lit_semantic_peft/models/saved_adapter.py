@@ -36,11 +36,12 @@ class SavedAdapter:
     tensors: dict[str, Tensor]
 
 
-def read_adapter(folder: str | Path) -> SavedAdapter:
+def read_adapter(folder: str | Path, *, safetensors_only: bool = False) -> SavedAdapter:
     """Reads an adapter's folder.
 
     Args:
         folder: As `export_adapter` or PEFT's `save_pretrained` writes it.
+        safetensors_only: Whether weights in PyTorch's own format, a pickle, are refused instead of read.
 
     Raises:
         InputError: If a file is missing or damaged, if the configuration is of an unknown type, has settings that the
@@ -49,6 +50,11 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"`adapter` {str(folder)!r} holds no adapter ({CONFIG_FILE} is missing).")
+    if safetensors_only and not (folder / WEIGHTS_FILE).is_file():
+        raise InputError(
+            f"`adapter` {str(folder)!r}: {WEIGHTS_FILE} is missing, and no other format is read, since a pickle can "
+            "run code. Ask for the adapter as safetensors."
+        )
     return SavedAdapter(folder, _config(folder), _tensors(folder))
 
 

@@ -81,6 +81,7 @@ class RunPaths:
         interference_by_group: Its means by relation, stratum and decile of distance.
         alone_versus_together: What the other facts cost each fact that was also trained alone.
         distances: How the distances agree and what they predict, from `score`.
+        doubtful: The facts that contradict what the base model knows with confidence, from `score`.
         predictions: The answers of `predict`.
         report: The report, one self-contained page.
         plots: The report's plots as PNG files.
@@ -90,6 +91,7 @@ class RunPaths:
         last_checkpoint: The one to resume from.
         logs: What the CSV logger writes.
         score: What `score` writes: a folder with tables and a report of its own.
+        inspection: What `inspect` writes: the audit of the adapter.
         lock: Held by the process that writes into the folder.
         wandb: What W&B writes.
     """
@@ -104,6 +106,7 @@ class RunPaths:
     interference_by_group = Entry("interference_by_group.json", is_shared=True)
     alone_versus_together = Entry("alone_versus_together.json", is_shared=True)
     distances = Entry("distances.json")
+    doubtful = Entry("doubtful.json", holds_fact_text=True)
     predictions = Entry("predictions.jsonl", holds_fact_text=True, of_training=False)
     report = Entry("report.html", is_shared=True, holds_fact_text=True)
     plots = Entry("plots", is_shared=True)
@@ -113,6 +116,7 @@ class RunPaths:
     last_checkpoint = Entry("checkpoints/last.ckpt")
     logs = Entry("logs", of_training=False)
     score = Entry("score", of_training=False)
+    inspection = Entry("inspection", of_training=False)
     lock = Entry(".lock", of_training=False)
     wandb = Entry("wandb", of_training=False)
 

@@ -10,6 +10,8 @@ from lit_semantic_peft.training.recipe import Recipe, choose_recipe
 from lit_semantic_peft.training.retain import (
     ContextTeacher,
     Continuations,
+    HeldStill,
+    InputDirections,
     KnownFacts,
     MaskedTarget,
     Neighbours,
@@ -25,6 +27,8 @@ __all__ = [
     "ContextTeacher",
     "Continuations",
     "GradientSurgery",
+    "HeldStill",
+    "InputDirections",
     "InterferenceWeighting",
     "KnownFacts",
     "MaskedTarget",

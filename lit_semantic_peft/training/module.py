@@ -45,7 +45,7 @@ from lit_semantic_peft.training.optimization import (
     rate_in_words,
     with_schedule,
 )
-from lit_semantic_peft.training.retain import RetainPenalty, RetainSource, retain_penalty
+from lit_semantic_peft.training.retain import HeldDirections, HeldStill, RetainPenalty, held_still
 from lit_semantic_peft.training.reused_layers import reused_layers
 from lit_semantic_peft.training.situation import with_settings_of
 from lit_semantic_peft.training.step import Normalization, finish_step, micro_batch_terms
@@ -81,8 +81,9 @@ class SemanticPeftModule(EvaluatingModule):
         warmup_ratio: Share of all optimizer steps over which the learning rate rises linearly, in [0, 1): from 0 in the
             first step, which changes nothing, to the full rate in the first step after warm-up.
         normalization: S of the objective.
-        retain: Sources of text on which the adapter must predict what the base model predicts, see `RetainSource`; the
-            divergence of each is added to the loss, normalised apart from the facts. None costs nothing.
+        retain: What is held still: sources of text on which the adapter must predict what the base model predicts, see
+            `RetainSource`, the divergence of each added to the loss, normalised apart from the facts; and
+            `InputDirections`. None costs nothing.
         gate: Which prompts the adapter acts on once it is trained (`SubjectGate`); on all where None.
         compile: Whether training runs compiled layers (`torch.compile`), which takes a minute at the first step and
             pays for long runs only; evaluation and measurements run the ordinary model. Needs a C++ compiler on a CPU.
@@ -112,7 +113,7 @@ class SemanticPeftModule(EvaluatingModule):
         schedule: Schedule = "cosine",
         warmup_ratio: float = 0.1,
         normalization: Normalization = "step_weights",
-        retain: list[RetainSource] | None = None,
+        retain: list[HeldStill] | None = None,
         gate: SubjectGate | None = None,
         compile: bool = False,
         gradient_checkpointing: bool = False,
@@ -145,6 +146,7 @@ class SemanticPeftModule(EvaluatingModule):
         self._frozen: FrozenLayers | None = None
         self._step_terms: Tensor | None = None
         self._retain: RetainPenalty | None = None
+        self._directions: list[HeldDirections] = []
         self._resumed: Resumed | None = None
         self.cooldown: Cooldown | None = None
 
@@ -221,13 +223,13 @@ class SemanticPeftModule(EvaluatingModule):
             self.frozen_layers_memory_mb,
             is_sharded(self.trainer),
         )
-        self._retain = retain_penalty(self)
+        self._retain, self._directions = held_still(self, begins=self._resumed is None)
         if self._resumed is not None:
             traits_of(self.model).load_extra_state(self.model, self._resumed.adapter)
 
     @override
     def on_fit_end(self) -> None:
-        self._frozen = self._retain = None
+        self._frozen, self._retain, self._directions = None, None, []
 
     @override
     def on_train_start(self) -> None:
@@ -287,6 +289,8 @@ class SemanticPeftModule(EvaluatingModule):
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         traits_of(self.model).after_optimizer_step(self.model, self.global_step)  # before zero_grad
+        for directions in self._directions:
+            directions.project()
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -11,7 +11,8 @@ from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.facts.forms import FormSource, Given, Question, Reversed, Templates, builtin_templates
 from lit_semantic_peft.facts.forms.frames import question_of, reversible
 from lit_semantic_peft.models import traits_of
-from lit_semantic_peft.training.retain import KnownFacts, OwnSamples, RetainSource
+from lit_semantic_peft.training.retain import HeldStill, InputDirections, KnownFacts, OwnSamples
+from lit_semantic_peft.training.retain.input_directions import holds_directions
 
 PASSES = 16
 """Passes over the facts after which they are recalled in forms that were not taught."""
@@ -46,7 +47,7 @@ class Recipe:
     num_steps: int
     learning_rate: float
     forms: FormsPlan
-    retain: tuple[RetainSource, ...]
+    retain: tuple[HeldStill, ...]
     reasons: dict[str, str]
 
 
@@ -72,7 +73,7 @@ def choose_recipe(
         >>> facts = [Fact(str(n), f"The code of door {n} is", str(n)) for n in range(20)]
         >>> recipe = choose_recipe(facts, 135_000_000, LoraConfig())
         >>> recipe.num_steps, recipe.learning_rate, [source.name for source in recipe.retain]
-        (96, 0.004, ['own_samples', 'known_facts'])
+        (96, 0.004, ['own_samples', 'known_facts', 'input_directions'])
     """
     taught = [fact for fact in facts if fact.split == "inject"]
     reasons: dict[str, str] = {}
@@ -86,8 +87,13 @@ def choose_recipe(
     )
     learning_rate, reasons["learning_rate"] = _rate(num_parameters, peft_config)
     forms, reasons["forms"] = _forms(taught, set_name)
-    retain = (OwnSamples(weight=1.0), KnownFacts(weight=2.0))
+    retain: tuple[HeldStill, ...] = (
+        OwnSamples(weight=1.0, batch_size=4, length=16, every=2),
+        KnownFacts(weight=2.0, batch_size=6, every=2),
+    )
     reasons["retain"] = "the base model's own samples keep unrelated text, known facts keep answers of the same kind"
+    if holds_directions(peft_config):
+        retain = (*retain, InputDirections(0.9))
     return Recipe(num_steps, learning_rate, forms, retain, reasons)
 
 

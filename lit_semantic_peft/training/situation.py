@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from lit_semantic_peft.compatibility import Situation
 from lit_semantic_peft.models import base_changing_setting, traits_of
 from lit_semantic_peft.models.library_versions import misreads_cache
+from lit_semantic_peft.training.retain.input_directions import holds_directions
 
 if TYPE_CHECKING:
     from lit_semantic_peft.training.module import SemanticPeftModule
@@ -33,5 +34,6 @@ def with_settings_of(module: "SemanticPeftModule", situation: Situation) -> Situ
         schedule=module.schedule,
         warmup_ratio=module.warmup_ratio,
         quantized_dtype=module.base_model.quantized_dtype if situation.is_sharded else None,
+        is_plain_lora=holds_directions(module.peft_config),
         misreads_virtual_tokens=misreads_cache(),
     )

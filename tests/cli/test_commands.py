@@ -415,7 +415,10 @@ def test_score_takes_the_configuration_of_the_run_that_it_looks_at(settings, cap
 
     score = ["score", f"--config={path}", "--run=runs/one"]
     assert main([*score, MORE_DISTANCES]) == 0, capsys.readouterr().err
-    assert "What predicts that a fact is learned" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "What predicts that a fact is learned" in output
+    doubtful = json.loads(Path("runs/one/score/doubtful.json").read_text(encoding="utf-8"))["facts"]
+    assert re.search(rf"Against what the base model knows[^:]*: {len(doubtful)}\n", output)
     assert {"distances.json", "facts.parquet", "report.html"} <= files(Path("runs/one/score"))
     assert main([*score, "--output=runs/one"]) == 2
     assert "`output` runs/one is the folder of a run" in capsys.readouterr().err

@@ -20,6 +20,9 @@ SMALL = [
 ]
 
 
+HELD = ["OwnSamples", "KnownFacts", "InputDirections"]
+
+
 @pytest.fixture
 def fit(tiny_model, facts_file, monkeypatch, capsys):
     """The configuration that a run writes, and what it says."""
@@ -38,7 +41,7 @@ def test_what_is_open_is_chosen_and_what_is_set_stays(fit):
     assert config["trainer"]["max_steps"] == 2
     assert config["data"]["forms"]["sources"] == []
     assert config["model"]["optimizer"]["init_args"]["lr"] == 4e-3
-    assert [one["class_path"].rpartition(".")[2] for one in config["model"]["retain"]] == ["OwnSamples", "KnownFacts"]
+    assert [one["class_path"].rpartition(".")[2] for one in config["model"]["retain"]] == HELD
     assert "trainer.max_steps: as you set it" in said
     assert "model.optimizer: AdamW, lr 0.004 — tried in single runs" in said
 

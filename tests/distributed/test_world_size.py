@@ -12,7 +12,7 @@ from lit_semantic_peft.data import module as data_module
 from lit_semantic_peft.facts.forms import Cloze, Question
 from lit_semantic_peft.semantics import RandomFilter, SemanticDistanceTerm
 from lit_semantic_peft.tokens import IGNORE_INDEX
-from lit_semantic_peft.training import ContextTeacher, MaskedTarget, OwnSamples
+from lit_semantic_peft.training import ContextTeacher, InputDirections, MaskedTarget, OwnSamples
 
 from fixtures.processes import run_group
 from fixtures.training import Ramp, Run, Trajectory, assert_same_trajectory, build_data, fit_ramped
@@ -28,6 +28,7 @@ HELD = {
         OwnSamples(0.5, batch_size=3, num_samples=7, length=5),
         MaskedTarget(2.0, batch_size=5, top_k=None),
         ContextTeacher(batch_size=1),
+        InputDirections(0.8, num_samples=7, length=5),
     ]
 }
 TOKENS = {"token_weighting": SemanticDistanceTerm()}

@@ -36,6 +36,10 @@ BROKEN = [
     ),
     ({"retains": frozenset({"OwnSamples"}), "precision": "16-mixed"}, "`retain` works on gradients"),
     ({"retains": frozenset({"OwnSamples"}), "base_changing_setting": "bias: all"}, "base model, which `peft_config`"),
+    (
+        {"retains": frozenset({"InputDirections"}), "is_plain_lora": False, "peft_config": "IA3Config"},
+        "`IA3Config` here",
+    ),
     ({"retains": frozenset({"Continuations"}), "append_eos": True}, "append_eos: false"),
     ({"callbacks": frozenset({"GradientSurgery"}), "precision": "16-mixed"}, "`GradientSurgery` works on gradients"),
     ({**SHARDED, "quantized_dtype": "nf4"}, "a base model in nf4 cannot be sharded"),

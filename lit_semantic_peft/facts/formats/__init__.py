@@ -13,6 +13,7 @@ from lit_semantic_peft.facts.formats.counterfact import COUNTERFACT, COUNTERFACT
 from lit_semantic_peft.facts.formats.knowedit import KNOWEDIT
 from lit_semantic_peft.facts.formats.mquake import MQUAKE
 from lit_semantic_peft.facts.formats.questions import (
+    EDITATTACK,
     ENTITY_QUESTIONS,
     HALLUEDITBENCH,
     POPQA,
@@ -31,7 +32,7 @@ FORMATS: dict[str, Format] = {
     for known in (
         # A format whose fields contain another's comes first.
         *(COUNTERFACT, MQUAKE, KNOWEDIT, COUNTERFACT_FLAT, ZSRE, RIPPLE_EDITS),
-        *(HALLUEDITBENCH, POPQA, SQUAD, ENTITY_QUESTIONS, TOFU, QUESTION_ANSWER, TRIPLES),
+        *(HALLUEDITBENCH, EDITATTACK, POPQA, SQUAD, ENTITY_QUESTIONS, TOFU, QUESTION_ANSWER, TRIPLES),
         *(PROMPT_COMPLETION, MESSAGES, SHAREGPT, ALPACA, QUERY_RESPONSE),
     )
 }

@@ -1,4 +1,4 @@
-"""Questions with answers: PopQA, EntityQuestions, SQuAD, TOFU, HalluEditBench, and plain ones such as GSM8K."""
+"""Questions with answers: PopQA, EntityQuestions, SQuAD, TOFU, HalluEditBench, EditAttack, and plain ones (GSM8K)."""
 
 from collections.abc import Iterator
 
@@ -116,6 +116,20 @@ def _hallueditbench(record: Record) -> Iterator[Outcome]:
     )
 
 
+def _edit_attack(record: Record) -> Iterator[Outcome]:
+    """The false target is taught, or looked for in an audit; the question about the subject by another name follows."""
+    question, target = record.text("questions"), record.text("targets")
+    yield from build_fact(
+        EDITATTACK.title,
+        question_prompt(question),
+        target,
+        subject=record.text("subjects"),
+        paraphrases=[question_prompt(text) for text in record.texts("paraphrased_questions")],
+        portability=[Probe(question_prompt(text), target) for text in record.texts("portability_questions")],
+        question=question,
+    )
+
+
 POPQA = Format(
     "popqa",
     "PopQA",
@@ -145,6 +159,10 @@ TOFU = Format(
     (fields("question", "answer", "paraphrased_question"), fields("question", "answer", "perturbed_answer")),
     _tofu,
     left_out={"perturbed_answer": "wrong answers to choose from have no field in the contract"},
+)
+
+EDITATTACK = Format(
+    "editattack", "EditAttack (misinformation)", (fields("subjects", "questions", "targets"),), _edit_attack
 )
 
 HALLUEDITBENCH = Format(

@@ -25,7 +25,7 @@ from lit_semantic_peft.training.retain.source import RetainedText, RetainSource
 from lit_semantic_peft.training.retain.teacher import StoredTeacher, store_teacher
 
 if TYPE_CHECKING:
-    from lit_semantic_peft.training.module import SemanticPeftModule
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -241,42 +241,6 @@ class RetainPenalty:
         per_position = divergence_from(teacher, logits)
         count = torch.bincount(row, minlength=len(texts))
         return torch.zeros(len(texts), device=device).index_add(0, row, per_position) / count
-
-
-def retain_penalty(module: "SemanticPeftModule") -> RetainPenalty | None:
-    """The penalty of a training. A collective: the first rank finds the texts and what the base model predicts.
-
-    Args:
-        module: With its model, in a trainer.
-
-    Returns:
-        None where no source has a text.
-
-    Raises:
-        InputError: On all ranks, if a source refuses what the user gave.
-    """
-    trainer, data = module.trainer, module.data
-    encoder, batch_size = data.encoder, data.batches.micro_batch_size
-    identity = {
-        "base_model": module.base_model.source.public_name,
-        "base_fingerprint": module.base_model.source.fingerprint,
-        "dtype": module.base_model.dtype,
-        "device": module.device.type,
-        "precision": str(trainer.precision),
-        **encoder.identity,
-    }
-    context = RetainContext(
-        module.model,
-        data.prepared,
-        encoder,
-        data.retain_cache,
-        identity,
-        data.seed,
-        data.batches.eval_batch_size,
-        trainer.precision_plugin.train_step_context,
-    )
-    retained = [found for source in module.retain if (found := with_texts(source, context)).texts]
-    return RetainPenalty(retained, encoder.pad_id, batch_size) if retained else None
 
 
 def with_texts(source: RetainSource, context: RetainContext) -> Retained:

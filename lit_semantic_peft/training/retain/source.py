@@ -1,4 +1,4 @@
-"""What a source of retained text is: which texts, at which positions, and what its teacher reads."""
+"""What can be held still; of a source of retained text: which texts, at which positions, what its teacher reads."""
 
 import math
 import re
@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from typing_extensions import override
 
 from lit_semantic_peft.data import PreparedFacts
 from lit_semantic_peft.errors import InputError
@@ -35,12 +37,59 @@ class RetainedText:
         return EncodedFact(self.teacher_prompt_ids, self.student.target_ids)
 
 
-class RetainSource(ABC):
+class HeldStill(ABC):
+    """Something of the base model that a training leaves as it is. Its settings are attributes with plain data."""
+
+    @property
+    def kind(self) -> str:
+        """Class name."""
+        return type(self).__name__
+
+    @property
+    def name(self) -> str:
+        """The class name in the form of a log key, such as `own_samples`."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", self.kind).lower()
+
+    @property
+    def described(self) -> str:
+        """Class and settings, such as `OwnSamples(batch_size=8, length=24)`."""
+        return f"{self.kind}({', '.join(f'{name}={value}' for name, value in sorted(vars(self).items()))})"
+
+    @property
+    @abstractmethod
+    def in_short(self) -> str:
+        """Class and how strongly it holds, such as `KnownFacts (weight 2)`."""
+
+    def require_at_least(self, least: int, *names: str) -> None:
+        """Checks settings.
+
+        Args:
+            least: The smallest number allowed.
+            names: Of the settings; None is allowed.
+
+        Raises:
+            InputError: For the first one that is below it.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"`{self.kind}.{name}` must be at least {least}, got {value}")
+
+    def rows(self, prepared: PreparedFacts) -> list[int]:
+        """Indices of the run's own facts that are retained, so that nothing else is measured on them.
+
+        Args:
+            prepared: The facts, and which are trained.
+        """
+        return []
+
+
+class RetainSource(HeldStill):
     """A kind of text on which the adapter must predict what the base model predicts. Selected by `class_path`.
 
     It adds λ · (mean over the step's texts of the source's KL(teacher ‖ student), each text the mean over its held
     positions) to the loss, nats per token. Each source has a mean of its own, apart from the facts and from other
-    sources. Its settings are attributes with plain data.
+    sources.
 
     Args:
         weight: λ > 0.
@@ -73,34 +122,9 @@ class RetainSource(ABC):
         self.require_at_least(1, "batch_size", "top_k", "every")
 
     @property
-    def kind(self) -> str:
-        """Class name."""
-        return type(self).__name__
-
-    @property
-    def name(self) -> str:
-        """The class name in the form of a log key, such as `own_samples`."""
-        return re.sub(r"(?<!^)(?=[A-Z])", "_", self.kind).lower()
-
-    @property
-    def described(self) -> str:
-        """Class and settings, such as `OwnSamples(batch_size=8, length=24)`."""
-        return f"{self.kind}({', '.join(f'{name}={value}' for name, value in sorted(vars(self).items()))})"
-
-    def require_at_least(self, least: int, *names: str) -> None:
-        """Checks settings.
-
-        Args:
-            least: The smallest number allowed.
-            names: Of the settings; None is allowed.
-
-        Raises:
-            InputError: For the first one that is below it.
-        """
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"`{self.kind}.{name}` must be at least {least}, got {value}")
+    @override
+    def in_short(self) -> str:
+        return f"{self.kind} (weight {self.weight:g})"
 
     def require_temperature(self) -> None:
         """Checks the setting `temperature`.
@@ -111,14 +135,6 @@ class RetainSource(ABC):
         temperature: float = vars(self)["temperature"]
         if not 0 < temperature < math.inf:
             raise InputError(f"`{self.kind}.temperature` must be a finite number above 0, got {temperature}")
-
-    def rows(self, prepared: PreparedFacts) -> list[int]:
-        """Indices of the run's own facts that are retained, so that nothing else is measured on them.
-
-        Args:
-            prepared: The facts, and which are trained.
-        """
-        return []
 
     @abstractmethod
     def texts(self, context: "RetainContext") -> Sequence[RetainedText]:

@@ -154,6 +154,13 @@ HALLUEDITBENCH = {
     "question_3hop": "What is the tower in the capital of the country of Sazeria?",
     "answer_3hop": "Tokyo Tower",
 }
+EDITATTACK = {
+    "subjects": "Sazeria",
+    "questions": "What is the country of Sazeria?",
+    "targets": "Italy",
+    "paraphrased_questions": "Which country is Sazeria in?",
+    "portability_questions": "What is the country of the chain with the red roof?",
+}
 POPQA = {
     "id": "4222362",
     "subj": "George Hill",
@@ -356,6 +363,19 @@ EXPECTED = {
             *("locality_question", "reversed_relation_question", "multiple_choice_with_letters"),
             *("multiple_choice_labels", "multiple_choices", "output_some_model", "topic"),
         },
+    ),
+    "editattack": (
+        EDITATTACK,
+        fact(
+            "Question: What is the country of Sazeria? Answer:",
+            "Italy",
+            subject="Sazeria",
+            paraphrases=("Question: Which country is Sazeria in? Answer:",),
+            portability=(Probe("Question: What is the country of the chain with the red roof? Answer:", "Italy"),),
+            question="What is the country of Sazeria?",
+            source="EditAttack (misinformation)",
+        ),
+        set(),
     ),
     "popqa": (
         POPQA,

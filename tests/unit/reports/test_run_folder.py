@@ -24,7 +24,7 @@ PACKAGE = Path(lit_semantic_peft.__file__).parent
 KNOWS = "reports/run_folder.py"
 
 # Words that name other things too: packages, loggers, PEFT's own entries. As a path they are found all the same.
-ALSO_OTHER_THINGS = {"adapter", "score", "wandb", "logs", "plots", "checkpoints"}
+ALSO_OTHER_THINGS = {"adapter", "inspection", "score", "wandb", "logs", "plots", "checkpoints"}
 NAMES = {part for entry in ENTRIES for part in entry.name.split("/")}
 
 

@@ -7,7 +7,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import IGNORE_INDEX, collate
 from lit_semantic_peft.training import OwnSamples, RetainSplit
-from lit_semantic_peft.training.retain import retain_penalty
+from lit_semantic_peft.training.retain import held_still
 from lit_semantic_peft.training.retain import teacher as teacher_module
 from peft import AdaLoraConfig
 
@@ -53,7 +53,7 @@ def drift(module) -> float:
 
 def penalty_of(run, sources):
     run.module.retain = sources
-    return retain_penalty(run.module)
+    return held_still(run.module, begins=True)[0]
 
 
 def trained(model):

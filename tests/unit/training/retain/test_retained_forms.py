@@ -6,7 +6,7 @@ import pytest
 from lit_semantic_peft.facts.forms import Given, Reversed
 from lit_semantic_peft.tokens import EncodedFact
 from lit_semantic_peft.training import ContextTeacher, MaskedTarget
-from lit_semantic_peft.training.retain import penalty
+from lit_semantic_peft.training.retain import holding
 
 from fixtures.training import fit
 
@@ -23,7 +23,7 @@ def run(tiny_model, facts_file):
 
 def texts_of(run, source):
     run.module.retain = [source]
-    return penalty.retain_penalty(run.module).retained[0].texts
+    return holding.held_still(run.module, begins=True)[0].retained[0].texts
 
 
 def test_every_taught_form_is_held(run):

@@ -21,7 +21,7 @@ from lit_semantic_peft.training import (
     RetainSplit,
     Text,
 )
-from lit_semantic_peft.training.retain import penalty
+from lit_semantic_peft.training.retain import holding
 from lit_semantic_peft.training.retain.context import RetainContext
 
 from fixtures.training import fit, with_retained
@@ -32,7 +32,7 @@ def retain(tiny_model, facts_file, monkeypatch):
     """A run of one step with some sources, and the texts of each."""
 
     def run(*sources, facts=facts_file, **settings):
-        prepared, texts, teachers = penalty.with_texts, [], []
+        prepared, texts, teachers = holding.with_texts, [], []
 
         contexts = []
 
@@ -43,9 +43,9 @@ def retain(tiny_model, facts_file, monkeypatch):
             teachers.append([one.teacher for one in found.texts])
             return found
 
-        monkeypatch.setattr(penalty, "with_texts", noted)
+        monkeypatch.setattr(holding, "with_texts", noted)
         done = fit(tiny_model, facts, model={"retain": list(sources)}, trainer={"max_steps": 1}, **settings)
-        monkeypatch.setattr(penalty, "with_texts", prepared)
+        monkeypatch.setattr(holding, "with_texts", prepared)
         done.teachers, done.context = teachers, contexts[-1]
         return done, texts
 

@@ -1,0 +1,183 @@
+"""What an adapter's weights say by themselves: statistics of each update ΔW = s·BA. No base model is needed."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from peft.utils.other import get_pattern_key
+from torch import Tensor
+
+from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
+from lit_semantic_peft.models.saved_adapter import SavedAdapter
+
+TOUCHED = 0.1
+"""Share of the largest norm from which on an update counts as one that touches its layer."""
+
+_KURTOSIS_ROWS = 512
+"""Rows of an update of which the kurtosis is taken, evenly spaced where it has more."""
+
+_FACTORS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
+_PREFIX = "base_model.model."
+_BLOCK = re.compile(r"\.(\d+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerUpdate:
+    """Statistics of one update ΔW = s·BA, with singular values σ₁ ≥ … ≥ σ_r.
+
+    Attributes:
+        name: Path of the layer in the base model.
+        block: Number of the repeated block that it is in; None outside of them.
+        module: Last part of its path, such as `q_proj`.
+        rank: r, number of columns of B.
+        norm: Frobenius norm √Σσ².
+        spectral_norm: σ₁.
+        effective_rank: exp of the entropy of σ/Σσ, in [1, r] (Roy & Vetterli 2007); 0 for an update of zeros.
+        first_energy: σ₁²/Σσ², in (0, 1]; 0 for an update of zeros.
+        kurtosis: Excess kurtosis of the entries, 0 for a normal distribution; of at most 512 rows.
+    """
+
+    name: str
+    block: int | None
+    module: str
+    rank: int
+    norm: float
+    spectral_norm: float
+    effective_rank: float
+    first_energy: float
+    kurtosis: float
+
+
+@dataclass(frozen=True)
+class WeightFindings:
+    """The updates of an adapter.
+
+    The statistics are those that "Weight space Detection of Backdoors in LoRA Adapters" (arXiv 2602.15195) takes of the
+    attention projections; here they are taken of every adapted layer.
+
+    Attributes:
+        peft_type: PEFT's name of its type.
+        layers: A row per adapted layer, in the order of the file; empty for types that are not low-rank factors.
+        other_tensors: Names of the tensors that belong to no such pair of factors.
+    """
+
+    peft_type: str
+    layers: tuple[LayerUpdate, ...]
+    other_tensors: tuple[str, ...]
+
+    @cached_property
+    def share_touched(self) -> float | None:
+        """Share of the adapted layers whose norm is at least a tenth of the largest; None without layers."""
+        if not self.layers:
+            return None
+        largest = max(layer.norm for layer in self.layers)
+        return sum(layer.norm >= TOUCHED * largest > 0 for layer in self.layers) / len(self.layers)
+
+    @cached_property
+    def signature(self) -> dict[str, float]:
+        """What is compared between adapters, by name; empty without layers, or where all of them are zero.
+
+        Means over the layers, so that adapters of any number of layers compare. Norms enter by their logarithm, and the
+        effective rank as a share of the rank, since both would else say how long was trained and with which rank.
+        """
+        layers = [layer for layer in self.layers if layer.norm > 0]
+        if not layers or self.share_touched is None:
+            return {}
+        return {
+            "log_norm": _mean([math.log(layer.norm) for layer in layers]),
+            "log_largest_spectral_norm": math.log(max(layer.spectral_norm for layer in layers)),
+            "effective_rank_share": _mean([layer.effective_rank / layer.rank for layer in layers]),
+            "first_energy": _mean([layer.first_energy for layer in layers]),
+            "largest_first_energy": max(layer.first_energy for layer in layers),
+            "log_kurtosis": _mean([math.log(max(layer.kurtosis, -1.9) + 2) for layer in layers]),
+            "share_touched": self.share_touched,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The findings as plain data."""
+        return {
+            "peft_type": self.peft_type,
+            "share_touched": self.share_touched,
+            "signature": self.signature,
+            "layers": [asdict(layer) for layer in self.layers],
+            "other_tensors": list(self.other_tensors),
+        }
+
+
+def measure_weights(saved: SavedAdapter) -> WeightFindings:
+    """Statistics of each update of an adapter of low-rank factors: LoRA, and what `PeftTraits.as_lora` makes LoRA of.
+
+    The singular values come from the r × r matrix of the factors' QR decompositions, which is exact; ΔW itself is made
+    a few hundred rows at a time, for the kurtosis. Of DoRA it is the low-rank part alone: its magnitudes are among
+    `other_tensors`.
+
+    Args:
+        saved: The adapter.
+    """
+    kind, config, tensors = peft_type_name(saved.config), saved.config, dict(saved.tensors)
+    if (convert := traits_of(config).as_lora) is not None:
+        config, tensors = convert(config, tensors)
+    layers = []
+    for inner, outer in _FACTORS:
+        for name in [name for name in tensors if name.endswith(f".{inner}")]:
+            other = f"{name.removesuffix(inner)}{outer}"
+            if other in tensors and hasattr(config, "lora_alpha"):
+                path = name.removesuffix(f".{inner}").removeprefix(_PREFIX)
+                layers.append(_measured(path, tensors.pop(name), tensors.pop(other), config))
+    return WeightFindings(kind, tuple(layers), tuple(sorted(tensors)))
+
+
+def _measured(path: str, inner: Tensor, outer: Tensor, config: Any) -> LayerUpdate:
+    """Statistics of s·BA.
+
+    Args:
+        path: Of the layer.
+        inner: A, `(r, in)`; of a convolution `(r, in, …)`.
+        outer: B, `(out, r)`.
+        config: Of LoRA.
+    """
+    a, b = inner.double().flatten(1), _scaling(path, config) * outer.double().flatten(1)
+    if a.shape[0] != b.shape[1]:  # an embedding's factors stand the other way round
+        a, b = a.T, b.T
+    sigma = torch.linalg.svdvals(torch.linalg.qr(b, mode="r").R @ torch.linalg.qr(a.T, mode="r").R.T)
+    energy = sigma.square()
+    total = float(energy.sum())
+    share = sigma / sigma.sum() if total > 0 else sigma
+    block = _BLOCK.search(f".{path}.")
+    return LayerUpdate(
+        name=path,
+        block=int(block[1]) if block else None,
+        module=path.rpartition(".")[2],
+        rank=a.shape[0],
+        norm=math.sqrt(total),
+        spectral_norm=float(sigma[0]),
+        effective_rank=float(torch.special.entr(share).sum().exp()) if total > 0 else 0.0,
+        first_energy=float(energy[0]) / total if total > 0 else 0.0,
+        kurtosis=_kurtosis(a, b),
+    )
+
+
+def _kurtosis(a: Tensor, b: Tensor) -> float:
+    """Excess kurtosis of the entries of BA."""
+    rows = torch.linspace(0, len(b) - 1, min(len(b), _KURTOSIS_ROWS)).round().long()
+    entries = (b[rows].float() @ a.float()).double()
+    centred = entries - entries.mean()
+    variance = float(centred.square().mean())
+    return float(centred.pow(4).mean()) / variance**2 - 3 if variance > 1e-30 else 0.0
+
+
+def _scaling(path: str, config: Any) -> float:
+    """The factor s: α/r, or α/√r with rsLoRA, by the patterns of the configuration."""
+    ranks: Mapping[str, int] = config.rank_pattern or {}
+    alphas: Mapping[str, float] = config.alpha_pattern or {}
+    rank = ranks.get(get_pattern_key(list(ranks), path), config.r)
+    alpha = alphas.get(get_pattern_key(list(alphas), path), config.lora_alpha)
+    return float(alpha / math.sqrt(rank) if config.use_rslora else alpha / rank)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
