@@ -57,8 +57,7 @@ class Situation:
         is_scheduled: Whether the weighting moves from the start to the end of training.
         deferred_from_epoch: Epoch from which dropped facts are trained too; None for never.
         mix_strata: Whether every optimizer step gets each stratum's share of the facts.
-        quantized_dtype: Type to which the base weights are quantised, here or in their files; None where they are not.
-            Set where the strategy shards the base model.
+        quantized_dtype: Type to which the base weights are quantised, here or in their files; looked up if sharded.
         is_plain_lora: Whether it is LoRA without DoRA's magnitudes, so that what A cannot see is not changed.
         misreads_virtual_tokens: Whether the installed peft misreads the cache (`library_versions.misreads_cache`).
     """
@@ -267,8 +266,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "`model.base_model.dtype: nf4`, `int8`, a quantised checkpoint",
         "a sharded base model",
-        "a base model in {quantized_dtype} cannot be sharded: FSDP2 cuts tensors by rows, which packed weights "
-        "do not have. Use `strategy: ddp`, which has the small base whole on each GPU, or `dtype: bfloat16`.",
+        "a base model in {quantized_dtype} cannot be sharded: packed weights have no rows to cut. Use `ddp`.",
         lambda s: s.is_sharded and s.quantized_dtype is not None,
         _ALWAYS,
     ),
