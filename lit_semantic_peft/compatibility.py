@@ -262,7 +262,6 @@ RULES: tuple[Rule, ...] = (
         _READS_GRADIENTS.replace("{what}", "`GradientSurgery`"),
         lambda s: s.has("GradientSurgery") and s.precision == "16-mixed",
     ),
-    # ------------------------------------------------------- a sharded base model
     Rule(
         "`model.base_model.dtype: nf4`, `int8`, a quantised checkpoint",
         "a sharded base model",
