@@ -1,6 +1,7 @@
 """The command line. This module imports nothing heavy, so that `--help` answers at once."""
 
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -63,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         if command in _LIGHTNING_COMMANDS:
+            from lit_semantic_peft.cli.early import refuse_early
+
+            refuse_early(arguments)
+            # bitsandbytes, which peft imports where it is installed, asks for a package that nobody needs.
+            logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
             from lit_semantic_peft.cli.run import run
 
             run(arguments, _LIGHTNING_COMMANDS)

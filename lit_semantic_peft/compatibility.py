@@ -58,6 +58,7 @@ class Situation:
         is_scheduled: Whether the weighting moves from the start to the end of training.
         deferred_from_epoch: Epoch from which dropped facts are trained too; None for never.
         mix_strata: Whether every optimizer step gets each stratum's share of the facts.
+        quantized_dtype: Type to which the base weights are quantised, here or in their files; looked up if sharded.
         is_plain_lora: Whether it is LoRA without DoRA's magnitudes, so that what A cannot see is not changed.
         misreads_virtual_tokens: Whether the installed peft misreads the cache (`library_versions.misreads_cache`).
     """
@@ -101,6 +102,7 @@ class Situation:
     is_scheduled: bool = False
     deferred_from_epoch: int | None = None
     mix_strata: bool = False
+    quantized_dtype: str | None = None
     misreads_virtual_tokens: bool = False
     is_plain_lora: bool = True
 
@@ -277,7 +279,13 @@ RULES: tuple[Rule, ...] = (
         _READS_GRADIENTS.replace("{what}", "`GradientSurgery`"),
         lambda s: s.has("GradientSurgery") and s.precision == "16-mixed",
     ),
-    # ------------------------------------------------------- a sharded base model
+    Rule(
+        "`model.base_model.dtype: nf4`, `int8`, a quantised checkpoint",
+        "a sharded base model",
+        "a base model in {quantized_dtype} cannot be sharded: packed weights have no rows to cut. Use `ddp`.",
+        lambda s: s.is_sharded and s.quantized_dtype is not None,
+        _ALWAYS,
+    ),
     Rule(
         "`model.retain`",
         "a sharded base model",

@@ -8,6 +8,7 @@ from lit_semantic_peft.callbacks.fact_report import FactReport
 from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
 from lit_semantic_peft.callbacks.loss_weights import LossWeightDistribution
 from lit_semantic_peft.callbacks.preflight import Preflight
+from lit_semantic_peft.callbacks.progress import ProgressLog, StepBar
 from lit_semantic_peft.callbacks.refine import Refine
 from lit_semantic_peft.callbacks.stop_when_recalled import StopWhenRecalled
 from lit_semantic_peft.callbacks.wandb_logger import NonBlockingWandbLogger
@@ -22,6 +23,8 @@ __all__ = [
     "LossWeightDistribution",
     "NonBlockingWandbLogger",
     "Preflight",
+    "ProgressLog",
     "Refine",
+    "StepBar",
     "StopWhenRecalled",
 ]

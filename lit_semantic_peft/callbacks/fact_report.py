@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lit_semantic_peft.callbacks.run_results import fact_columns, refuse_other_results, write_results, write_selection
-from lit_semantic_peft.callbacks.terminal import show
+from lit_semantic_peft.callbacks.terminal import next_steps, show
 from lit_semantic_peft.callbacks.wandb_tables import log_fact_table, log_plots, log_run_files
 from lit_semantic_peft.data import agreed
 from lit_semantic_peft.errors import InputError
@@ -179,7 +179,7 @@ class FactReport(FreshCallback):
             if self.wandb_artifact:
                 log_run_files(trainer, folder, run.facts, with_text=self.log_fact_text)
             if self.show_summary:
-                show(trainer, pl_module, terminal_summary(run.summary), report)
+                show(trainer, pl_module, terminal_summary(run.summary), *next_steps(folder), report)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -3,7 +3,24 @@
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import RenderableType
 
+from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.terminal import TextConsole
+
+
+def next_steps(folder: RunFolder) -> list[str]:
+    """Where the adapter is, and the command that asks it; nothing where the command line did not make the run.
+
+    Args:
+        folder: The run folder.
+    """
+    paths = folder.paths
+    if not paths.adapter.is_dir() or not paths.config.is_file():
+        return []
+    command = f"lit-semantic-peft predict --config {paths.config} --model.adapter {paths.adapter}"
+    return [
+        f"Adapter: {paths.adapter.absolute()}",
+        f"Ask it: {command} --data.prompts \"['The capital of Mongolia is']\"",
+    ]
 
 
 def show(trainer: Trainer, pl_module: LightningModule, *lines: RenderableType) -> None:

@@ -106,12 +106,16 @@ def compare_command(arguments: Sequence[str]) -> None:
     if options.show < 0:
         raise InputError(f"`--show` must be at least 0, got {options.show}")
 
-    from lit_semantic_peft.reports import check_output, compare_runs, difference_table, write_comparison
+    from lit_semantic_peft.cli.setting_differences import setting_differences
+    from lit_semantic_peft.reports import RunFolder, check_output, compare_runs, difference_table, write_comparison
 
     if options.output:
         check_output(options.output)
     found = compare_runs(options.first, options.second, only_kept=options.only_kept)
     TextConsole().print(difference_table(found, options.first, options.second))
+    differences = setting_differences(*(RunFolder(run).paths.config for run in (options.first, options.second)))
+    for line in ["Settings that differ:", *(f"  {one}" for one in differences)] if differences else []:
+        print(visible(line))
     print(f"Facts in common: {len(found.facts)}")
     for count, what in (
         (found.num_only_first, f"only in {options.first}"),
@@ -281,7 +285,9 @@ def augment_command(arguments: Sequence[str]) -> None:
     parser.add_argument("source", metavar="IN", help="facts, as `--data.facts` takes them; each with a `subject`")
     parser.add_argument("output", metavar="OUT", help="the file to write; must not exist")
     parser.add_argument("--model", required=True, help="a Hub name, a local folder, a .gguf file, smollm2-135m")
-    parser.add_argument("--dtype", default="float32", help="type of its weights: float32, bfloat16, float16 (float32)")
+    parser.add_argument(
+        "--dtype", default="float32", help="type of its weights: float32, bfloat16, float16, nf4, int8 (float32)"
+    )
     parser.add_argument("--num_forms", type=int, default=3, help="most restatements to keep of a fact (3)")
     parser.add_argument("--num_samples", type=int, default=8, help="restatements that are drawn of a fact (8)")
     parser.add_argument("--temperature", type=float, default=0.8, help="of the samples, above 0 (0.8)")

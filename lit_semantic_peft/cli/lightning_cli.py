@@ -1,15 +1,18 @@
 """`fit`, `validate`, `test`, `predict` and `score`: the commands that LightningCLI builds from the classes."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
@@ -23,18 +26,21 @@ from lit_semantic_peft.callbacks import (
     InterferenceMonitor,
     NonBlockingWandbLogger,
     Refine,
+    StepBar,
 )
+from lit_semantic_peft.cli.early import DEFAULT_RUN, run_exists
 from lit_semantic_peft.cli.ownership import OwnedFolder
 from lit_semantic_peft.cli.recipe import RecipeName, apply_recipe
 from lit_semantic_peft.cli.run_checks import checkpoint_of, inputs_of, refuse_what_would_be_ignored
+from lit_semantic_peft.cli.short_settings import short_settings
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import mark, remove_leftovers, write_text
 from lit_semantic_peft.reports import RunFolder, build_report
 from lit_semantic_peft.reports.run_folder import Entry, RunPaths
+from lit_semantic_peft.training import SemanticPeftModule
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_RUN = "runs/default"
 # Options of `fit` for one call only: not part of the configuration that other commands read.
 _OF_THE_CALL = ("ckpt_path", "weights_only")
 # The files that a command may write into the run folder; none is all of a run.
@@ -101,7 +107,7 @@ class SemanticPeftCLI(LightningCLI):
         parser.link_arguments("self_check", "data.self_check")
         parser.set_defaults(
             {
-                "trainer.default_root_dir": _DEFAULT_RUN,
+                "trainer.default_root_dir": DEFAULT_RUN,
                 "trainer.max_epochs": None,
                 "trainer.log_every_n_steps": 1,
                 "trainer.num_sanity_val_steps": 0,
@@ -125,7 +131,7 @@ class SemanticPeftCLI(LightningCLI):
         """Checks the settings that belong to the command line, and chooses the run folder."""
         config = self.config[self.subcommand]
         refuse_what_would_be_ignored(str(self.subcommand), config)
-        config.trainer.default_root_dir = config.trainer.default_root_dir or _DEFAULT_RUN
+        config.trainer.default_root_dir = config.trainer.default_root_dir or DEFAULT_RUN
         self.run_folder = self._earlier = RunFolder(config.trainer.default_root_dir)
         if config.trainer.fast_dev_run:  # a trial leaves a run as it is, and nothing of itself
             self.run_folder = RunFolder(f"{self.run_folder.path}.fast_dev_run")
@@ -171,10 +177,7 @@ class SemanticPeftCLI(LightningCLI):
         goes_on = is_own or (config.get("ckpt_path") == "last" and self.run_folder is self._earlier)
         # A child process of a distributed run meets the folder that the first one has just made.
         if is_first_process() and self.subcommand == "fit" and self.run_folder.is_used() and not goes_on:
-            raise InputError(
-                f"The run folder {self.run_folder.path} exists already. Go on with it by `--ckpt_path last`, choose "
-                "another by `--trainer.default_root_dir runs/NAME`, or delete it."
-            )
+            raise run_exists(self.run_folder.path)
         if self.subcommand in ("test", "predict") and ckpt_path is None and config.model.adapter is None:
             raise InputError(
                 f"`{self.subcommand}` needs a trained adapter: `--ckpt_path last` (or a file), or `--model.adapter` "
@@ -193,10 +196,14 @@ class SemanticPeftCLI(LightningCLI):
             callbacks = [*callbacks, Refine(num_refining)]
             if config["max_steps"] >= 0:  # else Refine is refused
                 config["max_steps"] += num_refining
+        given = [*callbacks, *(config.get("callbacks") or [])]
+        if config.get("enable_progress_bar") in (None, True) and not any(isinstance(one, ProgressBar) for one in given):
+            callbacks = [*callbacks, StepBar()]
         if config.get("logger") in (None, True):
             # A resumed run logs into another file: Lightning's logger would overwrite the earlier one.
             logs = self.run_folder.paths.logs
-            config["logger"] = CSVLogger(save_dir=folder, name=logs.name, version=_next_version(logs))
+            is_asked = self.subcommand == "predict"  # measures nothing, so there is nothing to log
+            config["logger"] = not is_asked and CSVLogger(folder, name=logs.name, version=_next_version(logs))
         trainer = super()._instantiate_trainer(config, callbacks)
         for one in trainer.loggers:
             if isinstance(one, WandbLogger):
@@ -281,8 +288,11 @@ class RunConfig(SaveConfigCallback):
             config.pop(name, None)
         text = self.parser.dump(config, skip_none=False)
         self._write(RunFolder(trainer.default_root_dir).paths.config, f"# {mark(RunPaths.config.kind)}\n{text}")
+        assert isinstance(pl_module, SemanticPeftModule)
+        short = short_settings(yaml.safe_load(text), trainer.optimizers[0], pl_module.peft_config)
+        weighting = type(pl_module.data.preparation.weighting).__name__
         for one in trainer.loggers:
-            one.log_hyperparams({"config": text})
+            one.log_hyperparams({"config": text, "weighting": weighting, **short})
 
     @rank_zero_only
     def _write(self, path: Path, text: str) -> None:
@@ -297,12 +307,16 @@ def _next_version(logs: Path) -> str:
 
 
 def _keep_wandb_in(trainer_config: Any, run_folder: RunFolder) -> None:
-    """Lets W&B write into the run folder instead of the working folder, unless the user named another."""
+    """Lets W&B write into the run folder and name its run after it, unless the user named another folder or name."""
     configured = trainer_config.get("logger")
     for one in configured if isinstance(configured, list) else [configured]:
         class_path = one.get("class_path", "") if hasattr(one, "get") else ""
-        if class_path.endswith("WandbLogger") and one.init_args.get("save_dir") in (None, "."):
+        if not class_path.endswith("WandbLogger"):
+            continue
+        if one.init_args.get("save_dir") in (None, "."):
             one.init_args.save_dir = str(run_folder.path)
+        if one.init_args.get("name") is None and "WANDB_NAME" not in os.environ:
+            one.init_args.name = run_folder.path.name
 
 
 @contextmanager

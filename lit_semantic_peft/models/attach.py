@@ -16,6 +16,7 @@ from lit_semantic_peft.models.base_files import BaseModelSource, first_line
 from lit_semantic_peft.models.export import base_of
 from lit_semantic_peft.models.peft_bounds import BoundedMemory, refuse_unbounded
 from lit_semantic_peft.models.peft_traits import trained_tokens, training_obstacle, traits_of
+from lit_semantic_peft.models.quantized import refuse_packed_reading
 from lit_semantic_peft.models.saved_adapter import read_adapter
 from lit_semantic_peft.models.targets import linear_module_names, suggestion, unmatched_names
 
@@ -156,7 +157,9 @@ def _wrapped(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     refuse_unbounded(peft_config, base)
     try:
         with _without_remarks(), BoundedMemory(base):
-            return get_peft_model(base, peft_config)
+            model = get_peft_model(base, peft_config)
+        refuse_packed_reading(model)
+        return model
     except InputError:
         raise
     except Exception as error:  # each method has its own types for what it cannot do

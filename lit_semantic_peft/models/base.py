@@ -1,9 +1,9 @@
 """The base model as one value: which it is, and how its weights and tokenizer are loaded."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import (
@@ -26,8 +26,17 @@ from lit_semantic_peft.models.base_files import (
     reading,
     verify_checksums,
 )
+from lit_semantic_peft.models.quantized import (
+    QuantizedDtype,
+    dequantized,
+    loading_arguments,
+    quantization_of,
+    refuse_second_quantization,
+    require_library,
+    run_exactly,
+)
 
-BaseDtype = Literal["float32", "bfloat16", "float16"]
+BaseDtype = Literal["float32", "bfloat16", "float16", "nf4", "int8"]
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,12 @@ class BaseModel:
         name: `smollm2-135m` (needs no network), `gemma-3-270m` (from packages of its own), a Hub name such as
             `Qwen/Qwen2.5-0.5B`, a local folder, or a local GGUF file.
         revision: Branch, tag or commit, for Hub names only.
-        dtype: Type of the weights in memory. Adapters stay in float32 whatever the base is.
+        dtype: Type of the weights in memory. `nf4` (4 bits) and `int8` quantise the linear layers while they are read,
+            the rest is bfloat16 (`models.quantized`). Adapters stay in float32 whatever the base is.
         trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
-        InputError: If `name` is empty or `dtype` is unknown.
+        InputError: If `name` is empty, or `dtype` is unknown or needs a library that is not installed.
 
     Example:
         >>> BaseModel.of("Qwen/Qwen2.5-0.5B").dtype
@@ -65,6 +75,8 @@ class BaseModel:
             raise InputError(
                 f"`base_model.dtype` must be one of {', '.join(get_args(BaseDtype))}, got {self.dtype!r}{hint}"
             )
+        if self.dtype in get_args(QuantizedDtype):
+            require_library(self.dtype)  # type: ignore[arg-type]
 
     @staticmethod
     def of(model: "BaseModel | str | os.PathLike[str]") -> "BaseModel":
@@ -84,7 +96,20 @@ class BaseModel:
         Raises:
             InputError: If there is no such model, or it cannot be reached.
         """
-        return find_base_model(self.name, self.revision)
+        found = find_base_model(self.name, self.revision)
+        if self.dtype not in get_args(QuantizedDtype):
+            return found
+        note = f"Trained on base weights quantised to {self.dtype} by bitsandbytes. {found.note}".rstrip()
+        return replace(found, note=note, dtype=self.dtype)
+
+    @property
+    def quantized_dtype(self) -> str | None:
+        """`nf4`, `int8`, or the method by which its files are quantised already; None where nothing is.
+
+        Raises:
+            InputError: If `dtype` does not say it, and there is no such model.
+        """
+        return self.dtype if self.dtype in get_args(QuantizedDtype) else quantization_of(self.source.folder)
 
     def is_same_as(self, other: "BaseModel") -> bool:
         """Whether both give the same numbers, by whatever name: the same content, type and code.
@@ -104,17 +129,21 @@ class BaseModel:
 
         Raises:
             InputError: If the folder holds no causal language model, or it needs a package that is not installed (a
-                quantised one: bitsandbytes), or a converted file was damaged.
+                quantised one: bitsandbytes, gptqmodel, ...), or a converted file was damaged, or if `dtype` would
+                quantise what is quantised.
         """
         folder = self.source.folder
         verify_checksums(folder)
+        refuse_second_quantization(folder, self.dtype)
+        how: dict[str, Any] = (
+            loading_arguments(self.dtype)  # type: ignore[arg-type]
+            if self.dtype in get_args(QuantizedDtype)
+            else {"dtype": getattr(torch, self.dtype)}
+        )
         with reading(f"`base_model`: no causal language model in {folder}"), quiet_loading():
             model: PreTrainedModel
             model, loading = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=getattr(torch, self.dtype),
-                trust_remote_code=self.trust_remote_code,
-                output_loading_info=True,
+                folder, trust_remote_code=self.trust_remote_code, output_loading_info=True, **how
             )
         if loading["missing_keys"]:  # transformers only warns and draws them at random
             raise InputError(
@@ -122,7 +151,17 @@ class BaseModel:
                 f"{', '.join(sorted(loading['missing_keys'])[:5])}"
             )
         model.config.name_or_path = self.source.public_name
+        run_exactly(model)
         return model.eval().requires_grad_(False)
+
+    def load_dequantized(self) -> PreTrainedModel:
+        """As `load`, with the numbers that quantised weights stand for in float32, so that an adapter can be merged.
+
+        Raises:
+            InputError: As `load`.
+        """
+        model = self.load()
+        return dequantized(model) if self.dtype in get_args(QuantizedDtype) else model
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Loads the tokenizer.

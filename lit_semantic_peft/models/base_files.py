@@ -45,6 +45,7 @@ class BaseModelSource:
         fingerprint: Content key of the weights, configuration and tokenizer; part of every cache key.
         note: What a reader of the model card must know ("" if nothing).
         revision: Commit on the Hub; None where the files are not from there.
+        dtype: What the weights are quantised to when they are loaded; None where they are not.
     """
 
     name: str
@@ -53,6 +54,7 @@ class BaseModelSource:
     fingerprint: str
     note: str = ""
     revision: str | None = None
+    dtype: str | None = None
 
 
 def find_base_model(name: str, revision: str | None = None) -> BaseModelSource:

@@ -67,7 +67,8 @@ def export_adapter(
                 model.save_pretrained(temporary, save_embedding_layers=False)
         finally:
             peft_config.base_model_name_or_path, peft_config.revision = previous
-        write_json(temporary / BASE_FILE, {"base_model": base.name, "base_fingerprint": base.fingerprint})
+        about_base = {"base_model": base.name, "base_fingerprint": base.fingerprint, "base_dtype": base.dtype}
+        write_json(temporary / BASE_FILE, {name: value for name, value in about_base.items() if value is not None})
         if gate is not None:
             write_json(temporary / GATE_FILE, gate.to_json())
         about = "\n\n".join(filter(None, [about, "" if gate is None else _GATED]))
@@ -119,6 +120,19 @@ def base_of(folder: str | Path) -> tuple[str | None, str | None, str | None]:
         about = read_json_object(own)
         return about.get("base_model"), standard.get("revision"), about.get("base_fingerprint")
     return standard.get("base_model_name_or_path"), standard.get("revision"), None
+
+
+def quantized_dtype_of(folder: str | Path) -> str | None:
+    """The type to which the base weights were quantised for an exported adapter; None where they were not.
+
+    Args:
+        folder: The adapter's folder.
+
+    Raises:
+        InputError: If the file about the base cannot be read.
+    """
+    own = Path(folder) / BASE_FILE
+    return read_json_object(own).get("base_dtype") if own.is_file() else None
 
 
 def export_merged(model: PeftModel, tokenizer: Any, folder: str | Path) -> None:

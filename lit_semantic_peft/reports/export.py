@@ -3,12 +3,13 @@
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_folder
 from lit_semantic_peft.models import BaseModel, export_merged, load_adapter
-from lit_semantic_peft.models.export import GATE_FILE, base_of, export_as_lora
+from lit_semantic_peft.models.export import GATE_FILE, base_of, export_as_lora, quantized_dtype_of
 from lit_semantic_peft.models.gated import read_gate
 from lit_semantic_peft.models.saved_adapter import read_adapter
 from lit_semantic_peft.reports.run_folder import RunFolder
@@ -30,7 +31,8 @@ def export_run(
     Args:
         run: A run folder, or a folder with an exported adapter.
         output: The folder to write.
-        merge: Whether base weights and adapter become one plain model, in float32.
+        merge: Whether base weights and adapter become one plain model, in float32. Where the base was quantised for
+            training, its weights are the numbers that the quantised ones stand for, to which the adapter was fitted.
         as_lora: Whether the adapter is written as plain LoRA, as tools load it without this package.
         best: The adapter of the best epoch instead of the last.
         base_model: Where the base model is, for `merge`; by default the name that the adapter gives.
@@ -69,7 +71,9 @@ def export_run(
             f"without --merge, or copy the adapter and delete {GATE_FILE} from the copy."
         )
     base = base_of_adapter(adapter, base_model)
-    model = load_adapter(base.load(), adapter, base.source)
+    if dtype := quantized_dtype_of(adapter):
+        base = replace(base, dtype=dtype)  # type: ignore[arg-type]
+    model = load_adapter(base.load_dequantized(), adapter, base.source)
     export_merged(model, base.load_tokenizer(), output)
 
 

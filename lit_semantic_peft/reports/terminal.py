@@ -8,6 +8,7 @@ from lit_semantic_peft.evaluation.scores import RETENTION, SCORES
 from lit_semantic_peft.reports.phrases import estimate_text, percent, reason_phrase
 from lit_semantic_peft.reports.records import Estimate, Sides, Summary
 from lit_semantic_peft.reports.run_folder import RunPaths
+from lit_semantic_peft.reports.verdict import is_judged, verdict
 
 _OF_DROPPED = ("efficacy",)
 """Scores whose mean over the dropped facts is shown too."""
@@ -18,7 +19,7 @@ _SHOWN = 5
 
 
 def terminal_summary(summary: Summary) -> Group:
-    """A short table of numbers for the end of a run, and the facts that it did not teach.
+    """What a run cost, a short table of its numbers, and the facts that it did not teach.
 
     Args:
         summary: The run's summary.
@@ -26,7 +27,15 @@ def terminal_summary(summary: Summary) -> Group:
     Returns:
         What to print with `rich`.
     """
-    return Group(_numbers(summary), *map(Text, _resisting(summary)))
+    return Group(*_verdict(summary), _numbers(summary), *map(Text, _resisting(summary)))
+
+
+def _verdict(summary: Summary) -> list[Text]:
+    """What the run cost, in colour, before its numbers."""
+    found = verdict(summary)
+    if not found:
+        return [Text("No damage beyond the thresholds was measured.", style="green")] if is_judged(summary) else []
+    return [Text("What to look at:", style="bold yellow"), *(Text(f"  {one}", style="yellow") for one in found)]
 
 
 def _resisting(summary: Summary) -> list[str]:

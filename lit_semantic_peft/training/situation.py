@@ -35,6 +35,7 @@ def with_settings_of(module: "SemanticPeftModule", situation: Situation) -> Situ
         retains=frozenset(source.kind for source in module.retain),
         schedule=module.schedule,
         warmup_ratio=module.warmup_ratio,
+        quantized_dtype=module.base_model.quantized_dtype if situation.is_sharded else None,
         is_plain_lora=holds_directions(module.peft_config),
         misreads_virtual_tokens=misreads_cache(),
     )

@@ -284,6 +284,7 @@ def test_facts_with_brackets_are_shown_as_they_are(settings, capsys):
     assert "Optimizer steps: 2, of at most 4 facts each" in output.err
     assert main(["predict", *facts, "--ckpt_path=last"]) == 0
     assert "[/b]" in capsys.readouterr().out
+    assert not list(Path("runs/default/logs").glob("resumed_*"))
     assert main(["compare", "runs/default", "runs/default"]) == 0
 
 

@@ -128,11 +128,8 @@ def test_python(tiny_model, facts_file):
     assert len(read["table"]) == len(read["matrix"]) == run.facts.num_rows
     loaded = run_block("PeftModel.from_pretrained", {})["model"]
     assert loaded.peft_config["default"].r == 8
-    assert [one.name for one in run_block("choose_recipe", {})["recipe"].retain] == [
-        "own_samples",
-        "known_facts",
-        "input_directions",
-    ]
+    names = [one.name for one in run_block("choose_recipe", {})["recipe"].retain]
+    assert names == ["own_samples", "known_facts", "input_directions"]
 
 
 def test_early_stopping_by_configuration(tiny_model, facts_file):

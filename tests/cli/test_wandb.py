@@ -233,6 +233,8 @@ def test_metrics_table_plots_and_configuration_are_logged(settings):
     assert logged["data"] == written["data"]
     assert logged["data"]["batches"]["micro_batch_size"] == 4
     assert logged["interference"] == written["interference"]
+    assert {"lr", "r", "peft", "weighting", "base_model", "micro_batch_size"} <= run.config.keys()
+    assert [run.config[name] for name in ("micro_batch_size", "peft", "r", "lr")] == [4, "LoraConfig", 8, 2e-3]
 
 
 def test_without_fact_text_none_leaves_the_run_folder(settings, facts_file):

@@ -50,6 +50,7 @@ BROKEN = [
     ),
     ({"retains": frozenset({"Continuations"}), "append_eos": True}, "append_eos: false"),
     ({"callbacks": frozenset({"GradientSurgery"}), "precision": "16-mixed"}, "`GradientSurgery` works on gradients"),
+    ({**SHARDED, "quantized_dtype": "nf4"}, "a base model in nf4 cannot be sharded"),
     ({**SHARDED, "retains": frozenset({"OwnSamples"})}, "`retain` cannot be used with a sharded base model"),
     ({**SHARDED, "is_online": True, "reads_distance": True}, "Online over a distance"),
     ({**SHARDED, "token_weighting": "TokenDistance", "token_weighting_reads_embeddings": True}, "TokenDistance cannot"),

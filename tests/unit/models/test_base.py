@@ -106,8 +106,10 @@ def test_weights_have_the_dtype_that_was_asked_for(folder, dtype, expected):
 
 
 def test_an_unknown_dtype_is_refused(folder):
-    with pytest.raises(InputError, match=r"`base_model.dtype` must be one of float32, bfloat16, float16, got 'int8'"):
-        BaseModel(str(folder), dtype="int8").load()
+    with pytest.raises(
+        InputError, match=r"`base_model.dtype` must be one of float32, bfloat16, float16, nf4, int8, got 'int4'"
+    ):
+        BaseModel(str(folder), dtype="int4").load()
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "no-such-model", "./models/typo", "what is this?", "a/b/c"])
@@ -245,8 +247,8 @@ def test_a_broken_gguf_file_is_refused_and_leaves_nothing(gguf_file, content):
 def test_a_type_of_torch_is_refused_by_its_name_and_a_path_is_a_folder(folder):
     with pytest.raises(InputError, match=r"got torch\.bfloat16; write 'bfloat16'$"):
         BaseModel(str(folder), dtype=torch.bfloat16)
-    with pytest.raises(InputError, match=r"got 'int8'$"):
-        BaseModel(str(folder), dtype="int8")
+    with pytest.raises(InputError, match=r"got 'int4'$"):
+        BaseModel(str(folder), dtype="int4")
     with pytest.raises(InputError, match=r"`base_model.name`: expected a text, got "):
         BaseModel(folder)
     assert BaseModel.of(folder) == BaseModel(str(folder))

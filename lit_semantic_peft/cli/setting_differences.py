@@ -1,0 +1,48 @@
+"""What two runs were told differently, by their `config.yaml`."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_OF_THE_PLACE = ("trainer.default_root_dir", "trainer.logger")
+"""Settings by which any two runs differ."""
+_NOT_SET = "(not set)"
+
+
+def setting_differences(first: Path, second: Path) -> list[str]:
+    """The settings that differ, a line each.
+
+    Args:
+        first: A run's configuration.
+        second: Another run's.
+
+    Returns:
+        `key: value -> value`, by key; empty where a file is missing or cannot be read, or where nothing differs.
+    """
+    left, right = (dict(_flat(_read(path))) for path in (first, second))
+    if not left or not right:
+        return []
+    return [
+        f"{key}: {left.get(key, _NOT_SET)} -> {right.get(key, _NOT_SET)}"
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key, _NOT_SET) != right.get(key, _NOT_SET) and not key.startswith(_OF_THE_PLACE)
+    ]
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+
+
+def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Each setting by its path; a list is one value."""
+    if not isinstance(config, Mapping):
+        if prefix:
+            yield prefix, yaml.safe_dump(config, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+        return
+    for name, value in config.items():
+        yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))

@@ -1,0 +1,124 @@
+"""What a run cost, in words: a sentence for each damage beyond a threshold, with the setting that would help.
+
+The thresholds are `Thresholds`; none of them is a test of significance.
+"""
+
+from dataclasses import dataclass
+
+from lit_semantic_peft.reports.phrases import percent
+from lit_semantic_peft.reports.records import Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """From where on something is said.
+
+    Attributes:
+        known: Share of the known facts that the trained model no longer knows.
+        unrelated: Rise of the loss of unrelated text, nats per token.
+        neighbours: Share of the neighbouring questions whose answer changed.
+        gap: Recall of the own prompts minus that of paraphrases.
+        recall: Share of the kept facts below which little was learned.
+        majority: Share of the kept facts that get the same answer, beyond the share for which it is right.
+    """
+
+    known: float = 0.1
+    unrelated: float = 0.1
+    neighbours: float = 0.2
+    gap: float = 0.3
+    recall: float = 0.5
+    majority: float = 0.2
+
+
+def verdict(summary: Summary, thresholds: Thresholds | None = None) -> list[str]:
+    """What the training cost or did not reach, the damage first; empty where nothing is beyond its threshold.
+
+    Args:
+        summary: The run's numbers.
+        thresholds: From where on something is said.
+
+    Returns:
+        Plain sentences. What was not measured is not judged.
+    """
+    limits = thresholds or Thresholds()
+    return [
+        *_known(summary, limits),
+        *_unrelated(summary, limits),
+        *_neighbours(summary, limits),
+        *_recall(summary, limits),
+        *_paraphrases(summary, limits),
+        *_majority(summary, limits),
+    ]
+
+
+def is_judged(summary: Summary) -> bool:
+    """Whether anything that `verdict` looks at outside of the taught facts was measured."""
+    retention = summary.retention
+    outside = retention is not None and (retention.known is not None or retention.nll_after is not None)
+    return outside or summary.score("locality").kept.after is not None
+
+
+def _known(summary: Summary, limits: Thresholds) -> list[str]:
+    known = summary.retention.known if summary.retention is not None else None
+    if known is None or 1 - known.mean <= limits.known:
+        return []
+    lost = round((1 - known.mean) * known.num_facts)
+    return [
+        f"{lost} of {known.num_facts} facts that the base model knew are lost ({percent(1 - known.mean)}): hold known "
+        "facts still by `model.retain: KnownFacts`."
+    ]
+
+
+def _unrelated(summary: Summary, limits: Thresholds) -> list[str]:
+    retention = summary.retention
+    if retention is None or retention.nll_before is None or retention.nll_after is None:
+        return []
+    rise = retention.nll_after - retention.nll_before
+    if rise <= limits.unrelated:
+        return []
+    return [
+        f"Unrelated text moved: its loss rose by {rise:.2f} nats per token, from {retention.nll_before:.2f} to "
+        f"{retention.nll_after:.2f}. Hold text still by `model.retain: OwnSamples`, or lower the learning rate."
+    ]
+
+
+def _neighbours(summary: Summary, limits: Thresholds) -> list[str]:
+    locality = summary.score("locality").kept.after
+    if locality is None or 1 - locality.mean <= limits.neighbours:
+        return []
+    return [
+        f"{percent(1 - locality.mean)} of the neighbouring questions are answered otherwise than before: hold them "
+        "still by `model.retain: Neighbours`."
+    ]
+
+
+def _recall(summary: Summary, limits: Thresholds) -> list[str]:
+    recalled = summary.score("efficacy").kept.after
+    if recalled is None or recalled.mean >= limits.recall:
+        return []
+    steps = summary.epochs[-1].global_step if summary.epochs else None
+    after = "" if steps is None else f" after {steps} optimizer steps"
+    return [f"Only {percent(recalled.mean)} of the kept facts are recalled{after}: train longer (`trainer.max_steps`)."]
+
+
+def _paraphrases(summary: Summary, limits: Thresholds) -> list[str]:
+    own, other = (summary.score(name).kept.after for name in ("efficacy", "generalization"))
+    if own is None or other is None or own.mean - other.mean <= limits.gap:
+        return []
+    return [
+        f"The facts are known by their own prompts ({percent(own.mean)}) more than in other words "
+        f"({percent(other.mean)}): teach more forms (`data.forms.sources`)."
+    ]
+
+
+def _majority(summary: Summary, limits: Thresholds) -> list[str]:
+    found = summary.repetition
+    if found is None or not found.num_answers:
+        return []
+    beyond = (found.num_given - found.num_targets) / found.num_answers
+    if beyond <= limits.majority:
+        return []
+    return [
+        f"{found.num_given} of {found.num_answers} facts get the same answer, which is right for {found.num_targets}: "
+        "train longer, or balance the targets."
+    ]

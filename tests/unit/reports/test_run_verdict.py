@@ -1,0 +1,106 @@
+"""What a run is said to have cost."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from lit_semantic_peft.reports.records import (
+    EpochRecord,
+    Estimate,
+    Repetition,
+    RetentionRecord,
+    ScoreRecord,
+    Sides,
+    Summary,
+)
+from lit_semantic_peft.reports.terminal import terminal_summary
+from lit_semantic_peft.reports.verdict import Thresholds, verdict
+from rich.console import Console
+
+
+def estimate(mean, num_facts=40):
+    return Estimate(mean, mean, mean, num_facts)
+
+
+def after(name, mean):
+    return ScoreRecord(name, kept=Sides(after=estimate(mean)))
+
+
+def repetition(**changes):
+    numbers = {
+        "num_given": 10,
+        "num_answers": 40,
+        "num_targets": 9,
+        "num_given_right": 9,
+        "num_right": 35,
+        "word": "yen",
+        "word_share": 0.2,
+        "word_share_of_targets": 0.2,
+    }
+    return Repetition(**{"answer": "yen", **numbers, **changes})
+
+
+HARMLESS = Summary(
+    num_facts=40,
+    num_kept=40,
+    num_dropped=0,
+    retention=RetentionRecord(nll_before=3.0, nll_after=3.05, known=estimate(0.9)),
+    scores=(after("efficacy", 0.9), after("generalization", 0.7), after("locality", 0.8)),
+    epochs=(EpochRecord(epoch=1, global_step=12),),
+    repetition=repetition(),
+)
+CASES = {
+    "known": (
+        {"retention": RetentionRecord(known=estimate(0.25, 64))},
+        "48 of 64 facts that the base model knew are lost (75 %): hold known facts still by",
+    ),
+    "unrelated": (
+        {"retention": RetentionRecord(nll_before=3.0, nll_after=4.5)},
+        "Unrelated text moved: its loss rose by 1.50 nats per token, from 3.00 to 4.50.",
+    ),
+    "neighbours": ({"scores": (after("locality", 0.4),)}, "60 % of the neighbouring questions are answered otherwise"),
+    "recall": (
+        {"scores": (after("efficacy", 0.25),)},
+        "Only 25 % of the kept facts are recalled after 12 optimizer steps: train longer (`trainer.max_steps`).",
+    ),
+    "gap": (
+        {"scores": (after("efficacy", 0.95), after("generalization", 0.5))},
+        "The facts are known by their own prompts (95 %) more than in other words (50 %)",
+    ),
+    "majority": (
+        {"repetition": repetition(num_given=30)},
+        "30 of 40 facts get the same answer, which is right for 9: train longer",
+    ),
+}
+
+
+def shown(summary):
+    console = Console(width=200, file=io.StringIO(), force_terminal=True)
+    console.print(terminal_summary(summary))
+    return console.file.getvalue()
+
+
+def test_a_run_within_the_thresholds_has_no_warning():
+    assert verdict(HARMLESS) == []
+    assert "No damage beyond the thresholds was measured." in shown(HARMLESS)
+
+
+@pytest.mark.parametrize(("changes", "begin"), CASES.values(), ids=CASES)
+def test_each_damage_is_named_with_what_helps(changes, begin):
+    (line,) = verdict(replace(HARMLESS, **changes))
+    assert line.startswith(begin)
+    text = shown(replace(HARMLESS, **changes))
+    assert "\x1b[33m" in text  # yellow
+    assert text.index("What to look at") < text.index("facts kept")
+
+
+def test_thresholds_can_be_set():
+    assert verdict(HARMLESS, Thresholds(known=0.05)) != []
+    changes, _ = CASES["known"]
+    assert verdict(replace(HARMLESS, **changes), Thresholds(known=0.8)) == []
+
+
+def test_what_was_not_measured_is_not_judged():
+    nothing = Summary(num_facts=4, num_kept=4, num_dropped=0)
+    assert verdict(nothing) == []
+    assert "thresholds" not in shown(nothing)
