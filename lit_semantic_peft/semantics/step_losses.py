@@ -11,7 +11,7 @@ from lit_semantic_peft.models.objective import fact_nll, mean_per_fact, nll_of, 
 from lit_semantic_peft.semantics.distances import Distance, TargetPass
 from lit_semantic_peft.semantics.token_weights import TokenWeighting
 from lit_semantic_peft.semantics.weightings import Weighting
-from lit_semantic_peft.tokens import IGNORE_INDEX, Batch
+from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, PrefixTree
 
 
 def losses_and_online_weights(
@@ -23,6 +23,7 @@ def losses_and_online_weights(
     *,
     has_end: bool,
     frozen: FrozenLayers | None = None,
+    tree: PrefixTree | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Losses and online weights of a micro-batch, from one forward pass.
 
@@ -34,15 +35,16 @@ def losses_and_online_weights(
         distance: The distance to measure for an online weighting.
         has_end: Whether each row's last target is the end token, which is part of the loss but of no distance.
         frozen: As in `target_logits`.
+        tree: As in `target_logits`.
 
     Returns:
         float32 `(B,)` in nats per token, with a graph; and float32 `(B,)` without, None for a weighting that is not
         online.
     """
     if token_weighting is None and not weighting.is_online:
-        return fact_nll(model, batch, frozen=frozen), None
+        return fact_nll(model, batch, frozen=frozen, tree=tree), None
     base: Any = model.get_base_model()  # type: ignore[operator]
-    logits, targets, hidden = target_logits(model, batch, frozen=frozen)
+    logits, targets, hidden = target_logits(model, batch, frozen=frozen, tree=tree)
     outputs = TargetPass(
         logits=logits,
         hidden=hidden,

@@ -45,6 +45,7 @@ from lit_semantic_peft.training.optimization import (
     rate_in_words,
     with_schedule,
 )
+from lit_semantic_peft.training.packed import runs_trees, tree_of
 from lit_semantic_peft.training.retain import RetainPenalty, RetainSource, retain_penalty
 from lit_semantic_peft.training.reused_layers import reused_layers
 from lit_semantic_peft.training.situation import with_settings_of
@@ -91,6 +92,9 @@ class SemanticPeftModule(EvaluatingModule):
             reused, which is exact. None: where the model allows it and it fits into `frozen_layers_memory_mb`. True:
             always; an error where the model does not allow it, on disk where it does not fit.
         frozen_layers_memory_mb: Most memory for these outputs in each process, in MB (10⁶ bytes).
+        prefix_tree: Whether a micro-batch runs as one prefix tree, without padding and with the tokens that its facts
+            share from their beginning once; same loss, but for rounding. None: where the self-check finds that it is
+            exact. True: always; an error where the self-check finds that it is not.
 
     Attributes:
         cooldown: How the learning rate ends where the training is about to end ahead of time. The callback
@@ -118,6 +122,7 @@ class SemanticPeftModule(EvaluatingModule):
         gradient_checkpointing: bool = False,
         reuse_frozen_layers: bool | None = None,
         frozen_layers_memory_mb: int = 2048,
+        prefix_tree: bool | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_ratio < 1:
@@ -141,8 +146,10 @@ class SemanticPeftModule(EvaluatingModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.reuse_frozen_layers = reuse_frozen_layers
         self.frozen_layers_memory_mb = frozen_layers_memory_mb
+        self.prefix_tree = prefix_tree
         self.strict_loading = False  # the base's weights are not in a checkpoint; the adapter's are checked below
         self._frozen: FrozenLayers | None = None
+        self._runs_trees = False
         self._step_terms: Tensor | None = None
         self._retain: RetainPenalty | None = None
         self._resumed: Resumed | None = None
@@ -221,6 +228,7 @@ class SemanticPeftModule(EvaluatingModule):
             self.frozen_layers_memory_mb,
             is_sharded(self.trainer),
         )
+        self._runs_trees = runs_trees(self.model, self.prefix_tree, is_compiled=self.is_compiled)
         self._retain = retain_penalty(self)
         if self._resumed is not None:
             traits_of(self.model).load_extra_state(self.model, self._resumed.adapter)
@@ -251,7 +259,8 @@ class SemanticPeftModule(EvaluatingModule):
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Connected to every adapter parameter also when nothing in the batch counts.
-        nll, weight = self.loss_weights.nll_and_weight(self.model, batch, self._frozen)
+        tree = tree_of(batch) if self._runs_trees else None
+        nll, weight = self.loss_weights.nll_and_weight(self.model, batch, self._frozen, tree)
         weighted_sum, terms = micro_batch_terms(nll, weight, self.normalization)
         self._step_terms = terms if self._step_terms is None else self._step_terms + terms
         return weighted_sum
