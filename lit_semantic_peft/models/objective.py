@@ -7,7 +7,7 @@ and a third of the time. The last token of the longest row is not run at all: no
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from lit_semantic_peft.models.frozen_layers import FrozenLayers
 from lit_semantic_peft.models.peft_traits import num_virtual_tokens
 from lit_semantic_peft.models.tree_attention import tree_inputs
 from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, PrefixTree
+
+Outputs: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
+"""What `target_logits` gives: logits `(N, V)`, targets `(N,)` and hidden states `(N, H)`."""
 
 
 def predicting_mask(labels: Tensor) -> Tensor:
@@ -38,7 +41,7 @@ def target_logits(
     frozen: FrozenLayers | None = None,
     tree: PrefixTree | None = None,
     **forward_arguments: Any,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> Outputs:
     """Logits at the predicting positions only.
 
     The model's own forward runs, and the input of its output head is cut to the predicting positions. So whatever the

@@ -67,7 +67,8 @@ def self_check(model: Model, rows: Sequence[EncodedFact], pad_id: int, *, trains
 
     Compared with plain forward passes over single texts: the logits and the loss of a padded batch (the loss with that
     of transformers), free answers from padded batches and from the cache, answers that continue a padded pass, reused
-    frozen layers, and prefix trees. The model is left as it was: weights, buffers, gradients, modes, random number generators.
+    frozen layers, and prefix trees. The model is left as it was: weights, buffers, gradients, modes, random number
+    generators.
 
     Args:
         model: A causal language model, with or without an adapter, on the device where it shall run.
@@ -131,10 +132,8 @@ def _right_ways(
     return replace(ways, prefix_tree=_runs_trees(model, rows, plain, pad_id, trains=trained is not None))
 
 
-def _runs_trees(
-    model: Model, rows: Sequence[EncodedFact], plain: "_PlainPasses", pad_id: int, *, trains: bool
-) -> bool:
-    """Whether two prefix trees, one of which branches and one of which is padded, give the logits of single texts.
+def _runs_trees(model: Model, rows: Sequence[EncodedFact], plain: "_PlainPasses", pad_id: int, *, trains: bool) -> bool:
+    """Whether a prefix tree of three texts, two of which begin alike, gives the logits of single texts.
 
     Where the adapter is about to be trained they run in training mode, so that dropout shows.
     """
@@ -143,7 +142,7 @@ def _runs_trees(
     branch = EncodedFact(rows[1].prompt_ids, rows[0].target_ids[::-1])
     rows = [*rows, branch]
     batch = collate(rows, range(len(rows)), pad_id, with_end=False).to(plain.device)
-    tree = prefix_tree(batch, max_nodes=len(rows[1]) + len(branch.target_ids) - 2)
+    tree = prefix_tree(batch)
     texts = [(*row.prompt_ids, *row.target_ids[:seen]) for row in rows for seen in range(row.num_target_tokens)]
     seen: dict[tuple[int, ...], Tensor] = {}
     with _counts_as_wrong("A prefix tree"), modes_restored(model):

@@ -53,13 +53,13 @@ def prefix_tree_obstacle(model: nn.Module) -> str:
     kinds = set(getattr(config, "layer_types", None) or [])
     if others := sorted(kinds - {_FULL, _SLIDING}):
         return f"it has layers of another type ({', '.join(others)}) than {_FULL} and {_SLIDING}"
-    limits = {name.strip("_") for name, value in vars(config).items() if ("window" in name or "chunk" in name) and value}
-    if unknown := sorted(limits - _WINDOW_SETTINGS):
+    given = {name.strip("_") for name, value in vars(config).items() if value}
+    if unknown := sorted(name for name in given - _WINDOW_SETTINGS if "window" in name or "chunk" in name):
         return f"it limits what a token sees by its place (`{'`, `'.join(unknown)}` in its configuration)"
     if is_checked(model) and not fast_ways(model).prefix_tree:
         return (
-            "the self-check found that its logits, in the mode that it is in, are not those of plain forward passes: "
-            "dropout, or places of tokens that do not come from `position_ids`"
+            "the self-check found that its logits are not those of plain forward passes, as with dropout, or where the "
+            "places of tokens do not come from `position_ids`"
         )
     return ""
 

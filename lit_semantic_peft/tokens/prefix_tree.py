@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from os.path import commonprefix
 
 import torch
 from torch import Tensor
@@ -24,8 +23,8 @@ class PrefixTree:
         depth: int64 `(P, N)`, its position in that row.
         is_visible: bool `(P, N, N)`, whether the second node is the first one or an ancestor of it. A padding node sees
             itself alone.
-        predicting: int64 `(M,)`, for each of the batch's M targets in row-major order the node that predicts it, counted
-            over all trees, padding included.
+        predicting: int64 `(M,)`, for each of the batch's M targets in row-major order the node that predicts it,
+            counted over all trees, padding included.
     """
 
     row: Tensor
@@ -49,7 +48,7 @@ class PrefixTree:
             int64 `(U,)`, counted as in `predicting`; and int64 `(M,)`, None where each target has a node of its own, in
             the order of the targets.
         """
-        nodes, of_target = self.predicting.unique(return_inverse=True)
+        nodes, of_target = torch.unique(self.predicting, return_inverse=True)
         return (self.predicting, None) if len(nodes) == len(self.predicting) else (nodes, of_target)
 
     def attention_mask(self, dtype: torch.dtype, window: int | None = None) -> Tensor:
@@ -68,18 +67,18 @@ class PrefixTree:
 
 
 def prefix_tree(batch: Batch, max_nodes: int = 512) -> PrefixTree | None:
-    """The trees of a batch; None if nothing is predicted in it.
+    """The trees of a batch; None if nothing is predicted in it, or it is padded on the left.
 
     Cost: n log n in the rows, and memory for the square of the nodes of each tree.
 
     Args:
-        batch: The facts, padded on the right.
+        batch: The facts.
         max_nodes: Nodes of a tree; more only where a single row needs them. What rows of different trees share stands
             in each.
     """
     is_predicted = batch.labels[:, 1:] != IGNORE_INDEX
     rows, positions = (found.tolist() for found in is_predicted.nonzero(as_tuple=True))
-    if not rows:
+    if not rows or not batch.attention_mask[:, 0].all():
         return None
     num_fed = dict.fromkeys(rows, 0)
     num_fed.update((row, position + 1) for row, position in zip(rows, positions, strict=True))
@@ -114,7 +113,7 @@ def _groups(ids: dict[int, list[int]], max_nodes: int) -> list[list[int]]:
     order = sorted(ids, key=lambda row: ids[row])
     added = [len(ids[row]) for row in order]
     for place in range(1, len(order)):
-        added[place] -= len(commonprefix([ids[order[place - 1]], ids[order[place]]]))
+        added[place] -= _num_shared(ids[order[place - 1]], ids[order[place]])
     most = sum(added) / -(-sum(added) // max_nodes)
     groups: list[list[int]] = []
     size = 0
@@ -133,9 +132,15 @@ def _paths(rows: Sequence[int], ids: dict[int, list[int]]) -> _Paths:
     before: list[int] = []
     path: list[int] = []
     for row in rows:
-        num_shared = len(commonprefix([before, ids[row]]))
+        num_shared = _num_shared(before, ids[row])
         new = range(num_shared, len(ids[row]))
         path = [*path[:num_shared], *range(len(nodes), len(nodes) + len(new))]
         nodes += [(row, depth) for depth in new]
         paths[row], before = path, ids[row]
     return _Paths(nodes, paths)
+
+
+def _num_shared(left: Sequence[int], right: Sequence[int]) -> int:
+    """Tokens that both begin with."""
+    least = min(len(left), len(right))
+    return next((place for place in range(least) if left[place] != right[place]), least)

@@ -24,8 +24,6 @@ def texts_before_targets(batch):
     ]
 
 
-
-
 def some_rows(seed, num_rows=12):
     chance = random.Random(seed)
     return [
@@ -73,6 +71,8 @@ def test_a_row_without_target_is_not_fed():
     batch = collate([EncodedFact((5, 6), (7,)), EncodedFact((8, 9), ())], range(2), pad_id=0)
     assert prefix_tree(batch).row.tolist() == [[0, 0]]
     assert prefix_tree(collate([EncodedFact((8, 9), ())], [0], pad_id=0)) is None
+    batch.attention_mask[0, 0] = 0
+    assert prefix_tree(batch) is None
 
 
 def test_the_mask_of_a_window_is_cut_by_depth():
@@ -82,7 +82,7 @@ def test_the_mask_of_a_window_is_cut_by_depth():
     depth = tree.depth[0]
     for node, row in enumerate(mask.tolist()):
         seen = [other for other, value in enumerate(row) if value == 0]
-        assert sorted(depth[seen].tolist()) == [place for place in (int(depth[node]) - 1, int(depth[node])) if place >= 0]
+        assert sorted(depth[seen].tolist()) == list(range(max(0, int(depth[node]) - 1), int(depth[node]) + 1))
         assert {value for value in row if value} <= {HIDDEN}
     whole = tree.attention_mask(torch.bfloat16)
     assert whole.dtype == torch.bfloat16
