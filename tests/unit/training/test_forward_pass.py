@@ -90,14 +90,15 @@ SOURCES = {
 @pytest.mark.parametrize(("sources", "accumulate"), [*((name, 1) for name in SOURCES), ("stored", 2)])
 def test_retained_texts_beside_the_facts_pull_as_before(tiny_model, facts_file, sources, accumulate):
     facts = with_retained(facts_file)
-    settings = {"trainer": {"accumulate_grad_batches": accumulate}}
+    # Few steps: the pull is strong (a tenth of the gradient and more), so that rounding grows from step to step.
+    settings = {"trainer": {"accumulate_grad_batches": accumulate, "max_steps": 3}}
     apart, beside = (
-        fit(tiny_model, facts, model={"retain": SOURCES[sources], "prefix_tree": tree, **FAST}, **settings)
+        fit(tiny_model, facts, model={"retain": SOURCES[sources], "prefix_tree": tree, **SGD}, **settings)
         for tree in (False, True)
     )
-    assert_same_trajectory(apart, beside, tolerance=1e-4)
+    assert_same_trajectory(apart, beside, tolerance=5e-4)
     for left, right in zip(apart.logged, beside.logged, strict=True):
-        assert left == pytest.approx(right, rel=1e-3, abs=1e-5)
+        assert left == pytest.approx(right, rel=5e-3, abs=1e-5)
     assert max(row.get("train/retain_kl", 0.0) for row in beside.logged) > 1e-3
 
 
@@ -115,19 +116,20 @@ def test_a_step_with_retained_texts_is_one_pass(tiny_model, facts_file):
 
 def test_where_no_fact_counts_retained_texts_still_pull(tiny_model, facts_file):
     facts = with_retained(facts_file)
-    settings = {"data": {"weighting": Ramp(6), "micro_batch_size": 1}, "trainer": {"max_epochs": 1}}
+    settings = {"data": {"weighting": Ramp(6), "micro_batch_size": 1}, "trainer": {"max_steps": 6}}
     apart, beside = (
         fit(
             tiny_model,
             facts,
-            model={"retain": [RetainSplit(30.0, batch_size=1)], "prefix_tree": tree, **FAST},
+            model={"retain": [RetainSplit(30.0, batch_size=1)], "prefix_tree": tree, **SGD},
             **settings,
         )
         for tree in (False, True)
     )
-    assert_same_adapter(apart.module, beside.module)
-    (no_loss,) = {len([row for row in run.logged if row["train/retain_kl"] > 0]) for run in (apart, beside)}
-    assert no_loss > 0
+    assert_same_adapter(apart.module, beside.module, tolerance=1e-4)
+    for left, right in zip(apart.logged, beside.logged, strict=True):
+        assert left["train/retain_kl"] == pytest.approx(right["train/retain_kl"], rel=5e-3, abs=1e-5)
+    assert max(row["train/retain_kl"] for row in beside.logged) > 1e-4
 
 
 def test_a_replaced_gradient_keeps_the_penalty(tiny_model, facts_file):
@@ -138,6 +140,7 @@ def test_a_replaced_gradient_keeps_the_penalty(tiny_model, facts_file):
             facts,
             model={"retain": [RetainSplit(30.0, batch_size=1)], "prefix_tree": tree, **FAST},
             callbacks=[GradientSurgery(groups="fact", unit_norm=True)],
+            trainer={"max_steps": 3},
         )
         for tree in (False, True)
     )
