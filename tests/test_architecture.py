@@ -16,7 +16,7 @@ ORDER = [
     *("semantics", "evaluation", "data", "training", "reports", "audit", "callbacks", "cli"),
 ]
 GROUND = [  # below all
-    *("lazy", "errors", "files", "locks", "terminal", "statistics", "stopwatch", "cache", "compatibility"),
+    *("lazy", "errors", "files", "locks", "terminal", "statistics", "stopwatch", "cache", "situation", "compatibility"),
 ]
 TOP = ["__main__"]
 LEVEL = {name: level for level, name in enumerate([*GROUND, *ORDER, *TOP])}

@@ -17,7 +17,7 @@ from experiments.recipe_study.facts import facts_of, texts_of
 from experiments.recipe_study.plan import PLAIN, Run, Setting, config_of, runs_of
 from experiments.recipe_study.recorder import FILE
 from experiments.running import recorded, side_by_side, trained
-from experiments.study.plan import ROOT
+from experiments.study.plan import ROOT, keyed
 from experiments.study.results import ResultFolder
 from lit_semantic_peft.facts import given_facts
 from lit_semantic_peft.files import content_key, remove_leftovers
@@ -86,7 +86,7 @@ def order_of(run: Run, setting: Setting, rate: float | None) -> Order:
     config = config_of(run, setting, facts.path, texts.path, recipe.num_steps, rate)
     stated = {
         "config": json.loads(
-            json.dumps(config)
+            json.dumps(keyed(config))
             .replace(json.dumps(str(facts.path)), f'"{facts.key}"')
             .replace(str(texts.path), texts.key)
         ),

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from experiments.running import recorded, side_by_side, trained
 from experiments.study.facts import StudyFacts, facts_of
-from experiments.study.plan import ROOT, Role, Run, Setting, config_of, runs_of
+from experiments.study.plan import ROOT, Role, Run, Setting, config_of, keyed, runs_of
 from experiments.study.results import ResultFolder, choose_learning_rate, measured, unfairness
 from lit_semantic_peft.files import content_key, remove_leftovers
 from lit_semantic_peft.models import BaseModel
@@ -57,7 +57,7 @@ def order_of(run: Run, setting: Setting, learning_rate: float) -> Order:
     facts = facts_of(run.block, run.role, setting, WORK / "facts")
     config = config_of(run, setting, learning_rate, facts.path)
     depends_on = {
-        "config": {**config, "data": {**config["data"], "facts": facts.key}},
+        "config": {**keyed(config), "data": {**config["data"], "facts": facts.key}},
         "base_fingerprint": _fingerprint(setting.base_model),
         "versions": {name: version(name) for name in _PACKAGES},
         "threads": setting.threads,

@@ -306,6 +306,16 @@ def config_of(run: Run, setting: Setting, learning_rate: float, facts: Path) -> 
     return config
 
 
+def keyed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's YAML belongs to the key of its result: all but settings that leave it as it was without them.
+
+    Args:
+        config: As `config_of` gives it.
+    """
+    model = {name: value for name, value in config["model"].items() if (name, value) != ("prefix_tree", False)}
+    return {**config, "model": model}
+
+
 def is_group(value: Any) -> TypeGuard[Mapping[str, Any]]:
     """Whether a value of a YAML is a section of settings, and not a class with its arguments.
 

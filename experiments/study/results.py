@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiments.study.plan import Block, Run, Setting, config_of, runs_of
+from experiments.study.plan import Block, Run, Setting, config_of, keyed, runs_of
 from experiments.study.recorder import FILE
 from lit_semantic_peft.files import write_json, write_text
 from lit_semantic_peft.reports import RunFolder
@@ -196,7 +196,8 @@ def finished(run: Run, setting: Setting, results: ResultFolder) -> dict[str, Any
     if result is None or result["status"] != "done":
         return None
     rate = run.learning_rate or choose_learning_rate(run, setting, results)
-    if rate is None or result["depends_on"]["config"] != config_of(run, setting, rate, Path(result["facts_key"])):
+    expected = None if rate is None else keyed(config_of(run, setting, rate, Path(result["facts_key"])))
+    if result["depends_on"]["config"] != expected:
         return None
     return result
 

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftConfig
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.given import given_facts
 from lit_semantic_peft.models import BaseModel
-from lit_semantic_peft.models.peft_traits import base_changing_setting
+from lit_semantic_peft.models.peft_settings import base_changing_setting
 from lit_semantic_peft.training.recipe import Recipe, choose_recipe
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from lit_semantic_peft.compatibility import Situation, refuse_incompatible
+from lit_semantic_peft.compatibility import refuse_incompatible
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.reports import RunFolder
+from lit_semantic_peft.situation import Situation
 
 logger = logging.getLogger(__name__)
 

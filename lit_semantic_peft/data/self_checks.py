@@ -19,7 +19,8 @@ from lit_semantic_peft.data.ranks import agreed, from_all_ranks, from_first_rank
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.base import BaseModel
 from lit_semantic_peft.models.fast_ways import FastWays, set_fast_ways
-from lit_semantic_peft.models.peft_traits import awakening_tokens, runs_adapter, settings_of, trained_tokens, traits_of
+from lit_semantic_peft.models.peft_settings import settings_of
+from lit_semantic_peft.models.peft_traits import awakening_tokens, runs_adapter, trained_tokens, traits_of
 from lit_semantic_peft.models.self_check import SELF_CHECK_VERSION, check_rows, self_check
 from lit_semantic_peft.tokens import EncodedFact, FactEncoder
 

@@ -5,9 +5,10 @@ from typing import Any, Protocol, runtime_checkable
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
-from lit_semantic_peft.compatibility import Situation, refuse_incompatible
+from lit_semantic_peft.compatibility import refuse_incompatible
 from lit_semantic_peft.data.prepare import Preparation
 from lit_semantic_peft.data.ranks import agreed
+from lit_semantic_peft.situation import Situation
 
 
 @runtime_checkable

@@ -9,7 +9,8 @@ from lit_semantic_peft.models.frozen_layers import FrozenLayers, frozen_layers_o
 from lit_semantic_peft.models.gated import GatedModel, load_gated
 from lit_semantic_peft.models.generation import greedy_answers, greedy_continuations, prompt_cache
 from lit_semantic_peft.models.objective import fact_nll, target_logits, token_nll, weight_normalizer
-from lit_semantic_peft.models.peft_traits import base_changing_setting, peft_type_name, traits_of
+from lit_semantic_peft.models.peft_settings import base_changing_setting
+from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
 
 __all__ = [
     "DEFAULT_BASE_MODEL",

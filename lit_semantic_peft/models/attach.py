@@ -15,7 +15,8 @@ from lit_semantic_peft.models.adapter_state import adapter_state_dict, load_expo
 from lit_semantic_peft.models.base_files import BaseModelSource, first_line
 from lit_semantic_peft.models.export import base_of
 from lit_semantic_peft.models.peft_bounds import BoundedMemory, refuse_unbounded
-from lit_semantic_peft.models.peft_traits import trained_tokens, training_obstacle, traits_of
+from lit_semantic_peft.models.peft_settings import training_obstacle
+from lit_semantic_peft.models.peft_traits import trained_tokens, traits_of
 from lit_semantic_peft.models.quantized import refuse_packed_reading
 from lit_semantic_peft.models.saved_adapter import read_adapter
 from lit_semantic_peft.models.targets import linear_module_names, suggestion, unmatched_names

@@ -20,12 +20,15 @@ class FastWays:
             in batches of prompts of equal length.
         prompt_cache: Free answers that continue from the keys and values of a padded pass.
         reuse_frozen_layers: Training on kept outputs of the layers below the lowest adapter.
+        prefix_tree: Targets from prefix trees in place of padded batches, where the model is trained in training mode:
+            no dropout, and places by `position_ids`. It is used only where it was checked.
     """
 
     batched_answers: bool = True
     cache: bool = True
     prompt_cache: bool = True
     reuse_frozen_layers: bool = True
+    prefix_tree: bool = True
 
     @property
     def instead(self) -> list[str]:

@@ -26,14 +26,21 @@ from lit_semantic_peft.models.frozen_layers import FrozenLayers, frozen_layers_o
 from lit_semantic_peft.models.generation import greedy_answers, greedy_continuations, prompt_cache
 from lit_semantic_peft.models.gradient_check import checked_gradients, moved_adapter, say_unmoved
 from lit_semantic_peft.models.library_versions import cache_argument
+from lit_semantic_peft.models.modes import modes_restored
 from lit_semantic_peft.models.objective import mean_per_fact, nll_of, target_logits
-from lit_semantic_peft.models.peft_traits import awakening_tokens, runs_adapter, trained_tokens, traits_of
+from lit_semantic_peft.models.peft_traits import (
+    awakening_tokens,
+    runs_adapter,
+    trained_tokens,
+    traits_of_forward,
+)
+from lit_semantic_peft.models.tree_attention import prefix_tree_obstacle
 from lit_semantic_peft.models.undisturbed import undisturbed
-from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, EncodedFact, FactEncoder, collate
+from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, EncodedFact, FactEncoder, collate, prefix_tree
 
 logger = logging.getLogger(__name__)
 
-SELF_CHECK_VERSION = 3
+SELF_CHECK_VERSION = 4
 """Part of the key of cached verdicts. Increment it with every code change that may change a verdict."""
 
 _TIMES_ROUNDING = 4
@@ -65,8 +72,9 @@ def self_check(model: Model, rows: Sequence[EncodedFact], pad_id: int, *, trains
     """Finds which fast ways are right for a model, and notes them for it (`set_fast_ways`).
 
     Compared with plain forward passes over single texts: the logits and the loss of a padded batch (the loss with that
-    of transformers), free answers from padded batches and from the cache, answers that continue a padded pass, and
-    reused frozen layers. The model is left as it was: weights, buffers, gradients, modes, random number generators.
+    of transformers), free answers from padded batches and from the cache, answers that continue a padded pass, reused
+    frozen layers, and prefix trees. The model is left as it was: weights, buffers, gradients, modes, random number
+    generators.
 
     Args:
         model: A causal language model, with or without an adapter, on the device where it shall run.
@@ -127,7 +135,26 @@ def _right_ways(
         frozen = FrozenLayers(model, int(batch.attention_mask.sum()))
         reused = dict(zip(plain.logits, target_logits(model, batch, frozen=frozen)[0].float(), strict=True))
         ways = replace(ways, reuse_frozen_layers=plain.agrees(reused))
-    return ways
+    return replace(ways, prefix_tree=_runs_trees(model, rows, plain, pad_id, trains=trained is not None))
+
+
+def _runs_trees(model: Model, rows: Sequence[EncodedFact], plain: "_PlainPasses", pad_id: int, *, trains: bool) -> bool:
+    """Whether a prefix tree of three texts, two of which begin alike, gives the logits of single texts.
+
+    Where the adapter is about to be trained they run in training mode, so that dropout shows.
+    """
+    if prefix_tree_obstacle(model):
+        return False
+    branch = EncodedFact(rows[1].prompt_ids, rows[0].target_ids[::-1])
+    rows = [*rows, branch]
+    batch = collate(rows, range(len(rows)), pad_id, with_end=False).to(plain.device)
+    tree = prefix_tree(batch)
+    texts = [(*row.prompt_ids, *row.target_ids[:seen]) for row in rows for seen in range(row.num_target_tokens)]
+    seen: dict[tuple[int, ...], Tensor] = {}
+    with _counts_as_wrong("A prefix tree"), modes_restored(model):
+        model.train(trains)
+        seen.update(zip(texts, target_logits(model, batch, tree=tree)[0].float(), strict=True))
+    return replace(plain, logits={**plain.logits, **_plain_pass(model, branch)[0]}).agrees(seen)
 
 
 def _right_answers(model: Model, rows: Sequence[EncodedFact], plain: "_PlainPasses", pad_id: int) -> FastWays:
@@ -136,7 +163,7 @@ def _right_answers(model: Model, rows: Sequence[EncodedFact], plain: "_PlainPass
         if not ways.batched_answers and len(rows) == 2:  # two that are equally long share a batch
             twin = EncodedFact(rows[1].prompt_ids[::-1], rows[1].target_ids[::-1])
             rows = [*rows, twin]
-            plain = replace(plain, logits={**plain.logits, **_plain_passes(model, [twin, twin]).logits})
+            plain = replace(plain, logits={**plain.logits, **_plain_pass(model, twin)[0]})
         set_fast_ways(model, ways)
         seen = _Transcript(rows, pad_id)
         with _counts_as_wrong("`generate`"):
@@ -167,6 +194,11 @@ class _PlainPasses:
     losses: Tensor
     tolerance: float
 
+    @property
+    def device(self) -> torch.device:
+        """Where they ran."""
+        return self.losses.device
+
     def difference(self, seen: Logits) -> float:
         """The largest root mean square difference of the logits after a text; infinite where a text is missing."""
         if not seen.keys() >= self.logits.keys():
@@ -195,22 +227,27 @@ class _PlainPasses:
 
 def _plain_passes(model: Model, rows: Sequence[EncodedFact], shift: int = 0) -> _PlainPasses:
     """Runs each text alone, with its labels; these are moved to the left by `shift`."""
-    device = next(model.parameters()).device
     logits: dict[tuple[int, ...], Tensor] = {}
     losses = []
-    has_own_loss = traits_of(model).has_own_loss  # PEFT adds it where the adapter is switched off too
     for row in rows:
-        ids, first = (*row.prompt_ids, *row.target_ids), len(row.prompt_ids)
-        input_ids = torch.tensor([ids], device=device)
-        labels = input_ids.clone()
-        labels[:, :first] = IGNORE_INDEX
-        labels = F.pad(labels[:, shift:], (0, shift), value=IGNORE_INDEX)
-        output = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), labels=labels, use_cache=False)
-        of_text = output.logits[0, -len(ids) :].float()
-        logits |= {ids[:end]: of_text[end - 1] for end in range(first, len(ids))}
-        own = F.cross_entropy(of_text[first - 1 : -1], input_ids[0, first:])
-        losses.append(own if has_own_loss else output.loss.float())
+        of_row, loss = _plain_pass(model, row, shift)
+        logits |= of_row
+        losses.append(loss)
     return _PlainPasses(logits, torch.stack(losses), _TIMES_ROUNDING * _rounding(model, rows))
+
+
+def _plain_pass(model: Model, row: EncodedFact, shift: int = 0) -> tuple[dict[tuple[int, ...], Tensor], Tensor]:
+    ids, first = (*row.prompt_ids, *row.target_ids), len(row.prompt_ids)
+    input_ids = torch.tensor([ids], device=next(model.parameters()).device)
+    labels = input_ids.clone()
+    labels[:, :first] = IGNORE_INDEX
+    labels = F.pad(labels[:, shift:], (0, shift), value=IGNORE_INDEX)
+    output = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), labels=labels, use_cache=False)
+    logits = output.logits[0, -len(ids) :].float()
+    loss = output.loss.float()
+    if traits_of_forward(model).has_own_loss:
+        loss = F.cross_entropy(logits[first - 1 : -1], input_ids[0, first:])
+    return {ids[:end]: logits[end - 1] for end in range(first, len(ids))}, loss
 
 
 def _rounding(model: Model, rows: Sequence[EncodedFact]) -> float:

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_semantic_peft.models.frozen_layers import FrozenLayers
-from lit_semantic_peft.models.objective import fact_nll, mean_per_fact, nll_of, target_logits
+from lit_semantic_peft.models.objective import Outputs, mean_per_fact, nll_of, target_logits
 from lit_semantic_peft.semantics.distances import Distance, TargetPass
 from lit_semantic_peft.semantics.token_weights import TokenWeighting
 from lit_semantic_peft.semantics.weightings import Weighting
@@ -22,7 +21,7 @@ def losses_and_online_weights(
     distance: Distance,
     *,
     has_end: bool,
-    frozen: FrozenLayers | None = None,
+    outputs: Outputs | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Losses and online weights of a micro-batch, from one forward pass.
 
@@ -33,17 +32,18 @@ def losses_and_online_weights(
         token_weighting: Which target tokens count; None for all alike, so that the losses are `fact_nll`.
         distance: The distance to measure for an online weighting.
         has_end: Whether each row's last target is the end token, which is part of the loss but of no distance.
-        frozen: As in `target_logits`.
+        outputs: What `target_logits` gives for the batch; None to run it.
 
     Returns:
         float32 `(B,)` in nats per token, with a graph; and float32 `(B,)` without, None for a weighting that is not
         online.
     """
+    logits, targets, hidden = target_logits(model, batch) if outputs is None else outputs
+    losses = nll_of(logits, targets)
     if token_weighting is None and not weighting.is_online:
-        return fact_nll(model, batch, frozen=frozen), None
+        return mean_per_fact(losses, batch.labels), None
     base: Any = model.get_base_model()  # type: ignore[operator]
-    logits, targets, hidden = target_logits(model, batch, frozen=frozen)
-    outputs = TargetPass(
+    of_targets = TargetPass(
         logits=logits,
         hidden=hidden,
         targets=targets,
@@ -52,14 +52,13 @@ def losses_and_online_weights(
         input_embeddings=base.get_input_embeddings().weight,
         output_embeddings=base.get_output_embeddings().weight,
     )
-    is_end = _is_last_of_row(outputs.row) if has_end else torch.zeros_like(targets, dtype=torch.bool)
-    losses = nll_of(logits, targets)
+    is_end = _is_last_of_row(of_targets.row) if has_end else torch.zeros_like(targets, dtype=torch.bool)
     if token_weighting is not None:
-        losses = token_weighting.token_loss(losses, outputs, is_end)
+        losses = token_weighting.token_loss(losses, of_targets, is_end)
     online = None
     if weighting.is_online:
         with torch.no_grad():
-            online = weighting.current(distance, _detached(outputs, ~is_end))
+            online = weighting.current(distance, _detached(of_targets, ~is_end))
     return mean_per_fact(losses, batch.labels), online
 
 

@@ -2,5 +2,15 @@
 
 from lit_semantic_peft.tokens.collate import IGNORE_INDEX, Batch, collate
 from lit_semantic_peft.tokens.encoding import EncodedFact, FactEncoder, Template
+from lit_semantic_peft.tokens.prefix_tree import PrefixTree, prefix_tree
 
-__all__ = ["IGNORE_INDEX", "Batch", "EncodedFact", "FactEncoder", "Template", "collate"]
+__all__ = [
+    "IGNORE_INDEX",
+    "Batch",
+    "EncodedFact",
+    "FactEncoder",
+    "PrefixTree",
+    "Template",
+    "collate",
+    "prefix_tree",
+]

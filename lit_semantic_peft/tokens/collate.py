@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lit_semantic_peft.tokens.encoding import EncodedFact
@@ -50,6 +51,25 @@ class Batch:
         """
         is_filler = torch.arange(len(self)) >= len(self) - num_fillers
         return replace(self, loss_weight=self.loss_weight.masked_fill(is_filler, 0.0), is_filler=is_filler)
+
+
+def joined(batches: Sequence[Batch], pad_id: int) -> Batch:
+    """The rows of several batches in one, padded on the right to the length of the longest.
+
+    Args:
+        batches: At least one.
+        pad_id: Token id for padding; masked.
+    """
+    width = max(batch.labels.shape[1] for batch in batches)
+    fills = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORE_INDEX}
+
+    def all_rows(name: str) -> Tensor:
+        parts = [getattr(batch, name) for batch in batches]
+        if name in fills:
+            parts = [F.pad(part, (0, width - part.shape[1]), value=fills[name]) for part in parts]
+        return torch.cat(parts)
+
+    return Batch(*(all_rows(name) for name in Batch.__slots__))
 
 
 def collate(

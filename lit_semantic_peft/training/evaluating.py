@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_semantic_peft.adapters import SubjectGate, SubjectTable
-from lit_semantic_peft.compatibility import Situation, refuse_incompatible
+from lit_semantic_peft.compatibility import refuse_incompatible
 from lit_semantic_peft.data import KnowledgeDataModule, agreed, from_all_ranks
 from lit_semantic_peft.data.self_checks import SelfChecks, require_awake
 from lit_semantic_peft.errors import InputError
@@ -32,6 +32,7 @@ from lit_semantic_peft.models.compiled import eagerly
 from lit_semantic_peft.models.fast_ways import is_checked
 from lit_semantic_peft.models.gated import read_gate
 from lit_semantic_peft.semantics.scoring import score_targets
+from lit_semantic_peft.situation import Situation
 from lit_semantic_peft.statistics import bootstrap_interval
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.names import learn_names

@@ -17,7 +17,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import facts_key
 from lit_semantic_peft.files import content_key
 from lit_semantic_peft.models import traits_of
-from lit_semantic_peft.models.peft_traits import OF_THE_TRAINING_ALONE, settings_of
+from lit_semantic_peft.models.peft_settings import OF_THE_TRAINING_ALONE, settings_of
 from lit_semantic_peft.training.loss_weights import weighting_identity
 from lit_semantic_peft.training.names import names_of, set_names
 

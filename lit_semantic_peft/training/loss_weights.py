@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_semantic_peft.data import KnowledgeDataModule, from_all_ranks
 from lit_semantic_peft.data.measures import identity
-from lit_semantic_peft.models import FrozenLayers
+from lit_semantic_peft.models.objective import Outputs
 from lit_semantic_peft.semantics import Distance, TokenWeighting, Weighting
 from lit_semantic_peft.semantics.step_losses import losses_and_online_weights
 from lit_semantic_peft.tokens import Batch
@@ -94,13 +94,13 @@ class LossWeights:
         so_far = torch.ones(self._num_facts) if self.factor is None else self.factor
         self.factor = so_far.index_copy(0, torch.tensor(rows), torch.as_tensor(factor, dtype=torch.float32))
 
-    def nll_and_weight(self, model: PeftModel, batch: Batch, frozen: FrozenLayers | None) -> tuple[Tensor, Tensor]:
+    def nll_and_weight(self, model: PeftModel, batch: Batch, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """ℓ_i and w_i of a micro-batch, from one forward pass; notes w_i.
 
         Args:
             model: The model, in training mode.
             batch: The facts.
-            frozen: As in `target_logits`.
+            outputs: What `target_logits` gave for the batch.
 
         Returns:
             Mean losses of the target tokens, as `token_weighting` has them, nats per token, float32 `(B,)`, with a
@@ -117,7 +117,7 @@ class LossWeights:
             data.selection.token_weighting,
             data.distances[0],
             has_end=data.encoding.append_eos,
-            frozen=frozen,
+            outputs=outputs,
         )
         if online is not None:
             weight = weight * online.to(weight)

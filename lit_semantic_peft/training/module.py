@@ -15,15 +15,12 @@ from torchmetrics import MeanMetric
 from typing_extensions import override
 
 from lit_semantic_peft.adapters import SubjectGate
-from lit_semantic_peft.compatibility import Situation
 from lit_semantic_peft.data import agreed
 from lit_semantic_peft.data.moved import refuse_moved
-from lit_semantic_peft.data.situation import is_sharded
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import (
     DEFAULT_BASE_MODEL,
     BaseModel,
-    FrozenLayers,
     adapter_state_dict,
     attach_adapter,
     load_adapter,
@@ -32,8 +29,10 @@ from lit_semantic_peft.models import (
 )
 from lit_semantic_peft.models.attach import recompute_activations, require_answer
 from lit_semantic_peft.models.compiled import compile_layers
+from lit_semantic_peft.situation import Situation
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.evaluating import EvaluatingModule
+from lit_semantic_peft.training.forward import ForwardPass, forward_pass, with_penalty
 from lit_semantic_peft.training.identity import Resumed, resume_training, write_training_state
 from lit_semantic_peft.training.loss_weights import LossWeights
 from lit_semantic_peft.training.optimization import (
@@ -46,8 +45,7 @@ from lit_semantic_peft.training.optimization import (
     with_schedule,
 )
 from lit_semantic_peft.training.penalties import fact_penalty
-from lit_semantic_peft.training.retain import HeldDirections, HeldStill, RetainPenalty, held_still
-from lit_semantic_peft.training.reused_layers import reused_layers
+from lit_semantic_peft.training.retain import HeldStill
 from lit_semantic_peft.training.situation import with_settings_of
 from lit_semantic_peft.training.step import Normalization, finish_step, micro_batch_terms
 
@@ -93,6 +91,9 @@ class SemanticPeftModule(EvaluatingModule):
             reused, which is exact. None: where the model allows it and it fits into `frozen_layers_memory_mb`. True:
             always; an error where the model does not allow it, on disk where it does not fit.
         frozen_layers_memory_mb: Most memory for these outputs in each process, in MB (10⁶ bytes).
+        prefix_tree: Whether a micro-batch runs as one prefix tree, without padding and with the tokens that its facts
+            share from their beginning once; same loss, but for rounding. None: where the self-check finds that it is
+            exact. True: always; an error where the self-check finds that it is not.
 
     Attributes:
         cooldown: How the learning rate ends where the training is about to end ahead of time. The callback
@@ -120,6 +121,7 @@ class SemanticPeftModule(EvaluatingModule):
         gradient_checkpointing: bool = False,
         reuse_frozen_layers: bool | None = None,
         frozen_layers_memory_mb: int = 2048,
+        prefix_tree: bool | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_ratio < 1:
@@ -143,11 +145,11 @@ class SemanticPeftModule(EvaluatingModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.reuse_frozen_layers = reuse_frozen_layers
         self.frozen_layers_memory_mb = frozen_layers_memory_mb
+        self.prefix_tree = prefix_tree
         self.strict_loading = False  # the base's weights are not in a checkpoint; the adapter's are checked below
-        self._frozen: FrozenLayers | None = None
+        self._forward: ForwardPass | None = None
+        self._retained_means: Tensor | None = None
         self._step_terms: Tensor | None = None
-        self._retain: RetainPenalty | None = None
-        self._directions: list[HeldDirections] = []
         self._resumed: Resumed | None = None
         self.cooldown: Cooldown | None = None
 
@@ -217,20 +219,13 @@ class SemanticPeftModule(EvaluatingModule):
     @override
     def on_fit_start(self) -> None:
         self.self_check(trains=True)
-        self._frozen = reused_layers(
-            self.model,
-            self.data.prepared,
-            self.reuse_frozen_layers,
-            self.frozen_layers_memory_mb,
-            is_sharded(self.trainer),
-        )
-        self._retain, self._directions = held_still(self, begins=self._resumed is None)
+        self._forward = forward_pass(self, begins=self._resumed is None)
         if self._resumed is not None:
             traits_of(self.model).load_extra_state(self.model, self._resumed.adapter)
 
     @override
     def on_fit_end(self) -> None:
-        self._frozen, self._retain, self._directions = None, None, []
+        self._forward = None
 
     @override
     def on_train_start(self) -> None:
@@ -247,24 +242,30 @@ class SemanticPeftModule(EvaluatingModule):
     @override
     def on_train_epoch_start(self) -> None:
         # Nothing of the epoch before must leak into this one: no interrupted step, no losses, no weights.
-        self._step_terms = None
+        self._step_terms = self._retained_means = None
         self.loss_weights.start_epoch()
         self.epoch_loss.reset()
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Connected to every adapter parameter also when nothing in the batch counts.
-        nll, weight = self.loss_weights.nll_and_weight(self.model, batch, self._frozen)
+        assert self._forward is not None
+        outputs, held = self._forward.run(self.trainer, batch)
+        nll, weight = self.loss_weights.nll_and_weight(self.model, batch, outputs)
         weighted_sum, terms = micro_batch_terms(nll, weight, self.normalization, fact_penalty(self.model, weight))
         self._step_terms = terms if self._step_terms is None else self._step_terms + terms
-        return weighted_sum
+        loss, self._retained_means = with_penalty(self.trainer, weighted_sum, self._step_terms, held)
+        return loss
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         assert self._step_terms is not None
         self.loss_weights.end_step()
-        result = finish_step(self, self._step_terms, self.trained_parameters(), self._retain)
-        self._step_terms = None
+        assert self._forward is not None
+        result = finish_step(
+            self, self._step_terms, self.trained_parameters(), self._forward.retain, self._retained_means
+        )
+        self._step_terms = self._retained_means = None
         if result is None:
             return
         for name, value in result.retain_kl.items():
@@ -290,8 +291,8 @@ class SemanticPeftModule(EvaluatingModule):
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         traits_of(self.model).after_optimizer_step(self.model, self.global_step)  # before zero_grad
-        for directions in self._directions:
-            directions.project()
+        assert self._forward is not None
+        self._forward.keep_out()
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -313,7 +314,8 @@ class SemanticPeftModule(EvaluatingModule):
     @property
     def retained_tokens_per_step(self) -> float:
         """Mean number of tokens of retained text in an optimizer step, over all processes; 0 outside of training."""
-        return self._retain.tokens_per_step if self._retain else 0.0
+        retain = None if self._forward is None else self._forward.retain
+        return 0.0 if retain is None else retain.tokens_per_step
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters of the optimizer: the adapter's."""

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lit_semantic_peft.compatibility import Situation
 from lit_semantic_peft.models import base_changing_setting, traits_of
 from lit_semantic_peft.models.library_versions import misreads_cache
+from lit_semantic_peft.situation import Situation
 from lit_semantic_peft.training.retain.input_directions import holds_directions
 
 if TYPE_CHECKING:

@@ -66,7 +66,11 @@ class StepResult:
 
 
 def finish_step(
-    module: "SemanticPeftModule", terms: Tensor, parameters: Sequence[nn.Parameter], retain: RetainPenalty | None
+    module: "SemanticPeftModule",
+    terms: Tensor,
+    parameters: Sequence[nn.Parameter],
+    retain: RetainPenalty | None,
+    retained_means: Tensor | None = None,
 ) -> StepResult | None:
     """Turns the accumulated gradient into that of the step's loss and penalties. A collective.
 
@@ -75,6 +79,7 @@ def finish_step(
         terms: This rank's sum of what `micro_batch_terms` gives, float32 `(2,)`.
         parameters: The trained parameters; their gradients are changed.
         retain: The penalty of what is retained; None for none.
+        retained_means: Of `with_penalty`, where the retained texts ran in the step's last micro-batch.
 
     Returns:
         None where nothing counts: without gradients the optimizer skips its parameters.
@@ -103,7 +108,7 @@ def finish_step(
     _add(parameters, adapter_penalty_gradient(module.model, parameters))
     retain_kl: Mapping[str, Tensor] = {}
     if retain is not None:
-        retain_kl, retain_gradient = retain.of_step(trainer, module.model, parameters)
+        retain_kl, retain_gradient = retain.of_step(trainer, module.model, parameters, retained_means)
         _add(parameters, retain_gradient)
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     return StepResult(loss if normalizer else None, retain_kl, norm)

@@ -4,8 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lit_semantic_peft.compatibility import RULES, Situation, as_markdown, refuse_incompatible
+from lit_semantic_peft.compatibility import RULES, as_markdown, refuse_incompatible
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.situation import Situation
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARDED = {"is_sharded": True}

@@ -106,6 +106,9 @@ class GradientSurgery(TrainingCallback):
         True
     """
 
+    replaces_gradient = True
+    """Whether what the backward passes leave is lost: what is not of the facts must not be in it."""
+
     def __init__(
         self,
         groups: Groups = "relation",

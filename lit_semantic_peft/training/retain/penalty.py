@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,16 +15,14 @@ from torch import Tensor, nn
 from lit_semantic_peft.data.ranks import from_first_rank
 from lit_semantic_peft.data.rotation import rotating_choice
 from lit_semantic_peft.models import target_logits
+from lit_semantic_peft.models.modes import modes_restored
 from lit_semantic_peft.models.undisturbed import undisturbed
-from lit_semantic_peft.tokens import IGNORE_INDEX, EncodedFact, collate
+from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, EncodedFact, collate
 from lit_semantic_peft.training.own_gradient import flattened, sum_over_ranks, unflattened
 from lit_semantic_peft.training.retain.context import RetainContext
 from lit_semantic_peft.training.retain.divergence import TopTokens, divergence_from, top_tokens, without_tokens
 from lit_semantic_peft.training.retain.source import RetainedText, RetainSource
 from lit_semantic_peft.training.retain.teacher import StoredTeacher, store_teacher
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +79,26 @@ class _Chosen:
     text: int
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Retained texts that ran.
+
+    Attributes:
+        penalty: This rank's share of Σ λ · mean divergence, a scalar with its graph.
+        means: Its share of each source's mean divergence, float32 `(S,)`, without.
+    """
+
+    penalty: Tensor
+    means: Tensor
+
+
 class RetainPenalty:
     """Σ over the sources of λ times their mean divergence from the base model, on the texts of an optimizer step.
 
     A source with `every` n has texts in every n-th step, with n λ. Each mean is over the source's own chosen texts, so
     that it depends neither on the loss weights, nor on other sources, nor on how the step is split. Cost per optimizer
     step: one forward and one backward pass of the chosen texts, whose output head runs at the held positions only,
-    shared out over the ranks.
+    shared out over the ranks; only their tokens where they run in a pass of the facts (`ForwardPass`).
 
     Args:
         retained: The sources with their texts.
@@ -98,7 +108,7 @@ class RetainPenalty:
 
     def __init__(self, retained: Sequence[Retained], pad_id: int, batch_size: int) -> None:
         self.retained = list(retained)
-        self._pad_id = pad_id
+        self.pad_id = pad_id
         self._batch_size = batch_size
 
     @property
@@ -155,20 +165,70 @@ class RetainPenalty:
         device = parameters[0].device
         means = torch.zeros(len(self.retained), device=device)
         gradient = torch.zeros(sum(parameter.numel() for parameter in parameters), device=device)
-        share = torch.tensor([1 / one.per_step for one in self.retained], device=device)
-        weights = self.weights.to(device)
         with undisturbed(model):
-            for batch in self._batches(chosen, on_cpu=device.type == "cpu"):
-                source = torch.tensor([one.source for one in batch], device=device)
+            for texts in self._batches(chosen, on_cpu=device.type == "cpu"):
+                batch = self.batch(texts).to(device)
                 with precision():
-                    per_text = self._divergence(model, batch, device) * share[source]
-                    penalty = (weights[source] * per_text).sum()
-                gradient += flattened(torch.autograd.grad(penalty, parameters, allow_unused=True), parameters)
-                means.index_add_(0, source, per_text.detach())
+                    held = self.held(model, texts, batch, target_logits(model, batch)[0])
+                gradient += flattened(torch.autograd.grad(held.penalty, parameters, allow_unused=True), parameters)
+                means += held.means
         return means, gradient
 
+    def batch(self, chosen: Sequence[_Chosen]) -> Batch:
+        """What the student reads of some texts, on the CPU; at least one column where there is no text.
+
+        Args:
+            chosen: The texts.
+        """
+        if not chosen:
+            return collate([EncodedFact((self.pad_id,), ())], [0], self.pad_id)
+        return collate([self._text(one).student for one in chosen], range(len(chosen)), self.pad_id, with_end=False)
+
+    def held(self, model: PeftModel, chosen: Sequence[_Chosen], batch: Batch, logits: Tensor) -> Held:
+        """The penalty of some texts, from a pass of the model.
+
+        Args:
+            model: The model, asked again for what the teacher of a source predicts where that is not stored.
+            chosen: The texts, of any sources.
+            batch: As `batch` gives them.
+            logits: At their held positions `(N, V)`.
+        """
+        device = logits.device
+        targets = batch.labels[batch.labels != IGNORE_INDEX]
+        row = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
+        kind_of = [self._kind(one) for one in chosen]
+        means = torch.zeros(len(self.retained), device=device)
+        penalty = logits[:0].sum().float()
+        weights = self.weights.to(device)
+        for kind in sorted(set(kind_of)):
+            places = [place for place, one in enumerate(kind_of) if one == kind]
+            texts = [chosen[place] for place in places]
+            counted = torch.isin(row, torch.tensor(places, device=device))
+            per_text = self._divergence(model, texts, logits[counted], targets[counted])
+            per_text = per_text / torch.tensor([self.retained[one.source].per_step for one in texts], device=device)
+            source = torch.tensor([one.source for one in texts], device=device)
+            penalty = penalty + (weights[source] * per_text).sum()
+            means.index_add_(0, source, per_text.detach())
+        return Held(penalty, means)
+
+    def runs_beside(self, trainer: Trainer) -> bool:
+        """Whether the coming optimizer step has texts, and no more than may run in one pass; the same on all ranks.
+
+        Args:
+            trainer: The trainer.
+        """
+        return 0 < len(self.chosen(trainer.global_step)) <= self._batch_size * trainer.world_size
+
+    def share(self, trainer: Trainer) -> list[_Chosen]:
+        """This rank's texts of the coming optimizer step.
+
+        Args:
+            trainer: The trainer.
+        """
+        return self.chosen(trainer.global_step)[trainer.global_rank :: trainer.world_size]
+
     def of_step(
-        self, trainer: Trainer, model: PeftModel, parameters: Sequence[nn.Parameter]
+        self, trainer: Trainer, model: PeftModel, parameters: Sequence[nn.Parameter], means: Tensor | None = None
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """The penalty of the coming optimizer step, each rank a share of its texts. A collective.
 
@@ -176,19 +236,24 @@ class RetainPenalty:
             trainer: The trainer.
             model: The model with its adapter.
             parameters: The trained parameters.
+            means: Of `Held`, where this rank's texts ran beside facts, so that their gradient is in that of the facts.
 
         Returns:
             Scalars over all ranks, nats per token: `retain_kl`, what is added to the loss, and `retain_kl/<source>`,
             a source's mean divergence without λ, of those with texts in this step; nothing in a step without any; and
-            the gradient of the former, one tensor for each parameter.
+            the gradient of the former that is still to be added, one tensor for each parameter.
         """
         in_step = self.chosen(trainer.global_step)
         if not in_step:
             return {}, [torch.zeros_like(parameter) for parameter in parameters]
-        chosen = in_step[trainer.global_rank :: trainer.world_size]
-        means, gradient = self.gradient(model, parameters, chosen, trainer.precision_plugin.train_step_context)
-        total = sum_over_ranks(trainer, torch.cat([means, gradient]))
-        means, gradient = total[: len(means)], total[len(means) :]
+        if means is None:
+            texts, precision = self.share(trainer), trainer.precision_plugin.train_step_context
+            means, gradient = self.gradient(model, parameters, texts, precision)
+            total = sum_over_ranks(trainer, torch.cat([means, gradient]))
+            means, gradient = total[: len(means)], total[len(means) :]
+        else:
+            means = sum_over_ranks(trainer, means)
+            gradient = means.new_zeros(sum(parameter.numel() for parameter in parameters))
         measured = {"retain_kl": (self.weights.to(means) * means).sum()}
         sources = {one.source for one in in_step}
         measured.update({f"retain_kl/{self.names[source]}": means[source] for source in sorted(sources)})
@@ -221,26 +286,23 @@ class RetainPenalty:
         source = self.retained[chosen.source].source
         return source.top_k or 0, source.drops_target
 
-    def _divergence(self, model: PeftModel, chosen: Sequence[_Chosen], device: torch.device) -> Tensor:
-        """Mean divergence of each text over its held positions, float32 `(B,)`."""
-        drops_target = self.retained[chosen[0].source].source.drops_target
-
-        def held_logits(rows: Sequence[EncodedFact]) -> tuple[Tensor, Tensor]:
-            batch = collate(rows, range(len(rows)), self._pad_id, with_end=False).to(device)
-            logits, targets, _ = target_logits(model, batch)
-            row = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
-            return without_tokens(logits, targets) if drops_target else logits, row
-
-        texts = [self._text(one) for one in chosen]
-        if self.retained[chosen[0].source].teacher is None:
-            with torch.no_grad(), model.disable_adapter():
-                teacher = top_tokens(held_logits([text.teacher for text in texts])[0], None)
+    def _divergence(self, model: PeftModel, chosen: Sequence[_Chosen], logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean divergence of each text of one kind over its held positions, float32 `(B,)`."""
+        first = self.retained[chosen[0].source]
+        if first.teacher is None:
+            read = [self._text(one).teacher for one in chosen]
+            batch = collate(read, range(len(read)), self.pad_id, with_end=False).to(logits.device)
+            with torch.no_grad(), model.disable_adapter(), modes_restored(model):
+                predicted = target_logits(model.eval(), batch)[0]
+            teacher = top_tokens(without_tokens(predicted, targets) if first.source.drops_target else predicted, None)
         else:
-            teacher = TopTokens.cat([self.retained[one.source].teacher_of(one.text) for one in chosen]).to(device)
-        logits, row = held_logits([text.student for text in texts])
-        per_position = divergence_from(teacher, logits)
-        count = torch.bincount(row, minlength=len(texts))
-        return torch.zeros(len(texts), device=device).index_add(0, row, per_position) / count
+            stored = [self.retained[one.source].teacher_of(one.text) for one in chosen]
+            teacher = TopTokens.cat(stored).to(logits.device)
+        student = without_tokens(logits, targets) if first.source.drops_target else logits
+        per_position = divergence_from(teacher, student)
+        count = torch.tensor([self._text(one).student.num_target_tokens for one in chosen], device=logits.device)
+        row = torch.arange(len(chosen), device=logits.device).repeat_interleave(count)
+        return torch.zeros(len(chosen), device=logits.device).index_add(0, row, per_position) / count
 
 
 def with_texts(source: RetainSource, context: RetainContext) -> Retained:

@@ -1,9 +1,9 @@
 import pytest
 import torch
 from architectures import ADAPTERS, trained
+from lit_semantic_peft.models.peft_settings import base_changing_setting
 from lit_semantic_peft.models.peft_traits import (
     PeftTraits,
-    base_changing_setting,
     num_virtual_tokens,
     peft_type_name,
     traits_of,

@@ -1,0 +1,102 @@
+"""What single settings of an adapter's configuration mean: which change the base model, which cannot be trained."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from peft import PeftConfig
+
+from lit_semantic_peft.models.peft_traits import traits_of
+
+# --------------------------------------------------- settings that mean something special
+
+_TAKEN_OFF_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # take a part of the base weights
+
+_CHANGES_THE_BASE: Mapping[str, Callable[[Any], bool]] = {
+    "bias": lambda bias: bias != "none",
+    "init_lora_weights": lambda start: str(start).lower().startswith(_TAKEN_OFF_THE_BASE),
+    "layer_replication": bool,
+    "kasa_config": bool,
+}
+
+_NOT_TRAINED_WHOLLY: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "init_lora_weights": (
+        lambda start: str(start).lower() == "eva",
+        "needs directions that are found from data beforehand (`initialize_lora_eva_weights`), which is not done here",
+    ),
+    "monteclora_config": (bool, "adds a variational loss to each forward pass, which the loss here does not contain"),
+    "token_indices": (lambda ids: not ids, "names no token"),
+    "use_asa": (bool, "moves its budget of subspaces by gradients of which a checkpoint holds nothing"),
+    "auxiliary_loss_weight": (
+        lambda weight: weight > 0,
+        "adds a loss of the shadow model, which the loss here does not contain; set it to 0",
+    ),
+    "opt_weighted_loss_type": (lambda kind: kind != "none", "is a loss of PEFT's own, which is not used here"),
+    "cpt_tokens_type_mask": (
+        lambda kinds: any(kind > 0 and kind % 4 == 0 for kind in kinds),
+        "has answers inside the prompt (type 4), which PEFT trains by a loss of its own that is not used here",
+    ),
+}
+
+WRITTEN_BY_TRAINING = frozenset({"rank_pattern"})
+"""Settings of a configuration that training itself writes (AdaLoRA's ranks)."""
+
+_OF_NO_TENSOR = frozenset({"base_model_name_or_path", "inference_mode", "peft_version", "revision"})
+
+OF_THE_TRAINING_ALONE = frozenset(
+    {"init_lora_weights", "total_step", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight"}
+)
+"""Settings that do not change what trained tensors mean: where they start, and AdaLoRA's schedule."""
+
+
+def settings_of(peft_config: PeftConfig) -> dict[str, str]:
+    """What identifies an adapter, as text by the name of the setting: not its origin, nor what training writes.
+
+    Args:
+        peft_config: Any configuration of `peft`.
+    """
+    return {
+        name: str(sorted(value) if isinstance(value, set) else value)
+        for name, value in sorted(peft_config.to_dict().items())
+        if name not in _OF_NO_TENSOR | WRITTEN_BY_TRAINING
+    }
+
+
+def base_changing_setting(peft_config: PeftConfig) -> str | None:
+    """The setting, such as `bias: all`, that changes the base model even with the adapter off.
+
+    The state before training, retention and the KL divergence from the base model are measured with the adapter off.
+
+    Args:
+        peft_config: Any configuration of `peft`.
+
+    Returns:
+        None where there is no such setting.
+    """
+    for name, changes_the_base in _CHANGES_THE_BASE.items():
+        if hasattr(peft_config, name) and changes_the_base(value := getattr(peft_config, name)):
+            return f"{name}: {value}" if isinstance(value, str) else name
+    return None
+
+
+def training_obstacle(peft_config: PeftConfig) -> str | None:
+    """Why an adapter of this configuration would not be trained as its method says.
+
+    Args:
+        peft_config: Any configuration of `peft`.
+
+    Returns:
+        A sentence; None where nothing is in the way.
+    """
+    if reason := traits_of(peft_config).cannot.get("use"):
+        return f"`peft_config`: {type(peft_config).__name__} {reason}."
+    if peft_config.inference_mode:
+        return "`peft_config` with `inference_mode: true` trains nothing. Leave it out."
+    if setting := base_changing_setting(peft_config):
+        return (
+            f"`peft_config` with `{setting}` cannot be used: it changes the base model itself, so that nothing could "
+            "be compared with the model before training. Leave it out."
+        )
+    for name, (is_so, reason) in _NOT_TRAINED_WHOLLY.items():
+        if (value := getattr(peft_config, name, None)) is not None and is_so(value):
+            return f"`peft_config` with `{name}: {value}` cannot be trained: it {reason}."
+    return None
