@@ -2,15 +2,15 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from peft.utils.other import get_pattern_key
 from torch import Tensor
 
+from lit_semantic_peft.models.peft_settings import lora_scaling
 from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
 from lit_semantic_peft.models.saved_adapter import SavedAdapter
 
@@ -140,7 +140,7 @@ def _measured(path: str, inner: Tensor, outer: Tensor, config: Any) -> LayerUpda
         outer: B, `(out, r)`.
         config: Of LoRA.
     """
-    a, b = inner.double().flatten(1), _scaling(path, config) * outer.double().flatten(1)
+    a, b = inner.double().flatten(1), lora_scaling(path, config) * outer.double().flatten(1)
     if a.shape[0] != b.shape[1]:  # an embedding's factors stand the other way round
         a, b = a.T, b.T
     sigma = torch.linalg.svdvals(torch.linalg.qr(b, mode="r").R @ torch.linalg.qr(a.T, mode="r").R.T)
@@ -168,15 +168,6 @@ def _kurtosis(a: Tensor, b: Tensor) -> float:
     centred = entries - entries.mean()
     variance = float(centred.square().mean())
     return float(centred.pow(4).mean()) / variance**2 - 3 if variance > 1e-30 else 0.0
-
-
-def _scaling(path: str, config: Any) -> float:
-    """The factor s: α/r, or α/√r with rsLoRA, by the patterns of the configuration."""
-    ranks: Mapping[str, int] = config.rank_pattern or {}
-    alphas: Mapping[str, float] = config.alpha_pattern or {}
-    rank = ranks.get(get_pattern_key(list(ranks), path), config.r)
-    alpha = alphas.get(get_pattern_key(list(alphas), path), config.lora_alpha)
-    return float(alpha / math.sqrt(rank) if config.use_rslora else alpha / rank)
 
 
 def _mean(values: Sequence[float]) -> float:

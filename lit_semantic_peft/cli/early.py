@@ -9,9 +9,11 @@ DEFAULT_RUN = "runs/default"
 """The run folder where none is named."""
 
 _CONFIGURATIONS = {".yaml", ".yml", ".json"}
-_OF_A_TRAINING = ("manifest.json", "config.yaml", "summary.json")
 _NO_RUN = ("--help", "-h", "--print_config", "--ckpt_path", "--trainer.fast_dev_run", "--trainer")
 """Options with which a command runs nothing, goes on with a run, or sets the folder in another way."""
+
+OF_A_TRAINING = ("manifest.json", "config.yaml", "summary.json")
+"""Files of a run folder that show that a training was in it, as `RunPaths` names them."""
 
 
 def refuse_early(arguments: Sequence[str]) -> None:
@@ -32,11 +34,11 @@ def refuse_early(arguments: Sequence[str]) -> None:
                 raise InputError(f"`--config`: {value} does not exist in {Path.cwd()}.")
     if arguments[0] != "fit" or any(name.partition("=")[0] in _NO_RUN for name in options):
         return
+    if "--config" in options or "-c" in options:
+        return  # it may name a folder, or be wrong itself
     folders = options.get("--trainer.default_root_dir", ())
-    if not folders and ("--config" in options or "-c" in options):
-        return  # which may name a folder
     folder = Path(folders[-1] if folders else DEFAULT_RUN)
-    if any((folder / name).is_file() for name in _OF_A_TRAINING):
+    if any((folder / name).is_file() for name in OF_A_TRAINING):
         raise run_exists(folder)
 
 

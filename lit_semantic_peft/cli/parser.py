@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from jsonargparse._actions import _ActionConfigLoad
@@ -40,6 +41,14 @@ _HOMES = (
 )  # of classes that are given without a module
 
 
+def _of_torch(argument: str) -> str:
+    """`--model.optimizer=SGD` is torch's: other packages that happen to be installed have optimizers of that name."""
+    option, _, name = argument.partition("=")
+    if option == "--model.optimizer" and name.isidentifier() and hasattr(torch.optim, name):
+        return f"{option}=torch.optim.{name}"
+    return argument
+
+
 def with_default_optimizer(arguments: Sequence[str]) -> list[str]:
     """The options of a command; a learning rate that is given without an optimizer is one of the default optimizer.
 
@@ -48,6 +57,7 @@ def with_default_optimizer(arguments: Sequence[str]) -> list[str]:
     Args:
         arguments: The command and its options.
     """
+    arguments = [_of_torch(one) for one in arguments]
     names = [argument.partition("=")[0] for argument in arguments]
     if "--model.optimizer.lr" not in names or {"--model.optimizer", "--model", "--config", "-c"} & {*names}:
         return list(arguments)

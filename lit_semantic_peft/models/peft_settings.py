@@ -1,11 +1,13 @@
 """What single settings of an adapter's configuration mean: which change the base model, which cannot be trained."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from peft import PeftConfig
+from peft.utils.other import get_pattern_key
 
-from lit_semantic_peft.models.peft_traits import traits_of
+from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
 
 # --------------------------------------------------- settings that mean something special
 
@@ -76,6 +78,29 @@ def base_changing_setting(peft_config: PeftConfig) -> str | None:
         if hasattr(peft_config, name) and changes_the_base(value := getattr(peft_config, name)):
             return f"{name}: {value}" if isinstance(value, str) else name
     return None
+
+
+def is_plain_lora(peft_config: PeftConfig) -> bool:
+    """Whether ΔW = s·B·A, so that A alone decides which inputs the adapter sees: LoRA, but not DoRA.
+
+    Args:
+        peft_config: Any configuration of `peft`.
+    """
+    return peft_type_name(peft_config) == "LORA" and not getattr(peft_config, "use_dora", False)
+
+
+def lora_scaling(path: str, peft_config: Any) -> float:
+    """The factor s of ΔW = s·B·A: α/r, or α/√r with rsLoRA, by the patterns of the configuration.
+
+    Args:
+        path: Name of the layer.
+        peft_config: A LoRA configuration.
+    """
+    ranks: Mapping[str, int] = peft_config.rank_pattern or {}
+    alphas: Mapping[str, float] = peft_config.alpha_pattern or {}
+    rank = ranks.get(get_pattern_key(list(ranks), path), peft_config.r)
+    alpha = alphas.get(get_pattern_key(list(alphas), path), peft_config.lora_alpha)
+    return float(alpha / math.sqrt(rank) if peft_config.use_rslora else alpha / rank)
 
 
 def training_obstacle(peft_config: PeftConfig) -> str | None:

@@ -277,6 +277,7 @@ _PECULIAR = {  # PEFT's name of the type; strings, since releases of PEFT have d
         cannot={
             "merge": "acts by what a prompt names, which one matrix for all prompts cannot",
             "gradient_checkpointing": "needs the prompt, which layers that the backward pass runs again do not have",
+            "mix_rows": "decides by itself on which rows it acts",
         },
         routes=True,
         extra_state=loads,

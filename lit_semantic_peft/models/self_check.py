@@ -32,7 +32,7 @@ from lit_semantic_peft.models.peft_traits import (
     awakening_tokens,
     runs_adapter,
     trained_tokens,
-    traits_of_forward,
+    traits_of,
 )
 from lit_semantic_peft.models.tree_attention import prefix_tree_obstacle
 from lit_semantic_peft.models.undisturbed import undisturbed
@@ -245,7 +245,7 @@ def _plain_pass(model: Model, row: EncodedFact, shift: int = 0) -> tuple[dict[tu
     output = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), labels=labels, use_cache=False)
     logits = output.logits[0, -len(ids) :].float()
     loss = output.loss.float()
-    if traits_of_forward(model).has_own_loss:
+    if traits_of(model).has_own_loss:  # PEFT adds it where the adapter is switched off too
         loss = F.cross_entropy(logits[first - 1 : -1], input_ids[0, first:])
     return {ids[:end]: logits[end - 1] for end in range(first, len(ids))}, loss
 

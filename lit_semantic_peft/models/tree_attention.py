@@ -1,5 +1,6 @@
 """How a model runs a prefix tree: depths as positions, and an attention mask that shows each node its ancestors."""
 
+import inspect
 from typing import Any
 
 from peft import PeftModel
@@ -53,6 +54,8 @@ def prefix_tree_obstacle(model: nn.Module) -> str:
         return f"an adapter of type {peft_type_name(model)} routes every fact by itself"
     if config._attn_implementation not in _TAKES_A_MASK:
         return f"its attention {config._attn_implementation!r} takes no mask; {' and '.join(_TAKES_A_MASK)} do"
+    if "position_ids" not in inspect.signature(_base_of(model).forward).parameters:
+        return "it takes no `position_ids`"
     kinds = set(getattr(config, "layer_types", None) or [])
     if others := sorted(kinds - {_FULL, _SLIDING}):
         return f"it has layers of another type ({', '.join(others)}) than {_FULL} and {_SLIDING}"

@@ -276,14 +276,8 @@ class SemanticPeftModule(EvaluatingModule):
         self.log("train/loss", result.loss, prog_bar=True, on_step=True, batch_size=1)
         self.epoch_loss.update(result.loss)
         # Named, because Lightning remembers the metrics of an earlier training of this module.
-        self.log(
-            "train/loss_epoch",
-            self.epoch_loss,
-            on_step=False,
-            on_epoch=True,
-            batch_size=1,
-            metric_attribute="epoch_loss",
-        )
+        of_epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "metric_attribute": "epoch_loss"}
+        self.log("train/loss_epoch", self.epoch_loss, batch_size=1, **of_epoch)
 
     @override
     def optimizer_step(

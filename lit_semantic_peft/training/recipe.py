@@ -11,8 +11,8 @@ from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.facts.forms import FormSource, Given, Question, Reversed, Templates, builtin_templates
 from lit_semantic_peft.facts.forms.frames import question_of, reversible
 from lit_semantic_peft.models import traits_of
+from lit_semantic_peft.models.peft_settings import is_plain_lora
 from lit_semantic_peft.training.retain import HeldStill, InputDirections, KnownFacts, OwnSamples
-from lit_semantic_peft.training.retain.input_directions import holds_directions
 
 PASSES = 16
 """Passes over the facts after which they are recalled in forms that were not taught."""
@@ -92,7 +92,7 @@ def choose_recipe(
         KnownFacts(weight=2.0, batch_size=6, every=2),
     )
     reasons["retain"] = "the base model's own samples keep unrelated text, known facts keep answers of the same kind"
-    if holds_directions(peft_config):
+    if is_plain_lora(peft_config):
         retain = (*retain, InputDirections(0.9))
     return Recipe(num_steps, learning_rate, forms, retain, reasons)
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from lit_semantic_peft.models import base_changing_setting, traits_of
 from lit_semantic_peft.models.library_versions import misreads_cache
+from lit_semantic_peft.models.peft_settings import is_plain_lora
 from lit_semantic_peft.situation import Situation
-from lit_semantic_peft.training.retain.input_directions import holds_directions
 
 if TYPE_CHECKING:
     from lit_semantic_peft.training.module import SemanticPeftModule
@@ -36,6 +36,6 @@ def with_settings_of(module: "SemanticPeftModule", situation: Situation) -> Situ
         schedule=module.schedule,
         warmup_ratio=module.warmup_ratio,
         quantized_dtype=module.base_model.quantized_dtype if situation.is_sharded else None,
-        is_plain_lora=holds_directions(module.peft_config),
+        is_plain_lora=is_plain_lora(module.peft_config),
         misreads_virtual_tokens=misreads_cache(),
     )

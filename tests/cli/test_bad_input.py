@@ -208,10 +208,10 @@ def test_a_bad_value_is_not_answered_with_its_own_key(refused, argument, nearest
 
 
 def test_settings_of_the_base_model(refused):
-    Path("named.yaml").write_text("model: {base_model: {name: nobody/nothing, dtype: int8}}\n", encoding="utf-8")
+    Path("named.yaml").write_text("model: {base_model: {name: nobody/nothing, dtype: int7}}\n", encoding="utf-8")
     message = refused("--config=named.yaml")
     assert "model.base_model.dtype" in message
-    assert "int8" in message
+    assert "int7" in message
     assert "Did you mean `model.base_model.dtype`" in refused("--model.base_model.dtpe=bfloat16")
     Path("typo.yaml").write_text("model: {base_model: {nam: x}}\n", encoding="utf-8")
     assert "Did you mean `model.base_model.name`" in refused("--config=typo.yaml")

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -131,15 +131,6 @@ class _Directions:
 
     of: dict[str, str]
     basis: dict[str, Tensor]
-
-
-def holds_directions(peft_config: PeftConfig) -> bool:
-    """Whether ΔW = s·B·A, so that A alone decides which inputs the adapter sees.
-
-    Args:
-        peft_config: The adapter's configuration.
-    """
-    return isinstance(peft_config, LoraConfig) and not peft_config.use_dora
 
 
 def lora_layers(model: PeftModel) -> dict[str, nn.Parameter]:

@@ -154,7 +154,7 @@ def test_a_difference_too_small_to_change_these_answers_is_found():
 def test_what_is_right_stays_allowed(name, dtype):
     model = RIGHT[name]().to(dtype)
     assert not is_checked(model)
-    assert self_check(model, ROWS, 0) == FastWays(prefix_tree=name != "mamba")
+    assert self_check(model, ROWS, 0) == FastWays(prefix_tree=name not in ("mamba", "roformer"))
     assert is_checked(model)
     assert fast_ways(model).instead == []
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import lit_semantic_peft
 import pyarrow.parquet as pq
 import pytest
+from lit_semantic_peft.cli.early import OF_A_TRAINING
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.reports import (
     FACT_COLUMNS,
@@ -63,6 +64,10 @@ def test_no_other_module_knows_the_names_of_a_runs_files():
         if (names := named_files(path.read_text(encoding="utf-8")))
     }
     assert found.pop(KNOWS), "the walk sees nothing"
+    # Looked for before anything heavy is imported, as this module would be.
+    assert found.pop("cli/early.py")
+    run = RunFolder("run").paths
+    assert {run.folder / name for name in OF_A_TRAINING} == {run.manifest, run.config, run.summary}
     assert found == {}
 
 
