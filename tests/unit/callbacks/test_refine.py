@@ -133,6 +133,7 @@ def test_it_does_not_depend_on_how_a_step_is_split(tiny_model, facts_file, given
             3,
             data={"micro_batch_size": micro, "bucket_steps": 1},
             trainer={"accumulate_grad_batches": number},
+            model={"prefix_tree": False},  # each part has a tree of its own, whose rounding AdamW enlarges
         )
         for micro, number in ((size, 1), (micro_batch_size, accumulate))
     ]
