@@ -48,9 +48,9 @@ def test_a_larger_model_has_a_lower_rate_and_a_method_its_own():
 
 def test_forms_are_what_the_facts_bring():
     plain = choose_recipe(facts(8, question=None, subject=""), SMALL, LoraConfig())
-    assert shares(plain) == {"question": 0.2}  # the prompt made into a question
+    assert shares(plain) == {"question": 0.15}  # the prompt made into a question
     rich = choose_recipe(facts(8, paraphrases=("Door opens with", "To open it use", "Enter with")), SMALL, LoraConfig())
-    assert shares(rich) == {"given": 0.4, "question": 0.2, "reversed": 0.2}
+    assert shares(rich) == {"given": 0.35, "question": 0.15, "reversed": 0.3}
     assert rich.forms.from_paraphrases == 2  # of three, so that one is left to ask
 
 
@@ -67,4 +67,4 @@ def test_a_kind_of_form_is_taught_if_half_of_the_facts_bring_it(number, has_give
 
 def test_the_built_in_sets_have_templates():
     recipe = choose_recipe(facts(8, relation="capital"), SMALL, LoraConfig(), set_name="world")
-    assert shares(recipe)["templates"] == 0.4
+    assert shares(recipe)["templates"] == 0.35
