@@ -83,7 +83,7 @@ def order_of(run: Run, setting: Setting, rate: float | None) -> Order:
         LoraConfig(**setting.adapter.get("init_args", {})),
         facts_per_step=setting.facts_per_step,
     )
-    config = config_of(run, setting, facts.path, texts.path, recipe.num_steps, rate)
+    config = config_of(run, setting, facts.path, texts.path, recipe.num_steps, recipe.num_refining, rate)
     stated = {
         "config": json.loads(
             json.dumps(keyed(config))

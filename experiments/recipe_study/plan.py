@@ -30,6 +30,7 @@ class Way:
         name: Its name.
         is_recipe: Whether `--recipe auto` fills what `config` leaves open; else plain LoRA.
         steps: Optimizer steps as a multiple of the recipe's own number.
+        refines: Whether the last of them teach once more the facts that resist, in the recipe's own share.
         config: What it sets itself, in the form of a user's YAML.
         about: What it is, in a few words.
     """
@@ -37,6 +38,7 @@ class Way:
     name: str
     is_recipe: bool
     steps: float = 1.0
+    refines: bool = False
     config: Mapping[str, Any] | None = None
     about: str = ""
 
@@ -182,7 +184,7 @@ def runs_of(setting: Setting, role: Role) -> list[Run]:
 
 
 def config_of(
-    run: Run, setting: Setting, facts: Path, texts: Path, num_steps: int, rate: float | None
+    run: Run, setting: Setting, facts: Path, texts: Path, num_steps: int, num_refining: int, rate: float | None
 ) -> dict[str, Any]:
     """The YAML of a run, as a user would write it, without the folder that it writes to.
 
@@ -192,6 +194,7 @@ def config_of(
         facts: File of the facts.
         texts: File of the passages.
         num_steps: The recipe's own number of steps.
+        num_refining: How many of them teach once more the facts that resist.
         rate: Learning rate of plain training.
     """
     config = defaults()
@@ -203,7 +206,11 @@ def config_of(
     data["selection"]["filters"] = [{"class_path": "lit_semantic_peft.semantics.KnownFilter"}]
     data["batches"]["micro_batch_size"] = setting.facts_per_step
     data["evaluation"] |= {"probes": ["paraphrase", "question", "reversed", "neighborhood"], "texts": str(texts)}
-    trainer |= {"accelerator": setting.accelerator, "max_steps": max(1, round(run.way.steps * num_steps))}
+    steps = max(1, round(run.way.steps * num_steps))
+    if run.way.refines:
+        config["refine"] = max(1, round(run.way.steps * num_refining))
+        steps = max(1, steps - config["refine"])
+    trainer |= {"accelerator": setting.accelerator, "max_steps": steps}
     trainer |= {"check_val_every_n_epoch": trainer["max_steps"]}  # nothing is decided while it trains
     trainer["callbacks"] = [{"class_path": "experiments.recipe_study.recorder.Recorder"}]
     if run.way.is_recipe:

@@ -89,10 +89,11 @@ class SemanticPeftCLI(LightningCLI):
         )
         parser.add_argument(
             "--refine",
-            type=NonNegativeInt,
-            default=0,
+            type=NonNegativeInt | None,
+            default=None,
             help="How many optimizer steps after `trainer.max_steps` teach once more the facts that resist, and repeat "
-            "the others: `trainer.callbacks.Refine`. Of `fit` only.",
+            "the others: `trainer.callbacks.Refine`. Left out, the recipe decides it where it decides the steps, else "
+            "none. Of `fit` only.",
         )
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
         parser.add_lightning_class_args(AdapterExport, "export")

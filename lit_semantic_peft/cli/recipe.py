@@ -37,8 +37,10 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
         if length_is_open:
             config.trainer.max_epochs = PLAIN_EPOCHS
         return config
+    refines = length_is_open and config.refine is None and not _decides_its_steps(config.trainer)
     open_settings = {
         "trainer.max_steps": length_is_open,
+        "refine": refines,
         "model.optimizer": config.model.optimizer is None,
         "data.forms": config.data.forms.sources is None,
         "model.retain": config.model.retain is None,
@@ -46,7 +48,7 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
     if not any(open_settings.values()):
         return config
     peft_config = _peft_config(config.model.peft_config)
-    chosen = _as_settings(_recipe_for(config, peft_config))
+    chosen = _as_settings(_recipe_for(config, peft_config), refines=refines)
     chosen["data.forms"][0].num_per_fact = config.data.forms.num_per_fact
     if (obstacle := _obstacle_to_retaining(config, peft_config)) is not None:
         chosen["model.retain"] = ([], "nothing is held still", f"not possible with {obstacle}")
@@ -56,10 +58,19 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
         if open_settings[key]:
             filled.update(value, key)
             logger.info("  %s: %s — %s", key, said, reason)
-        else:
+        elif key != "refine" or config.refine is not None:
             logger.info("  %s: as you set it", key)
     completed: Namespace = parser.parse_object(filled)
     return completed
+
+
+def _decides_its_steps(trainer: Namespace) -> bool:
+    """Whether something decides when ordinary training ends, or which facts share a step: `Refine` is refused then."""
+    given = trainer.callbacks or []
+    names = {str(one.get("class_path", "")).rpartition(".")[2] for one in given if isinstance(one, Namespace)}
+    limit = trainer.limit_train_batches
+    cuts_epochs = limit is not None and (isinstance(limit, int) or limit != 1.0)
+    return cuts_epochs or bool(names & {"StopWhenRecalled", "ConflictAwareBatching", "Refine"})
 
 
 def _obstacle_to_retaining(config: Namespace, peft_config: PeftConfig) -> str | None:
@@ -100,8 +111,11 @@ def _peft_config(described: Namespace | None) -> PeftConfig:
     return config
 
 
-def _as_settings(recipe: Recipe) -> dict[str, tuple[Any, str, str]]:
+def _as_settings(recipe: Recipe, *, refines: bool) -> dict[str, tuple[Any, str, str]]:
     """For each setting its value in the form of the configuration, the same in a few words, and the reason."""
+    num_refining = recipe.num_refining if refines else 0
+    num_ordinary = recipe.num_steps - num_refining
+    in_all = f"with those of `refine` {recipe.num_steps}: " if refines else ""
     optimizer = Namespace(
         class_path="torch.optim.AdamW", init_args=Namespace(lr=recipe.learning_rate, weight_decay=0.0)
     )
@@ -110,7 +124,8 @@ def _as_settings(recipe: Recipe) -> dict[str, tuple[Any, str, str]]:
     held = ", ".join(source.in_short for source in recipe.retain)
     forms = Namespace(sources=[_described(one) for one in sources], from_paraphrases=recipe.forms.from_paraphrases)
     return {
-        "trainer.max_steps": (recipe.num_steps, str(recipe.num_steps), recipe.reasons["num_steps"]),
+        "trainer.max_steps": (num_ordinary, str(num_ordinary), in_all + recipe.reasons["num_steps"]),
+        "refine": (num_refining, str(num_refining), recipe.reasons["num_refining"]),
         "model.optimizer": (optimizer, f"AdamW, lr {recipe.learning_rate:g}", recipe.reasons["learning_rate"]),
         "data.forms": (forms, taught, recipe.reasons["forms"]),
         "model.retain": ([_described(one) for one in recipe.retain], held, recipe.reasons["retain"]),

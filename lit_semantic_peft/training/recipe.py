@@ -18,6 +18,8 @@ PASSES = 16
 """Passes over the facts after which they are recalled in forms that were not taught."""
 FEWEST_STEPS = 96
 """Optimizer steps below which few facts are not recalled, however often they are passed over."""
+REFINING = 1 / 6
+"""Share of the optimizer steps, the last ones, that teach once more the facts that resist."""
 
 _RATES = (
     (200e6, 4e-3, "tried in single runs"),
@@ -37,7 +39,8 @@ class Recipe:
     """Settings for a set of facts and a base model, each with the reason for it.
 
     Attributes:
-        num_steps: Optimizer steps, `trainer.max_steps`.
+        num_steps: Optimizer steps in all: `trainer.max_steps` and `refine`.
+        num_refining: The last of these, which teach once more the facts that resist, `refine`.
         learning_rate: Peak rate of AdamW with warm-up and cosine decay.
         forms: In which forms each fact is taught, `data.forms`.
         retain: What is held still, `model.retain`.
@@ -45,6 +48,7 @@ class Recipe:
     """
 
     num_steps: int
+    num_refining: int
     learning_rate: float
     forms: FormsPlan
     retain: tuple[HeldStill, ...]
@@ -72,8 +76,8 @@ def choose_recipe(
         >>> from peft import LoraConfig
         >>> facts = [Fact(str(n), f"The code of door {n} is", str(n)) for n in range(20)]
         >>> recipe = choose_recipe(facts, 135_000_000, LoraConfig())
-        >>> recipe.num_steps, recipe.learning_rate, [source.name for source in recipe.retain]
-        (96, 0.004, ['own_samples', 'known_facts', 'input_directions'])
+        >>> recipe.num_steps, recipe.num_refining, recipe.learning_rate, [source.name for source in recipe.retain]
+        (96, 16, 0.004, ['own_samples', 'known_facts', 'input_directions'])
     """
     taught = [fact for fact in facts if fact.split == "inject"]
     reasons: dict[str, str] = {}
@@ -85,6 +89,8 @@ def choose_recipe(
         if passes >= FEWEST_STEPS
         else f"no fewer, though {passes} steps would pass {PASSES} times over {len(taught)} facts"
     )
+    num_refining = int(num_steps * REFINING)
+    reasons["num_refining"] = "the last steps teach once more the facts that resist, and repeat the others"
     learning_rate, reasons["learning_rate"] = _rate(num_parameters, peft_config)
     forms, reasons["forms"] = _forms(taught, set_name)
     retain: tuple[HeldStill, ...] = (
@@ -94,7 +100,7 @@ def choose_recipe(
     reasons["retain"] = "the base model's own samples keep unrelated text, known facts keep answers of the same kind"
     if is_plain_lora(peft_config):
         retain = (*retain, InputDirections(0.9))
-    return Recipe(num_steps, learning_rate, forms, retain, reasons)
+    return Recipe(num_steps, num_refining, learning_rate, forms, retain, reasons)
 
 
 def _rate(num_parameters: int, peft_config: PeftConfig) -> tuple[float, str]:
