@@ -65,6 +65,41 @@ def test_steps_that_refine_come_after_the_others(fit):
     assert len(json.loads(Path("run/summary.json").read_text(encoding="utf-8"))["epochs"]) == 3
 
 
+def test_the_last_of_the_steps_that_are_chosen_refine(fit, monkeypatch):
+    monkeypatch.setattr("lit_semantic_peft.training.recipe.FEWEST_STEPS", 6)
+    monkeypatch.setattr("lit_semantic_peft.training.recipe.PASSES", 1)
+    config, said = fit()
+    assert (config["trainer"]["max_steps"], config["refine"]) == (5, 1)
+    assert "trainer.max_steps: 5 — with those of `refine` 6: no fewer, though 1 steps" in said
+    assert "refine: 1 — the last steps teach once more the facts that resist" in said
+    assert "Optimizer steps: 6, of at most 12 facts each" in said
+
+
+def test_no_step_refines_where_it_is_not_wanted(fit, monkeypatch):
+    monkeypatch.setattr("lit_semantic_peft.training.recipe.FEWEST_STEPS", 6)
+    monkeypatch.setattr("lit_semantic_peft.training.recipe.PASSES", 1)
+    config, said = fit("--refine=0")
+    assert (config["trainer"]["max_steps"], config["refine"]) == (6, 0)
+    assert "refine: as you set it" in said
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        ("callbacks", [Namespace(class_path="lit_semantic_peft.callbacks.StopWhenRecalled")], True),
+        ("callbacks", [Namespace(class_path="lit_semantic_peft.callbacks.AdapterAudit")], False),
+        ("limit_train_batches", 1, True),
+        ("limit_train_batches", 0.5, True),
+        ("limit_train_batches", 1.0, False),
+        ("limit_train_batches", None, False),
+    ],
+)
+def test_steps_are_not_divided_where_refine_would_be_refused(setting, value, expected):
+    trainer = Namespace(callbacks=None, limit_train_batches=None)
+    trainer.update(value, setting)
+    assert recipe._decides_its_steps(trainer) == expected
+
+
 def test_a_number_of_epochs_cannot_be_refined(tiny_model, facts_file, capsys):
     files = [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}"]
     assert main(["fit", *files, *SMALL, "--refine=3", "--trainer.max_epochs=2"]) == 2

@@ -30,6 +30,7 @@ TINY = {
         "recipe": {
             "is_recipe": True,
             "steps": 0.02,
+            "refines": True,
             "config": {"model": {"retain": []}},
         },
     },
@@ -79,7 +80,7 @@ def test_too_few_facts_are_an_error(setting, tmp_path, monkeypatch):
 def test_ways_differ_in_what_they_are_alone(setting):
     plain, _, recipe = runs_of(setting, "choose")
     ours, theirs = (
-        config_of(run, setting, Path("facts.jsonl"), Path("texts.txt"), 96, rate)
+        config_of(run, setting, Path("facts.jsonl"), Path("texts.txt"), 96, 16, rate)
         for run, rate in ((recipe, None), (plain, 1e-3))
     )
     assert (ours["recipe"], theirs["recipe"]) == ("auto", "plain")
@@ -87,6 +88,9 @@ def test_ways_differ_in_what_they_are_alone(setting):
     for section, keys in (("model", {"optimizer", "retain"}), ("data", {"forms"})):
         assert {key for key in theirs[section] if theirs[section][key] != ours[section].get(key)} <= keys
     assert ours["trainer"] == theirs["trainer"]
+    reported = next(run for run in runs_of(setting, "report") if run.way.refines)
+    config = config_of(reported, setting, Path("facts.jsonl"), Path("texts.txt"), 400, 100, None)
+    assert (config["trainer"]["max_steps"], config["refine"]) == (6, 2)  # a fiftieth of 400, and of 100
     assert {run.seed for run in runs_of(setting, "choose")} == {CHOOSE_SEED}
 
 

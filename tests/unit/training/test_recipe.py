@@ -31,6 +31,7 @@ def test_few_facts_get_as_many_steps_as_learning_needs():
 def test_many_facts_are_passed_over_so_often():
     recipe = choose_recipe(facts(800), SMALL, LoraConfig(), facts_per_step=32)
     assert recipe.num_steps == PASSES * 800 / 32
+    assert recipe.num_refining == recipe.num_steps // 6
     assert "800 facts, 32 in a step" in recipe.reasons["num_steps"]
 
 
