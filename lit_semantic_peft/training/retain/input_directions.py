@@ -24,6 +24,9 @@ from lit_semantic_peft.training.retain.source import HeldStill
 
 logger = logging.getLogger(__name__)
 
+_MOMENTS_BYTES = 2 * 2**30
+"""Of the second moments that are held at once; where all layers' need more, the samples are read several times."""
+
 
 class InputDirections(HeldStill):
     """The directions in which the inputs of adapted layers lie on the base model's own samples; LoRA cannot see them.
@@ -32,10 +35,11 @@ class InputDirections(HeldStill):
     fewest eigenvectors of C that hold `energy` of its trace (at most d_in − r of them) and ΔW = s·B·A, A becomes
     A (I − U Uᵀ), scaled to the norm that it had, when training begins, and A (I − U Uᵀ) after each optimizer step. So
     ΔW u = 0 for every held direction u: what text of the kind of the samples shares is left alone, by construction
-    and not by a penalty, and what is learned lies in the rest of x. Cost: one forward pass over the samples and an
-    eigendecomposition per layer input, once; then 4·r·d_in·k operations a layer in each step for k held directions, and
-    k·d_in numbers of memory for each layer input. Source: our reading, for LoRA, of projecting a weight's change onto
-    what other inputs do not use (GPM, arXiv 2103.09762; AlphaEdit, arXiv 2410.02355; LoRA-Null, arXiv 2503.02659).
+    and not by a penalty, and what is learned lies in the rest of x. Cost: a forward pass over the samples (several
+    for large models, so that second moments take at most 2 GiB at once) and an eigendecomposition per layer input,
+    once; then 4·r·d_in·k operations a layer in each step for k held directions, and k·d_in numbers of memory for
+    each layer input. Source: our reading, for LoRA, of projecting a weight's change onto what other inputs do not
+    use (GPM, arXiv 2103.09762; AlphaEdit, arXiv 2410.02355; LoRA-Null, arXiv 2503.02659).
 
     Args:
         energy: Share of the inputs' energy that is held, in (0, 1).
@@ -92,13 +96,17 @@ class InputDirections(HeldStill):
         # The output head runs at the last token only.
         read = [one.student.prompt_ids + one.student.target_ids for one in samples]
         rows = [EncodedFact(ids[:-1], ids[-1:]) for ids in read if len(ids) > 2]
-        seen = _SecondMoments(context.model, layers)
-        with context.base_model() as model, seen.watching():
-            for _, batch in context.batches(rows, "Directions of the base model's inputs"):
-                seen.counts = batch.attention_mask[:, 2:].bool()
-                target_logits(model, batch)
         rank = max(weight.shape[0] for weight in layers.values())
-        return _Directions(seen.leader, {name: _leading(c, self.energy, rank) for name, c in seen.moments.items()})
+        found = _Directions({}, {})
+        for names in _groups(layers):
+            seen = _SecondMoments(context.model, names)
+            with context.base_model() as model, seen.watching():
+                for _, batch in context.batches(rows, "Directions of the base model's inputs"):
+                    seen.counts = batch.attention_mask[:, 2:].bool()
+                    target_logits(model, batch)
+            found.of.update(seen.leader)
+            found.basis.update((name, _leading(c, self.energy, rank)) for name, c in seen.moments.items())
+        return found
 
 
 @dataclass(frozen=True)
@@ -148,10 +156,25 @@ def lora_layers(model: PeftModel) -> dict[str, nn.Parameter]:
     }
 
 
+def _groups(layers: Mapping[str, nn.Parameter]) -> Iterator[list[str]]:
+    """Names of layers, in order, in groups whose second moments have room in `_MOMENTS_BYTES`."""
+    group: list[str] = []
+    size = 0
+    for name, weight in layers.items():
+        needed = 4 * weight.shape[1] ** 2
+        if group and size + needed > _MOMENTS_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += needed
+    if group:
+        yield group
+
+
 class _SecondMoments:
     """Sums of x xᵀ over the tokens that are read, by layer; layers that read the same tensor share one."""
 
-    def __init__(self, model: PeftModel, layers: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, model: PeftModel, layers: Sequence[str]) -> None:
         self._modules = {name: model.get_submodule(name) for name in layers}
         self._read: list[tuple[Tensor, str]] = []
         self.leader: dict[str, str] = {}

@@ -7,7 +7,7 @@ import torch
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.training import InputDirections, OwnSamples
-from lit_semantic_peft.training.retain.input_directions import lora_layers
+from lit_semantic_peft.training.retain.input_directions import _groups, lora_layers
 from peft import AdaLoraConfig, IA3Config, LoraConfig
 from peft.tuners.lora import LoraLayer
 
@@ -157,3 +157,13 @@ def test_other_adapters_are_refused(tiny_model, facts_file, peft_config):
 def test_settings_out_of_range(settings, message):
     with pytest.raises(InputError, match=message):
         InputDirections(**settings)
+
+
+def test_reading_the_samples_several_times_gives_the_same(tiny_model, facts_file, monkeypatch):
+    """Where the second moments of all layers have no room at once."""
+    settings = {"model": {"retain": [HELD]}, "trainer": {"max_steps": 3}}
+    at_once = fit(tiny_model, facts_file, **settings)
+    room = 3 * 4 * max(weight.shape[1] for weight in lora_layers(at_once.module.model).values()) ** 2
+    monkeypatch.setattr("lit_semantic_peft.training.retain.input_directions._MOMENTS_BYTES", room)
+    assert len(list(_groups(lora_layers(at_once.module.model)))) > 2
+    assert is_same_adapter(at_once.module, fit(tiny_model, facts_file, **settings).module)
