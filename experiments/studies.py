@@ -1,10 +1,13 @@
 """What the studies share before and after their runs: settings by name, exit status, tables, parts of pages."""
 
+import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.terminal import TextArgumentParser
 
 END = "<!-- End of what is made. -->"
 """Behind the part of a page that is made from results."""
@@ -29,6 +32,68 @@ def setting_path(name: str, folder: Path) -> Path:
             return path
     known = ", ".join(sorted(one.stem for one in folder.glob("*.yaml")))
     raise InputError(f"`setting` must be one of {known}, or a YAML file, got {name!r}")
+
+
+def study_parser(
+    name: str, about: str | None, commands: Mapping[str, str], *, settings: str, default: str, processes: str
+) -> tuple[TextArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The command line that all studies have.
+
+    Args:
+        name: Of the package.
+        about: What the study is.
+        commands: What each command does; those that take time are `run` and `rates`.
+        settings: The settings by name.
+        default: Of these, the one that is taken where none is given.
+        processes: How many trainings run side by side where the user does not say it.
+
+    Returns:
+        The parser, and that of each command, for what a study has of its own.
+    """
+    parser = TextArgumentParser(prog=f"python -m {name}", description=about)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    added = {}
+    for command, does in commands.items():
+        one = added[command] = subparsers.add_parser(command, help=does, description=does)
+        one.add_argument("--setting", default=default, help=f"{settings}, or a YAML file (default: {default})")
+        one.add_argument("--results", type=Path, help="another folder for the results")
+        if command in ("run", "rates"):
+            number = int(processes) if processes.isdecimal() else None
+            said = f"trainings side by side (default: {processes})"
+            one.add_argument("--processes", type=int, default=number, help=said)
+            one.add_argument("--minutes", type=float, help="begin no run later")
+    return parser, added
+
+
+def exit_status(command: Callable[[], int | None]) -> int:
+    """The exit status of a command: its own, 0 where it gives none, 2 where the input cannot be used, which is said.
+
+    Args:
+        command: The command.
+    """
+    try:
+        return command() or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def print_results(
+    names: Iterable[str],
+    read: Callable[[str], Mapping[str, Any] | None],
+    in_one_line: Callable[[Mapping[str, Any]], str],
+) -> None:
+    """Prints a line for each run.
+
+    Args:
+        names: Of the runs.
+        read: Gives the result of a run, None where there is none.
+        in_one_line: What a run that is done gave.
+    """
+    for name in names:
+        found = read(name)
+        said = "missing" if found is None else found["status"]
+        print(f"{name:60} {in_one_line(found) if found and said == 'done' else said}")
 
 
 def status_of_runs(run_all: Callable[[], int], **limits: float | None) -> int:

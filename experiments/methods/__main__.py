@@ -3,13 +3,18 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from experiments.methods.plan import Setting, load_setting, method_names, runs_of
-from experiments.studies import status_of_runs
+from experiments.methods.plan import load_setting, method_names, runs_of
+from experiments.studies import exit_status, print_results, status_of_runs, study_parser
 from experiments.study.results import ResultFolder
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.terminal import TextArgumentParser
+
+COMMANDS = {
+    "run": "run what is missing, outdated, failed or cancelled",
+    "rates": "try learning rates on a few other facts",
+    "list": "every reported run, and what it gave",
+    "table": "write METHODS.md",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,66 +26,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 where runs failed or were cancelled; 2 where the input cannot be used.
     """
-    parser = TextArgumentParser(prog="python -m experiments.methods", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, about in (
-        ("run", "run what is missing, outdated, failed or cancelled"),
-        ("rates", "try learning rates on a few other facts"),
-        ("list", "every reported run, and what it gave"),
-        ("table", "write METHODS.md"),
-    ):
-        command = commands.add_parser(name, help=about, description=about)
-        command.add_argument("--setting", default="cpu", help="cpu, smoke, or a YAML file (default: cpu)")
-        command.add_argument("--results", type=Path, help="another folder for the results")
-        command.add_argument("--only", nargs="+", default=method_names(), metavar="METHOD", help="only these methods")
-        if name in ("run", "rates"):
-            _add_limits(command)
-        if name == "rates":
-            command.add_argument("--rates", type=float, nargs="+", required=True, help="peak rates of AdamW")
-    options = parser.parse_args(arguments)
-    try:
-        setting = load_setting(options.setting, options.results)
-        if unknown := sorted(set(options.only) - set(method_names())):
-            raise InputError(f"the methods are {', '.join(method_names())}, got {', '.join(unknown)}")
-        if options.command in ("run", "rates"):
-            return _run(setting, options)
-        if options.command == "list":
-            _list(setting, options.only)
-        else:
-            from experiments.methods.table import write_table
-
-            print(f"Written: {write_table(setting)}")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _add_limits(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--processes", type=int, default=1, help="trainings side by side (default: 1)")
-    command.add_argument("--minutes", type=float, help="begin no run later")
-
-
-def _run(setting: Setting, options: argparse.Namespace) -> int:
-    from experiments.methods.execute import run_methods
-
-    rates = getattr(options, "rates", [])
-    return status_of_runs(
-        lambda: run_methods(setting, options.only, rates, options.processes, options.minutes),
-        processes=options.processes,
-        minutes=options.minutes,
-        rates=min(rates, default=None),
+    parser, commands = study_parser(
+        "experiments.methods", __doc__, COMMANDS, settings="cpu, smoke", default="cpu", processes="1"
     )
+    for command in commands.values():
+        command.add_argument("--only", nargs="+", default=method_names(), metavar="METHOD", help="only these methods")
+    commands["rates"].add_argument("--rates", type=float, nargs="+", required=True, help="peak rates of AdamW")
+    options = parser.parse_args(arguments)
+    return exit_status(lambda: _run(options))
 
 
-def _list(setting: Setting, methods: Sequence[str]) -> None:
-    from experiments.recipe_study.execute import in_one_line
+def _run(options: argparse.Namespace) -> int | None:
+    setting = load_setting(options.setting, options.results)
+    if unknown := sorted(set(options.only) - set(method_names())):
+        raise InputError(f"the methods are {', '.join(method_names())}, got {', '.join(unknown)}")
+    if options.command in ("run", "rates"):
+        from experiments.methods.execute import run_methods
 
-    results = ResultFolder(setting.results)
-    for run in runs_of(setting, methods):
-        found = results.read(run.name)
-        said = "missing" if found is None else found["status"]
-        print(f"{run.name:40} {in_one_line(found) if found and said == 'done' else said}")
+        rates = getattr(options, "rates", [])
+        return status_of_runs(
+            lambda: run_methods(setting, options.only, rates, options.processes, options.minutes),
+            processes=options.processes,
+            minutes=options.minutes,
+            rates=min(rates, default=None),
+        )
+    if options.command == "list":
+        from experiments.recipe_study.execute import in_one_line
+
+        names = (run.name for run in runs_of(setting, options.only))
+        print_results(names, ResultFolder(setting.results).read, in_one_line)
+        return None
+    from experiments.methods.table import write_table
+
+    print(f"Written: {write_table(setting)}")
+    return None
 
 
 if __name__ == "__main__":

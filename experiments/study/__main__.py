@@ -1,14 +1,19 @@
 """The commands of the study: `run`, `list`, `ledger` and `table`."""
 
+import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-from experiments.studies import status_of_runs
+from experiments.studies import exit_status, status_of_runs, study_parser
 from experiments.study.plan import Setting, load_setting
-from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.terminal import TextArgumentParser
+
+COMMANDS = {
+    "run": "run what is missing, outdated, failed or cancelled",
+    "list": "every run, and whether it is done",
+    "ledger": "every block with its runs and seconds, as Markdown",
+    "table": "write RESULTS.md and its plots, and the section of docs/study.md for the setting `cpu`",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,43 +25,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 where runs failed or were cancelled; 2 where the input cannot be used.
     """
-    parser = TextArgumentParser(prog="python -m experiments.study", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, about in (
-        ("run", "run what is missing, outdated, failed or cancelled"),
-        ("list", "every run, and whether it is done"),
-        ("ledger", "every block with its runs and seconds, as Markdown"),
-        ("table", "write RESULTS.md and its plots, and the section of docs/study.md for the setting `cpu`"),
-    ):
-        command = commands.add_parser(name, help=about, description=about)
-        command.add_argument("--setting", default="smoke", help="smoke, cpu, gpu, or a YAML file (default: smoke)")
+    parser, commands = study_parser(
+        "experiments.study", __doc__, COMMANDS, settings="smoke, cpu, gpu", default="smoke", processes="the setting's"
+    )
+    for command in commands.values():
         command.add_argument("--base_model", help="another model than the setting's")
-        command.add_argument("--results", type=Path, help="another folder for the results")
-        if name == "run":
-            command.add_argument("--processes", type=int, help="trainings side by side (default: the setting's)")
-            command.add_argument("--minutes", type=float, help="begin no run that would end later")
     options = parser.parse_args(arguments)
-    try:
-        setting = load_setting(options.setting, options.base_model, options.results)
-        if options.command == "run":
-            return _run(setting, options.processes, options.minutes)
-        if options.command == "list":
-            _list(setting)
-        elif options.command == "ledger":
-            from experiments.study.ledger import ledger
-
-            print(ledger(setting), end="")
-        else:
-            from experiments.study.table import write_tables
-
-            print(f"Written: {write_tables(setting)}")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: _run(options))
 
 
-def _run(setting: Setting, processes: int | None, minutes: float | None) -> int:
+def _run(options: argparse.Namespace) -> int | None:
+    setting = load_setting(options.setting, options.base_model, options.results)
+    if options.command == "run":
+        return _run_missing(setting, options.processes, options.minutes)
+    if options.command == "list":
+        _list(setting)
+    elif options.command == "ledger":
+        from experiments.study.ledger import ledger
+
+        print(ledger(setting), end="")
+    else:
+        from experiments.study.table import write_tables
+
+        print(f"Written: {write_tables(setting)}")
+    return None
+
+
+def _run_missing(setting: Setting, processes: int | None, minutes: float | None) -> int:
     from experiments.study.execute import run_all
 
     return status_of_runs(

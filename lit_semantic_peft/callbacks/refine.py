@@ -24,8 +24,9 @@ class Refine(TrainingCallback):
     """Teaches, in the last optimizer steps of a training, the facts that resist, and repeats the others.
 
     A fact resists if it is not recalled, teacher-forced, in its own prompt and in each of its stopping forms; the forms
-    that are asked at the end decide nothing. Half of each of the last `num_steps` optimizer
-    steps are facts that resist, the other half facts that do not, in rotation; what is held still is held as before.
+    that are asked at the end decide nothing. Half of each of the last `num_steps` optimizer steps are facts that
+    resist, the other half facts that do not, in rotation. A fact whose own prompt is not recalled is taught in that,
+    every other one in its forms as before; what is held still is held as before.
     The schedule of the learning rate ends before these steps, over which the rate falls linearly to 0 from `rate` times
     the full one. They are an epoch of their own, and the epoch before them may be cut short. Where no fact resists,
     training ends without them. Cost beside the steps: one forward pass over these texts. Source: ours.
@@ -50,6 +51,7 @@ class Refine(TrainingCallback):
     @override
     def _forget(self) -> None:
         self.resisting: tuple[int, ...] | None = None
+        self.own_prompts: frozenset[int] = frozenset()
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -81,7 +83,7 @@ class Refine(TrainingCallback):
         second_pass = pl_module.data.second_pass
         if second_pass is None or trainer.global_step != second_pass.first_step:
             return
-        self.resisting = tuple(_resisting(trainer, pl_module))
+        self.resisting, self.own_prompts = _resisting(trainer, pl_module)
         self._plan(pl_module)
         num_trained = len(pl_module.data.prepared.trained_index(trainer.current_epoch))
         logger.info(
@@ -93,21 +95,25 @@ class Refine(TrainingCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"resisting": self.resisting}
+        return {"resisting": self.resisting, "own_prompts": sorted(self.own_prompts)}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.resisting = state_dict["resisting"]
+        self.resisting, self.own_prompts = state_dict["resisting"], frozenset(state_dict["own_prompts"])
 
     def _plan(self, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, SemanticPeftModule)
         data = pl_module.data
         if self.resisting is not None and data.second_pass is not None:
-            data.second_pass = replace(data.second_pass, resisting=self.resisting)
+            data.second_pass = replace(data.second_pass, resisting=self.resisting, own_prompts=self.own_prompts)
 
 
-def _resisting(trainer: Trainer, module: SemanticPeftModule) -> list[int]:
-    """Indices of the facts that are not recalled in their own prompt and each stopping form. A collective."""
+def _resisting(trainer: Trainer, module: SemanticPeftModule) -> tuple[tuple[int, ...], frozenset[int]]:
+    """Indices of the facts that are not recalled in their own prompt and each stopping form. A collective.
+
+    Returns:
+        All of them; and those that are not recalled in their own prompt.
+    """
     data = module.data
     prepared, forms = data.prepared, data.prepared.forms
     texts_of = {row: {row, *forms.stopping[row]} for row in prepared.trained_index(trainer.current_epoch)}
@@ -122,4 +128,5 @@ def _resisting(trainer: Trainer, module: SemanticPeftModule) -> list[int]:
             batch = batch.to(module.device)
             recalled.update(score_targets(module.model, batch).is_recalled, batch.text_index)
     is_recalled = (recalled.compute() == 1).tolist()
-    return [row for row, texts in texts_of.items() if not all(is_recalled[text] for text in texts)]
+    resisting = tuple(row for row, texts in texts_of.items() if not all(is_recalled[text] for text in texts))
+    return resisting, frozenset(row for row in resisting if not is_recalled[row])

@@ -47,25 +47,27 @@ class PreparedForms:
     without_templates: dict[str, int]
     key: str
 
-    def text_of(self, row: int, epoch: int) -> int:
-        """The text in which a fact is trained in an epoch.
+    def text_of(self, row: int, epoch: int | None) -> int:
+        """The text in which a fact is trained in an epoch; its own prompt where that is None.
 
         Epochs move a fact by the golden ratio on a circle that its forms share out, so that even in a few epochs each
         form has its share.
 
         Args:
             row: Fact index.
-            epoch: Number of the epoch, from 0.
+            epoch: Number of the epoch, from 0; or None.
         """
+        if epoch is None:
+            return row
         place = (self.start[row] + epoch * _GOLDEN_RATIO) % 1.0
         return next((text for text, end in self.taught[row] if place < end), row)
 
-    def length_of(self, row: int, epoch: int) -> int:
-        """Tokens of the text in which a fact is trained in an epoch.
+    def length_of(self, row: int, epoch: int | None) -> int:
+        """Tokens of the text in which a fact is trained in an epoch; of its own prompt where that is None.
 
         Args:
             row: Fact index.
-            epoch: Number of the epoch, from 0.
+            epoch: Number of the epoch, from 0; or None.
         """
         return len(self.texts[self.text_of(row, epoch)])
 

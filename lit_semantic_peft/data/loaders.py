@@ -37,7 +37,7 @@ class FactBatches(Dataset[Batch]):
         rows, epoch = micro_batch.rows, micro_batch.epoch
         weights = self._prepared.weights.at(rows, epoch or 0, micro_batch.progress).tolist()
         forms = self._prepared.forms
-        texts = list(rows) if epoch is None else [forms.text_of(row, epoch) for row in rows]
+        texts = [forms.text_of(row, None if row in micro_batch.own_prompts else epoch) for row in rows]
         encoded = [forms.texts[text] for text in texts]
         batch = collate(encoded, rows, self._pad_id, loss_weight=weights, text_index=texts, with_end=self._with_end)
         return batch.with_fillers(micro_batch.num_fillers) if micro_batch.num_fillers else batch

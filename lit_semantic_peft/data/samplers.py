@@ -7,6 +7,7 @@ processes with 4 × 1 see the same facts in the same step.
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
@@ -27,12 +28,14 @@ class MicroBatch:
         progress: Share of training that is done before the optimizer step, [0, 1].
         epoch: The epoch of a training, from 0, which decides in which form each fact stands; every optimizer step of a
             second pass counts as one. None outside of a training.
+        own_prompts: Fact indices that stand in their own prompt in every epoch.
     """
 
     rows: tuple[int, ...]
     num_fillers: int = 0
     progress: float = 0.0
     epoch: int | None = None
+    own_prompts: frozenset[int] = frozenset()
 
 
 # By the base class Lightning knows that the sampler shards by rank itself; only `set_epoch` of it is used.
@@ -48,7 +51,8 @@ class StepPlan(DistributedSampler[MicroBatch]):
 
     Args:
         rows: Fact indices to train on.
-        lengths: Tokens of each of them; a function of row and epoch where a fact's text differs between epochs.
+        lengths: Tokens of each of them; a function of row and epoch where a fact's text differs between epochs, of its own
+            prompt where the epoch is None.
         micro_batch_size: Facts per forward pass of one rank.
         accumulate_grad_batches: Micro-batches per optimizer step and rank.
         world_size: Number of ranks.
@@ -69,7 +73,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
     def __init__(
         self,
         rows: Sequence[int],
-        lengths: Sequence[int] | Callable[[int, int], int],
+        lengths: Sequence[int] | Callable[[int, int | None], int],
         *,
         micro_batch_size: int,
         accumulate_grad_batches: int = 1,
@@ -152,11 +156,12 @@ class StepPlan(DistributedSampler[MicroBatch]):
         if second is None:
             return self._ordinary_steps(epoch)
         if self._is_second_pass(epoch):
-            steps = second.steps(self.rows(epoch), self.facts_per_step, self.seed)
-            return [
-                sorted(step, key=lambda row: (self._length(row, epoch + number), row))
-                for number, step in enumerate(steps)
-            ]
+            steps, own_prompts = second.steps(self.rows(epoch), self.facts_per_step, self.seed), second.own_prompts
+
+            def by_length(row: int, number: int) -> tuple[int, int]:
+                return self._length(row, None if row in own_prompts else epoch + number), row
+
+            return [sorted(step, key=partial(by_length, number=number)) for number, step in enumerate(steps)]
         return self._ordinary_steps(epoch)[: second.first_step - self.steps_before(epoch)]
 
     def _is_second_pass(self, epoch: int) -> bool:
@@ -201,6 +206,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
         steps = self.steps(self.epoch)
         stride = self.micro_batch_size * self.world_size
         is_second_pass = self._is_second_pass(self.epoch)
+        own_prompts = self.second_pass.own_prompts if self.second_pass and is_second_pass else frozenset()
         for number, step in enumerate(steps):
             progress = self.progress_at(self.steps_before(self.epoch) + number)
             # Lightning counts micro-batches, so that only the last step of an epoch may have fewer of them.
@@ -209,7 +215,8 @@ class StepPlan(DistributedSampler[MicroBatch]):
                 mine = step[start : start + stride][self.rank :: self.world_size]
                 # A rank without a fact still takes part in the step's collectives.
                 rows, num_fillers = (tuple(mine), 0) if mine else ((step[0],), 1)
-                yield MicroBatch(rows, num_fillers, progress, self.epoch + number if is_second_pass else self.epoch)
+                in_forms_of = self.epoch + number if is_second_pass else self.epoch
+                yield MicroBatch(rows, num_fillers, progress, in_forms_of, own_prompts)
 
     @override
     def __len__(self) -> int:

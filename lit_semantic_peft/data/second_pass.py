@@ -15,12 +15,14 @@ class SecondPass:
         num_steps: How many it has, ≥ 1.
         rate: Share of the full learning rate at its first step, from where it falls linearly to 0.
         resisting: Indices of the facts that resist; empty until they are known.
+        own_prompts: Those of them whose own prompt is not recalled: they are taught in it, the others in their forms.
     """
 
     first_step: int
     num_steps: int
     rate: float
     resisting: tuple[int, ...] = ()
+    own_prompts: frozenset[int] = frozenset()
 
     def steps(self, rows: Sequence[int], size: int, seed: int) -> list[list[int]]:
         """The fact indices of each of its optimizer steps.

@@ -32,7 +32,7 @@ class Rates(Callback):
 @pytest.fixture
 def given(monkeypatch):
     """Three facts resist, whatever the model has learned."""
-    monkeypatch.setattr(refine, "_resisting", lambda *_: list(RESISTING))
+    monkeypatch.setattr(refine, "_resisting", lambda *_: (tuple(RESISTING), frozenset()))
 
 
 def refined(tiny_model, facts_file, max_steps, num_steps, *, callbacks=(), trainer=None, **settings):
@@ -84,6 +84,21 @@ def test_each_fact_stands_in_its_forms_in_turn(tiny_model, facts_file, given):
     seen = set().union(*texts[1:])
     assert {1, 4, 6} <= seen
     assert len([text for text in seen if text >= 12]) > 3
+
+
+def test_a_fact_whose_own_prompt_resists_is_taught_in_it(tiny_model, facts_file, monkeypatch):
+    monkeypatch.setattr(refine, "_resisting", lambda *_: (tuple(RESISTING), frozenset({4})))
+    texts = []
+
+    class Texts(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            texts.extend(zip(batch.fact_index.tolist(), batch.text_index.tolist(), strict=True))
+
+    data = {"sources": [Question(0.7)], "micro_batch_size": 12}
+    refined(tiny_model, facts_file, 13, 12, callbacks=[Texts()], data=data)
+    last = texts[12:]
+    assert {text for fact, text in last if fact == 4} == {4}
+    assert all(len({text for fact, text in last if fact == other}) > 1 for other in (1, 6))
 
 
 def test_a_resumed_training_is_the_same(tiny_model, facts_file, given):
@@ -156,6 +171,7 @@ def test_a_fact_resists_until_its_prompt_and_stopping_forms_are_recalled(tiny_mo
                 ]
                 model.train()
                 found.extend(row for row in TRAINED if not all(is_recalled[t] for t in [row, *forms.stopping[row]]))
+                assert self.own_prompts == {row for row in TRAINED if not is_recalled[row]}
                 assert 0 < sum(is_recalled) < len(is_recalled)
                 assert list(self.resisting) == found
 
@@ -170,7 +186,7 @@ def test_a_fact_resists_until_its_prompt_and_stopping_forms_are_recalled(tiny_mo
 
 
 def test_training_ends_where_no_fact_resists(tiny_model, facts_file, monkeypatch):
-    monkeypatch.setattr(refine, "_resisting", lambda *_: [])
+    monkeypatch.setattr(refine, "_resisting", lambda *_: ((), frozenset()))
     trainer = {"enable_checkpointing": True, "default_root_dir": "run"}
     run = refined(tiny_model, facts_file, 9, 4, trainer=trainer, callbacks=[AdapterCheckpoint()])
     assert len(run.losses) == 5
