@@ -51,8 +51,8 @@ class StepPlan(DistributedSampler[MicroBatch]):
 
     Args:
         rows: Fact indices to train on.
-        lengths: Tokens of each of them; a function of row and epoch where a fact's text differs between epochs, of its own
-            prompt where the epoch is None.
+        lengths: Tokens of each of them; a function of row and epoch where a fact's text differs between epochs, of its
+            own prompt where the epoch is None.
         micro_batch_size: Facts per forward pass of one rank.
         accumulate_grad_batches: Micro-batches per optimizer step and rank.
         world_size: Number of ranks.
