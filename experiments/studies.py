@@ -1,6 +1,5 @@
 """What the studies share before and after their runs: settings by name, exit status, tables, parts of pages."""
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ def setting_path(name: str, folder: Path) -> Path:
 
 def study_parser(
     name: str, about: str | None, commands: Mapping[str, str], *, settings: str, default: str, processes: str
-) -> tuple[TextArgumentParser, dict[str, argparse.ArgumentParser]]:
+) -> tuple[TextArgumentParser, dict[str, TextArgumentParser]]:
     """The command line that all studies have.
 
     Args:
