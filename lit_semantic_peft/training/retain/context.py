@@ -22,6 +22,9 @@ from lit_semantic_peft.models.sampling import Sampling, sampled_answers
 from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import Batch, EncodedFact, FactEncoder, collate
 
+_MOST_LOGITS = 2**24
+"""Of a batch, 64 MiB in float32, of which a few copies are needed: every token of a sample may be a target."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaughtText:
@@ -92,6 +95,8 @@ class RetainContext:
     def batches(self, rows: Sequence[EncodedFact], said: str) -> Iterator[tuple[list[int], Batch]]:
         """Batches of rows of similar length, on the model's device, with a bar of progress.
 
+        They are smaller where their targets' logits would need more memory than `_MOST_LOGITS` of them.
+
         Args:
             rows: Token ids.
             said: What the bar says.
@@ -100,8 +105,16 @@ class RetainContext:
             The places of some rows, and their batch.
         """
         order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
-        for start in tqdm(range(0, len(order), self.batch_size), said, unit="batch", delay=2, disable=None):
-            places = order[start : start + self.batch_size]
+        most_targets = _MOST_LOGITS // self.model.config.get_text_config().vocab_size
+        split: list[list[int]] = []
+        room = 0
+        for place in order:
+            room -= rows[place].num_target_tokens
+            if not split or room < 0 or len(split[-1]) == self.batch_size:
+                split.append([])
+                room = most_targets - rows[place].num_target_tokens
+            split[-1].append(place)
+        for places in tqdm(split, said, unit="batch", delay=2, disable=None):
             chosen = [rows[place] for place in places]
             yield places, collate(chosen, places, self.encoder.pad_id, with_end=False).to(self.device)
 
