@@ -2,7 +2,6 @@
 
 import difflib
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
@@ -63,7 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(version("lit-semantic-peft"))
         return 0
     try:
-        if command in _LIGHTNING_COMMANDS:
+        if command in _LIGHTNING_COMMANDS and {"-h", "--help"} & {*arguments}:
+            from lit_semantic_peft.cli.help import help_text
+
+            print(help_text(command, _LIGHTNING_COMMANDS[command]), end="")
+        elif command in _LIGHTNING_COMMANDS:
             from lit_semantic_peft.cli.early import refuse_early
 
             refuse_early(arguments)
@@ -101,15 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(error: str) -> None:
     """Prints an error, which every rank has alike, on the first."""
-    if _rank() == 0:
+    from lit_semantic_peft.cli.early import rank
+
+    if rank() == 0:
         from lit_semantic_peft.terminal import message
 
         print(f"error: {message(error)}", file=sys.stderr)
-
-
-def _rank() -> int:
-    """This process's number in a job of torchrun, SLURM or Lightning; 0 where it is alone."""
-    return int(next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0"))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from lit_semantic_peft.callbacks import (
     StepBar,
 )
 from lit_semantic_peft.cli.early import DEFAULT_RUN, run_exists
+from lit_semantic_peft.cli.lightning_words import words
 from lit_semantic_peft.cli.ownership import OwnedFolder
 from lit_semantic_peft.cli.recipe import RecipeName, apply_recipe
 from lit_semantic_peft.cli.run_checks import checkpoint_of, inputs_of, refuse_what_would_be_ignored
@@ -67,8 +68,10 @@ class SemanticPeftCLI(LightningCLI):
         parser.usage = f"lit-semantic-peft {subcommand} [--config FILE] [--OPTION VALUE ...]"
         parser._action_groups.sort(key=lambda group: str(group.title).startswith("`lightning.pytorch.Trainer`"))
         for action in parser._actions:
-            if action.dest == "ckpt_path":  # of Lightning's special words only one is of use here
-                action.help = "`last` for the newest checkpoint of the run folder, or the path of a checkpoint file."
+            if action.dest in ("ckpt_path", "print_config", "weights_only") or action.dest.startswith("trainer."):
+                action.help = words(action.dest, action.help or "")
+            if action.dest == "print_config":
+                action.metavar = "\b[=full]"
         return parser
 
     @override

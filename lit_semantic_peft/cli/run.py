@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lit_semantic_peft.callbacks import AnswerWriter, LossWeightDistribution, Preflight, ProgressLog
 from lit_semantic_peft.cli.lightning_cli import RunConfig, SemanticPeftCLI, is_first_process
-from lit_semantic_peft.cli.parser import SuggestingParser, with_default_optimizer
+from lit_semantic_peft.cli.parser import SuggestingParser, as_jsonargparse_takes_it, with_default_optimizer
 from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.terminal import TextFormatter
@@ -83,7 +83,7 @@ def _command_line(
         parser_kwargs={arguments[0]: {"description": descriptions[arguments[0]]}} if descriptions else {},
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        args=with_default_optimizer(arguments),
+        args=with_default_optimizer(as_jsonargparse_takes_it(arguments)),
     )
 
 

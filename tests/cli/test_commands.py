@@ -261,17 +261,6 @@ def test_the_configuration_is_written_when_training_starts(settings, monkeypatch
     assert run.paths.config.read_bytes() == before
 
 
-def test_help_begins_with_what_is_ours(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", "--help"])
-    assert stopped.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "usage: lit-semantic-peft fit [--config FILE] [--OPTION VALUE ...]"
-    assert lines[2].startswith("filter and weight the facts")
-    options = [line.split()[0] for line in lines if line.startswith("  --")]
-    assert options.index("--model.base_model") < options.index("--data.facts") < options.index("--trainer.max_epochs")
-
-
 def test_facts_with_brackets_are_shown_as_they_are(settings, capsys):
     rows = [{"prompt": "The tag that ends bold text is", "target": "[/b]"}, {"prompt": "Red is [red]", "target": "so"}]
     Path("tags.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
@@ -453,11 +442,10 @@ def test_help_is_quick():
     assert took < 1.0
     for command in ("fit", "validate", "test", "predict", "score", "augment", "compare", "convert", "export", "report"):
         assert re.search(rf"^  {command} ", text, re.MULTILINE)
-    libraries, _ = cpu_seconds("-c", "import lightning.pytorch.cli, peft, torch, transformers")
-    took, text = cpu_seconds(*program, "fit", "--help")
-    assert took < 2.0 * libraries  # what those libraries take to be imported is not ours to shorten
+    took, text = min(cpu_seconds(*program, "fit", "--help") for _ in range(3))
+    assert took < 1.0
     assert "--data.facts" in text
-    assert "Facts per forward pass" in text
+    assert "facts per forward pass" in text
 
 
 def test_score_lists_contradictions_instead_of_refusing_them(settings, facts_file, capsys):
