@@ -62,7 +62,7 @@ def _sections() -> Iterator[str]:
         of_lightning = section == "trainer"
         yield f"## {f'`{section}`' if section else 'Top level'}\n"
         if of_lightning:
-            yield "Arguments of `lightning.pytorch.Trainer`, mostly in Lightning's words, with this package's defaults.\n"
+            yield "Arguments of `lightning.pytorch.Trainer`, mostly in its words, with this package's defaults.\n"
         elif section:
             yield f"{group.title}.\n"
         for action in shown:

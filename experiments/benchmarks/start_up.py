@@ -1,7 +1,7 @@
 """How long the command line takes to help or to refuse: the median of several calls, each a process of its own.
 
-A call that imports torch pays for it each time, so these import nothing of it; `fit --help_all`, which builds the parser,
-is timed once beside them.
+A call that imports torch pays for it each time, so these import nothing of it; `fit --help_all`, which builds the
+parser, is timed once beside them.
 """
 
 import argparse
