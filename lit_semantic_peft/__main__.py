@@ -16,7 +16,7 @@ _LIGHTNING_COMMANDS = {
 }
 _OTHER_COMMANDS = {
     "augment": "let a local model write facts in other words, as forms to teach",
-    "compare": "two runs over the same facts: differences of the scores with intervals, and which facts flipped",
+    "compare": "runs over the same facts: their scores and costs, of two with intervals and the facts that flipped",
     "convert": "turn a published benchmark, or facts in any readable form, into a file of facts",
     "export": "write a run's adapter, or base model and adapter merged into one, to a folder",
     "inspect": "audit an adapter: its weights, what it says everywhere, what it changed; status 3 where it warns",
