@@ -130,6 +130,7 @@ _ANSWERS = Group(
     {
         "ckpt_path": ("last|FILE", "the adapter of the run folder's newest checkpoint, or of a file"),
         "model.adapter": ("FOLDER", "or an exported adapter"),
+        "chat": ("", "a conversation in the terminal, the base model's answers beside; nothing is written"),
         "data.prompts": ("PROMPTS", "free prompts, such as '[The capital of France is]'; null: the facts"),
         "data.max_new_tokens": ("N", "longest answer to a free prompt"),
     },
@@ -171,6 +172,7 @@ _EXAMPLES = {
     "predict": (
         "predict --config runs/mine/config.yaml --ckpt_path last",
         "predict --config runs/mine/config.yaml --ckpt_path last --data.prompts '[Zorvex is in]'",
+        "predict --config runs/mine/config.yaml --model.adapter runs/mine/adapter --chat",
     ),
     "score": (
         "score --data.facts facts.jsonl",
@@ -210,7 +212,7 @@ def described(command: str) -> set[str]:
 def _shown(group: Group, defaults: Mapping[str, str]) -> Iterator[str]:
     for key, (value, text) in group.lines.items():
         default = defaults.get("model.base_model.name" if key == "model.base_model" else key, "null")
-        shown = f"{text} ({default})" if default not in ("null", "-1") and len(default) < 20 else text
+        shown = f"{text} ({default})" if default not in ("null", "-1", "false") and len(default) < 20 else text
         option = f"  --{key} {value}".rstrip()
         yield from textwrap.wrap(
             shown, _WIDTH, initial_indent=f"{option:{_LEFT}} ", subsequent_indent=" " * (_LEFT + 1)

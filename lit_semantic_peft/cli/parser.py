@@ -50,7 +50,7 @@ def _of_torch(argument: str) -> str:
 
 
 def as_jsonargparse_takes_it(arguments: Sequence[str]) -> list[str]:
-    """The options of a command with this package's `--help_all` and `--print_config` as jsonargparse names them.
+    """The options of a command with `--help_all`, `--print_config` and `--chat` as jsonargparse names them.
 
     Args:
         arguments: The command and its options.
@@ -60,7 +60,11 @@ def as_jsonargparse_takes_it(arguments: Sequence[str]) -> list[str]:
         "--print_config": "--print_config=skip_default",
         "--print_config=full": "--print_config",
     }
-    return [ours.get(one, one) for one in arguments]
+    following = [*arguments[1:], ""]
+    return [
+        "--chat=true" if one == "--chat" and then not in ("true", "false") else ours.get(one, one)
+        for one, then in zip(arguments, following, strict=True)
+    ]
 
 
 def with_default_optimizer(arguments: Sequence[str]) -> list[str]:

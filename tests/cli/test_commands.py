@@ -16,6 +16,7 @@ from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.facts import read_facts
 from lit_semantic_peft.reports import RunFolder, html
+from lit_semantic_peft.terminal import visible
 from lit_semantic_peft.training import SemanticPeftModule
 
 from fixtures.models import save_tiny_model
@@ -108,7 +109,7 @@ def test_fit_leaves_a_whole_run_folder(settings, capsys):
     assert "report.html" in output
 
 
-def test_validate_test_predict_export_and_report_work_on_the_run(settings, tiny_model, capsys):
+def test_validate_test_predict_export_and_report_work_on_the_run(settings, tiny_model, capsys, monkeypatch):
     assert main(["fit", *settings, "--trainer.default_root_dir=runs/one"]) == 0
     config = ["--config=runs/one/config.yaml"]
     before = pq.read_table("runs/one/facts.parquet").to_pylist()
@@ -140,10 +141,22 @@ def test_validate_test_predict_export_and_report_work_on_the_run(settings, tiny_
     assert main(["predict", *config, "--model.adapter=runs/one/adapter", prompts]) == 0
     answers = [json.loads(line) for line in Path("runs/one/predictions.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in answers] == ["The capital of Aro is", "The river is"]
+    free = [row["base_answer"] for row in answers]
     assert "The capital of Aro is" in capsys.readouterr().out
     assert main(["predict", *config, "--ckpt_path=last"]) == 0
     answers = [json.loads(line) for line in Path("runs/one/predictions.jsonl").read_text().splitlines()]
     assert [row["answer"] for row in answers] == [row["answer_after"] for row in before]
+    assert [row["base_answer"] for row in answers] == [row["answer_before"] for row in before]
+    assert [(row["base_right"], row["right"]) for row in answers] == [
+        (row["efficacy_before"], row["efficacy_after"]) for row in before
+    ]
+    written = Path("runs/one/predictions.jsonl").read_bytes()
+    lines = iter(["The river is"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, ""))
+    capsys.readouterr()
+    assert main(["predict", *config, "--model.adapter=runs/one/adapter", "--chat"]) == 0
+    assert f"base:   {visible(free[1])}\n" in capsys.readouterr().out
+    assert Path("runs/one/predictions.jsonl").read_bytes() == written
 
     assert main(["export", "runs/one", "out/adapter"]) == 0
     assert (Path("out/adapter") / "adapter_model.safetensors").is_file()
