@@ -25,7 +25,7 @@ def compare_command(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("first", metavar="RUN_A", help="a run folder that was evaluated (`fit` does it at its end)")
     parser.add_argument("second", metavar="RUN_B", help="another run folder over the same facts")
-    parser.add_argument("more", metavar="RUN", nargs="*", help="further ones")
+    parser.add_argument("more", metavar="RUN", nargs="*", default=[], help="further ones")
     parser.add_argument("--only_kept", action="store_true", help="only the facts that every run trained")
     parser.add_argument(
         "--output",
