@@ -50,7 +50,7 @@ class AnswerWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert isinstance(pl_module, SemanticPeftModule)
-        base = base_answers(trainer, pl_module, batch) or [None] * len(batch)
+        base: Sequence[str | None] = base_answers(trainer, pl_module, batch) or [None] * len(batch)
         self._answers += map(_Answered, batch, outputs, base)
 
     @override

@@ -202,12 +202,12 @@ class SemanticPeftCLI(LightningCLI):
         given = [*callbacks, *(config.get("callbacks") or [])]
         if config.get("enable_progress_bar") in (None, True) and not any(isinstance(one, ProgressBar) for one in given):
             callbacks = [*callbacks, StepBar()]
-        given = config.get("logger")
-        is_default = given in (None, True)
-        remote = [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, WandbLogger)]
+        chosen: Any = config.get("logger")
+        is_default = chosen in (None, True)
+        remote = [one for one in (chosen if isinstance(chosen, list) else [chosen]) if isinstance(one, WandbLogger)]
         if self.subcommand == "predict":  # measures nothing, so there is nothing to log
-            config["logger"] = False if is_default else given
-        elif is_default or (remote and remote in (given, [given])):  # the run folder has its numbers in any case
+            config["logger"] = False if is_default else chosen
+        elif is_default or (remote and remote in (chosen, [chosen])):  # the run folder has its numbers in any case
             # A resumed run logs into another file: Lightning's logger would overwrite the earlier one.
             logs = self.run_folder.paths.logs
             config["logger"] = [*remote, CSVLogger(folder, name=logs.name, version=_next_version(logs))]

@@ -62,7 +62,7 @@ class KnowledgeTrainer(Trainer):
             raise InputError(f"`--chat` runs in one process, got {self.world_size}. Set `--trainer.devices 1`.")
         assert isinstance(datamodule, KnowledgeDataModule)
         datamodule.prompts = [_NOBODY_READS]  # so that no facts are read and scored
-        callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
+        callbacks: list[Callback] = self.callbacks  # type: ignore[has-type]
         writers = (AnswerWriter, ProgressBar)
         self.callbacks = [Conversation(), *(one for one in callbacks if not isinstance(one, writers))]
         super().predict(model, dataloaders, datamodule, False, ckpt_path, weights_only)

@@ -152,6 +152,7 @@ def render_report(run: RunContents, charts: dict[str, Chart] | None = None, atte
             num_table_rows=len(rows),
             num_all_rows=len(facts),
             cut_at=table["cut_at"],
+            are_probes_cut=asked is not None and asked["is_cut"],
             facts_file=RunPaths.facts.name,
             probes_file=RunPaths.probes.name,
             data=script_json({"facts": table, "heat": heat_numbers, "probes": asked}),

@@ -112,7 +112,7 @@ def probe_data(probes: pa.Table, fact_ids: Sequence[str]) -> dict[str, Any]:
         row = row_of.get(one["fact_id"])
         if row is None or one["kind"] not in _KINDS:
             continue
-        texts = [cut(one["prompt"], 240)]
+        texts: list[str | None] = [cut(one["prompt"], 240)]
         texts += [
             None if one[name] is None else cut(one[name], 80) for name in ("target", "answer_before", "answer_after")
         ]
