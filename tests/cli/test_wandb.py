@@ -278,12 +278,14 @@ def test_a_table_of_at_most_so_many_rows_per_evaluation_and_no_files(settings):
     nll = []
     for _, rows in tables:
         assert len(rows) == 5
-        assert all(row["net_transfer"] is not None for row in rows)
-        nll.append({row["fact_id"]: row["nll_after"] for row in rows})
+        assert all(row["kept"] for row in rows)
+        nll.append({row["fact_id"]: row["nll"] for row in rows})
     assert None not in {value for values in nll for value in values.values()}
     assert nll[0] != {name: nll[1].get(name) for name in nll[0]}
-    assert tables[0][1][0]["answer_after"] is None
-    assert tables[-1][1][0]["answer_after"] is not None
+    assert tables[0][1][0].keys() >= {"prompt", "target", "nll"}
+    assert "after" not in tables[0][1][0]  # nobody was asked yet
+    assert tables[-1][1][0].keys() >= {"prompt", "target", "before", "after", "right", "nll"}
+    assert "net_transfer" not in tables[-1][1][0]  # of the long table
     course = json.loads(Path("runs/short/summary.json").read_text(encoding="utf-8"))["epochs"]
     assert len(course) == 2
 
