@@ -134,7 +134,7 @@ def test_python(tiny_model, facts_file):
     assert {row["answer_after"] is None for row in run.facts.to_pylist()} == {False}
     assert run.paths.report.is_file()
     parts = {"peft_model": trained["module"].model, "tokenizer": AutoTokenizer.from_pretrained(tiny_model)}
-    read = run_block("lsp.score", parts)
+    read = run_block("interference_matrix(peft_model", parts)
     assert len(read["table"]) == len(read["matrix"]) == run.facts.num_rows
     frame = run_block("apply_filters", {})["frame"]
     assert len(frame) == run.facts.num_rows
