@@ -2,7 +2,6 @@
 
 import difflib
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +16,7 @@ _LIGHTNING_COMMANDS = {
 }
 _OTHER_COMMANDS = {
     "augment": "let a local model write facts in other words, as forms to teach",
-    "compare": "two runs over the same facts: differences of the scores with intervals, and which facts flipped",
+    "compare": "runs over the same facts: their scores and costs, of two with intervals and the facts that flipped",
     "convert": "turn a published benchmark, or facts in any readable form, into a file of facts",
     "export": "write a run's adapter, or base model and adapter merged into one, to a folder",
     "inspect": "audit an adapter: its weights, what it says everywhere, what it changed; status 3 where it warns",
@@ -63,7 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(version("lit-semantic-peft"))
         return 0
     try:
-        if command in _LIGHTNING_COMMANDS:
+        if command in _LIGHTNING_COMMANDS and {"-h", "--help"} & {*arguments}:
+            from lit_semantic_peft.cli.help import help_text
+
+            print(help_text(command, _LIGHTNING_COMMANDS[command]), end="")
+        elif command in _LIGHTNING_COMMANDS:
             from lit_semantic_peft.cli.early import refuse_early
 
             refuse_early(arguments)
@@ -101,15 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(error: str) -> None:
     """Prints an error, which every rank has alike, on the first."""
-    if _rank() == 0:
+    from lit_semantic_peft.cli.early import rank
+
+    if rank() == 0:
         from lit_semantic_peft.terminal import message
 
         print(f"error: {message(error)}", file=sys.stderr)
-
-
-def _rank() -> int:
-    """This process's number in a job of torchrun, SLURM or Lightning; 0 where it is alone."""
-    return int(next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0"))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import lit_semantic_peft
 from docutils import nodes
 from docutils.parsers.rst import directives
 from lit_semantic_peft import __main__ as command_line
+from lit_semantic_peft.cli.options import default_text, is_option
 from lit_semantic_peft.cli.run import build_parser
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.reports import FACT_COLUMNS, PROBE_COLUMNS
@@ -61,19 +62,18 @@ def _sections() -> Iterator[str]:
         of_lightning = section == "trainer"
         yield f"## {f'`{section}`' if section else 'Top level'}\n"
         if of_lightning:
-            yield "Arguments of `lightning.pytorch.Trainer`, in Lightning's words, with this package's defaults.\n"
+            yield "Arguments of `lightning.pytorch.Trainer`, mostly in its words, with this package's defaults.\n"
         elif section:
             yield f"{group.title}.\n"
         for action in shown:
             yield f":::{{confval}} {action.dest}"
             yield f":type: {_type_text(action._typehint)}"
-            yield f":default: `{_default_text(action.default)}`\n"
-            yield f"{_lightning_text(action.help) if of_lightning else action.help}\n:::\n"
+            yield f":default: `{default_text(action.default)}`\n"
+            yield f"{action.help}\n:::\n"
 
 
 def _is_key(action: Any) -> bool:
-    is_option = hasattr(action, "_typehint") and not action.dest.endswith(".help")
-    return is_option and action.dest not in ("ckpt_path", "weights_only")  # of a call, not of a file
+    return is_option(action) and action.dest not in ("ckpt_path", "weights_only")  # of a call, not of a file
 
 
 def _type_text(kind: Any) -> str:
@@ -89,22 +89,10 @@ def _type_text(kind: Any) -> str:
     return f"`{kind.__name__}`"
 
 
-def _default_text(value: Any) -> str:
-    """A default as YAML would write it."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(_default_text, value))}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _lightning_text(text: str) -> str:
-    """The first sentences of a help text in reStructuredText, as Markdown, without Lightning's own default."""
-    text = re.split(r"Default(?:s to)?:? ?`", " ".join(text.split()))[0]
-    return re.sub(r":\w+:`~?([^`]+)`|``([^`]+)``", lambda found: f"`{found[1] or found[2]}`", text).strip()
-
-
 def commands() -> str:
-    """The help of the program, and of each command that trains nothing."""
-    others = [f"## `{name}`\n\n{_help(name, '--help')}" for name in command_line._OTHER_COMMANDS]
+    """The help of the program, and of each command."""
+    names = {**command_line._LIGHTNING_COMMANDS, **command_line._OTHER_COMMANDS}
+    others = [f"## `{name}`\n\n{_help(name, '--help')}" for name in names]
     return "\n\n".join([_help("--help"), *others])
 
 

@@ -2,19 +2,18 @@
 
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lit_semantic_peft.callbacks.run_results import fact_columns, refuse_other_results, write_results, write_selection
 from lit_semantic_peft.callbacks.terminal import next_steps, show
-from lit_semantic_peft.callbacks.wandb_tables import log_fact_table, log_plots, log_run_files
+from lit_semantic_peft.callbacks.wandb_tables import check_table_settings, log_fact_table, log_plots, log_run_files
 from lit_semantic_peft.data import agreed
-from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.reports import EpochRecord, RunContents, RunFolder, fact_table, terminal_summary, try_report
 from lit_semantic_peft.stopwatch import Stopwatch
 from lit_semantic_peft.training import SemanticPeftModule
@@ -38,6 +37,8 @@ class FactReport(FreshCallback):
         log_fact_text: Whether W&B gets the facts' texts and answers; the run folder has them in any case. Without,
             no file that holds them goes into the artifact either.
         wandb_rows: Most rows of a W&B table of facts.
+        wandb_all_columns: Whether that table has every column of `facts.parquet`, instead of prompt, target, answers
+            before and after, whether the answer is right, and the fact that hurts most.
         wandb_table_every_n_epochs: Epochs between two W&B tables of facts during training, besides the one at the
             end; 0 for only that.
         wandb_artifact: Whether W&B gets the run's files (adapter, tables, plots, report) at the end.
@@ -56,17 +57,13 @@ class FactReport(FreshCallback):
         wandb_rows: int = 2000,
         wandb_table_every_n_epochs: int = 0,
         wandb_artifact: bool = True,
+        wandb_all_columns: bool = False,
     ) -> None:
-        # W&B silently cuts a table at 200,000 rows.
-        for name, value, least, most in (
-            ("wandb_rows", wandb_rows, 1, 200_000),
-            ("wandb_table_every_n_epochs", wandb_table_every_n_epochs, 0, math.inf),
-        ):
-            if not least <= value <= most:
-                raise InputError(f"`{name}` must be in [{least}, {most}], got {value}")
+        check_table_settings(wandb_rows, wandb_table_every_n_epochs)
         self.show_summary = show_summary
         self.log_fact_text = log_fact_text
         self.wandb_rows = wandb_rows
+        self.wandb_all_columns = wandb_all_columns
         self.wandb_table_every_n_epochs = wandb_table_every_n_epochs
         self.wandb_artifact = wandb_artifact
         self.is_test_next = False
@@ -144,7 +141,7 @@ class FactReport(FreshCallback):
             assert isinstance(pl_module, SemanticPeftModule)
             columns = fact_columns(trainer, pl_module) | self._epoch_columns  # metrics: all ranks take part
             if trainer.is_global_zero:
-                log_fact_table(trainer, fact_table(columns), self.wandb_rows, with_text=self.log_fact_text)
+                self._log_table(trainer, fact_table(columns))
         self._epoch_columns, self._is_validated = {}, False
 
     @override
@@ -174,7 +171,7 @@ class FactReport(FreshCallback):
         self._stopwatch.stop()
         if run is not None:
             folder = RunFolder(trainer.default_root_dir)
-            log_fact_table(trainer, run.facts, self.wandb_rows, with_text=self.log_fact_text)
+            self._log_table(trainer, run.facts)
             log_plots(trainer, folder)
             if self.wandb_artifact:
                 log_run_files(trainer, folder, run.facts, with_text=self.log_fact_text)
@@ -193,6 +190,10 @@ class FactReport(FreshCallback):
     def _is_table_due(self, trainer: Trainer) -> bool:
         every = self.wandb_table_every_n_epochs
         return bool(every) and (trainer.current_epoch + 1) % every == 0
+
+    def _log_table(self, trainer: Trainer, facts: pa.Table) -> None:
+        shown = {"with_text": self.log_fact_text, "all_columns": self.wandb_all_columns}
+        log_fact_table(trainer, facts, self.wandb_rows, **shown)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> RunContents | None:
         assert isinstance(pl_module, SemanticPeftModule)

@@ -3,23 +3,15 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from typing_extensions import override
-
+from lit_semantic_peft.cli.command_parser import CommandParser
+from lit_semantic_peft.cli.compare import compare_command
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.terminal import TextArgumentParser, TextConsole, visible
+from lit_semantic_peft.terminal import TextConsole, visible
 
 if TYPE_CHECKING:
     from lit_semantic_peft.facts import Conversion
-
-
-class _Parser(TextArgumentParser):
-    """Raises what it cannot parse, as every other error of input."""
-
-    @override
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def export_command(arguments: Sequence[str]) -> None:
@@ -28,7 +20,7 @@ def export_command(arguments: Sequence[str]) -> None:
     Args:
         arguments: What follows the command.
     """
-    parser = _Parser(
+    parser = CommandParser(
         prog="lit-semantic-peft export",
         description="Copies the adapter of a run to a folder, as it is or as plain LoRA, or merges it into the base "
         "weights.",
@@ -62,7 +54,7 @@ def report_command(arguments: Sequence[str]) -> None:
     Args:
         arguments: What follows the command.
     """
-    parser = _Parser(
+    parser = CommandParser(
         prog="lit-semantic-peft report", description="Rebuilds report.html and the plots from a run folder's tables."
     )
     parser.add_argument("run", help="a run folder")
@@ -78,66 +70,6 @@ def report_command(arguments: Sequence[str]) -> None:
     print(visible(f"Written: {report.absolute()}"))
 
 
-def compare_command(arguments: Sequence[str]) -> None:
-    """`compare`.
-
-    Args:
-        arguments: What follows the command.
-    """
-    parser = _Parser(
-        prog="lit-semantic-peft compare",
-        description="Compares two runs fact by fact (by fact_id): each score in both, second minus first with its 95 % "
-        "bootstrap interval of the paired differences over facts, and the facts whose free answer became right "
-        "(gained) or wrong (lost).",
-        epilog="The interval covers the choice of facts, not seeds: two runs of one seed each cannot show which "
-        "setting is better.",
-    )
-    parser.add_argument("first", metavar="RUN_A", help="a run folder that was evaluated (`fit` does it at its end)")
-    parser.add_argument("second", metavar="RUN_B", help="another run folder over the same facts")
-    parser.add_argument("--only_kept", action="store_true", help="only the facts that both runs trained")
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        help="write a row per common fact (.csv or .parquet); in CSV an apostrophe precedes a text that a spreadsheet "
-        "would run as a formula",
-    )
-    parser.add_argument("--show", metavar="N", type=int, default=5, help="flipped facts to list of each kind (5)")
-    options = parser.parse_args(arguments)
-    if options.show < 0:
-        raise InputError(f"`--show` must be at least 0, got {options.show}")
-
-    from lit_semantic_peft.cli.setting_differences import setting_differences
-    from lit_semantic_peft.reports import RunFolder, check_output, compare_runs, difference_table, write_comparison
-
-    if options.output:
-        check_output(options.output)
-    found = compare_runs(options.first, options.second, only_kept=options.only_kept)
-    TextConsole().print(difference_table(found, options.first, options.second))
-    differences = setting_differences(*(RunFolder(run).paths.config for run in (options.first, options.second)))
-    for line in ["Settings that differ:", *(f"  {one}" for one in differences)] if differences else []:
-        print(visible(line))
-    print(f"Facts in common: {len(found.facts)}")
-    for count, what in (
-        (found.num_only_first, f"only in {options.first}"),
-        (found.num_only_second, f"only in {options.second}"),
-        (
-            found.num_kept_differently,
-            "trained in one of the runs only, "
-            + ("left out" if options.only_kept else "so their scores compare unlike things"),
-        ),
-    ):
-        if count:
-            print(visible(f"Facts {what}: {count}"))
-    for name, rows in (("gained", found.gained), ("lost", found.lost)):
-        print(f"Facts {name}: {len(rows)}")
-        for row in rows[: options.show]:
-            answers = f"{row['answer_first']!r} -> {row['answer_second']!r}"
-            print(visible(f"  {row['fact_id']}: {row['prompt']} {row['target']} | {answers}"))
-    if options.output:
-        write_comparison(options.output, found)
-        print(visible(f"Written: {Path(options.output).absolute()} (facts: {len(found.facts)})"))
-
-
 def inspect_command(arguments: Sequence[str]) -> int:
     """`inspect`.
 
@@ -147,7 +79,7 @@ def inspect_command(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: 3 where the audit warns, else 0.
     """
-    parser = _Parser(
+    parser = CommandParser(
         prog="lit-semantic-peft inspect",
         description="Audits an adapter: what its weights look like, what it says everywhere, what else it changed, and "
         "whether to warn of it. Reads its safetensors only and runs no code of it.",
@@ -202,7 +134,7 @@ def convert_command(arguments: Sequence[str]) -> None:
     from lit_semantic_peft.facts import FORMATS, OUTPUT_SUFFIXES, SUFFIXES, convert
 
     titles = ", ".join(f"{known.title} ({known.name})" for known in FORMATS.values())
-    parser = _Parser(
+    parser = CommandParser(
         prog="lit-semantic-peft convert",
         description="Reads facts in any known format and writes them as one file in the data contract; prints what "
         "has no field in it and was left out.",
@@ -274,7 +206,7 @@ def augment_command(arguments: Sequence[str]) -> None:
     Args:
         arguments: What follows the command.
     """
-    parser = _Parser(
+    parser = CommandParser(
         prog="lit-semantic-peft augment",
         description="Lets a local causal language model write facts in other words and adds what is usable to their "
         "`forms`. Kept is one sentence with the subject before the target and the target at its end that is no "

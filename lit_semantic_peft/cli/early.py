@@ -1,7 +1,9 @@
-"""What can be refused before anything heavy is imported: a configuration that is not there, a run folder that is."""
+"""What can be refused before anything heavy is imported: a file or key that is not there, a run folder that is."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lit_semantic_peft.errors import InputError
 
@@ -9,35 +11,40 @@ DEFAULT_RUN = "runs/default"
 """The run folder where none is named."""
 
 _CONFIGURATIONS = {".yaml", ".yml", ".json"}
-_NO_RUN = ("--help", "-h", "--print_config", "--ckpt_path", "--trainer.fast_dev_run", "--trainer")
+_NO_RUN = ("help_all", "print_config", "ckpt_path", "trainer.fast_dev_run", "trainer")
 """Options with which a command runs nothing, goes on with a run, or sets the folder in another way."""
+_UNSET = (None, False, "null", "false", "0")
+_FOLDER = "trainer.default_root_dir"
 
 OF_A_TRAINING = ("manifest.json", "config.yaml", "summary.json")
 """Files of a run folder that show that a training was in it, as `RunPaths` names them."""
 
 
 def refuse_early(arguments: Sequence[str]) -> None:
-    """Refuses what a look at the options and at the disk shows; all else is found when the options are parsed.
+    """Refuses what a look at the options, the configuration and the disk shows; the parser finds the rest.
 
     Args:
         arguments: The command and its options.
 
     Raises:
-        InputError: If a configuration file does not exist, or the run folder of a new training has a run in it.
+        InputError: If a configuration file does not exist, an option or a key of a file does not, or the run folder of
+            a new training has a run in it.
     """
-    options = _options(arguments[1:])
-    if "--help" in options or "-h" in options:
+    command, options = arguments[0], list(_options(arguments[1:]))
+    settings: dict[str, Any] = {}
+    asked: list[str] = []
+    for name, value in options:
+        if name != "config":
+            asked.append(name)
+            settings[name] = True if value is None else value
+        elif value is not None:
+            of_file = dict(_flat(_configuration(value)))
+            _refuse_unknown(command, list(of_file), f"{value}: " if _is_file(value) else "")
+            settings.update(of_file)
+    _refuse_unknown(command, asked)
+    if command != "fit" or rank() != 0 or any(settings.get(name) not in _UNSET for name in _NO_RUN):
         return
-    for name in ("--config", "-c"):
-        for value in options.get(name, ()):
-            if Path(value).suffix in _CONFIGURATIONS and "\n" not in value and not Path(value).exists():
-                raise InputError(f"`--config`: {value} does not exist in {Path.cwd()}.")
-    if arguments[0] != "fit" or any(name.partition("=")[0] in _NO_RUN for name in options):
-        return
-    if "--config" in options or "-c" in options:
-        return  # it may name a folder, or be wrong itself
-    folders = options.get("--trainer.default_root_dir", ())
-    folder = Path(folders[-1] if folders else DEFAULT_RUN)
+    folder = Path(str(settings.get(_FOLDER) or DEFAULT_RUN))
     if any((folder / name).is_file() for name in OF_A_TRAINING):
         raise run_exists(folder)
 
@@ -54,17 +61,70 @@ def run_exists(folder: Path) -> InputError:
     )
 
 
-def _options(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """The values that were given for each option, in order; none for a flag."""
-    found: dict[str, list[str]] = {}
+def rank() -> int:
+    """This process's number in a job of torchrun, SLURM or Lightning; 0 where it is alone."""
+    return int(next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0"))
+
+
+def _refuse_unknown(command: str, keys: Sequence[str], place: str = "") -> None:
+    from lit_semantic_peft.cli.options import KnownOptions
+
+    known = KnownOptions()
+    if unknown := known.unknown(command, keys):
+        from lit_semantic_peft.cli.unknown import unknown_setting
+
+        valid = {*known.defaults, *known.of_command(command), *known.groups}
+        raise InputError(unknown_setting(unknown, valid, place))
+
+
+def _is_file(value: str) -> bool:
+    return Path(value).suffix in _CONFIGURATIONS and "\n" not in value
+
+
+def _configuration(value: str) -> Any:
+    """What a configuration says; nothing where it cannot be read, which the parser explains."""
+    import yaml
+
+    if _is_file(value):
+        path = Path(value)
+        if not path.exists():
+            raise InputError(f"`--config`: {value} does not exist in {Path.cwd()}.")
+        try:
+            value = path.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return None
+    try:
+        return yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
+        return None
+
+
+def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting by its path, and also the section that it stands in."""
+    if not isinstance(config, Mapping):
+        return
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if not isinstance(value, Mapping):
+            yield key, value
+        elif "class_path" in value or not value:
+            yield key, None
+        else:
+            yield from _flat(value, f"{key}.")
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """The options in order, each with its value; None for a flag."""
     for at, argument in enumerate(arguments):
         if not argument.startswith("-"):
             continue
         name, equals, value = argument.partition("=")
-        values = found.setdefault(name, [])
         following = arguments[at + 1 : at + 2]
+        if name == "-c":
+            name = "--config"
+        if not name.startswith("--"):
+            continue
         if equals:
-            values.append(value)
-        elif following and not following[0].startswith("-"):
-            values.append(following[0])
-    return found
+            yield name[2:], value
+        else:
+            yield name[2:], following[0] if following and not following[0].startswith("-") else None

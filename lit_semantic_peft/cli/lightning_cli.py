@@ -29,6 +29,7 @@ from lit_semantic_peft.callbacks import (
     StepBar,
 )
 from lit_semantic_peft.cli.early import DEFAULT_RUN, run_exists
+from lit_semantic_peft.cli.lightning_words import words
 from lit_semantic_peft.cli.ownership import OwnedFolder
 from lit_semantic_peft.cli.recipe import RecipeName, apply_recipe
 from lit_semantic_peft.cli.run_checks import checkpoint_of, inputs_of, refuse_what_would_be_ignored
@@ -67,8 +68,10 @@ class SemanticPeftCLI(LightningCLI):
         parser.usage = f"lit-semantic-peft {subcommand} [--config FILE] [--OPTION VALUE ...]"
         parser._action_groups.sort(key=lambda group: str(group.title).startswith("`lightning.pytorch.Trainer`"))
         for action in parser._actions:
-            if action.dest == "ckpt_path":  # of Lightning's special words only one is of use here
-                action.help = "`last` for the newest checkpoint of the run folder, or the path of a checkpoint file."
+            if action.dest in ("ckpt_path", "print_config", "weights_only") or action.dest.startswith("trainer."):
+                action.help = words(action.dest, action.help or "")
+            if action.dest == "print_config":
+                action.metavar = "\b[=full]"
         return parser
 
     @override
@@ -200,11 +203,15 @@ class SemanticPeftCLI(LightningCLI):
         given = [*callbacks, *(config.get("callbacks") or [])]
         if config.get("enable_progress_bar") in (None, True) and not any(isinstance(one, ProgressBar) for one in given):
             callbacks = [*callbacks, StepBar()]
-        if config.get("logger") in (None, True):
+        chosen: Any = config.get("logger")
+        is_default = chosen in (None, True)
+        remote = [one for one in (chosen if isinstance(chosen, list) else [chosen]) if isinstance(one, WandbLogger)]
+        if self.subcommand == "predict":  # measures nothing, so there is nothing to log
+            config["logger"] = False if is_default else chosen
+        elif is_default or (remote and remote in (chosen, [chosen])):  # the run folder has its numbers in any case
             # A resumed run logs into another file: Lightning's logger would overwrite the earlier one.
             logs = self.run_folder.paths.logs
-            is_asked = self.subcommand == "predict"  # measures nothing, so there is nothing to log
-            config["logger"] = not is_asked and CSVLogger(folder, name=logs.name, version=_next_version(logs))
+            config["logger"] = [*remote, CSVLogger(folder, name=logs.name, version=_next_version(logs))]
         trainer = super()._instantiate_trainer(config, callbacks)
         for one in trainer.loggers:
             if isinstance(one, WandbLogger):

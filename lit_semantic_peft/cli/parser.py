@@ -13,7 +13,7 @@ from jsonargparse._actions import _ActionConfigLoad
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
-from lit_semantic_peft.data.moved import moved_to
+from lit_semantic_peft.cli.unknown import SEE_HELP, moved, nearest
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import os_reason
 from lit_semantic_peft.models import BaseModel
@@ -47,6 +47,24 @@ def _of_torch(argument: str) -> str:
     if option == "--model.optimizer" and name.isidentifier() and hasattr(torch.optim, name):
         return f"{option}=torch.optim.{name}"
     return argument
+
+
+def as_jsonargparse_takes_it(arguments: Sequence[str]) -> list[str]:
+    """The options of a command with `--help_all`, `--print_config` and `--chat` as jsonargparse names them.
+
+    Args:
+        arguments: The command and its options.
+    """
+    ours = {
+        "--help_all": "--help",
+        "--print_config": "--print_config=skip_default",
+        "--print_config=full": "--print_config",
+    }
+    following = [*arguments[1:], ""]
+    return [
+        "--chat=true" if one == "--chat" and then not in ("true", "false") else ours.get(one, one)
+        for one, then in zip(arguments, following, strict=True)
+    ]
 
 
 def with_default_optimizer(arguments: Sequence[str]) -> list[str]:
@@ -88,14 +106,14 @@ class SuggestingParser(LightningArgumentParser):
         """Raises `InputError`, with a suggestion."""
         unknown = next((found for found in (_unknown_key(pattern, message) for pattern in _UNKNOWN) if found), None)
         others = _UNRECOGNIZED.findall(message) if message.startswith("unrecognized arguments") else []
-        if unknown is not None and (said := _moved([unknown, *others])) is not None:
+        if unknown is not None and (said := moved([unknown, *others])) is not None:
             raise InputError(f"{said}.") from ex
         if "model.optimizer" in message and "not accepted" in message:
             message += "\nName the class too: --model.optimizer=torch.optim.AdamW --model.optimizer.lr=0.001"
-        near = self._nearest_key(unknown) if unknown else None
+        near = nearest(unknown, self._known_keys()) if unknown else None
         near = near or _nearest_class(message)
         suggestion = f"\nDid you mean `{near}`?" if near else ""
-        raise InputError(f"{_without_unions(message)}{suggestion}\nSee --help for all options.") from ex
+        raise InputError(f"{_without_unions(message)}{suggestion}\n{SEE_HELP}") from ex
 
     @override
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -118,16 +136,10 @@ class SuggestingParser(LightningArgumentParser):
             sections = None  # the parser says what is wrong
         if isinstance(sections, dict):
             settings = {section: value for section, value in sections.items() if isinstance(value, dict)}
-            said = _moved([f"{section}.{name}" for section, value in settings.items() for name in value])
+            said = moved([f"{section}.{name}" for section, value in settings.items() for name in value])
             if said is not None:
                 raise InputError(f"{said}.")
         return super()._load_config_parser_mode(content, *args, **kwargs)
-
-    def _nearest_key(self, unknown: str) -> str | None:
-        """The nearest valid key; None where the key is valid, so that its value is at fault, or none is near."""
-        known = self._known_keys()
-        near = [] if unknown in {*known, "config"} else difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
-        return near[0] if near else None
 
     def _known_keys(self) -> set[str]:
         """The keys of this parser and of its subcommands' parsers."""
@@ -181,11 +193,3 @@ def _nearest_class(message: str) -> str | None:
         if near := difflib.get_close_matches(found[2], [name for name in names if name[0].isupper()], n=1):
             return f"{home}.{near[0]}"
     return None
-
-
-def _moved(keys: Sequence[str]) -> str | None:
-    """The message for the keys that were valid once; None where there is none."""
-    said = [moved_to(keys)]
-    if any(key.startswith("data.base_model") for key in keys):
-        said.append("`data.base_model` is now `model.base_model` alone: the data module takes it from the module")
-    return ", ".join(one for one in said if one) or None

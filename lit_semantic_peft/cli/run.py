@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
-from lit_semantic_peft.callbacks import AnswerWriter, LossWeightDistribution, Preflight, ProgressLog
+from lit_semantic_peft.callbacks import AnswerWriter, LossWeightDistribution, Preflight, ProgressLog, TrainingRate
 from lit_semantic_peft.cli.lightning_cli import RunConfig, SemanticPeftCLI, is_first_process
-from lit_semantic_peft.cli.parser import SuggestingParser, with_default_optimizer
+from lit_semantic_peft.cli.parser import SuggestingParser, as_jsonargparse_takes_it, with_default_optimizer
 from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.terminal import TextFormatter
@@ -78,12 +78,14 @@ def _command_line(
         trainer_class=KnowledgeTrainer,
         save_config_callback=RunConfig,
         seed_everything_default=0,
-        trainer_defaults={"callbacks": [AnswerWriter(), LossWeightDistribution(), Preflight(), ProgressLog()]},
+        trainer_defaults={
+            "callbacks": [AnswerWriter(), LossWeightDistribution(), Preflight(), ProgressLog(), TrainingRate()]
+        },
         parser_class=SuggestingParser,
         parser_kwargs={arguments[0]: {"description": descriptions[arguments[0]]}} if descriptions else {},
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        args=with_default_optimizer(arguments),
+        args=with_default_optimizer(as_jsonargparse_takes_it(arguments)),
     )
 
 

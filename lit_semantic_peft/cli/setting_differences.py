@@ -1,13 +1,13 @@
-"""What two runs were told differently, by their `config.yaml`."""
+"""What runs were told differently, by their `config.yaml`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 _OF_THE_PLACE = ("trainer.default_root_dir", "trainer.logger")
-"""Settings by which any two runs differ."""
+"""Settings by which any runs differ."""
 _NOT_SET = "(not set)"
 
 
@@ -21,14 +21,23 @@ def setting_differences(first: Path, second: Path) -> list[str]:
     Returns:
         `key: value -> value`, by key; empty where a file is missing or cannot be read, or where nothing differs.
     """
-    left, right = (dict(_flat(_read(path))) for path in (first, second))
-    if not left or not right:
-        return []
-    return [
-        f"{key}: {left.get(key, _NOT_SET)} -> {right.get(key, _NOT_SET)}"
-        for key in sorted(left.keys() | right.keys())
-        if left.get(key, _NOT_SET) != right.get(key, _NOT_SET) and not key.startswith(_OF_THE_PLACE)
-    ]
+    return [f"{key}: {' -> '.join(values)}" for key, values in settings_of_runs([first, second]).items()]
+
+
+def settings_of_runs(configurations: Sequence[Path]) -> dict[str, list[str]]:
+    """The settings in which runs differ, with the value of each run.
+
+    Args:
+        configurations: Of at least two runs.
+
+    Returns:
+        Values by key, in the order of the keys; empty where a file is missing or cannot be read, or nothing differs.
+    """
+    told = [dict(_flat(_read(path))) for path in configurations]
+    if not all(told):
+        return {}
+    values = {key: [one.get(key, _NOT_SET) for one in told] for key in sorted({key for one in told for key in one})}
+    return {key: of_key for key, of_key in values.items() if len({*of_key}) > 1 and not key.startswith(_OF_THE_PLACE)}
 
 
 def _read(path: Path) -> Any:

@@ -1,7 +1,13 @@
 """Lightning's Trainer with one more verb: `score` looks at facts without training on them."""
 
-from lightning.pytorch import Trainer
+from pathlib import Path
+from typing import Any
 
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from typing_extensions import override
+
+from lit_semantic_peft.callbacks import AnswerWriter, Conversation
 from lit_semantic_peft.cli.ownership import OwnedFolder
 from lit_semantic_peft.cli.score_folder import WarmUp, score_into
 from lit_semantic_peft.cli.score_tables import print_scores
@@ -14,9 +20,53 @@ from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.terminal import TextConsole
 from lit_semantic_peft.training import SemanticPeftModule
 
+_NOBODY_READS = "."
+"""The prompt that Lightning's loop answers once a conversation has ended."""
+
 
 class KnowledgeTrainer(Trainer):
-    """`lightning.pytorch.Trainer` plus `score`."""
+    """`lightning.pytorch.Trainer` plus `score`, and a `predict` that can converse."""
+
+    @override
+    def predict(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        return_predictions: bool | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+        chat: bool = False,
+    ) -> Any:
+        """Answers the facts or free prompts, or opens a conversation.
+
+        Args:
+            model: The module.
+            dataloaders: Of Lightning; the data module has them.
+            datamodule: Gives the questions.
+            return_predictions: Whether the answers are returned.
+            ckpt_path: `last`, or a checkpoint's file.
+            weights_only: Whether a checkpoint may hold nothing but tensors and plain values.
+            chat: Ask the taught model in the terminal, line by line, with the base model's answers beside; nothing is
+                written.
+
+        Returns:
+            The answers; None after a conversation.
+
+        Raises:
+            InputError: If a conversation is to run in several processes.
+        """
+        if not chat:
+            return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
+        if self.world_size > 1:
+            raise InputError(f"`--chat` runs in one process, got {self.world_size}. Set `--trainer.devices 1`.")
+        assert isinstance(datamodule, KnowledgeDataModule)
+        datamodule.prompts = [_NOBODY_READS]  # so that no facts are read and scored
+        callbacks: list[Callback] = self.callbacks  # type: ignore[has-type]
+        writers = (AnswerWriter, ProgressBar)
+        self.callbacks = [Conversation(), *(one for one in callbacks if not isinstance(one, writers))]
+        super().predict(model, dataloaders, datamodule, False, ckpt_path, weights_only)
+        return None
 
     def score(
         self,

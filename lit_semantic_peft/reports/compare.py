@@ -80,14 +80,14 @@ def compare_runs(first: str | Path, second: str | Path, *, only_kept: bool = Fal
         InputError: A folder is no run folder, its facts were not asked, or the two have no fact in common; or a
             `fact_id` names another prompt or target in the other run.
     """
-    tables = [_by_id(first), _by_id(second)]
+    tables = [facts_by_id(first), facts_by_id(second)]
     common = [fact_id for fact_id in tables[0] if fact_id in tables[1]]
     if not common:
         raise InputError(
             f"`{first}` and `{second}` have no fact in common by `fact_id`: {_some(tables[0])} against "
             f"{_some(tables[1])}. Compare runs over the same facts."
         )
-    _check_same(first, second, [(tables[0][fact_id], tables[1][fact_id]) for fact_id in common])
+    refuse_other_facts(first, second, [(tables[0][fact_id], tables[1][fact_id]) for fact_id in common])
     kept = [[table[fact_id]["kept"] is not False for fact_id in common] for table in tables]
     if only_kept:
         common = [fact_id for fact_id, *both in zip(common, *kept, strict=True) if all(both)]
@@ -173,7 +173,15 @@ def difference_table(comparison: RunComparison, first: str, second: str) -> Tabl
     return table
 
 
-def _by_id(run: str | Path) -> dict[str, dict[str, Any]]:
+def facts_by_id(run: str | Path) -> dict[str, dict[str, Any]]:
+    """The rows of a run's fact table by `fact_id`.
+
+    Args:
+        run: A run folder.
+
+    Raises:
+        InputError: If its facts were not asked.
+    """
     table = RunFolder(run).facts
     if table.column("efficacy_after").null_count == len(table):
         unknown = [name for name in table.column_names if not is_fact_column(name)]
@@ -190,7 +198,19 @@ def _by_id(run: str | Path) -> dict[str, dict[str, Any]]:
     return {row["fact_id"]: row for row in table.to_pylist()}
 
 
-def _check_same(first: str | Path, second: str | Path, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+def refuse_other_facts(
+    first: str | Path, second: str | Path, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """Refuses runs in which a `fact_id` names different facts.
+
+    Args:
+        first: A run folder.
+        second: Another one.
+        pairs: Rows of the same `fact_id`.
+
+    Raises:
+        InputError: If prompt or target differ.
+    """
     for left, right in pairs:
         for name in _TEACHES:
             if left[name] != right[name]:

@@ -17,7 +17,7 @@ from lit_semantic_peft.reports.charts.png import PLOT
 from lit_semantic_peft.reports.charts.svg import draw_svg
 from lit_semantic_peft.reports.conflicts import worst_conflicts
 from lit_semantic_peft.reports.experts import experts_view
-from lit_semantic_peft.reports.page_data import fact_data, heat_data, sampled_rows, script_json
+from lit_semantic_peft.reports.page_data import fact_data, heat_data, probe_data, sampled_rows, script_json
 from lit_semantic_peft.reports.phrases import mean_percent, unbroken
 from lit_semantic_peft.reports.plots import write_plots
 from lit_semantic_peft.reports.run_folder import RunContents, RunFolder, RunPaths
@@ -32,6 +32,7 @@ from lit_semantic_peft.reports.sections import (
 )
 from lit_semantic_peft.reports.sentences import known_facts_were_dropped, summary_sentences
 from lit_semantic_peft.reports.side_effects import measure_side_effects
+from lit_semantic_peft.reports.verdict import NO_DAMAGE, judged
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +113,14 @@ def render_report(run: RunContents, charts: dict[str, Chart] | None = None, atte
     shown = facts if len(rows) == len(facts) else facts.take(rows)
     table = make("table of facts", partial(fact_data, shown), fact_data(facts.slice(0, 0)))
     probes = run.probes
+    asked = None
+    if probes is not None:
+        asked = make(
+            "answers in the facts' cards", partial(probe_data, probes, shown.column("fact_id").to_pylist()), None
+        )
     parts: dict[str, Any] = {
         "sentences": make("what happened", lambda: list(map(unbroken, summary_sentences(summary, facts))), []),
+        "verdict": make("verdict", lambda: judged(summary), None),
         "tiles": make("numbers at the top", lambda: tiles(summary), []),
         "about_line": make("line under the title", lambda: about_line(summary), ""),
         "scores": make("scores", lambda: score_rows(summary), []),
@@ -134,6 +141,7 @@ def render_report(run: RunContents, charts: dict[str, Chart] | None = None, atte
         .render(
             **parts,
             mark=mark(RunPaths.report.kind),
+            no_damage=NO_DAMAGE,
             num_resisting=summary.num_resisting,
             name=summary.name or run.name,
             known_dropped=known_facts_were_dropped(summary, config),
@@ -144,9 +152,10 @@ def render_report(run: RunContents, charts: dict[str, Chart] | None = None, atte
             num_table_rows=len(rows),
             num_all_rows=len(facts),
             cut_at=table["cut_at"],
+            are_probes_cut=asked is not None and asked["is_cut"],
             facts_file=RunPaths.facts.name,
             probes_file=RunPaths.probes.name,
-            data=script_json({"facts": table, "heat": heat_numbers}),
+            data=script_json({"facts": table, "heat": heat_numbers, "probes": asked}),
             left_out=attempts.failures,
         )
     )

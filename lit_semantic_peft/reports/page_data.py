@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,49 @@ def fact_data(facts: pa.Table) -> dict[str, Any]:
         "notes": {c.name: c.description.replace("`", "") for c in columns if c.description and c.name in measured},
         "cut_at": cut_at if any(len(t) > cut_at for ts in texts.values() for t in ts if t is not None) else None,
     }
+
+
+_PROBE_BUDGET = 1_500_000  # characters of probes in the page
+_KINDS = {
+    "paraphrase": "in other words",
+    "question": "as a question",
+    "reversed": "the other way round",
+    "portability": "conclusion",
+    "yes_no": "yes or no",
+    "neighborhood": "neighbour",
+}
+"""How a fact's card names the kinds of probes that it shows."""
+
+
+def probe_data(probes: pa.Table, fact_ids: Sequence[str]) -> dict[str, Any]:
+    """What was asked about each fact, for its card.
+
+    Args:
+        probes: The probe table.
+        fact_ids: Of the facts in the page's table, in its order.
+
+    Returns:
+        `of`: for each row of the page's table with probes, a list of probes, each its kind in words, prompt, expected
+        answer, answers before and after, and three flags (right before, right after, unchanged; null where not
+        measured), of which a neighbour has the last. `is_cut`: whether probes were left out for the page's size.
+    """
+    row_of = {fact_id: row for row, fact_id in enumerate(fact_ids)}
+    found: dict[int, list[list[Any]]] = {}
+    room = _PROBE_BUDGET
+    for one in probes.to_pylist():
+        row = row_of.get(one["fact_id"])
+        if row is None or one["kind"] not in _KINDS:
+            continue
+        texts: list[str | None] = [cut(one["prompt"], 240)]
+        texts += [
+            None if one[name] is None else cut(one[name], 80) for name in ("target", "answer_before", "answer_after")
+        ]
+        room -= sum(len(text) for text in texts if text is not None)
+        if room < 0:
+            return {"of": found, "is_cut": True}
+        right = [one["correct_before"], one["correct_after"]] if one["kind"] != "neighborhood" else [None, None]
+        found.setdefault(row, []).append([_KINDS[one["kind"]], *texts, *right, one["unchanged"]])
+    return {"of": found, "is_cut": False}
 
 
 def heat_data(heat: HeatMap, facts: pa.Table, shown_row: Mapping[int, int]) -> dict[str, Any]:

@@ -374,6 +374,8 @@ class Summary(FactCounts):
         peak_memory_gb: Peak resident memory of the process, 10⁹ bytes.
         versions: Package versions by name.
         config: The configuration as plain types.
+        verdict: What the run cost or did not reach, in sentences, by the thresholds of `reports.verdict`; empty where
+            nothing is beyond them, None where nothing was judged.
     """
 
     name: str | None = None
@@ -394,6 +396,7 @@ class Summary(FactCounts):
     peak_memory_gb: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    verdict: tuple[str, ...] | None = None
 
     def without_fact_text(self) -> "Summary":
         """The same without texts of facts: those that resist, the most frequent answer, the names of anchors."""

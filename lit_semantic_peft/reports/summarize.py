@@ -1,7 +1,7 @@
 """From the fact table to the numbers of a run."""
 
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +10,7 @@ from lit_semantic_peft.evaluation.scores import SCORES
 from lit_semantic_peft.reports.records import Estimate, FactCounts, ScoreRecord, Sides, Summary
 from lit_semantic_peft.reports.repetition import measure_repetition
 from lit_semantic_peft.reports.resisting import MOST_LISTED, OUTCOMES, find_resisting
+from lit_semantic_peft.reports.verdict import judged
 
 
 def count_facts(facts: pa.Table, probes: pa.Table | None = None) -> FactCounts:
@@ -51,11 +52,13 @@ def summarize(facts: pa.Table, probes: pa.Table | None = None, **fields_of_run: 
     Args:
         facts: The fact table.
         probes: The probe table; None where no probes were asked.
-        fields_of_run: Further fields of `Summary`, by name; they win over what the tables say.
+        fields_of_run: Further fields of `Summary`, by name; they win over what the tables say. The verdict follows from
+            them all.
     """
     counts = count_facts(facts, probes)
     from_table = {item.name: getattr(counts, item.name) for item in fields(counts)}
-    return Summary(**(from_table | fields_of_run))
+    summary = Summary(**(from_table | fields_of_run))
+    return replace(summary, verdict=judged(summary))
 
 
 def _count_neighbors(facts: list[dict[str, Any]], probes: pa.Table | None) -> int | None:

@@ -8,7 +8,7 @@ from lit_semantic_peft.evaluation.scores import RETENTION, SCORES
 from lit_semantic_peft.reports.phrases import estimate_text, percent, reason_phrase
 from lit_semantic_peft.reports.records import Estimate, Sides, Summary
 from lit_semantic_peft.reports.run_folder import RunPaths
-from lit_semantic_peft.reports.verdict import is_judged, verdict
+from lit_semantic_peft.reports.verdict import NO_DAMAGE, judged
 
 _OF_DROPPED = ("efficacy",)
 """Scores whose mean over the dropped facts is shown too."""
@@ -32,9 +32,9 @@ def terminal_summary(summary: Summary) -> Group:
 
 def _verdict(summary: Summary) -> list[Text]:
     """What the run cost, in colour, before its numbers."""
-    found = verdict(summary)
+    found = judged(summary)
     if not found:
-        return [Text("No damage beyond the thresholds was measured.", style="green")] if is_judged(summary) else []
+        return [] if found is None else [Text(NO_DAMAGE, style="green")]
     return [Text("What to look at:", style="bold yellow"), *(Text(f"  {one}", style="yellow") for one in found)]
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from lit_semantic_peft.reports.phrases import percent
 from lit_semantic_peft.reports.records import Summary
 
+NO_DAMAGE = "No damage beyond the thresholds was measured."
+"""Said where what was measured outside of the taught facts is as it was."""
+
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
@@ -49,6 +52,17 @@ def verdict(summary: Summary, thresholds: Thresholds | None = None) -> list[str]
         *_paraphrases(summary, limits),
         *_majority(summary, limits),
     ]
+
+
+def judged(summary: Summary, thresholds: Thresholds | None = None) -> tuple[str, ...] | None:
+    """`verdict`, or None where nothing outside of the taught facts was measured and nothing is to be said.
+
+    Args:
+        summary: The run's numbers.
+        thresholds: From where on something is said.
+    """
+    found = tuple(verdict(summary, thresholds))
+    return found if found or is_judged(summary) else None
 
 
 def is_judged(summary: Summary) -> bool:

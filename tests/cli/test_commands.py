@@ -16,6 +16,7 @@ from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.cli.trainer import KnowledgeTrainer
 from lit_semantic_peft.facts import read_facts
 from lit_semantic_peft.reports import RunFolder, html
+from lit_semantic_peft.terminal import visible
 from lit_semantic_peft.training import SemanticPeftModule
 
 from fixtures.models import save_tiny_model
@@ -108,7 +109,7 @@ def test_fit_leaves_a_whole_run_folder(settings, capsys):
     assert "report.html" in output
 
 
-def test_validate_test_predict_export_and_report_work_on_the_run(settings, tiny_model, capsys):
+def test_validate_test_predict_export_and_report_work_on_the_run(settings, tiny_model, capsys, monkeypatch):
     assert main(["fit", *settings, "--trainer.default_root_dir=runs/one"]) == 0
     config = ["--config=runs/one/config.yaml"]
     before = pq.read_table("runs/one/facts.parquet").to_pylist()
@@ -140,10 +141,22 @@ def test_validate_test_predict_export_and_report_work_on_the_run(settings, tiny_
     assert main(["predict", *config, "--model.adapter=runs/one/adapter", prompts]) == 0
     answers = [json.loads(line) for line in Path("runs/one/predictions.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in answers] == ["The capital of Aro is", "The river is"]
+    free = [row["base_answer"] for row in answers]
     assert "The capital of Aro is" in capsys.readouterr().out
     assert main(["predict", *config, "--ckpt_path=last"]) == 0
     answers = [json.loads(line) for line in Path("runs/one/predictions.jsonl").read_text().splitlines()]
     assert [row["answer"] for row in answers] == [row["answer_after"] for row in before]
+    assert [row["base_answer"] for row in answers] == [row["answer_before"] for row in before]
+    assert [(row["base_right"], row["right"]) for row in answers] == [
+        (row["efficacy_before"], row["efficacy_after"]) for row in before
+    ]
+    written = Path("runs/one/predictions.jsonl").read_bytes()
+    lines = iter(["The river is"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, ""))
+    capsys.readouterr()
+    assert main(["predict", *config, "--model.adapter=runs/one/adapter", "--chat"]) == 0
+    assert f"base:   {visible(free[1])}\n" in capsys.readouterr().out
+    assert Path("runs/one/predictions.jsonl").read_bytes() == written
 
     assert main(["export", "runs/one", "out/adapter"]) == 0
     assert (Path("out/adapter") / "adapter_model.safetensors").is_file()
@@ -259,17 +272,6 @@ def test_the_configuration_is_written_when_training_starts(settings, monkeypatch
     before = run.paths.config.read_bytes()
     assert main([*fit, "--ckpt_path=last", "--model.peft_config.r=3", "--trainer.max_epochs=1"]) == 2
     assert run.paths.config.read_bytes() == before
-
-
-def test_help_begins_with_what_is_ours(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", "--help"])
-    assert stopped.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "usage: lit-semantic-peft fit [--config FILE] [--OPTION VALUE ...]"
-    assert lines[2].startswith("filter and weight the facts")
-    options = [line.split()[0] for line in lines if line.startswith("  --")]
-    assert options.index("--model.base_model") < options.index("--data.facts") < options.index("--trainer.max_epochs")
 
 
 def test_facts_with_brackets_are_shown_as_they_are(settings, capsys):
@@ -453,11 +455,10 @@ def test_help_is_quick():
     assert took < 1.0
     for command in ("fit", "validate", "test", "predict", "score", "augment", "compare", "convert", "export", "report"):
         assert re.search(rf"^  {command} ", text, re.MULTILINE)
-    libraries, _ = cpu_seconds("-c", "import lightning.pytorch.cli, peft, torch, transformers")
-    took, text = cpu_seconds(*program, "fit", "--help")
-    assert took < 2.0 * libraries  # what those libraries take to be imported is not ours to shorten
+    took, text = min(cpu_seconds(*program, "fit", "--help") for _ in range(3))
+    assert took < 1.0
     assert "--data.facts" in text
-    assert "Facts per forward pass" in text
+    assert "facts per forward pass" in text
 
 
 def test_score_lists_contradictions_instead_of_refusing_them(settings, facts_file, capsys):

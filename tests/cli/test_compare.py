@@ -1,6 +1,7 @@
 """`compare`: two runs over the same facts, by hand and on the command line."""
 
 import csv
+import io
 
 import numpy as np
 import pyarrow.csv
@@ -8,6 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.reports import RunFolder, compare_runs, write_fact_table
+from lit_semantic_peft.reports.compare_many import compare_many, many_table
+from lit_semantic_peft.reports.records import Estimate, RetentionRecord, Seconds, Summary
+from rich.console import Console
 
 SIZE = 40
 
@@ -117,3 +121,50 @@ def test_no_text_of_the_csv_is_a_formula_and_numbers_stay(runs, capsys):
         "'=1+1", "'+1", "'-2", "'@a", "'\t=x", "' =y", "a=b", "'=z"
     ]  # fmt: skip
     assert {row["efficacy_first"] for row in rows} <= {"0", "1"}
+
+
+def with_costs(name, rise, known, seconds):
+    retention = RetentionRecord(nll_before=3.0, nll_after=3.0 + rise, known=Estimate(known, known, known, 64))
+    summary = Summary(
+        num_facts=SIZE, num_kept=SIZE, num_dropped=0, retention=retention, seconds=Seconds(training=seconds)
+    )
+    RunFolder(name).write_summary(summary)
+    RunFolder(name).paths.config.write_text(f"trainer: {{max_steps: {int(seconds)}}}\nseed_everything: 0\n")
+
+
+def test_more_than_two_stand_side_by_side(runs, capsys):
+    write_run("c", locality_kl=[0.1] * SIZE, efficacy_after=[None] * 10 + [True] * 30)
+    for name, cost in (("a", (1.5, 0.5, 60)), ("b", (0.25, 0.75, 90)), ("c", (0.5, 0.75, 30))):
+        with_costs(name, *cost)
+    numbers = {one.label: one for one in compare_many(["a", "b", "c"])}
+    efficacy = numbers["efficacy"]
+    assert efficacy.num_facts == 30  # the facts that all three measured
+    assert efficacy.values == (10 / 30, 20 / 30, 1.0)
+    assert efficacy.best == (False, False, True)
+    assert numbers["locality_kl"].best == (False, False, True)  # less is better
+    assert numbers["generalization"].best == (False, False, False)  # all alike
+    assert numbers["unrelated text, nats per token, after − before"].best == (False, True, False)
+    assert numbers["facts known before that still are"].best == (False, True, True)
+    assert numbers["seconds in all"].best == (False, False, True)
+    console = Console(file=io.StringIO(), width=120, force_terminal=True)
+    console.print(many_table([efficacy], ["a", "b", "c"]))
+    assert "\x1b[1m100.0 %" in console.file.getvalue()
+    assert main(["compare", "a", "b", "c"]) == 0
+    output = capsys.readouterr().out
+    assert "trainer.max_steps: 60 | 90 | 30" in output
+    assert "seed_everything" not in output
+    assert main(["compare", "a", "b"]) == 0
+    output = capsys.readouterr().out
+    assert "+1.500" in output
+    assert "trainer.max_steps: 60 -> 90" in output
+
+
+def test_more_than_two_are_of_the_same_facts_and_write_nothing(runs, capsys):
+    write_run("c", target=["other"] * SIZE)
+    assert main(["compare", "a", "b", "c"]) == 2
+    assert "fact 'f0' is another fact in the two runs: `target` is 't0' in `a`" in capsys.readouterr().err
+    assert main(["compare", "a", "b", "a", "--output", "x.csv"]) == 2
+    assert "`--output` holds the facts of two runs, got 3 runs" in capsys.readouterr().err
+    write_run("d", kept=[False] * SIZE)
+    assert main(["compare", "a", "b", "d", "--only_kept"]) == 2
+    assert "have no fact in common" in capsys.readouterr().err

@@ -2,15 +2,26 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from lit_semantic_peft.cli.early import refuse_early
+from lit_semantic_peft.cli.options import KnownOptions
 from lit_semantic_peft.errors import InputError
 
 HEAVY = ("torch", "transformers", "lightning", "pyarrow", "numpy")
 CALLS = {
     "help": (["--help"], 0, "usage: lit-semantic-peft"),
+    "help of a command": (["fit", "--config", "nowhere.yaml", "--help"], 0, "--data.facts FACTS"),
+    "no such option": (["fit", "--data.num_fact=3"], 2, "no setting `data.num_fact`.\nDid you mean `data.num_facts`?"),
+    "no such key": (
+        ["test", "--config", "typo.yaml"],
+        2,
+        "typo.yaml: there is no setting `model.base_model.dtpe`.\nDid",
+    ),
+    "a moved option": (["fit", "--data.template=chat"], 2, "`data.template` is now `data.encoding.template`"),
+    "a run that a configuration names": (["fit", "--config", "a.yaml"], 2, "The run folder runs/a exists already."),
     "no such command": (["fitt"], 2, "did you mean 'fit'?"),
     "no such configuration": (["fit", "--config", "nowhere.yaml"], 2, "`--config`: nowhere.yaml does not exist in "),
     "a run that exists": (
@@ -26,6 +37,10 @@ def _a_run():
     Path("runs/a").mkdir(parents=True)
     Path("runs/a/manifest.json").write_text("{}")
     Path("fit.yaml").write_text("{}")
+    Path("a.yaml").write_text("trainer: {default_root_dir: runs/a, fast_dev_run: false}\nckpt_path: null\n")
+    Path("typo.yaml").write_text(
+        "model: {base_model: {dtpe: x}, peft_config: {class_path: peft.X, init_args: {y: 1}}}\n"
+    )
 
 
 @pytest.mark.parametrize(("arguments", "status", "said"), CALLS.values(), ids=CALLS)
@@ -47,7 +62,12 @@ def test_what_needs_no_library_imports_none(arguments, status, said):
     [
         ["--config", "fit.yaml"],
         ["--config={trainer: {max_epochs: 1}}"],
-        ["--config", "nowhere.yaml", "--help"],
+        ["--config", "a.yaml", "--trainer.default_root_dir", "runs/b"],
+        ["--trainer.default_root_dir=runs/b", "--config={trainer: {max_epochs: 1}, data: {num_facts: 3}}"],
+        ["--config", "a.yaml", "--ckpt_path", "last"],
+        ["--config", "a.yaml", "--print_config"],
+        ["--model.peft_config.r=3", "--model.optimizer=SGD", "--data.prompts+=a", "--trainer.logger.project", "x"],
+        ["--config", "broken.yaml"],
         ["--trainer.default_root_dir", "runs/new"],
         ["--trainer.default_root_dir", "runs/a", "--trainer.default_root_dir", "runs/b"],
         ["--trainer.default_root_dir=runs/a", "--ckpt_path=last"],
@@ -57,7 +77,22 @@ def test_what_needs_no_library_imports_none(arguments, status, said):
     ids=" ".join,
 )
 def test_what_may_be_usable_is_left_to_the_parser(options):
+    Path("broken.yaml").write_text("data: [")
     refuse_early(["fit", *options])
+
+
+def test_the_first_process_alone_looks_at_the_folder(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    refuse_early(["fit", "--trainer.default_root_dir=runs/a"])
+    with pytest.raises(InputError, match="no setting"):
+        refuse_early(["fit", "--trainer.default_root_dirr=runs/a"])
+
+
+def test_keys_of_another_lightning_are_left_to_it():
+    known = {"lightning": "0", "defaults": {"trainer.max_epochs": "null"}, "commands": {"fit": {}}}
+    assert KnownOptions(known).unknown("fit", ["trainer.max_epoch", "data.x"]) == ["data.x"]
+    known["lightning"] = version("lightning")
+    assert KnownOptions(known).unknown("fit", ["trainer.max_epoch"]) == ["trainer.max_epoch"]
 
 
 def test_other_commands_write_into_a_run():

@@ -62,7 +62,7 @@ def test_there_is_something_to_try():
     assert len(commands()) >= 10
     assert len(configurations()) >= 6
     assert len(blocks("json")) == 2
-    assert len(blocks("python")) == 5
+    assert len(blocks("python")) == 9
 
 
 def test_the_readme_is_short():
@@ -99,6 +99,16 @@ def test_configurations(text, tiny_model, facts_file, capsys):
     assert main(["fit", *arguments]) == 0, capsys.readouterr().err
 
 
+def assert_trained_alike(names: dict[str, Any]) -> None:
+    """The Trainer's first loss is the weighted mean over its rows, and weights change it."""
+    rows = names["torch"].arange(len(names["facts"]))
+    model, weights = names["model"].eval(), names["weights"]
+    nll = names["fact_nll"](model, names["batch_of"](rows.tolist()))
+    loss = names["trainer"].compute_loss(model, {"rows": rows})
+    assert loss.item() == pytest.approx((weights * nll).sum().item() / weights.sum().item(), rel=1e-5)
+    assert loss.item() != pytest.approx(nll.mean().item(), rel=1e-5)
+
+
 def test_python(tiny_model, facts_file):
     """The blocks one after the other: the trained run of the first is read and loaded by the others."""
     from lit_semantic_peft.reports import RunFolder
@@ -124,8 +134,19 @@ def test_python(tiny_model, facts_file):
     assert {row["answer_after"] is None for row in run.facts.to_pylist()} == {False}
     assert run.paths.report.is_file()
     parts = {"peft_model": trained["module"].model, "tokenizer": AutoTokenizer.from_pretrained(tiny_model)}
-    read = run_block("lsp.score", parts)
+    read = run_block("interference_matrix(peft_model", parts)
     assert len(read["table"]) == len(read["matrix"]) == run.facts.num_rows
+    frame = run_block("apply_filters", {})["frame"]
+    assert len(frame) == run.facts.num_rows
+    assert frame["weight"].mean() == pytest.approx(1)
+    read = run_block("nsmallest", {})
+    assert len(read["facts"]) == run.facts.num_rows
+    assert [epoch for epoch, *_ in read["history"]] == [1, 2]
+    own = run_block("optimizer.zero_grad", {})
+    assert len(own["conflicts"]) == 3
+    of_trainer = run_block("WeightedFacts", own)
+    assert len(of_trainer["interference"].conflicts) == 3
+    assert_trained_alike(of_trainer)
     loaded = run_block("PeftModel.from_pretrained", {})["model"]
     assert loaded.peft_config["default"].r == 8
     names = [one.name for one in run_block("choose_recipe", {})["recipe"].retain]

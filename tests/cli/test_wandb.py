@@ -169,6 +169,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 
 def test_metrics_table_plots_and_configuration_are_logged(settings):
+    settings = [*settings, "--report.wandb_all_columns=true"]
     before = set(Path().iterdir())
     assert fit_with_wandb(settings, "runs/wandb") == 0
     assert {path.name for path in set(Path().iterdir()) - before} <= {"runs", "cache", "wandb_user"}
@@ -193,8 +194,13 @@ def test_metrics_table_plots_and_configuration_are_logged(settings):
         "test/efficacy",
     } <= names
     assert {"data/facts_kept", "data/facts_dropped"} <= names
+    assert csv_course("runs/wandb", "val/nll") == csv_course("runs/csv", "val/nll")  # beside W&B too
     assert len(run.course("train/loss")) == 6
-    for name in names - {"step"}:
+    assert [rate > 0 for _, rate in run.course("train/facts_per_s")] == [True] * 2
+    rates = [rate for _, rate in run.course("train/lr")]
+    assert len(rates) == 6
+    assert 0 < rates[-1] < max(rates) == pytest.approx(2e-3)  # after a cosine
+    for name in names - {"step", "train/facts_per_s"}:
         steps, values = zip(*run.course(name), strict=True)
         expected_steps, expected_values = zip(*csv_course("runs/csv", name), strict=True)
         assert steps == expected_steps, name
@@ -238,6 +244,7 @@ def test_metrics_table_plots_and_configuration_are_logged(settings):
 
 
 def test_without_fact_text_none_leaves_the_run_folder(settings, facts_file):
+    settings = [*settings, "--report.wandb_all_columns=true"]
     assert fit_with_wandb([*settings, "--report.log_fact_text=false"], "runs/private") == 0
     run = OfflineRun("runs/private")
     table = json.loads(run.logged("facts/table").read_text(encoding="utf-8"))
@@ -271,12 +278,14 @@ def test_a_table_of_at_most_so_many_rows_per_evaluation_and_no_files(settings):
     nll = []
     for _, rows in tables:
         assert len(rows) == 5
-        assert all(row["net_transfer"] is not None for row in rows)
-        nll.append({row["fact_id"]: row["nll_after"] for row in rows})
+        assert all(row["kept"] for row in rows)
+        nll.append({row["fact_id"]: row["nll"] for row in rows})
     assert None not in {value for values in nll for value in values.values()}
     assert nll[0] != {name: nll[1].get(name) for name in nll[0]}
-    assert tables[0][1][0]["answer_after"] is None
-    assert tables[-1][1][0]["answer_after"] is not None
+    assert tables[0][1][0].keys() >= {"prompt", "target", "nll"}
+    assert "after" not in tables[0][1][0]  # nobody was asked yet
+    assert tables[-1][1][0].keys() >= {"prompt", "target", "before", "after", "right", "nll"}
+    assert "net_transfer" not in tables[-1][1][0]  # of the long table
     course = json.loads(Path("runs/short/summary.json").read_text(encoding="utf-8"))["epochs"]
     assert len(course) == 2
 

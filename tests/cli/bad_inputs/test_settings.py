@@ -37,7 +37,7 @@ CASES = [
     *(
         BadInput(
             f"a bad number in a file beside a run: {line}",
-            "fit --config=bad.yaml --trainer.default_root_dir=runs/a",
+            "fit --config=bad.yaml --trainer.default_root_dir=runs/b",
             [said],
             {"bad.yaml": line, "runs/a/manifest.json": "{}"},
         )

@@ -1,10 +1,13 @@
 import threading
+from unittest.mock import Mock
 
 import pytest
 import wandb
 from lightning.pytorch.loggers import WandbLogger
+from lit_semantic_peft.callbacks import wandb_tables
 from lit_semantic_peft.callbacks.wandb_logger import NonBlockingWandbLogger
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.reports import fact_table
 
 HANG = 60.0
 """Seconds after which what should have ended counts as hanging."""
@@ -118,3 +121,34 @@ def test_a_setting_that_no_run_can_have_is_bad_input(monkeypatch, tmp_path):
 
 def test_it_takes_the_arguments_of_lightnings_logger():
     assert NonBlockingWandbLogger.__init__ is WandbLogger.__init__
+
+
+def test_the_short_table_has_the_aggressor_in_words_unless_texts_stay_at_home(monkeypatch):
+    logged = []
+    monkeypatch.setattr(wandb_tables, "_to_wandb", lambda trainer, what, log: log(Mock(log=logged.append)))
+
+    def as_rows(columns, data, log_mode):
+        return [dict(zip(columns, row, strict=True)) for row in data]
+
+    monkeypatch.setattr(wandb, "Table", as_rows)
+    facts = fact_table(
+        {
+            "fact_id": ["a", "b"],
+            "prompt": ["The seat of A is", "The seat of B is"],
+            "target": ["Lund", "Bern"],
+            "kept": [True, True],
+            "answer_before": ["Rome", "Rome"],
+            "answer_after": ["Lund", "Rome"],
+            "efficacy_after": [True, False],
+            "net_transfer": [0.5, -2.0],
+            "worst_aggressor": [None, "a"],
+        }
+    )
+    trainer = Mock(global_step=3)
+    for with_text in (True, False):
+        wandb_tables.log_fact_table(trainer, facts, 1, with_text=with_text)
+    (full, private) = (one[wandb_tables.TABLE_KEY] for one in logged)
+    short = {"fact_id": "b", "kept": True, "right": False}
+    said = {"prompt": "The seat of B is", "target": "Bern", "before": "Rome", "after": "Rome"}
+    assert full == [{**short, **said, "worst_aggressor": "The seat of A is Lund"}]
+    assert private == [{**short, "worst_aggressor": "a"}]

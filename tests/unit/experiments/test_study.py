@@ -260,7 +260,7 @@ def test_the_cpu_setting_is_within_its_budget_and_its_ledger_is_written_down():
 NO_NUMBER_DEPENDS_ON = {
     "model": {"adapter"},
     "data": {"prompts", "max_new_tokens", "cache_dir", "base_model", "self_check"},  # the model is the module's
-    "report": {"log_fact_text", "wandb_rows", "wandb_table_every_n_epochs", "wandb_artifact"},
+    "report": {"log_fact_text", "wandb_rows", "wandb_table_every_n_epochs", "wandb_artifact", "wandb_all_columns"},
     "trainer": {"default_root_dir", "log_every_n_steps", "enable_model_summary"},
 }
 

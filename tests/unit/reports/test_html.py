@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.scores import SCORES
+from lit_semantic_peft.reports import page_data as page_data_module
 from lit_semantic_peft.reports.charts import describe_charts
 from lit_semantic_peft.reports.charts.interference import interference_history, worst_measurement
 from lit_semantic_peft.reports.html import build_report, render_report
@@ -194,3 +195,16 @@ def test_scores_and_side_effects_are_shown(run_folder):
     assert "0.060 (0.010 to 0.120)" in section
     assert "side effects exceed chance; the largest:" in section
     assert "portability" not in section  # not measured
+
+
+def test_cards_keep_the_page_small_and_say_so(run_folder, monkeypatch):
+    said = "Only the first facts' cards show their questions"
+    run = run_folder.read()
+    page = render_report(run)
+    assert said not in page
+    of = page_data(page)["probes"]["of"]
+    assert sum(map(len, of.values())) == run.probes.num_rows
+    monkeypatch.setattr(page_data_module, "_PROBE_BUDGET", 400)
+    page = render_report(run)
+    assert said in page
+    assert 0 < sum(map(len, page_data(page)["probes"]["of"].values())) < 10

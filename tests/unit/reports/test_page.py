@@ -80,6 +80,9 @@ def test_the_page_works_by_keyboard_and_mouse(folder, tmp_path, width, dark):
         page.press("Enter")
         page.wait_for("document.getElementById('detail').open")
         assert page.run("document.querySelectorAll('#detail-rows dt').length") > 20
+        assert not page.run("document.querySelector('#detail details').open")  # all columns are folded away
+        assert page.run("document.querySelectorAll('#detail-answers tbody tr').length") > 1
+        assert page.run("location.hash").startswith("#fact=")
         page.press("Escape")
         page.wait_for("!document.getElementById('detail').open")
         assert page.run("document.activeElement.closest('tr')?.dataset.place") == "1999"
@@ -102,6 +105,16 @@ def test_the_page_works_by_keyboard_and_mouse(folder, tmp_path, width, dark):
         page.point(".conflicts [data-row]", click=True)
         page.wait_for("document.getElementById('detail').open")
         page.press("Escape")
+
+        # A fact by its address.
+        page.run(f"location.hash = '#fact=' + encodeURIComponent({json.dumps(folder.facts['fact_id'][3].as_py())})")
+        page.wait_for("document.getElementById('detail').open")
+        assert (
+            page.run("document.getElementById('detail-title').textContent")
+            == f"{folder.facts['prompt'][3]} {folder.facts['target'][3]}"
+        )
+        page.press("Escape")
+        page.wait_for("location.hash === ''")
 
         # A view.
         page.run("document.getElementById('view').value = 'dropped'")
@@ -142,6 +155,9 @@ const i = page.worstPair();
 process.stdout.write(JSON.stringify({{
   found: ask.map(page.find), distances: page.find({{ key: "distance" }}).map(page.keys.distance),
   windows: [page.inSight(0, 500, 50, 2000, 5), page.inSight(99950, 500, 50, 2000, 5), page.inSight(0, 500, 50, 3, 5)],
+  cards: [0, 1, 2, 3].map((row) => [page.questions(row), page.numbers(row), page.others(row)]),
+  of: {{ relation: page.find({{ relation: page.cell("relation", 5) }}) }},
+  rows: {{ row: page.rowOf(page.cell("fact_id", 7)), none: page.rowOf("no") }},
   numbers: [null, 3, -1.5, 0.12345, 1234.5].map(page.number), worst: i && page.cosine(...i),
 }}));
 """
@@ -164,6 +180,24 @@ process.stdout.write(JSON.stringify({{
     assert result["distances"] == sorted(result["distances"])
     assert result["windows"] == [[0, 20], [1994, 2000], [0, 3]]
     assert result["numbers"] == ["–", "3", "−1.50", "0.123", "1235"]
+    assert result["rows"]["row"] == 7
+    assert result["rows"]["none"] is None
+    same = facts[5]["relation"]
+    assert result["of"]["relation"] == [row for row, fact in enumerate(facts) if fact["relation"] == same]
+    probes = folder.probes.to_pylist()
+    row_of = {fact["fact_id"]: row for row, fact in enumerate(facts)}
+    for row, (questions, numbers, others) in enumerate(result["cards"]):
+        fact, asked = facts[row], [one for one in probes if one["fact_id"] == facts[row]["fact_id"]]
+        assert [one["prompt"] for one in questions] == [fact["prompt"], *(one["prompt"] for one in asked)]
+        assert questions[0]["kind"] == "taught"
+        assert [(one["after"], one["isBad"]) for one in questions[1:]] == [
+            (one["answer_after"], one["unchanged"] is False) for one in asked
+        ]
+        assert "Loss of the answer, nats per token" in dict(numbers)
+        hurt_by = dict(others).get("Hurt most by", [])
+        assert hurt_by == ([] if fact["worst_aggressor"] is None else [row_of[fact["worst_aggressor"]]])
+        for other in dict(others).get("Hurts most", []):
+            assert facts[other]["worst_aggressor"] == fact["fact_id"]
     cosine = folder.matrix.gradient_cosine()
     assert result["worst"].startswith("cosine −")
     assert float(result["worst"].split("−")[1]) <= -cosine.min() + 0.006

@@ -4,6 +4,7 @@ import io
 from dataclasses import replace
 
 import pytest
+from lit_semantic_peft.reports.html import build_report
 from lit_semantic_peft.reports.records import (
     EpochRecord,
     Estimate,
@@ -13,8 +14,9 @@ from lit_semantic_peft.reports.records import (
     Sides,
     Summary,
 )
+from lit_semantic_peft.reports.summarize import summarize
 from lit_semantic_peft.reports.terminal import terminal_summary
-from lit_semantic_peft.reports.verdict import Thresholds, verdict
+from lit_semantic_peft.reports.verdict import NO_DAMAGE, Thresholds, judged, verdict
 from rich.console import Console
 
 
@@ -104,3 +106,22 @@ def test_what_was_not_measured_is_not_judged():
     nothing = Summary(num_facts=4, num_kept=4, num_dropped=0)
     assert verdict(nothing) == []
     assert "thresholds" not in shown(nothing)
+
+
+@pytest.mark.parametrize("known", [0.25, 1.0])
+def test_summary_and_report_say_it_too(run_folder, known):
+    retention = RetentionRecord(known=estimate(known, 64))
+    summary = summarize(run_folder.facts, run_folder.probes, retention=retention)
+    run_folder.write_summary(summary)
+    assert run_folder.summary.verdict == tuple(verdict(summary))
+    assert ("48 of 64 facts" in str(run_folder.summary.verdict)) == (known < 1)
+    page = build_report(run_folder).read_text(encoding="utf-8")
+    said = verdict(summary)[0] if known < 1 else verdict(summary)
+    for sentence in [said] if known < 1 else said or [NO_DAMAGE]:
+        assert page.index(sentence) < page.index('class="tiles"')
+
+
+def test_nothing_is_judged_where_nothing_was_measured(run_folder):
+    nothing = Summary(num_facts=1, num_kept=1, num_dropped=0)
+    assert judged(nothing) is None
+    assert judged(HARMLESS) == ()
