@@ -35,9 +35,9 @@ def opened(file: str, path: Path) -> Iterator[BufferedReader]:
                     f"{file}: expected facts, got a Git LFS pointer: the file itself was not downloaded. "
                     "Run `git lfs pull` in its repository."
                 )
-            # A `GzipFile` reads each line in Python; the buffer around it does not.
-            unpacked: BufferedReader = BufferedReader(gzip.open(packed)) if path.suffix == ".gz" else packed
-            with unpacked as stream:
+            with gzip.open(packed) if path.suffix == ".gz" else packed as plain:
+                # A `GzipFile` reads each line in Python; a buffer around it does not.
+                stream: BufferedReader = BufferedReader(plain)
                 if stream.peek(len(_BYTE_ORDER_MARK)).startswith(_BYTE_ORDER_MARK):
                     stream.read(len(_BYTE_ORDER_MARK))
                 yield stream

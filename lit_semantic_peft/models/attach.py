@@ -41,8 +41,8 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     Raises:
         InputError: If PEFT refuses the configuration for this model; the message has its reason, and `target_modules`
             that would work. If a name in `target_modules` matches nothing, nothing is trained, the method would not be
-            trained wholly (`training_obstacle`), an embedding layer lacks `init_lora_weights`, or something is trained that is not float32 or that a checkpoint
-            would not hold.
+            trained wholly (`training_obstacle`), an embedding layer lacks `init_lora_weights`, or something is trained
+            that is not float32 or that a checkpoint would not hold.
     """
     if obstacle := training_obstacle(peft_config):
         raise InputError(obstacle)
@@ -182,8 +182,8 @@ def _require_start(model: PeftModel, peft_config: PeftConfig) -> None:
     if layers:
         raise InputError(
             f"`peft_config`: PEFT has no `init_lora_weights: {start}` for an embedding layer, and would start "
-            f"{layers[0].removeprefix('base_model.model.')} by default. Leave `init_lora_weights` out, or the layer out "
-            "of `target_modules`."
+            f"{layers[0].removeprefix('base_model.model.')} by default. Leave `init_lora_weights` out, or the layer "
+            "out of `target_modules`."
         )
 
 

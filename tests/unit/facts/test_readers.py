@@ -600,3 +600,15 @@ def test_reading_ends_after_ten_thousand_problems_unless_bad_records_are_left_ou
     read = read_facts(str(path), skip_bad=True)
     assert len(read) == 1
     assert "24000 problems, their records left out" in read.warnings[0]
+
+
+def test_a_paraphrase_or_alias_that_repeats_is_left_out_and_named(tmp_path):
+    """The taught prompt among the paraphrases would count as recall in other words."""
+    fact = {"prompt": "The seat is in ", "target": "Lund", "aliases": ["Lund", "Lunden", "Lunden"]}
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps({**fact, "paraphrases": ["The seat is in", "It sits in", "It sits in "]}) + "\n")
+    read = read_facts(str(path))
+    assert read.facts[0].paraphrases == ("It sits in",)
+    assert read.facts[0].aliases == ("Lunden",)
+    assert any("`paraphrases` that repeats another or `prompt`, left out (line 1)" in one for one in read.warnings)
+    assert any("`aliases` that repeats another or `target`, left out (line 1)" in one for one in read.warnings)
