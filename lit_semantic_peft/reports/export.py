@@ -39,8 +39,9 @@ def export_run(
 
     Raises:
         InputError: If there is no adapter, a damaged one or one that its base model does not take wholly, `output`
-            exists or is inside the adapter's folder, a file of which cannot be copied, the adapter cannot be merged or is no LoRA, both are asked for, a base model is given that
-            nothing is merged into, or the best adapter is asked of a folder that is one.
+            exists or is inside the adapter's folder, a file of which cannot be copied, the adapter cannot be merged or
+            is no LoRA, both are asked for, a base model is given that nothing is merged into, or the best adapter is
+            asked of a folder that is one.
     """
     if base_model and not merge:
         raise InputError("`base_model` is only needed with `merge` (`--merge`): an adapter is copied as it is.")
