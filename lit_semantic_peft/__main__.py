@@ -2,8 +2,10 @@
 
 import difflib
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from lit_semantic_peft.errors import AuditWarning, InputError
 
@@ -46,49 +48,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the program's name; the process's own arguments where None.
 
     Returns:
-        The exit status: 0, 2 where the input cannot be used (one message, without a traceback), 3 where an audit
-        warns, or 130 after Ctrl+C.
+        The exit status: 0, 1 where nobody reads on what is printed (`| head`), 2 where the input cannot be used (one
+        message, without a traceback), 3 where an audit warns, or 130 after Ctrl+C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    command = arguments[0] if arguments else "--help"
-    if command in ("-h", "--help"):
-        width = max(map(len, _LIGHTNING_COMMANDS)) + 2
-        lines = [f"  {name:{width}}{text}" for name, text in {**_LIGHTNING_COMMANDS, **_OTHER_COMMANDS}.items()]
-        print(_HELP.format(commands="\n".join(lines)), end="")
-        return 0
-    if command == "--version":
-        from importlib.metadata import version
-
-        print(version("lit-semantic-peft"))
-        return 0
     try:
-        if command in _LIGHTNING_COMMANDS and {"-h", "--help"} & {*arguments}:
-            from lit_semantic_peft.cli.help import help_text
-
-            print(help_text(command, _LIGHTNING_COMMANDS[command]), end="")
-        elif command in _LIGHTNING_COMMANDS:
-            from lit_semantic_peft.cli.early import refuse_early
-
-            refuse_early(arguments)
-            # bitsandbytes, which peft imports where it is installed, asks for a package that nobody needs.
-            logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-            from lit_semantic_peft.cli.run import run
-
-            run(arguments, _LIGHTNING_COMMANDS)
-        elif command in _OTHER_COMMANDS:
-            from lit_semantic_peft.cli.commands import COMMANDS
-
-            return COMMANDS[command](arguments[1:]) or 0
-        else:
-            near = difflib.get_close_matches(command, [*_LIGHTNING_COMMANDS, *_OTHER_COMMANDS], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "see lit-semantic-peft --help"
-            raise InputError(f"there is no command {command!r}; {hint}")
+        status = _run(arguments)
+        sys.stdout.flush()
     except InputError as error:
         _say(str(error))
         return 2
     except AuditWarning as warning:
         _say(str(warning))
         return 3
+    except BrokenPipeError:
+        with suppress(OSError):  # what is still in the buffer would fail once more at the end of the process
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         from lit_semantic_peft.files import unusable_path
 
@@ -99,6 +75,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    """Runs a command and returns its exit status."""
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        width = max(map(len, _LIGHTNING_COMMANDS)) + 2
+        lines = [f"  {name:{width}}{text}" for name, text in {**_LIGHTNING_COMMANDS, **_OTHER_COMMANDS}.items()]
+        print(_HELP.format(commands="\n".join(lines)), end="")
+    elif command == "--version":
+        from importlib.metadata import version
+
+        print(version("lit-semantic-peft"))
+    elif command in _LIGHTNING_COMMANDS and {"-h", "--help"} & {*arguments}:
+        from lit_semantic_peft.cli.help import help_text
+
+        print(help_text(command, _LIGHTNING_COMMANDS[command]), end="")
+    elif command in _LIGHTNING_COMMANDS:
+        from lit_semantic_peft.cli.early import refuse_early
+
+        refuse_early(arguments)
+        # bitsandbytes, which peft imports where it is installed, asks for a package that nobody needs.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+        from lit_semantic_peft.cli.run import run
+
+        run(arguments, _LIGHTNING_COMMANDS)
+    elif command in _OTHER_COMMANDS:
+        from lit_semantic_peft.cli.commands import COMMANDS
+
+        return COMMANDS[command](arguments[1:]) or 0
+    else:
+        near = difflib.get_close_matches(command, [*_LIGHTNING_COMMANDS, *_OTHER_COMMANDS], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see lit-semantic-peft --help"
+        raise InputError(f"there is no command {command!r}; {hint}")
     return 0
 
 

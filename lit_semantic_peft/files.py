@@ -21,9 +21,11 @@ WRITTEN_BY = "written_by"
 """Name of the entry that holds the mark of a file's kind, in formats that have named entries."""
 
 _MARK_WITHIN = 65_536  # bytes from either end of a file: formats keep their metadata there
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The operating system's numbers for a disk without room for bytes or files."""
+
 _OF_THE_PATH = {
-    *_FULL,
+    *FULL,
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
 }
 
@@ -190,11 +192,8 @@ def _writing(path: Path) -> Iterator[None]:
     except Exception as error:
         usage = disk_space(path.parent)
         number = error.errno if isinstance(error, OSError) else None
-        if number in _FULL or "No space left" in str(error) or "quota exceeded" in str(error) or usage[0] == 0:
-            raise UnwritableError(
-                f"{path} cannot be written: no space left in {path.parent.absolute()} ({usage[0]:,} bytes and "
-                f"{usage[1]:,} files are free). Make room there, or choose another folder."
-            ) from error
+        if number in FULL or "No space left" in str(error) or "quota exceeded" in str(error) or usage[0] == 0:
+            raise UnwritableError(f"{path} cannot be written: {no_space(path.parent)}") from error
         if not isinstance(error, OSError) or number is None:
             raise
         raise UnwritableError(f"{path} cannot be written: {os_reason(error)}. Choose another folder.") from error
@@ -206,9 +205,25 @@ def unusable_path(error: OSError) -> str | None:
     Args:
         error: Of the operating system.
     """
-    if error.filename is None or error.errno not in _OF_THE_PATH:
+    if error.filename is None:
+        return f"What is printed cannot be written: {os_reason(error)}" if error.errno in FULL else None
+    if error.errno not in _OF_THE_PATH:
         return None
-    return f"{os.fspath(error.filename)}: {os_reason(error)}"
+    path = Path(os.fsdecode(error.filename))
+    return f"{path}: {no_space(path.parent) if error.errno in FULL else os_reason(error)}"
+
+
+def no_space(folder: Path) -> str:
+    """What to say of a full disk.
+
+    Args:
+        folder: A folder on it, which need not exist yet.
+    """
+    free, free_files = disk_space(folder)
+    return (
+        f"no space left in {folder.absolute()} ({free:,} bytes and {free_files:,} files are free). Make room there, or "
+        "choose another folder."
+    )
 
 
 def os_reason(error: OSError) -> str:

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ except ImportError:  # Windows has other locks
 
 logger = logging.getLogger(__name__)
 
+_OWNER = re.compile(rb"process \d+ on ")
 _NOT_OFFERED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # a file system without locks
 
 
@@ -40,7 +42,7 @@ class FolderLock:
         """Takes the lock.
 
         Raises:
-            InputError: If another process holds it; the message names the process.
+            InputError: If another process holds it, whose number the message has, or the file is not of a lock.
             OSError: If the file cannot be made.
         """
         if fcntl is None:
@@ -48,19 +50,30 @@ class FolderLock:
         while self._handle is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             except FileNotFoundError:  # its last owner has just removed the folder
                 continue
             if not self._is_locked(handle):
                 os.close(handle)
                 self.path.unlink(missing_ok=True)
                 return
-            if self._is_there(handle):
-                self._handle = handle
-            else:  # its last owner has removed the file between our two calls
+            if not self._is_there(handle):  # its last owner has removed the file between our two calls
                 os.close(handle)
-        os.ftruncate(self._handle, 0)
-        os.write(self._handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                continue
+            written = os.read(handle, 200)
+            if written and not _OWNER.match(written):
+                os.close(handle)
+                raise InputError(
+                    f"{self.path} exists, and lit-semantic-peft did not write it. Move it, or choose another folder by "
+                    "`--trainer.default_root_dir runs/NAME`."
+                )
+            self._handle = handle
+        try:
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        except OSError:  # a full disk
+            self.release()
+            raise
 
     def release(self, before: Callable[[], None] = lambda: None) -> None:
         """Gives the lock up and removes its file; nothing where it is not held.

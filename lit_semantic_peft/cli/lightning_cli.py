@@ -35,7 +35,7 @@ from lit_semantic_peft.cli.recipe import RecipeName, apply_recipe
 from lit_semantic_peft.cli.run_checks import checkpoint_of, inputs_of, refuse_what_would_be_ignored
 from lit_semantic_peft.cli.short_settings import short_settings
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.files import mark, remove_leftovers, write_text
+from lit_semantic_peft.files import FULL, UnwritableError, mark, no_space, remove_leftovers, write_text
 from lit_semantic_peft.reports import RunFolder, build_report
 from lit_semantic_peft.reports.run_folder import Entry, RunPaths
 from lit_semantic_peft.training import SemanticPeftModule
@@ -225,9 +225,12 @@ class SemanticPeftCLI(LightningCLI):
         try:
             with _ended_wandb_runs(self.trainer):  # an open one would make its folder again
                 super()._run_subcommand(subcommand)
-        except (InputError, OSError):
+        except (InputError, OSError) as error:
             if not self._has_results():
                 self._remove_what_is_new()
+            if isinstance(error, OSError) and error.filename is None and error.errno in FULL:  # as loggers leave it
+                place = f"A file in {self.run_folder.path}, or what is printed,"
+                raise UnwritableError(f"{place} cannot be written: {no_space(self.run_folder.path)}") from error
             raise
         except SystemExit:  # how Lightning ends on Ctrl+C
             if not self.trainer.interrupted:
@@ -265,6 +268,8 @@ class SemanticPeftCLI(LightningCLI):
             return
         try:
             build_report(self.run_folder)
+        except InputError as error:
+            logger.warning("The report of the training could not be written: %s", error)
         except Exception:  # the error of the evaluation is the one to show
             logger.exception("The report of the training could not be written")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.files import os_reason
+from lit_semantic_peft.files import FULL, no_space, os_reason
 from lit_semantic_peft.locks import FolderLock
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.reports.run_folder import ENTRIES
@@ -39,9 +39,9 @@ class OwnedFolder:
             self._before = {one.name for one in path.iterdir()}
         except OSError as error:
             self._remove_empty()
+            reason = f"{os_reason(error)}. Choose another by `--trainer.default_root_dir runs/NAME`."
             raise InputError(
-                f"The folder {path} cannot be written: {os_reason(error)}. Choose another by "
-                "`--trainer.default_root_dir runs/NAME`."
+                f"The folder {path} cannot be written: {no_space(path) if error.errno in FULL else reason}"
             ) from error
         return self
 

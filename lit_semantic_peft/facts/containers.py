@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.builtin import BUILTIN
 from lit_semantic_peft.facts.libraries import hub_rows, parquet_rows, saved_dataset_rows
-from lit_semantic_peft.facts.opened import LARGEST_FILE, LARGEST_LINE, Stream, lines, opened, require_size
+from lit_semantic_peft.facts.opened import LARGEST_FILE, LARGEST_LINE, lines, opened, require_records, require_size
 from lit_semantic_peft.facts.reading import Place, Reading, Row, cut, listed, shown
 
 SUFFIXES: tuple[str, ...] = (
@@ -245,14 +246,16 @@ def _delimited_rows(
 ) -> Iterator[Row]:
     csv.field_size_limit(LARGEST_LINE)  # a cell may hold a whole text
     header: list[str] = []
-    next_number = 1
+    next_number, num_empty = 1, 0
     with opened(file, path) as stream:
         table = csv.reader(_text_lines(reading, file, stream), delimiter=delimiter, strict=True)
         try:
             for cells in table:
                 # A quoted cell may contain line breaks: a row is located by the line on which it starts.
                 place, next_number = Place(file, next_number, "line"), table.line_num + 1
-                if not any(cell.strip() for cell in cells):
+                num_empty = 0 if any(cell.strip() for cell in cells) else num_empty + 1
+                if num_empty:
+                    require_records(file, place.number, num_empty)
                     continue
                 if not header:
                     header = [cell.strip() for cell in cells]
@@ -270,7 +273,7 @@ def _delimited_rows(
             reading.problem(place, broken, ends_reading=True)
 
 
-def _text_lines(reading: Reading, file: str, stream: Stream) -> Iterator[str]:
+def _text_lines(reading: Reading, file: str, stream: BufferedReader) -> Iterator[str]:
     """The lines of a text table, which may also end as on old Macs; they end where one is not UTF-8."""
     for number, line in enumerate(lines(file, stream), start=1):
         try:

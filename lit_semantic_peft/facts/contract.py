@@ -112,10 +112,10 @@ class _RowChecker:
             target=target,
             subject=self.text("subject"),
             relation=self.text("relation"),
-            aliases=self.texts("aliases"),
+            aliases=self.others("aliases", target),
             joiner=joiner,
             target_true=self.text("target_true").strip() or None,
-            paraphrases=self.texts("paraphrases"),
+            paraphrases=self.others("paraphrases", prompt),
             forms=self.forms(),
             neighborhood=self.probes("neighborhood"),
             portability=conclusions,
@@ -198,6 +198,15 @@ class _RowChecker:
             if not item.strip():
                 self.problem(f"{name}[{index}]", "text that is not empty", shown(item))
         return tuple(item.strip() for item in items)
+
+    def others(self, name: str, own: str) -> tuple[str, ...]:
+        """The texts of a list without repeats, and without the fact's own."""
+        texts = self.texts(name)
+        others = tuple(text for text in dict.fromkeys(texts) if text != own)
+        if len(others) < len(texts):
+            own_name = "prompt" if name == "paraphrases" else "target"
+            self.reading.note(self.place, f"a text of `{name}` that repeats another or `{own_name}`, left out")
+        return others
 
     def yes_no(self) -> tuple[Probe, ...]:
         probes = self.probes("yes_no")

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from lit_semantic_peft.errors import InputError
 
-Stream = BufferedReader | gzip.GzipFile
-
 LARGEST_FILE = 2**30
 """Bytes of records in one file, unpacked."""
 
 LARGEST_LINE = 2**24
 """Bytes of one line."""
+
+MOST_EMPTY_LINES = 10**6
+"""Lines without a record, one after the other: a few kilobytes unpack to hours of them."""
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How the small file begins that Git LFS leaves in place of one that it has not downloaded."""
@@ -25,7 +26,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @contextmanager
-def opened(file: str, path: Path) -> Iterator[Stream]:
+def opened(file: str, path: Path) -> Iterator[BufferedReader]:
     """The file's bytes, unpacked, behind a byte order mark; what goes wrong while they are read is an input error."""
     try:
         with path.open("rb") as packed:
@@ -34,7 +35,9 @@ def opened(file: str, path: Path) -> Iterator[Stream]:
                     f"{file}: expected facts, got a Git LFS pointer: the file itself was not downloaded. "
                     "Run `git lfs pull` in its repository."
                 )
-            with gzip.open(packed) if path.suffix == ".gz" else packed as stream:
+            with gzip.open(packed) if path.suffix == ".gz" else packed as plain:
+                # A `GzipFile` reads each line in Python; a buffer around it does not.
+                stream: BufferedReader = BufferedReader(plain)
                 if stream.peek(len(_BYTE_ORDER_MARK)).startswith(_BYTE_ORDER_MARK):
                     stream.read(len(_BYTE_ORDER_MARK))
                 yield stream
@@ -51,13 +54,14 @@ def opened(file: str, path: Path) -> Iterator[Stream]:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
 
 
-def lines(file: str, stream: Stream) -> Iterator[bytes]:
+def lines(file: str, stream: BufferedReader) -> Iterator[bytes]:
     """The lines one by one, ended by line feeds alone: JSON text may contain other characters that Python splits at.
 
     Raises:
-        InputError: If a line is longer than `LARGEST_LINE`, or all of them are longer than `LARGEST_FILE`.
+        InputError: If a line is longer than `LARGEST_LINE`, all of them are longer than `LARGEST_FILE`, or too many of
+            them are empty.
     """
-    size = 0
+    size, num_empty = 0, 0
     for number in count(1):
         line = stream.readline(LARGEST_LINE + 1)
         size += len(line)
@@ -67,6 +71,8 @@ def lines(file: str, stream: Stream) -> Iterator[bytes]:
                 "Write one record a line."
             )
         require_size(file, size)
+        num_empty = 0 if line.strip() else num_empty + 1
+        require_records(file, number, num_empty)
         if not line:
             return
         yield line
@@ -77,4 +83,12 @@ def require_size(file: str, size: int) -> None:
     if size > LARGEST_FILE:
         raise InputError(
             f"{file}: expected at most {LARGEST_FILE:,} bytes of records, unpacked, got more. Split the file."
+        )
+
+
+def require_records(file: str, number: int, num_empty: int) -> None:
+    """Refuses a file with more than `MOST_EMPTY_LINES` empty lines, one after the other, up to line `number`."""
+    if num_empty > MOST_EMPTY_LINES:
+        raise InputError(
+            f"{file}, line {number}: expected a record, got more than {MOST_EMPTY_LINES:,} empty lines. Remove them."
         )

@@ -109,7 +109,7 @@ def read_facts(
         return FactSet(tuple(builtin_facts(sources[0], num_facts, seed)), name=sources[0])
 
     name = ", ".join(sources)
-    reading = Reading(name)
+    reading = Reading(name, goes_on=skip_bad)
     check = _header_problem if format is None and column_map is None else lambda header, separator: None
     tables = [table for one in sources for table in open_source(one, dataset_split, check)]
     chosen, rows, templates = _one_format(reading, tables, CONTRACT if column_map else format)

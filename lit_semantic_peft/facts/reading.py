@@ -4,7 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lit_semantic_peft.errors import InputError
+
 _MAX_PROBLEMS = 20
+_MAX_COUNTED = 10_000
 _MAX_SHOWN_CHARACTERS = 60
 
 
@@ -55,16 +58,24 @@ class Reading:
         problems: Location and message of each problem. Any problem makes the source unusable.
         notes: For each message about a repair, the locations that it applies to.
         has_stopped: Whether a problem made it impossible to read the rest of a file.
+        goes_on: Whether the rest is read however many problems there are.
     """
 
     source: str
     problems: list[tuple[Place, str]] = field(default_factory=list)
     notes: dict[str, list[Place]] = field(default_factory=dict)
     has_stopped: bool = False
+    goes_on: bool = False
 
     def problem(self, place: Place, sentence: str, *, ends_reading: bool = False) -> None:
-        """Records a problem, which may make it impossible to read the rest of the file."""
+        """Records a problem, which may make it impossible to read the rest of the file.
+
+        Raises:
+            InputError: If there are so many that no more of the file is read.
+        """
         self.problems.append((place, sentence))
+        if len(self.problems) >= _MAX_COUNTED and not self.goes_on:
+            raise InputError(f"{self.problem_report()}. Nothing behind {place} was read.")
         self.has_stopped |= ends_reading
 
     def field_problem(self, place: Place, name: str, expected: str, got: str) -> None:

@@ -23,6 +23,8 @@ from lit_semantic_peft.models.targets import linear_module_names, suggestion, un
 
 logger = logging.getLogger(__name__)
 
+_STARTS_OF_EMBEDDINGS = ("mica", "loftq")  # besides true and false
+
 
 def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     """Wraps a base model with a new, untrained adapter.
@@ -39,8 +41,8 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     Raises:
         InputError: If PEFT refuses the configuration for this model; the message has its reason, and `target_modules`
             that would work. If a name in `target_modules` matches nothing, nothing is trained, the method would not be
-            trained wholly (`training_obstacle`), or something is trained that is not float32 or that a checkpoint
-            would not hold.
+            trained wholly (`training_obstacle`), an embedding layer lacks `init_lora_weights`, or something is trained
+            that is not float32 or that a checkpoint would not hold.
     """
     if obstacle := training_obstacle(peft_config):
         raise InputError(obstacle)
@@ -51,6 +53,7 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     if outside := [token for token in trained_tokens(peft_config) if not 0 <= token < num_embeddings]:
         raise InputError(f"`peft_config`: {outside[0]} is no token id of the base model: 0 to {num_embeddings - 1}")
     model = _wrapped(base, peft_config)
+    _require_start(model, peft_config)
     constants = traits_of(model).constants
     for name, parameter in model.named_parameters():
         if any(constant in name for constant in constants):
@@ -168,6 +171,20 @@ def _wrapped(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
             raise _matches_nothing(base, getattr(peft_config, "target_modules", None)) from error
         reason = first_line(error) or type(error).__name__
         raise InputError(f"`peft_config`: {reason.rstrip('.')}.{suggestion(base, peft_config)}") from error
+
+
+def _require_start(model: PeftModel, peft_config: PeftConfig) -> None:
+    """Refuses a start of LoRA's factors that PEFT's embedding layers do not have: they take the default, unsaid."""
+    start = getattr(peft_config, "init_lora_weights", True)
+    if not isinstance(start, str) or start.lower() in _STARTS_OF_EMBEDDINGS:
+        return
+    layers = [name for name, module in model.named_modules() if getattr(module, "lora_embedding_A", None)]
+    if layers:
+        raise InputError(
+            f"`peft_config`: PEFT has no `init_lora_weights: {start}` for an embedding layer, and would start "
+            f"{layers[0].removeprefix('base_model.model.')} by default. Leave `init_lora_weights` out, or the layer "
+            "out of `target_modules`."
+        )
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def read_adapter(folder: str | Path, *, safetensors_only: bool = False) -> Saved
 
     Raises:
         InputError: If a file is missing or damaged, if the configuration is of an unknown type, has settings that the
-            installed peft does not know, or numbers that are not finite.
+            installed peft does not know, numbers that are not finite, or a scale of 0.
     """
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file():
@@ -101,6 +101,8 @@ def _config(folder: Path) -> PeftConfig:
         config: PeftConfig = kinds[kind](**{name: value for name, value in settings.items() if name in known})
     except Exception as error:  # each configuration has its own types for what it refuses
         raise InputError(f"{path}: {type(error).__name__}: {first_line(error)}") from error
+    if nothing := next((name for name in ("lora_alpha", "alpha") if getattr(config, name, None) == 0), None):
+        raise InputError(f"{path}: `{nothing}` is 0, so that the adapter changes nothing.")
     config.inference_mode = True
     return config
 

@@ -39,8 +39,9 @@ def export_run(
 
     Raises:
         InputError: If there is no adapter, a damaged one or one that its base model does not take wholly, `output`
-            exists, the adapter cannot be merged or is no LoRA, both are asked for, a base model is given that
-            nothing is merged into, or the best adapter is asked of a folder that is one.
+            exists or is inside the adapter's folder, a file of which cannot be copied, the adapter cannot be merged or
+            is no LoRA, both are asked for, a base model is given that nothing is merged into, or the best adapter is
+            asked of a folder that is one.
     """
     if base_model and not merge:
         raise InputError("`base_model` is only needed with `merge` (`--merge`): an adapter is copied as it is.")
@@ -56,6 +57,8 @@ def export_run(
         raise InputError(f"{run} holds no adapter ({adapter / 'adapter_config.json'} is missing). Did the run end?")
     if os.path.lexists(output):
         raise InputError(f"{output} exists already; name another folder or delete it.")
+    if output.resolve().is_relative_to(adapter.resolve()):
+        raise InputError(f"{output} is inside {adapter}, which would be copied into itself; name a folder outside it.")
     _refuse_links_outwards(adapter)
     if not merge:
         _check_against_base(adapter)
@@ -63,7 +66,7 @@ def export_run(
             export_as_lora(adapter, output)
             return
         with atomic_folder(output) as temporary:
-            shutil.copytree(adapter, temporary, dirs_exist_ok=True)
+            _copy(adapter, temporary)
         return
     if read_gate(adapter) is not None:
         raise InputError(
@@ -75,6 +78,16 @@ def export_run(
         base = replace(base, dtype=dtype)  # type: ignore[arg-type]
     model = load_adapter(base.load_dequantized(), adapter, base.source)
     export_merged(model, base.load_tokenizer(), output)
+
+
+def _copy(adapter: Path, output: Path) -> None:
+    try:
+        shutil.copytree(adapter, output, dirs_exist_ok=True)
+    except shutil.Error as error:  # a list of what could not be copied and why
+        source, _, reason = error.args[0][0]
+        if "No space left" in str(reason):
+            raise
+        raise InputError(f"{source} cannot be copied: {reason}. Move it out of the adapter's folder.") from error
 
 
 def _check_against_base(adapter: Path) -> None:

@@ -11,10 +11,12 @@ from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts.reading import shown
 
 logger = logging.getLogger(__name__)
 
 _QUESTION, _ANSWER = "Some question 8a31?", "Some answer 5c72"  # texts that no template holds
+_OTHER_QUESTION = "Another question 40be?"
 _FILE_OF_TEMPLATES = "<template>"  # as Jinja names compiled text in tracebacks
 
 
@@ -45,19 +47,27 @@ def chat_form(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) 
         arguments: Of the template, besides the turns.
 
     Raises:
-        InputError: If the template raises.
+        InputError: If the template raises, or leaves the question out, so that all facts would have one prompt.
     """
-    asked = [{"role": "user", "content": _QUESTION}]
+    asked, otherwise = ([{"role": "user", "content": text}] for text in (_QUESTION, _OTHER_QUESTION))
     answered = [*asked, {"role": "assistant", "content": _ANSWER}]
     for_generation = render(tokenizer, asked, arguments, add_generation_prompt=True)
-    before, answer, tail = render(tokenizer, answered, arguments).rpartition(_ANSWER)
-    if not answer or not before.startswith(for_generation):
+    if for_generation == render(tokenizer, otherwise, arguments, add_generation_prompt=True):
+        raise InputError(
+            f"The chat template of {tokenizer.name_or_path} leaves out the user's question: it always renders "
+            f"{shown(for_generation)}. Mend the template (`content` is a text here, no list of parts), or use "
+            "`--data.encoding.template none`."
+        )
+    whole = render(tokenizer, answered, arguments)
+    start = len(for_generation) if whole.startswith(for_generation) else 0
+    between, answer, tail = whole[start:].partition(_ANSWER)  # a template may write the answer again later
+    if not start or not answer:
+        written = f"{between!r} before an answer of a conversation" if answer else "no such answer in a conversation"
         _say(
-            f"The chat template of {tokenizer.name_or_path} writes {for_generation!r} for generation and {before!r} "
-            "before an answer of a conversation. The text for generation is taught, since it is what will be asked."
+            f"The chat template of {tokenizer.name_or_path} writes {for_generation!r} for generation and {written}. "
+            "The text for generation is taught, since it is what will be asked."
         )
         return ChatForm("", "", tail)
-    between = before[len(for_generation) :]
     header = between.rstrip()
     if header:
         _say(

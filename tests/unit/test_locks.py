@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -111,3 +112,29 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
     assert "without locks" in caplog.text
     lock.release()
     assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_what_has_the_name_of_a_lock_and_is_none_stays(tmp_path, kind):
+    notes, path = tmp_path / "notes", tmp_path / ".lock"
+    notes.write_text("mine")
+    if kind == "file":
+        path.write_text("mine")
+    elif kind == "link":
+        path.symlink_to(notes)
+    else:
+        path.mkdir()
+    with pytest.raises((InputError, OSError)):
+        FolderLock(path).acquire()
+    assert notes.read_text() == "mine"
+    assert path.is_dir() if kind == "folder" else path.read_text() == "mine"
+
+
+def test_the_lock_of_a_process_that_could_not_sign_it_is_taken(tmp_path):
+    path = tmp_path / ".lock"
+    path.touch()
+    lock = FolderLock(path)
+    lock.acquire()
+    assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    lock.release()
+    assert not path.exists()

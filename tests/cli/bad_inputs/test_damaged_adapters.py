@@ -34,7 +34,7 @@ CASES = [
     *(
         BadInput(f"{command} of {name}", call, [*NOT_WHOLE[name][1]], make=damaged(name))
         for command, call in CALLS.items()
-        for name in ("wrong_prefix", "half", "empty_file", "other_type", "nan_alpha")
+        for name in ("wrong_prefix", "half", "empty_file", "other_type", "nan_alpha", "zero_alpha")
     ),
     BadInput("targets that match nothing", f"{LORA}[nope]", ["['nope'] matches no module", "q_proj, up_proj"]),
     BadInput("a pattern without an end", f"{LORA}(.*.*.*.*)+x", ["takes longer than 0.5 seconds"], make=impatient),

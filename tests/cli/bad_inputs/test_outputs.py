@@ -1,5 +1,6 @@
 """Files of the user's where a command would write, and files that it reads: neither is replaced."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from lit_semantic_peft.reports import build_report
 
+from fixtures.adapters import write_random_adapter
 from fixtures.bad_inputs import GOOD, BadInput, Place
 from fixtures.run_folder import write_run_folder
 
@@ -35,6 +37,11 @@ def run_with_foreign_plot(place: Place) -> None:
 
 def facts_as_parquet(_: Place) -> None:
     pq.write_table(pa.Table.from_pylist(ONE_FACT), "facts.parquet")
+
+
+def adapter_with_pipe(place: Place) -> None:
+    write_random_adapter(place.model, Path("adapter"))
+    os.mkfifo("adapter/pipe")
 
 
 def adapter_with_link(_: Place) -> None:
@@ -125,6 +132,13 @@ CASES = [
         {"adapter/adapter_config.json": "{}", "mine": ""},
     ),
     BadInput("export of a link outwards", "export adapter out", ["adapter/notes.txt", "link"], make=adapter_with_link),
+    BadInput(
+        "export into the adapter itself",
+        "export adapter adapter/sub/out",
+        ["adapter/sub/out is inside adapter"],
+        {"adapter/adapter_config.json": "{}"},
+    ),
+    BadInput("export of a pipe", "export adapter out", ["adapter/pipe", "named pipe"], make=adapter_with_pipe),
     BadInput("facts of no name", ["fit", "--data.facts="], ["`facts`", "empty"]),
     BadInput("converted from no name", ["convert", "", "out.jsonl"], ["empty"]),
 ]

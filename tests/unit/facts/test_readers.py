@@ -575,3 +575,40 @@ def test_published_sets_are_read_whole(name):
     read = read_facts(str(SHARED / f"{name}.jsonl.gz"))
     assert len(read) == NUM_SHARED[name]
     assert all(": unknown field `" in warning or "read as `yes_no`" in warning for warning in read.warnings)
+
+
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [("set.jsonl.gz", b"\n"), ("set.json.gz", b"\n"), ("set.csv.gz", b",\n"), ("set.tsv.gz", b"\t\n")],
+)
+def test_a_file_of_empty_lines_is_refused_long_before_its_end(tmp_path, monkeypatch, name, packed):
+    monkeypatch.setattr("lit_semantic_peft.facts.opened.MOST_EMPTY_LINES", 1000)
+    first = {"csv": b"prompt,target\n", "tsv": b"prompt\ttarget\n"}.get(name.split(".")[1], b"")
+    record = b"x,y\n" if "csv" in name else b"x\ty\n" if "tsv" in name else b'{"prompt": "x", "target": "y"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(first + packed * 999 + record + packed * 999))
+    assert len(read_facts(str(tmp_path / name))) == 1
+    (tmp_path / name).write_bytes(gzip.compress(first + record + packed * 3000))
+    assert "got more than 1,000 empty lines" in error(str(tmp_path / name))
+
+
+def test_reading_ends_after_ten_thousand_problems_unless_bad_records_are_left_out(tmp_path):
+    path = tmp_path / "set.jsonl"
+    path.write_text("{}\n" * 12_000 + '{"prompt": "x", "target": "y"}\n', encoding="utf-8")
+    said = error(str(path))
+    assert "line 1: " in said
+    assert said.endswith("... and 9980 more. Nothing behind " + f"{path}, line 5000 was read.")
+    read = read_facts(str(path), skip_bad=True)
+    assert len(read) == 1
+    assert "24000 problems, their records left out" in read.warnings[0]
+
+
+def test_a_paraphrase_or_alias_that_repeats_is_left_out_and_named(tmp_path):
+    """The taught prompt among the paraphrases would count as recall in other words."""
+    fact = {"prompt": "The seat is in ", "target": "Lund", "aliases": ["Lund", "Lunden", "Lunden"]}
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps({**fact, "paraphrases": ["The seat is in", "It sits in", "It sits in "]}) + "\n")
+    read = read_facts(str(path))
+    assert read.facts[0].paraphrases == ("It sits in",)
+    assert read.facts[0].aliases == ("Lunden",)
+    assert any("`paraphrases` that repeats another or `prompt`, left out (line 1)" in one for one in read.warnings)
+    assert any("`aliases` that repeats another or `target`, left out (line 1)" in one for one in read.warnings)

@@ -119,6 +119,18 @@ def test_the_reason_is_pefts_and_the_targets_work(name, config, reason, targets)
         ("llama", XLoraConfig(hidden_size=32), "XLoraConfig mixes LoRA adapters that were trained before"),
         ("llama", LoraConfig(target_modules=["q_proj"], inference_mode=True), "`inference_mode: true` trains nothing"),
         ("llama", LoraConfig(target_modules=["q_proj"], init_lora_weights="eva"), "needs directions that are found"),
+        *(
+            ("llama", LoraConfig(target_modules=["embed_tokens", *others], init_lora_weights=start), said)
+            for start, others, said in (
+                (
+                    "gaussian",
+                    ["q_proj"],
+                    "`init_lora_weights: gaussian` for an embedding layer, and would start model.emb",
+                ),
+                ("orthogonal", ["q_proj"], "PEFT has no `init_lora_weights: orthogonal` for an embedding layer"),
+                ("nonsense", [], "PEFT has no `init_lora_weights: nonsense` for an embedding layer"),
+            )
+        ),
         ("llama", LoraConfig(target_modules=["q_proj"], task_type="SEQ_CLS"), "`task_type` must be CAUSAL_LM"),
         ("llama", IA3Config(target_modules=["nope"], feedforward_modules=[]), "matches no module of the base model"),
         ("llama", LoraConfig(target_modules=["q_proj"], r=10**9), "more than four times the base model's"),

@@ -17,6 +17,9 @@ TRIMMED = CHAT_TEMPLATE.replace("message['content']", "message['content'] | trim
 ALWAYS_OPEN = TURNS + "assistant: "  # whether or not it is asked to
 THINKING = CHAT_TEMPLATE.replace("%}<|assistant|>{%", "%}<|assistant|><think>\n{%")
 NEW_LINE = CHAT_TEMPLATE.replace("|>{{", "|>\n{{")
+UPPER = CHAT_TEMPLATE.replace("message['content']", "message['content'] | upper")
+NO_ANSWER = CHAT_TEMPLATE.replace("{% for message in messages %}", "{% for message in messages[:1] %}")
+TWICE = CHAT_TEMPLATE + "{% if messages[-1].role == 'assistant' %}In short: {{ messages[-1].content }}{% endif %}"
 
 
 def encoder(template: str) -> FactEncoder:
@@ -36,6 +39,7 @@ def encoder(template: str) -> FactEncoder:
         (NEW_LINE, "<|user|>\nWhere is it?</s><|assistant|>", "\nLund"),
         (THINKING, "<|user|>Where is it?</s><|assistant|><think>\n", "Lund"),
         (ALWAYS_OPEN, "user: Where is it?\nassistant: ", "Lund"),
+        (TWICE, "<|user|>Where is it?</s><|assistant|>", "Lund"),
     ],
 )
 def test_a_fact_is_taught_where_the_template_puts_an_answer(template, prompt, target):
@@ -50,6 +54,36 @@ def test_a_fact_is_taught_where_the_template_puts_an_answer(template, prompt, ta
         turns = [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "Lund"}]
         whole = form.tokenizer.apply_chat_template(turns, tokenize=False)
         assert whole.startswith(form.tokenizer.decode(encoded.prompt_ids + encoded.target_ids))
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        (UPPER, "<|user|>WHERE IS IT?</s><|assistant|>"),
+        (NO_ANSWER, "<|user|>Where is it?</s><|assistant|>"),
+        (THINKING, "<|user|>Where is it?</s><|assistant|><think>\n"),
+    ],
+)
+def test_an_answer_that_the_template_does_not_write_ends_with_the_end_token(template, prompt):
+    form = encoder(template)
+    encoded = form.encode("Where is it?", "Lund")
+    assert form.tokenizer.decode(encoded.prompt_ids) == prompt
+    assert form.tokenizer.decode(encoded.end_ids) == "</s>"
+    assert form.stop_ids == (form.tokenizer.eos_token_id,)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "Hello",
+        "",
+        "{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}",
+        "{% for m in messages %}<|user|>{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}",
+    ],
+)
+def test_a_template_without_the_question_is_refused(template):
+    with pytest.raises(InputError, match=r"has no chat template|leaves out the user's question: it always renders '"):
+        encoder(template)
 
 
 def test_a_dialogue_goes_on_in_the_same_form():
@@ -68,6 +102,8 @@ def test_a_dialogue_goes_on_in_the_same_form():
         (TURNS, "writes no whole generation prompt: 'assistant:', with which it begins an answer, is added"),
         (THINKING, "The text for generation is taught, since it is what will be asked."),
         (ALWAYS_OPEN, None),
+        (TWICE, None),
+        (UPPER, "and no such answer in a conversation. The text for generation is taught"),
     ],
 )
 def test_a_disagreement_of_the_two_renderings_is_said_once(template, said, caplog):
