@@ -207,8 +207,8 @@ def score_facts(
         else:
             cache = prompt_cache(model)
             outputs = target_pass(model, batch, cache, tree)
-            won = outputs.logits.argmax(dim=-1).split([one.num_target_tokens for one in chunk])
-            winners = [part.tolist() for part in won]
+            sizes = [one.num_target_tokens for one in chunk]
+            winners = [part.tolist() for part in torch.split(outputs.logits.argmax(dim=-1), sizes)]
             generated = answers_from_targets(model, chunk, winners, most, cache=cache, tree=tree, **stopping)
         outputs = with_answers(outputs, model, encoder, prompts, generated, distances)
         scores = score_pass(outputs, distances)

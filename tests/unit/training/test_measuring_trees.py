@@ -2,6 +2,8 @@
 
 import pytest
 from lit_semantic_peft.evaluation import EvaluationPlan
+from lit_semantic_peft.semantics import scoring
+from lit_semantic_peft.tokens import cheaper_tree
 
 from fixtures.training import build
 
@@ -43,6 +45,15 @@ def test_they_find_what_padded_batches_find(tiny_model, facts_file):
         for number in (2, 3):  # the validation alone, and all
             tokens = [sum(rows * length for rows, length in run[number]) for run in (padded, packed)]
             assert tokens[1] < tokens[0]
+
+
+@pytest.mark.parametrize("setting", [False, None])
+def test_the_setting_holds_for_the_scores_before_training(tiny_model, facts_file, setting, monkeypatch):
+    trees = []
+    monkeypatch.setattr(scoring, "cheaper_tree", lambda batch: trees.append(cheaper_tree(batch)))
+    parts = build(tiny_model, facts_file, model={"prefix_tree": setting}, trainer={"limit_train_batches": 0})
+    parts.trainer.fit(parts.module, datamodule=parts.data)
+    assert bool(trees) == (setting is None)
 
 
 @pytest.mark.parametrize(("setting", "self_check"), [(False, True), (None, False)])
