@@ -123,7 +123,7 @@ def test_scoring_is_compared_on_the_same_numbers(tiny_model, tmp_path, monkeypat
     scoring_speed.main(arguments)
     result = json.loads((tmp_path / "scoring_speed.json").read_text())
     assert result["largest_disagreement"] < 1e-5
-    assert set(result["ratios"]) == {"ours / bare forward", "ours / plain loop"}
+    assert set(result["ratios"]) == {"ours / ours, trees", "ours / bare forward", "ours / plain loop"}
     assert len(result["cached_setup_seconds"]) == 2
     wrong = scoring_speed.plain_loop
     monkeypatch.setattr(
@@ -153,7 +153,9 @@ def test_evaluation_is_timed_by_part_and_generation_on_the_same_answers(tiny_mod
     arguments = [*tiny, "--output", str(tmp_path)]
     evaluation_speed.main(arguments)
     result = json.loads((tmp_path / "evaluation_speed.json").read_text())
-    assert [row["questions_of_each_side"] for row in result["parts"]][:2] == [6 * (1 + 3 + 2), 6 * 2 * 2]
+    assert [row["prefix_tree"] for row in result["parts"]] == [False, True] * 3
+    asked, doubted = 6 * (1 + 3 + 2), 6 * 2 * 2
+    assert [row["questions_of_each_side"] for row in result["parts"]][:4] == [asked, asked, doubted, doubted]
     assert all(row["seconds"] > 0 for row in result["parts"])
     assert result["generation"]["prompts"] == 8
     greedy = evaluation_speed.greedy_answers
