@@ -1,7 +1,8 @@
 """How long the evaluation takes: efficacy, generalization and locality; robustness; retention; free generation.
 
-Base model and adapter are both asked, nothing comes from the cache, and the adapter is moved at random so that the two
-give different answers. Each fact has three paraphrases and two neighbours.
+Each part runs padded and by prefix trees, in turn. Base model and adapter are both asked, nothing comes from the cache,
+and the adapter is moved at random so that the two give different answers. Each fact has three paraphrases and two
+neighbours.
 
 Free generation is timed against one prompt at a time, in float32: the base model's and the adapter's answers must be
 the same, else the script refuses to compare. Not timed: loading the model, tokenizing the questions.
@@ -34,7 +35,7 @@ NUM_PARAPHRASES, NUM_NEIGHBORS, NUM_KNOWN = 3, 2, 64
 
 
 def measure(options: dict[str, Any]) -> dict[str, Any]:
-    """Times each part once.
+    """Times each part once by prefix trees and once padded.
 
     Raises:
         SystemExit: If batched and single generation do not give the same answers.
@@ -44,12 +45,11 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     model = with_moved_lora(base.load())
     facts = _with_probes(builtin_facts("world", options["num_facts"]))
-    evaluator = Evaluator(
-        encoder,
-        [ExpectedEmbeddingDistance(), Surprisal()],
-        options["doubt_turns"],
-        [fact.joiner for fact in facts],
-    )
+    distances, joiners = [ExpectedEmbeddingDistance(), Surprisal()], [fact.joiner for fact in facts]
+    evaluators = {
+        has_trees: Evaluator(encoder, distances, options["doubt_turns"], joiners, has_trees=has_trees)
+        for has_trees in (False, True)
+    }
     asked = fact_questions(facts, encoder, EvaluationPlan(probes=["paraphrase", "neighborhood"]))
     generation = _against_one_by_one(model, encoder, asked[: options["generation_prompts"]])
     doubted = doubt_questions(
@@ -64,10 +64,11 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     }
     rows, comparisons = [], []
     for name, questions in parts.items():
-        seconds, found = _timed(partial(_compare, evaluator, model, questions, options["batch_size"]))
-        comparisons += found
-        rows.append({"part": name, "questions_of_each_side": len(found), **seconds})
-    evaluation = Evaluation(comparisons, np.zeros(len(facts), dtype=np.bool_), evaluator.distances[0].name)
+        for has_trees, evaluator in evaluators.items():
+            seconds, found = _timed(partial(_compare, evaluator, model, questions, options["batch_size"]))
+            rows.append({"part": name, "prefix_tree": has_trees, "questions_of_each_side": len(found), **seconds})
+        comparisons += found  # of the trees
+    evaluation = Evaluation(comparisons, np.zeros(len(facts), dtype=np.bool_), distances[0].name)
     changed = sum(row.before.text != row.after.text for row in comparisons)
     return {
         "settings": options,
@@ -149,10 +150,10 @@ def _timed(run: Callable[[], Any]) -> tuple[dict[str, float], Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Prints the tables."""
-    table = Table("part", "questions of each side", "seconds", "processor seconds")
+    table = Table("part", "prefix trees", "questions of each side", "seconds", "processor seconds")
     for row in result["parts"]:
         seconds = (f"{row[name]:.1f}" for name in ("seconds", "processor_seconds"))
-        table.add_row(row["part"], str(row["questions_of_each_side"]), *seconds)
+        table.add_row(row["part"], str(row["prefix_tree"]), str(row["questions_of_each_side"]), *seconds)
     console = Console()
     console.print(table)
     made = result["generation"]

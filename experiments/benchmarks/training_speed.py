@@ -1,10 +1,12 @@
 """How fast training is: ours, Hugging Face Trainer + peft, and TRL's SFTTrainer, interleaved in one command.
 
     python -m experiments.benchmarks.training_speed [--precision bf16-mixed] [--repetitions 3]
+    python -m experiments.benchmarks.training_speed --questions  # facts whose prompts are their questions
     python -m experiments.benchmarks.training_speed --online --num_facts 64  # what online weights add to our own step
 
 All train the same token ids of the same facts with the same base model, LoRA, optimizer, precision, micro-batch and
-number of steps, and minimise the same loss, the mean over the target tokens of a step. Before anything is timed, each
+number of steps, and minimise the same loss, the mean over the target tokens of a step; ours with prefix trees and
+without. Before anything is timed, each
 takes one step over the same facts, and the losses of that step must agree.
 
 Each contender lives in a process of its own, so that its peak memory is its own; one trains at a time. The peers run
@@ -16,6 +18,7 @@ left out.
 import argparse
 import dataclasses
 import gc
+import json
 import logging
 import multiprocessing
 import os
@@ -54,6 +57,7 @@ class Contender:
         base_dtype: Type of the base weights.
         upper_half: Whether only the upper half of the layers is adapted.
         reuse_frozen_layers: Whether ours runs the layers below only once for each fact.
+        prefix_tree: Whether ours runs prefix trees; None where they are exact.
     """
 
     trainer: str
@@ -61,6 +65,7 @@ class Contender:
     base_dtype: BaseDtype = "float32"
     upper_half: bool = False
     reuse_frozen_layers: bool = False
+    prefix_tree: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Training:
 def contenders(precision: Precision) -> dict[str, Contender]:
     """The contenders by name; without autocast there is no bfloat16 base."""
     dtype: BaseDtype = "bfloat16" if precision == "bf16-mixed" else "float32"
-    ours = {"ours": Contender("ours")}
+    ours = {"ours": Contender("ours"), "ours, padded": Contender("ours", prefix_tree=False)}
     if dtype == "bfloat16":
         ours["ours, bf16 base"] = Contender("ours", base_dtype=dtype)
     peers = {
@@ -178,6 +183,33 @@ def _token_mean_facts(settings: Settings) -> Any:
     return data
 
 
+def as_questions(facts: str, num_facts: int, folder: Path) -> Path:
+    """A file of the facts that have a question, which becomes their prompt.
+
+    Args:
+        facts: As `read_facts` takes them.
+        num_facts: How many to take.
+        folder: Where the file is written.
+
+    Raises:
+        SystemExit: If none has a question.
+    """
+    from lit_semantic_peft.facts import read_facts
+    from lit_semantic_peft.facts.forms import asked_question
+
+    asked = [(fact, asked_question(fact)) for fact in read_facts(facts, num_facts=num_facts).facts]
+    rows = [
+        {"id": fact.id, "prompt": prompt, "target": fact.target, "relation": fact.relation}
+        for fact, prompt in asked
+        if prompt
+    ]
+    if not rows:
+        raise SystemExit(f"No fact of {facts} has a question.")
+    path = folder / f"{Path(facts).name.partition('.')[0]}_questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 def lora(contender: Contender, num_layers: int) -> Any:
     """LoRA of rank 8 on all linear layers, or on those of the upper half."""
     from peft import LoraConfig
@@ -220,6 +252,7 @@ def train_ours(
         schedule="constant",
         warmup_ratio=0.0,
         reuse_frozen_layers=contender.reuse_frozen_layers,
+        prefix_tree=contender.prefix_tree,
     )
     Trainer(
         max_epochs=epochs,
@@ -410,6 +443,7 @@ def ratios(rows: dict[str, Any]) -> dict[str, dict[str, float]]:
     ours = dict.fromkeys(["ours", fast])
     pairs = [(mine, peer) for peer in ("HF Trainer", "TRL") for mine in ours]
     pairs += [(fast, "HF Trainer, tuned"), (fast, "TRL, tuned"), ("ours, upper half, reuse", "ours, upper half")]
+    pairs += [("ours", "ours, padded")]
     found: dict[str, dict[str, float]] = {}
     for mine, other in pairs:
         if mine not in rows or other not in rows:
@@ -515,9 +549,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--only", nargs="+", help="some of the contenders: --only ours 'HF Trainer'")
     parser.add_argument("--output", type=Path, help="folder of the result; experiments/results where left out")
+    parser.add_argument("--questions", action="store_true", help="each fact's question is its prompt")
     parser.add_argument("--online", action="store_true", help="only what online weights add to a step of ours")
     options = vars(parser.parse_args(arguments))
-    output, repetitions, only, online = (options.pop(name) for name in ("output", "repetitions", "only", "online"))
+    output, repetitions, only, online, questions = (
+        options.pop(name) for name in ("output", "repetitions", "only", "online", "questions")
+    )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if online:
         result = online_cost(Settings(**options), repetitions)
@@ -525,10 +562,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"online weights add {added['median']:.1%} ({added['min']:.1%} to {added['max']:.1%}) to a step")
         print(keep("online_weighting", result, output))
         return
-    result = measure(Settings(**options), repetitions, only)
+    with tempfile.TemporaryDirectory() as folder:
+        if questions:
+            options["facts"] = str(as_questions(options["facts"], options["num_facts"], Path(folder)))
+        result = measure(Settings(**options), repetitions, only)
     show(result)
+    kind = "_questions" if questions else ""
     some = "_some" if only else ""  # never in place of the result of all
-    print(keep(f"training_speed_{options['precision']}{some}", result, output))
+    print(keep(f"training_speed_{options['precision']}{kind}{some}", result, output))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from lit_semantic_peft.data.ranks import agreed
 from lit_semantic_peft.data.scoring import default_device
 from lit_semantic_peft.data.self_checks import verdict_cache
 from lit_semantic_peft.data.settings import ConfiguredDataModule
-from lit_semantic_peft.data.situation import check_adapter, check_trainer
+from lit_semantic_peft.data.situation import check_adapter, check_trainer, prefix_tree_setting
 from lit_semantic_peft.data.steps import planned_steps
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
@@ -142,7 +142,8 @@ class KnowledgeDataModule(ConfiguredDataModule):
             if self._prepared is None and not (stage == "predict" and self.prompts):
                 self._read = read = agreed(lambda: self.preparation.read(encoder))
                 check_adapter(self.trainer)
-                self._prepared = self.preparation.prepare(read, base, encoder, self.device, self.stopwatch)
+                how = self.device, self.stopwatch, prefix_tree_setting(self.trainer)
+                self._prepared = self.preparation.prepare(read, base, encoder, *how)
 
     def _find_base_model(self) -> BaseModel:
         return base_model_of(self.base_model, self.trainer.lightning_module if self.trainer else None)

@@ -150,7 +150,13 @@ class Preparation:
         return ReadFacts(fact_set.facts, encoded, forms, questions, tuple(texts))
 
     def prepare(
-        self, read: ReadFacts, base: BaseModel, encoder: FactEncoder, device: torch.device, stopwatch: Stopwatch
+        self,
+        read: ReadFacts,
+        base: BaseModel,
+        encoder: FactEncoder,
+        device: torch.device,
+        stopwatch: Stopwatch,
+        prefix_tree: bool | None = None,
     ) -> PreparedFacts:
         """Scores, selects and weighs facts. A collective: the ranks share the scoring and agree on the selection.
 
@@ -160,13 +166,14 @@ class Preparation:
             encoder: How facts become tokens.
             device: Where the base model runs.
             stopwatch: Takes the time of scoring.
+            prefix_tree: As in `measures_trees`.
 
         Raises:
             InputError: If there is nothing to train, or a filter or weighting cannot be applied.
         """
         facts, encoded = read.facts, read.encoded
         checks = SelfChecks(base, encoder, self.self_checks) if self.self_checks else None
-        context = context_of(base, encoder, facts, encoded, self.batches.eval_batch_size, device, checks)
+        context = context_of(base, encoder, facts, encoded, self.batches.eval_batch_size, device, checks, prefix_tree)
         measure = MeasuredFeatures(self.cache, base, context, facts)
         with stopwatch.during("scoring"):
             scored = cached_scores(facts, encoded, self.distances, base, context, self.cache)

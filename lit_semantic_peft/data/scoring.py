@@ -217,6 +217,7 @@ def context_of(
     batch_size: int,
     device: torch.device,
     checks: SelfChecks | None,
+    prefix_tree: bool | None = None,
 ) -> ScoringContext:
     """What facts are measured with; the base model is loaded when something has to be measured.
 
@@ -228,6 +229,7 @@ def context_of(
         batch_size: Facts per forward pass.
         device: Where the base model runs.
         checks: What the base model is asked before it measures anything; None for nothing.
+        prefix_tree: As in `measures_trees`.
     """
     tokens = {fact.id: one for fact, one in zip(facts, encoded, strict=True)}
 
@@ -237,11 +239,17 @@ def context_of(
             checks.check(model)
         return model
 
-    return ScoringContext(load, encoder, batch_size, tokens, is_checked=checks is not None)
+    return ScoringContext(load, encoder, batch_size, tokens, is_checked=checks is not None, prefix_tree=prefix_tree)
 
 
 def score_manifest(
-    facts: Sequence[Fact], base: BaseModel, encoder: FactEncoder, distances: Sequence[Distance], *, is_checked: bool
+    facts: Sequence[Fact],
+    base: BaseModel,
+    encoder: FactEncoder,
+    distances: Sequence[Distance],
+    *,
+    is_checked: bool,
+    prefix_tree: bool | None = None,
 ) -> dict[str, Any]:
     """Everything that the scores depend on, as plain data.
 
@@ -251,8 +259,11 @@ def score_manifest(
         encoder: How facts become tokens.
         distances: What is measured.
         is_checked: Whether the self-check decides how the model answers.
+        prefix_tree: As in `measures_trees`. Scores of trees are rounded otherwise than those of padded batches.
     """
+    may_be_trees = prefix_tree or (prefix_tree is None and is_checked)
     return {
+        **({"prefix_tree": True} if may_be_trees else {}),
         "facts": facts_key(facts),
         "num_facts": len(facts),
         "base_model": base.source.public_name,
@@ -288,7 +299,8 @@ def cached_scores(
     Returns:
         One row per fact, in order; the numbers do not depend on how many ranks there are.
     """
-    manifest = score_manifest(facts, base, context.encoder, distances, is_checked=context.is_checked)
+    how: dict[str, Any] = {"is_checked": context.is_checked, "prefix_tree": context.prefix_tree}
+    manifest = score_manifest(facts, base, context.encoder, distances, **how)
     parts = scoring_parts(encoded, context.batch_size)
     first = distances[0].name
 
@@ -326,6 +338,7 @@ def cached_scores(
                     encoded=[encoded[row] for row in parts[number]],
                     batch_size=context.batch_size,
                     on_batch=bar.update,
+                    prefix_tree=context.prefix_tree,
                 )
                 cache.store_part(manifest, number, scores_table(scored[number]))
         return scored

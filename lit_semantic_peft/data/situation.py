@@ -58,6 +58,16 @@ def check_adapter(trainer: Trainer | None) -> None:
         agreed(module.check_adapter)
 
 
+def prefix_tree_setting(trainer: Trainer | None) -> bool | None:
+    """`prefix_tree` of the trainer's module; None where there is none.
+
+    Args:
+        trainer: The trainer, if there is one.
+    """
+    setting: bool | None = getattr(trainer.lightning_module if trainer else None, "prefix_tree", None)
+    return setting
+
+
 def situation_of(trainer: Trainer, stage: str, preparation: Preparation) -> Situation:
     """The situation of a trainer and its data module; the trainer's module adds its own fields, if it has any.
 

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import DynamicCache
 
 from lit_semantic_peft.evaluation.answers import Answer
 from lit_semantic_peft.evaluation.questions import Question, dialogue_encoders, doubted
 from lit_semantic_peft.metrics import is_exact_match, kl_from_likeliest, likeliest_tokens, starts_with_answer
-from lit_semantic_peft.models import greedy_answers, greedy_continuations, prompt_cache
+from lit_semantic_peft.models import greedy_answers, prompt_cache
+from lit_semantic_peft.models.forced_answers import answers_from_targets
 from lit_semantic_peft.semantics import Distance, TargetPass, score_pass, target_pass, with_answers
-from lit_semantic_peft.tokens import FactEncoder, collate
+from lit_semantic_peft.tokens import FactEncoder, cheaper_tree, collate
 
 EVALUATION_VERSION = 2
 """Part of the key of cached answers; raised whenever a change of this package changes an answer."""
@@ -62,9 +62,8 @@ class Comparison:
 class Evaluator:
     """Asks a model with an adapter, and the same model without it, batch by batch.
 
-    As long as the argmax under the true prefix is the target's token, greedy generation gives the same token. So the
-    teacher-forced pass that measures the target also gives the beginning of the free answer, often all of it. Only the
-    rest is generated, in a batch padded on the left, from the keys and values of that pass.
+    The teacher-forced pass that measures the targets also gives the beginning of the free answers
+    (`answers_from_targets`).
 
     Args:
         encoder: How the facts are tokenized.
@@ -72,6 +71,7 @@ class Evaluator:
         doubt_turns: How often an answer of a dialogue is doubted.
         joiners: Text between prompt and answer of each fact, by fact index.
         base_answers: Known answers of the base model, by question number; the model answers the others.
+        has_trees: Whether the teacher-forced passes run as prefix trees, which must be exact for both sides.
     """
 
     def __init__(
@@ -81,12 +81,15 @@ class Evaluator:
         doubt_turns: int = 0,
         joiners: Sequence[str] = (),
         base_answers: Mapping[int, Answer] | None = None,
+        *,
+        has_trees: bool = False,
     ) -> None:
         self.encoder = encoder
         self.distances = distances
         self.doubt_turns = doubt_turns
         self.joiners = joiners
         self.base_answers = base_answers
+        self.has_trees = has_trees
         self._dialogue_encoders = dialogue_encoders(encoder) if doubt_turns else {}
 
     def compare(self, model: PeftModel, questions: Sequence[Question]) -> list[Comparison]:
@@ -137,25 +140,15 @@ class Evaluator:
             model: The model, with its adapter on or off as the caller has set it.
             questions: What to ask.
         """
-        ids = self._generate(model, [one.prompt_ids for one in questions], [one.max_new_tokens for one in questions])
-        return [self.encoder.decode_answer(answer) for answer in ids]
-
-    def _generate(
-        self,
-        model: PeftModel,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: Sequence[int],
-        num_prompt_tokens: Sequence[int] | None = None,
-    ) -> list[list[int]]:
-        return greedy_answers(
+        ids = greedy_answers(
             model,
-            prompts,
-            max_new_tokens,
+            [one.prompt_ids for one in questions],
+            [one.max_new_tokens for one in questions],
             pad_id=self.encoder.pad_id,
             stop_ids=self.encoder.stop_ids,
-            batch_size=max(1, len(prompts)),
-            num_prompt_tokens=num_prompt_tokens,
+            batch_size=max(1, len(questions)),
         )
+        return [self.encoder.decode_answer(answer) for answer in ids]
 
     def _ask_turn(
         self, model: PeftModel, questions: Sequence[Question], reference: Mapping[int, Answer] | None
@@ -181,12 +174,23 @@ class Evaluator:
             assert question.encoded is not None
             rows.append(replace(question.encoded, end_ids=end if question.max_new_tokens > 0 else ()))
         batch = collate(rows, [one.fact_index for one in questions], self.encoder.pad_id)
+        batch = batch.to(next(model.parameters()).device)
+        tree = cheaper_tree(batch) if self.has_trees else None
         cache = prompt_cache(model) if any(one.max_new_tokens for one in questions) else None
-        outputs = target_pass(model, batch.to(next(model.parameters()).device), cache)
+        outputs = target_pass(model, batch, cache, tree)
         # Positions of each row: those of its target, then that of the end.
         sizes = [len(row.target_ids) + len(row.end_ids) for row in rows]
         winners = [part.tolist() for part in torch.split(outputs.logits.argmax(dim=-1), sizes)]
-        ids = self._free_ids(model, questions, winners, cache)
+        ids = answers_from_targets(
+            model,
+            rows,
+            winners,
+            [one.max_new_tokens for one in questions],
+            cache=cache,
+            tree=tree,
+            pad_id=self.encoder.pad_id,
+            stop_ids=self.encoder.stop_ids,
+        )
         is_target = torch.tensor(
             [place < len(row.target_ids) for row, size in zip(rows, sizes, strict=True) for place in range(size)]
         )
@@ -207,41 +211,6 @@ class Evaluator:
                     **divergence.get(place, {}),
                 ),
             )
-
-    def _free_ids(
-        self,
-        model: PeftModel,
-        questions: Sequence[Question],
-        winners: Sequence[list[int]],
-        cache: DynamicCache | None,
-    ) -> list[list[int]]:
-        """Free answers: the tokens that won under the true prefix, then those that must be generated after them."""
-        stop_ids = self.encoder.stop_ids
-        ids: list[list[int]] = []
-        open_rows = []
-        for place, (question, won) in enumerate(zip(questions, winners, strict=True)):
-            assert question.encoded is not None
-            target = question.encoded.target_ids
-            agreed = 0
-            while agreed < min(len(target), len(won)) and won[agreed] == target[agreed]:
-                agreed += 1
-            said = list(target[:agreed]) + won[agreed : agreed + 1]  # and the first token that differs
-            has_ended = said[-1:] != [] and said[-1] in stop_ids
-            ids.append(said[:-1] if has_ended else said[: question.max_new_tokens])
-            if not has_ended and len(said) < question.max_new_tokens:
-                open_rows.append(place)
-        beginnings = [(*questions[place].prompt_ids, *ids[place]) for place in open_rows]
-        most = [questions[place].max_new_tokens - len(ids[place]) for place in open_rows]
-        sizes = [len(questions[place].prompt_ids) for place in open_rows]
-        if cache is None or not open_rows:
-            continued = self._generate(model, beginnings, most, sizes)
-        else:
-            continued = greedy_continuations(
-                model, cache, open_rows, beginnings, most, stop_ids=stop_ids, num_prompt_tokens=sizes
-            )
-        for place, more in zip(open_rows, continued, strict=True):
-            ids[place] += more
-        return ids
 
     def _distances(
         self, model: PeftModel, targets: TargetPass, questions: Sequence[Question], ids: Sequence[list[int]]

@@ -18,6 +18,7 @@ from lit_semantic_peft.models.fast_ways import fast_ways
 from lit_semantic_peft.models.library_versions import cache_argument, refuse_misread_cache
 from lit_semantic_peft.models.peft_traits import num_virtual_tokens, traits_of_forward
 from lit_semantic_peft.models.prompts import of_prompts
+from lit_semantic_peft.tokens import PrefixTree
 
 
 @torch.no_grad()
@@ -121,6 +122,7 @@ def greedy_continuations(
     stop_ids: Collection[int],
     logits_processor: LogitsProcessor | None = None,
     num_prompt_tokens: Sequence[int] | None = None,
+    tree: PrefixTree | None = None,
 ) -> list[list[int]]:
     """Greedy continuations of texts whose tokens, except the last, are in the cache. Finished texts leave the batch.
 
@@ -134,13 +136,14 @@ def greedy_continuations(
         stop_ids: Ids that end a continuation; empty: no id does.
         logits_processor: Applied to the logits before the argmax; None leaves them unchanged.
         num_prompt_tokens: As in `greedy_answers`, of each text.
+        tree: The tree that ran in place of the rows.
 
     Returns:
         The generated ids of each text, equal to those of `greedy_answers` for the same beginnings.
     """
     device = next(model.parameters()).device
     positions = torch.tensor([len(ids) - 1 for ids in beginnings], device=device)
-    mask = _move_to_the_right(cache, torch.tensor(cache_rows, device=device), positions)
+    mask = _move_to_the_right(cache, torch.tensor(cache_rows, device=device), positions, tree)
     tokens = torch.tensor([ids[-1] for ids in beginnings], device=device)
     max_new_tokens = _within(_num_positions(model), beginnings, max_new_tokens)
     answers: list[list[int]] = [[] for _ in beginnings]
@@ -206,14 +209,19 @@ def _by_plain_passes(
     return input_ids
 
 
-def _move_to_the_right(cache: DynamicCache, rows: Tensor, lengths: Tensor) -> Tensor:
+def _move_to_the_right(cache: DynamicCache, rows: Tensor, lengths: Tensor, tree: PrefixTree | None) -> Tensor:
     """Keeps the first `lengths` positions of the given rows of a cache, padded on the left; returns their mask."""
     longest = int(lengths.max())
     source = torch.arange(longest, device=lengths.device) - (longest - lengths)[:, None]
+    position = source.clamp(min=0)
+    if tree is None:
+        row = rows[:, None]
+    else:
+        node = tree.path[rows[:, None], position]
+        row, position = node // tree.row.shape[1], node % tree.row.shape[1]
     for layer in cache.layers:
-        index = source.clamp(min=0)[:, None, :, None]
-        layer.keys = torch.take_along_dim(layer.keys[rows], index, dim=2)
-        layer.values = torch.take_along_dim(layer.values[rows], index, dim=2)
+        layer.keys = layer.keys[row, :, position].transpose(1, 2)
+        layer.values = layer.values[row, :, position].transpose(1, 2)
     return (source >= 0).long()
 
 

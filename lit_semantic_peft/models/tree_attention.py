@@ -70,5 +70,16 @@ def prefix_tree_obstacle(model: nn.Module) -> str:
     return ""
 
 
+def measures_trees(model: nn.Module, setting: bool | None) -> bool:
+    """Whether facts that are only measured run as prefix trees.
+
+    Args:
+        model: As for `prefix_tree_obstacle`.
+        setting: As `SemanticPeftModule` has it. None: where the self-check found that they are exact. True: also where
+            no check ran. False: never.
+    """
+    return setting is not False and not prefix_tree_obstacle(model) and (bool(setting) or is_checked(model))
+
+
 def _base_of(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model

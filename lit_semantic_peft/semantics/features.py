@@ -28,6 +28,7 @@ class ScoringContext:
         batch_size: Facts per batch.
         encoded: Tokens of facts that are tokenized already, by their ids.
         is_checked: Whether the self-check decides how the model answers; part of cache keys.
+        prefix_tree: As in `measures_trees`.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class ScoringContext:
         encoded: Mapping[str, EncodedFact] | None = None,
         *,
         is_checked: bool = False,
+        prefix_tree: bool | None = None,
     ) -> None:
         self._load_model = load_model
         self.encoder = encoder
         self.batch_size = batch_size
         self.is_checked = is_checked
+        self.prefix_tree = prefix_tree
         self._encoded = encoded or {}
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +14,15 @@ from transformers import DynamicCache, PreTrainedModel
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.metrics import starts_with_answer
-from lit_semantic_peft.models.generation import greedy_answers
+from lit_semantic_peft.models.forced_answers import answers_from_targets
+from lit_semantic_peft.models.generation import greedy_answers, prompt_cache
 from lit_semantic_peft.models.library_versions import cache_argument
 from lit_semantic_peft.models.objective import target_logits
 from lit_semantic_peft.models.sampling import sampled_answers
+from lit_semantic_peft.models.tree_attention import measures_trees
 from lit_semantic_peft.semantics.distances import Distance, TargetPass
 from lit_semantic_peft.semantics.table import BoolArray, FloatArray, ScoredFacts
-from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, EncodedFact, FactEncoder, collate
+from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, EncodedFact, FactEncoder, PrefixTree, cheaper_tree, collate
 
 SCORING_VERSION = 2
 """Part of every cache key. Increment it with every code change that changes a score."""
@@ -44,13 +47,16 @@ class TargetScores:
 
 
 @torch.no_grad()
-def target_pass(model: PreTrainedModel | PeftModel, batch: Batch, cache: DynamicCache | None = None) -> TargetPass:
+def target_pass(
+    model: PreTrainedModel | PeftModel, batch: Batch, cache: DynamicCache | None = None, tree: PrefixTree | None = None
+) -> TargetPass:
     """Runs a model over targets under teacher forcing, in one forward pass.
 
     Args:
         model: A causal language model, with or without an adapter.
         batch: Facts. The labelled tokens are measured.
         cache: Receives the keys and values of the pass; None if they are not needed.
+        tree: As in `target_logits`.
 
     Raises:
         InputError: If the model has no output embeddings.
@@ -63,7 +69,7 @@ def target_pass(model: PreTrainedModel | PeftModel, batch: Batch, cache: Dynamic
             "expected a causal language model."
         )
     keeping = {} if cache is None else {str(cache_argument(base)): cache, "use_cache": True}
-    logits, targets, hidden = target_logits(model, batch, **keeping)
+    logits, targets, hidden = target_logits(model, batch, tree=tree, **keeping)
     return TargetPass(
         logits=logits,
         hidden=hidden,
@@ -98,6 +104,8 @@ def score_targets(
     model: PreTrainedModel | PeftModel,
     batch: Batch,
     distances: Sequence[Distance] = (),
+    *,
+    tree: PrefixTree | None = None,
 ) -> TargetScores:
     """Scores one batch in one forward pass.
 
@@ -105,11 +113,12 @@ def score_targets(
         model: A causal language model, with or without an adapter.
         batch: Facts without end tokens.
         distances: Distances to measure; none that needs answers.
+        tree: As in `target_logits`.
 
     Returns:
         The scores of the batch's facts.
     """
-    return score_pass(target_pass(model, batch), distances)
+    return score_pass(target_pass(model, batch, tree=tree), distances)
 
 
 def with_answers(
@@ -157,6 +166,7 @@ def score_facts(
     encoded: Sequence[EncodedFact] | None = None,
     batch_size: int = 64,
     on_batch: Callable[[int], object] | None = None,
+    prefix_tree: bool | None = None,
 ) -> ScoredFacts:
     """Scores facts with a model: distances, likelihood, greedy answers, and which facts it already knows.
 
@@ -172,12 +182,14 @@ def score_facts(
         encoded: Tokens of the facts, where they are tokenized already.
         batch_size: Facts per batch.
         on_batch: Called with the number of facts done since the last call, for a progress bar.
+        prefix_tree: As in `measures_trees`. A batch that runs as a tree also gives the beginning of its answers.
 
     Returns:
         One row per fact, in order.
     """
     encoded = encoder.encode_facts(facts) if encoded is None else encoded
     device = next(model.parameters()).device
+    has_trees = measures_trees(model, prefix_tree)
     answers: list[list[int]] = [[] for _ in facts]
     columns: dict[str, FloatArray] = {distance.name: np.zeros(len(facts)) for distance in distances}
     nll = np.zeros(len(facts))
@@ -185,16 +197,20 @@ def score_facts(
     for rows in _by_length(encoded, batch_size):
         chunk = [encoded[row] for row in rows]
         prompts = [one.prompt_ids for one in chunk]
-        generated = greedy_answers(
-            model,
-            prompts,
-            [_longest_answer(encoder, facts[row], encoded[row]) for row in rows],
-            pad_id=encoder.pad_id,
-            stop_ids=encoder.stop_ids,
-            batch_size=batch_size,
-        )
+        most = [_longest_answer(encoder, facts[row], encoded[row]) for row in rows]
+        stopping: dict[str, Any] = {"pad_id": encoder.pad_id, "stop_ids": encoder.stop_ids}
         batch = collate(chunk, rows, encoder.pad_id, with_end=False).to(device)
-        outputs = with_answers(target_pass(model, batch), model, encoder, prompts, generated, distances)
+        tree = cheaper_tree(batch) if has_trees else None
+        if tree is None:
+            generated = greedy_answers(model, prompts, most, batch_size=batch_size, **stopping)
+            outputs = target_pass(model, batch)
+        else:
+            cache = prompt_cache(model)
+            outputs = target_pass(model, batch, cache, tree)
+            sizes = [one.num_target_tokens for one in chunk]
+            winners = [part.tolist() for part in torch.split(outputs.logits.argmax(dim=-1), sizes)]
+            generated = answers_from_targets(model, chunk, winners, most, cache=cache, tree=tree, **stopping)
+        outputs = with_answers(outputs, model, encoder, prompts, generated, distances)
         scores = score_pass(outputs, distances)
         for name, values in scores.distances.items():
             columns[name][rows] = values.double().cpu().numpy()

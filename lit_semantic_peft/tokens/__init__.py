@@ -2,7 +2,7 @@
 
 from lit_semantic_peft.tokens.collate import IGNORE_INDEX, Batch, collate
 from lit_semantic_peft.tokens.encoding import EncodedFact, FactEncoder, Template
-from lit_semantic_peft.tokens.prefix_tree import PrefixTree, prefix_tree
+from lit_semantic_peft.tokens.prefix_tree import PrefixTree, cheaper_tree, prefix_tree
 
 __all__ = [
     "IGNORE_INDEX",
@@ -11,6 +11,7 @@ __all__ = [
     "FactEncoder",
     "PrefixTree",
     "Template",
+    "cheaper_tree",
     "collate",
     "prefix_tree",
 ]

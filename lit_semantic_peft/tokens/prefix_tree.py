@@ -23,13 +23,16 @@ class PrefixTree:
         depth: int64 `(P, N)`, its position in that row.
         is_visible: bool `(P, N, N)`, whether the second node is the first one or an ancestor of it. A padding node sees
             itself alone.
+        path: int64 `(B, L)`, the node of each position of the batch's rows, counted over all trees, padding included;
+            0 where a row has no node.
         predicting: int64 `(M,)`, for each of the batch's M targets in row-major order the node that predicts it,
-            counted over all trees, padding included.
+            counted in the same way.
     """
 
     row: Tensor
     depth: Tensor
     is_visible: Tensor
+    path: Tensor
     predicting: Tensor
 
     def to(self, device: torch.device | str) -> "PrefixTree":
@@ -88,16 +91,26 @@ def prefix_tree(batch: Batch, max_nodes: int = 512) -> PrefixTree | None:
     shape = (len(trees), size)
     row, depth = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     is_visible = torch.eye(size, dtype=torch.bool).repeat(len(trees), 1, 1)
-    place: dict[int, list[int]] = {}
+    path_of = torch.zeros((len(batch), max(num_fed.values())), dtype=torch.long)
     for number, tree in enumerate(trees):
         row[number, : len(tree.nodes)], depth[number, : len(tree.nodes)] = torch.tensor(tree.nodes).T
         for of_row, path in tree.paths.items():
             nodes = torch.tensor(path)
             later, earlier = torch.tril_indices(len(path), len(path))
             is_visible[number, nodes[later], nodes[earlier]] = True
-            place[of_row] = [number * size + node for node in path]
-    predicting = torch.tensor([place[of_row][position] for of_row, position in zip(rows, positions, strict=True)])
-    return PrefixTree(row, depth, is_visible, predicting).to(batch.input_ids.device)
+            path_of[of_row, : len(path)] = number * size + nodes
+    return PrefixTree(row, depth, is_visible, path_of, path_of[rows, positions]).to(batch.input_ids.device)
+
+
+def cheaper_tree(batch: Batch, max_nodes: int = 512) -> PrefixTree | None:
+    """The trees of a batch, if they have fewer nodes than the padded batch has tokens.
+
+    Args:
+        batch: The facts.
+        max_nodes: As in `prefix_tree`.
+    """
+    tree = prefix_tree(batch, max_nodes)
+    return tree if tree is not None and tree.row.numel() < batch.labels[:, 1:].numel() else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -31,10 +32,11 @@ from lit_semantic_peft.models import BaseModel, base_changing_setting, traits_of
 from lit_semantic_peft.models.compiled import eagerly
 from lit_semantic_peft.models.fast_ways import is_checked
 from lit_semantic_peft.models.gated import read_gate
+from lit_semantic_peft.models.tree_attention import measures_trees
 from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.situation import Situation
 from lit_semantic_peft.statistics import bootstrap_interval
-from lit_semantic_peft.tokens import Batch
+from lit_semantic_peft.tokens import Batch, cheaper_tree
 from lit_semantic_peft.training.names import learn_names
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ class EvaluatingModule(LightningModule):
 
     base_model: BaseModel
     gate: SubjectGate | None
+    prefix_tree: bool | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,8 +143,9 @@ class EvaluatingModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if self.trainer.sanity_checking:
             return
+        tree = cheaper_tree(batch) if measures_trees(self.model, self.prefix_tree) else None
         with eagerly():
-            scores = score_targets(self.model, batch)
+            scores = score_targets(self.model, batch, tree=tree)
         self.val_text_efficacy.update(scores.is_recalled, batch.text_index)
         own = batch.text_index == batch.fact_index
         facts, nll, is_recalled = batch.fact_index[own], scores.nll[own], scores.is_recalled[own]
@@ -224,13 +228,16 @@ class EvaluatingModule(LightningModule):
         refuse_incompatible(Situation(stage="test", base_changing_setting=changed))
         data = self.data
         self._comparisons = []
+        with self.model.disable_adapter():
+            has_trees = measures_trees(self.model, self.prefix_tree)
         self._evaluator = Evaluator(
             data.encoder,
             data.distances,
             data.evaluation.doubt_turns,
             [fact.joiner for fact in data.prepared.facts],
-            load_answers(data.answer_cache, data.answer_manifest(EVALUATION_VERSION), data.questions),
+            has_trees=has_trees and measures_trees(self.model, self.prefix_tree),
         )
+        self._evaluator.base_answers = load_answers(data.answer_cache, self._answer_manifest(), data.questions)
 
     @override
     def test_step(self, questions: list[Question], batch_idx: int) -> None:
@@ -258,7 +265,12 @@ class EvaluatingModule(LightningModule):
         assert self.evaluation is not None
         answers = {row.question.number: row.before for row in self.evaluation.comparisons}
         if all(question.number in answers for question in self.data.questions):  # `limit_test_batches` asks some only
-            store_answers(self.data.answer_cache, self.data.answer_manifest(EVALUATION_VERSION), answers)
+            store_answers(self.data.answer_cache, self._answer_manifest(), answers)
+
+    def _answer_manifest(self) -> dict[str, Any]:
+        """What the base model's answers depend on; trees round otherwise, as other batches do."""
+        manifest = self.data.answer_manifest(EVALUATION_VERSION)
+        return {**manifest, "prefix_tree": True} if self._evaluator.has_trees else manifest
 
     @override
     def predict_step(self, questions: list[Question], batch_idx: int) -> list[str]:

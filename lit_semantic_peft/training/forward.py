@@ -15,7 +15,7 @@ from lit_semantic_peft.models import FrozenLayers, target_logits
 from lit_semantic_peft.models.fast_ways import is_checked
 from lit_semantic_peft.models.objective import Outputs
 from lit_semantic_peft.models.tree_attention import prefix_tree_obstacle
-from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, prefix_tree
+from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, cheaper_tree, prefix_tree
 from lit_semantic_peft.tokens.collate import joined
 from lit_semantic_peft.training.own_gradient import sum_over_ranks
 from lit_semantic_peft.training.retain import HeldDirections, held_still
@@ -85,9 +85,7 @@ class ForwardPass:
             What `target_logits` gives for the facts, and the retained texts that ran beside them, None if none did.
         """
         if (retain := self._retained_now(trainer)) is None:
-            tree = prefix_tree(batch) if self.has_trees else None
-            if tree is not None and tree.row.numel() >= batch.labels[:, 1:].numel():
-                tree = None
+            tree = cheaper_tree(batch) if self.has_trees else None
             return target_logits(self.model, batch, frozen=self.frozen, tree=tree), None
         chosen = retain.share(trainer)
         held = retain.batch(chosen).to(batch.labels.device)

@@ -93,7 +93,8 @@ class SemanticPeftModule(EvaluatingModule):
         frozen_layers_memory_mb: Most memory for these outputs in each process, in MB (10⁶ bytes).
         prefix_tree: Whether a micro-batch runs as one prefix tree, without padding and with the tokens that its facts
             share from their beginning once; same loss, but for rounding. None: where the self-check finds that it is
-            exact. True: always; an error where the self-check finds that it is not.
+            exact. True: always; an error where the self-check finds that it is not. Facts that are only measured too,
+            padded where trees are not exact.
 
     Attributes:
         cooldown: How the learning rate ends where the training is about to end ahead of time. The callback

@@ -51,8 +51,8 @@ def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
 
     Args:
         trainer: The trainer.
-        value: This rank's, of the same shape on all.
+        value: This rank's, of the same shape on all. It is not changed.
     """
-    total = trainer.strategy.reduce(value, reduce_op="sum")
+    total = trainer.strategy.reduce(value.clone(), reduce_op="sum")  # Lightning writes the sum into what it is given
     assert isinstance(total, Tensor)
     return total

@@ -42,14 +42,19 @@ def settings(tiny_model, facts_file) -> list[str]:
         "--interference.num_facts=6",
         "--data.evaluation.probes=[]",
         "--data.evaluation.retention=false",
-        "--model.prefix_tree=false",  # each part of a step has a tree of its own, whose rounding AdamW enlarges
         # Far from uniform: facts weigh very differently, so a wrong normalisation shows.
         "--data.selection.weighting={class_path: lit_semantic_peft.semantics.Remoteness, init_args: {gamma: 8}}",
     ]
 
 
-def test_two_processes_equal_one(settings, capsys):
-    """12 facts in steps of 8: a whole step, and a partial one that leaves the ranks unequal work."""
+@pytest.mark.parametrize("tree", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_two_processes_equal_one(settings, capsys, tree):
+    """12 facts in steps of 8: a whole step, and a partial one that leaves the ranks unequal work.
+
+    SGD, as AdamW hides a gradient that is wrong by a factor.
+    """
+    sgd = "{class_path: torch.optim.SGD, init_args: {lr: 0.3}}"
+    settings = [*settings, f"--model.prefix_tree={str(tree).lower()}", f"--model.optimizer={sgd}"]
     alone = ["--data.batches.micro_batch_size=8", "--trainer.devices=1", "--trainer.strategy=auto"]
     assert main(["fit", *settings, *alone, "--trainer.default_root_dir=runs/one"]) == 0
     two = fit(*settings, "--data.batches.micro_batch_size=4", "--trainer.default_root_dir=runs/two")
@@ -71,7 +76,7 @@ def test_two_processes_equal_one(settings, capsys):
         residuals = []
         for key in left:
             difference = left[key] - right[key]
-            assert np.linalg.norm(difference) <= 1e-4 * np.linalg.norm(left[key]) + 1e-9, (name, key)
+            assert np.linalg.norm(difference) <= 1e-5 * np.linalg.norm(left[key]) + 1e-9, (name, key)
             residuals.append(difference.mean() / (np.abs(left[key]).mean() + 1e-12))
         assert abs(np.mean(residuals)) < 1e-5
         mine, other = RunFolder("runs/one").facts.to_pylist(), RunFolder(f"runs/{name}").facts.to_pylist()

@@ -118,6 +118,7 @@ CHANGES = {
     "first": lambda one: one | {"distances": [Surprisal(), HiddenStateDistance()]},
     "dtype": lambda one: one | {"base": found(one["base"].source.folder, dtype="bfloat16")},
     "self_check": lambda one: one | {"is_checked": False},
+    "prefix_tree": lambda one: one | {"prefix_tree": False},
 }
 
 

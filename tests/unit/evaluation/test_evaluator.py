@@ -21,7 +21,7 @@ from lit_semantic_peft.evaluation import (
 from lit_semantic_peft.evaluation import evaluator as evaluation
 from lit_semantic_peft.evaluation.neutral_text import NEUTRAL_TEXTS
 from lit_semantic_peft.facts import Fact, Probe
-from lit_semantic_peft.models import attach_adapter
+from lit_semantic_peft.models import attach_adapter, forced_answers
 from lit_semantic_peft.semantics import HiddenStateDistance
 from lit_semantic_peft.tokens import FactEncoder
 from peft import LoraConfig
@@ -98,9 +98,10 @@ def log_prob_of_target(model, question):
     return torch.stack([log_prob[start + at, token] for at, token in enumerate(question.encoded.target_ids)])
 
 
-def test_answers_equal_one_prompt_at_a_time(encoder):
+@pytest.mark.parametrize("has_trees", [False, True])
+def test_answers_equal_one_prompt_at_a_time(encoder, has_trees):
     model = model_of(encoder, 0.3)
-    comparisons = evaluator(encoder).compare(model, everything(encoder))
+    comparisons = evaluator(encoder, has_trees=has_trees).compare(model, everything(encoder))
     for row in comparisons:
         # What each side was asked: in a dialogue the base model has seen other answers of its own.
         sides = [(row.after, False)] if row.question.turn else [(row.before, True), (row.after, False)]
@@ -119,11 +120,33 @@ def test_answers_equal_one_prompt_at_a_time(encoder):
     assert {row.question.kind for row in comparisons} >= {"rival", "wrong_choice", "doubt_plain", "text"}
 
 
+def test_prefix_trees_give_the_padded_answers_of_fewer_tokens(encoder):
+    model, questions = model_of(encoder, 0.3).double(), everything(encoder)
+    tokens = dict.fromkeys((False, True), 0)
+
+    def count(_, given):
+        tokens[has_trees] += given[0].numel()
+
+    model.get_input_embeddings().register_forward_pre_hook(count)
+    found = {}
+    for has_trees in tokens:
+        found[has_trees] = evaluator(encoder, has_trees=has_trees).compare(model, questions)
+    assert tokens[True] < 0.7 * tokens[False]
+    for padded, packed in zip(found[False], found[True], strict=True):
+        assert padded.question == packed.question
+        for one, other in ((padded.before, packed.before), (padded.after, packed.after)):
+            assert (one.text, one.is_recalled, one.winners) == (other.text, other.is_recalled, other.winners)
+            assert one.nll == pytest.approx(other.nll, rel=1e-6)  # taken in float32
+            assert one.distances == pytest.approx(other.distances, rel=1e-6)
+            assert (one.kl is None) == (other.kl is None)
+            assert one.kl is None or one.kl == pytest.approx(other.kl, abs=1e-6)
+
+
 def test_answers_are_the_same_where_a_prompt_must_be_read_again(encoder, monkeypatch):
     model, questions = model_of(encoder, 0.3), fact_questions(FACTS, encoder, ALL_PROBES)
     taken_up = evaluator(encoder).compare(model, questions)
     monkeypatch.setattr(evaluation, "prompt_cache", lambda _: None)
-    monkeypatch.setattr(evaluation, "greedy_continuations", None)
+    monkeypatch.setattr(forced_answers, "greedy_continuations", None)
     read_again = evaluator(encoder).compare(model, questions)
     assert [(row.before.text, row.after.text) for row in read_again] == [
         (row.before.text, row.after.text) for row in taken_up

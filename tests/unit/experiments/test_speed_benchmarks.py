@@ -37,7 +37,10 @@ def test_trainers_agree_on_the_first_step_and_are_compared(in_one_process, tiny_
     )
     result = json.loads((tmp_path / "training_speed_32-true.json").read_text())
     rows = result["contenders"]
-    assert list(rows) == ["ours", "HF Trainer", "HF Trainer, tuned", "ours, upper half", "ours, upper half, reuse"]
+    peers, upper = ["HF Trainer", "HF Trainer, tuned"], ["ours, upper half", "ours, upper half, reuse"]
+    assert list(rows) == ["ours", "ours, padded", *peers, *upper]
+    assert rows["ours"]["mean_loss"] == pytest.approx(rows["ours, padded"]["mean_loss"], rel=1e-5)
+    assert "ours / ours, padded" in result["ratios"]
     assert max(row["first_step_loss"] for row in rows.values()) == pytest.approx(
         min(row["first_step_loss"] for row in rows.values()), rel=1e-4
     )
@@ -49,6 +52,21 @@ def test_trainers_agree_on_the_first_step_and_are_compared(in_one_process, tiny_
     assert "ours / HF Trainer, tuned" in result["ratios"]
     assert result["provenance"]["versions"]["torch"]
     assert "ours / HF Trainer" in capsys.readouterr().out
+
+
+def test_facts_whose_prompts_are_questions(in_one_process, tiny_model, tmp_path, monkeypatch):
+    read = []
+    once = training_speed._token_mean_facts
+    monkeypatch.setattr(training_speed, "_token_mean_facts", lambda one: read.append(once(one)) or read[-1])
+    options = ["--base_model", str(tiny_model), "--facts", "world", "--num_facts", "6", "--micro_batch_size", "4"]
+    options += ["--precision", "32-true", "--repetitions", "1", "--only", "ours", "ours, padded", "--questions"]
+    training_speed.main([*options, "--output", str(tmp_path)])
+    result = json.loads((tmp_path / "training_speed_32-true_questions_some.json").read_text())
+    assert list(result["contenders"]) == ["ours", "ours, padded"]
+    assert result["settings"]["facts"] == "world_questions.jsonl"
+    prompts = [fact.prompt for fact in read[0].prepared.facts]
+    assert prompts
+    assert all(prompt.startswith("Question: ") and prompt.endswith("? Answer:") for prompt in prompts)
 
 
 def test_some_contenders_never_replace_the_result_of_all(in_one_process, tiny_model, tmp_path, monkeypatch):
@@ -105,7 +123,7 @@ def test_scoring_is_compared_on_the_same_numbers(tiny_model, tmp_path, monkeypat
     scoring_speed.main(arguments)
     result = json.loads((tmp_path / "scoring_speed.json").read_text())
     assert result["largest_disagreement"] < 1e-5
-    assert set(result["ratios"]) == {"ours / bare forward", "ours / plain loop"}
+    assert set(result["ratios"]) == {"ours / ours, trees", "ours / bare forward", "ours / plain loop"}
     assert len(result["cached_setup_seconds"]) == 2
     wrong = scoring_speed.plain_loop
     monkeypatch.setattr(
@@ -135,7 +153,9 @@ def test_evaluation_is_timed_by_part_and_generation_on_the_same_answers(tiny_mod
     arguments = [*tiny, "--output", str(tmp_path)]
     evaluation_speed.main(arguments)
     result = json.loads((tmp_path / "evaluation_speed.json").read_text())
-    assert [row["questions_of_each_side"] for row in result["parts"]][:2] == [6 * (1 + 3 + 2), 6 * 2 * 2]
+    assert [row["prefix_tree"] for row in result["parts"]] == [False, True] * 3
+    asked, doubted = 6 * (1 + 3 + 2), 6 * 2 * 2
+    assert [row["questions_of_each_side"] for row in result["parts"]][:4] == [asked, asked, doubted, doubted]
     assert all(row["seconds"] > 0 for row in result["parts"])
     assert result["generation"]["prompts"] == 8
     greedy = evaluation_speed.greedy_answers

@@ -1,8 +1,9 @@
 import pytest
 import torch
 from architectures import ADAPTERS, ARCHITECTURES, trained
-from lit_semantic_peft.models import greedy_answers, greedy_continuations, prompt_cache
+from lit_semantic_peft.models import greedy_answers, greedy_continuations, prompt_cache, target_logits
 from lit_semantic_peft.models.library_versions import cache_argument
+from lit_semantic_peft.tokens import EncodedFact, collate, prefix_tree
 
 from fixtures.models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_mistral
 from fixtures.releases import answers_with_virtual_tokens
@@ -146,6 +147,24 @@ def test_continuations_equal_one_argmax_after_the_other(architecture, adapter, e
     answers = greedy_continuations(model, read(model, texts), rows, beginnings, MAX_NEW[:6], stop_ids=stop_ids)
     assert answers == [by_argmax(model, *pair, stop_ids) for pair in zip(beginnings, MAX_NEW, strict=False)]
     assert (answers != free) == ends
+
+
+@pytest.mark.parametrize("max_nodes", [512, 14])
+def test_continuations_of_a_tree_equal_one_argmax_after_the_other(max_nodes):
+    """Rows that begin alike share keys and values; what is continued may end anywhere in its row."""
+    model = trained(tiny_llama(), ADAPTERS["lora"]()).eval()
+    first, second = prompts()[1], prompts()[3]
+    facts = [(first, [5, 6]), (first[:4], [7]), (first[:4], [8, 9, 10]), (second, [11]), (first, [5, 12, 13])]
+    batch = collate([EncodedFact(tuple(prompt), tuple(more)) for prompt, more in facts], range(5), 0)
+    tree, cache = prefix_tree(batch, max_nodes), prompt_cache(model)
+    assert (len(tree.row) > 1) == (max_nodes == 14)
+    with torch.no_grad():
+        target_logits(model, batch, tree=tree, **{cache_argument(model): cache, "use_cache": True})
+    rows = [4, 1, 2, 3, 2]
+    said = [[5, 12], [], [8], [], [8, 20]]  # the last one left its target
+    beginnings = [[*facts[row][0], *more] for row, more in zip(rows, said, strict=True)]
+    answers = greedy_continuations(model, cache, rows, beginnings, MAX_NEW[:5], stop_ids=(), tree=tree)
+    assert answers == [by_argmax(model, *pair) for pair in zip(beginnings, MAX_NEW, strict=False)]
 
 
 def test_nobody_goes_on_from_a_cache_that_lacks_something():

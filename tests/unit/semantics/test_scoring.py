@@ -1,4 +1,5 @@
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.models import attach_adapter
+from lit_semantic_peft.models.fast_ways import FastWays, set_fast_ways
 from lit_semantic_peft.semantics import (
     ExpectedEmbeddingDistance,
     HiddenStateDistance,
@@ -18,7 +20,8 @@ from lit_semantic_peft.semantics import (
     scoring,
     target_pass,
 )
-from lit_semantic_peft.tokens import FactEncoder, collate
+from lit_semantic_peft.tokens import EncodedFact, FactEncoder, collate, prefix_tree
+from lit_semantic_peft.tokens.collate import joined
 from peft import LoraConfig, PromptTuningConfig
 
 from fixtures.models import byte_level_bpe, tiny_llama
@@ -207,6 +210,68 @@ def test_an_adapter_is_measured_and_can_be_switched_off(model, encoder, config):
     for name, values in base.distances.items():
         np.testing.assert_allclose(without.distances[name], values, atol=1e-6)
         assert np.abs(with_adapter.distances[name] - values).max() > 1e-3, name
+
+
+def of_sharing_facts(encoder):
+    facts = [
+        *FACTS,
+        Fact("h", "The capital of Mongolia is", "Ulaanbaatar"),
+        Fact("i", "The capital of France is", "Lund"),
+    ]
+    encoded = encoder.encode_facts(facts)
+    return collate(encoded, range(len(facts)), encoder.pad_id, with_end=False)
+
+
+@pytest.mark.parametrize("max_nodes", [20, 512])
+def test_a_tree_gives_what_the_padded_batch_gives(model, encoder, max_nodes):
+    """In double precision exactly; in single precision up to what another padding changes."""
+    batch = of_sharing_facts(encoder)
+    wider = joined([batch, collate([EncodedFact((5,) * 40, (6,))], [0], encoder.pad_id)], encoder.pad_id)
+    tree = prefix_tree(batch, max_nodes)
+    assert (len(tree.row) > 1) == (max_nodes == 20)
+    padded, packed = target_pass(model, batch), target_pass(model, batch, tree=tree)
+    rounding = (target_pass(model, wider).logits[: len(padded.logits)] - padded.logits).abs().max()
+    assert (packed.logits - padded.logits).abs().max() <= 4 * max(rounding, 1e-6)
+    assert torch.equal(packed.row, padded.row)
+    model = model.double()
+    padded, packed = target_pass(model, batch), target_pass(model, batch, tree=tree)
+    torch.testing.assert_close(packed.logits, padded.logits, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(packed.hidden, padded.hidden, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_facts_scored_by_trees_have_the_scores_of_padded_batches(model, encoder, batch_size):
+    """And fewer tokens run: the answers begin with what the targets' pass has shown."""
+    facts = [*FACTS, *(replace(fact, id=f"{fact.id}2", target="Lund") for fact in FACTS)]
+    tokens = dict.fromkeys((False, True), 0)
+
+    def count(_, given):
+        tokens[has_trees] += given[0].numel()
+
+    model.get_input_embeddings().register_forward_pre_hook(count)
+    found = {}
+    for has_trees in tokens:
+        found[has_trees] = score_facts(model, encoder, facts, DISTANCES, batch_size=batch_size, prefix_tree=has_trees)
+    padded, packed = found[False], found[True]
+    assert padded.base_answer == packed.base_answer
+    assert padded.is_known.tolist() == packed.is_known.tolist()
+    np.testing.assert_allclose(packed.base_nll, padded.base_nll, rtol=1e-5)
+    for name, values in padded.distances.items():
+        np.testing.assert_allclose(packed.distances[name], values, atol=1e-5)
+    assert tokens[True] < tokens[False]
+
+
+def test_trees_score_only_where_a_check_allowed_them(model, encoder, monkeypatch):
+    ran = []
+    monkeypatch.setattr(scoring, "cheaper_tree", lambda batch: ran.append(len(batch)))
+    score_facts(model, encoder, FACTS, DISTANCES)
+    assert not ran
+    set_fast_ways(model, FastWays(prefix_tree=False))
+    score_facts(model, encoder, FACTS, DISTANCES)
+    assert not ran
+    set_fast_ways(model, FastWays())
+    score_facts(model, encoder, FACTS, DISTANCES)
+    assert ran == [len(FACTS)]
 
 
 def test_a_model_that_projects_every_position_gives_the_same(model, encoder):

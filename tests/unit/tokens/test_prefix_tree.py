@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from lit_semantic_peft.tokens import EncodedFact, collate, prefix_tree
+from lit_semantic_peft.tokens import EncodedFact, cheaper_tree, collate, prefix_tree
 
 HIDDEN = -65504.0
 
@@ -49,6 +49,10 @@ def test_each_target_is_predicted_from_exactly_its_own_text(seed, max_nodes):
     else:
         longest = max(len(text) for text in expected)
         assert tree.row.shape[1] <= max(max_nodes, longest)
+    for row, ids in enumerate(batch.input_ids.tolist()):
+        length = int(batch.attention_mask[row].sum()) - 1
+        texts = [seen_text(tree, batch, flat) for flat in tree.path[row, :length].tolist()]
+        assert texts == [ids[:end] for end in range(1, length + 1)]
     diagonal = tree.is_visible.diagonal(dim1=1, dim2=2)
     assert diagonal.all(), "each node sees itself, padding too, so that no row of the attention is empty"
 
@@ -73,6 +77,12 @@ def test_a_row_without_target_is_not_fed():
     assert prefix_tree(collate([EncodedFact((8, 9), ())], [0], pad_id=0)) is None
     batch.attention_mask[0, 0] = 0
     assert prefix_tree(batch) is None
+
+
+def test_a_tree_that_saves_nothing_is_not_cheaper():
+    rows = [EncodedFact((5, 6), (7,)), EncodedFact((5, 8), (7,)), EncodedFact((9, 6), (7,))]
+    assert cheaper_tree(collate(rows[1:], range(2), pad_id=0)) is None
+    assert cheaper_tree(collate(rows, range(3), pad_id=0)).row.shape == (1, 5)
 
 
 def test_the_mask_of_a_window_is_cut_by_depth():
