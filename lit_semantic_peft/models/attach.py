@@ -15,15 +15,13 @@ from lit_semantic_peft.models.adapter_state import adapter_state_dict, load_expo
 from lit_semantic_peft.models.base_files import BaseModelSource, first_line
 from lit_semantic_peft.models.export import base_of
 from lit_semantic_peft.models.peft_bounds import BoundedMemory, refuse_unbounded
-from lit_semantic_peft.models.peft_settings import training_obstacle
+from lit_semantic_peft.models.peft_settings import start_that_embeddings_lack, training_obstacle
 from lit_semantic_peft.models.peft_traits import trained_tokens, traits_of
 from lit_semantic_peft.models.quantized import refuse_packed_reading
 from lit_semantic_peft.models.saved_adapter import read_adapter
 from lit_semantic_peft.models.targets import linear_module_names, suggestion, unmatched_names
 
 logger = logging.getLogger(__name__)
-
-_STARTS_OF_EMBEDDINGS = ("mica", "loftq")  # besides true and false
 
 
 def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
@@ -175,14 +173,13 @@ def _wrapped(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
 
 def _require_start(model: PeftModel, peft_config: PeftConfig) -> None:
     """Refuses a start of LoRA's factors that PEFT's embedding layers do not have: they take the default, unsaid."""
-    start = getattr(peft_config, "init_lora_weights", True)
-    if not isinstance(start, str) or start.lower() in _STARTS_OF_EMBEDDINGS:
+    if (start := start_that_embeddings_lack(peft_config)) is None:
         return
     layers = [name for name, module in model.named_modules() if getattr(module, "lora_embedding_A", None)]
     if layers:
         raise InputError(
-            f"`peft_config`: PEFT has no `init_lora_weights: {start}` for an embedding layer, and would start "
-            f"{layers[0].removeprefix('base_model.model.')} by default. Leave `init_lora_weights` out, or the layer "
+            f"`peft_config`: PEFT has no `{start}` for an embedding layer, and would start "
+            f"{layers[0].removeprefix('base_model.model.')} by default. Leave that setting out, or the layer "
             "out of `target_modules`."
         )
 

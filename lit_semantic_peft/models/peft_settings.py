@@ -20,6 +20,8 @@ _CHANGES_THE_BASE: Mapping[str, Callable[[Any], bool]] = {
     "kasa_config": bool,
 }
 
+_STARTS_OF_EMBEDDINGS = ("mica", "loftq")  # of LoRA's factors, besides true and false
+
 _NOT_TRAINED_WHOLLY: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "init_lora_weights": (
         lambda start: str(start).lower() == "eva",
@@ -48,6 +50,18 @@ OF_THE_TRAINING_ALONE = frozenset(
     {"init_lora_weights", "total_step", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight"}
 )
 """Settings that do not change what trained tensors mean: where they start, and AdaLoRA's schedule."""
+
+
+def start_that_embeddings_lack(peft_config: PeftConfig) -> str | None:
+    """The start of LoRA's factors that PEFT's embedding layers do not have, which would take the default, unsaid.
+
+    Args:
+        peft_config: Any configuration of `peft`.
+    """
+    start = getattr(peft_config, "init_lora_weights", True)
+    if not isinstance(start, str) or start.lower() in _STARTS_OF_EMBEDDINGS:
+        return None
+    return f"init_lora_weights: {start}"
 
 
 def settings_of(peft_config: PeftConfig) -> dict[str, str]:

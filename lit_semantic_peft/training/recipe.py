@@ -23,9 +23,9 @@ REFINING = 1 / 6
 
 _RATES = (
     (200e6, 4e-3, "tried in single runs"),
-    (600e6, 2e-3, "not tried"),
-    (2e9, 1e-3, "not tried"),
-    (10e9, 5e-4, "not tried"),
+    (600e6, 1e-3, "tried in single runs"),
+    (2e9, 5e-4, "not tried"),
+    (10e9, 3e-4, "not tried"),
     (math.inf, 2e-4, "not tried"),
 )
 """Most parameters of a base model, learning rate of LoRA under the recipe, and what it rests on."""
