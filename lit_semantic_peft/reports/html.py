@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from lit_semantic_peft.files import mark, refuse_foreign, write_text
 from lit_semantic_peft.reports.answers import gate_note, score_rows, side_effect_view
@@ -172,11 +173,19 @@ def _drawn(charts: dict[str, Chart], attempts: Attempts) -> dict[str, list[dict[
     return drawn
 
 
+def _code(text: str) -> Markup:
+    """Text in which what stands between backticks is shown as code."""
+    parts = (escape(part) for part in text.split("`"))
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
+
+
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("lit_semantic_peft.reports", package_path="."),
         autoescape=True,  # every value of the page is text unless this package says otherwise
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["code"] = _code
+    return environment

@@ -148,7 +148,7 @@ def _recall(summary: Summary) -> list[str]:
     begun = summary.begins_right
     if begun.before is not None and begun.after is not None:
         sentences.append(
-            f"Of {mean_percent(begun.after)} of them its answer begins with the target, whatever follows "
+            f"Its answer begins with the target, whatever follows, for {mean_percent(begun.after)} of them "
             f"({mean_percent(begun.before)} before, by the same judge: a base model goes on after an answer)."
         )
     sentences += _repetition(summary)

@@ -78,8 +78,8 @@ def _known(summary: Summary, limits: Thresholds) -> list[str]:
         return []
     lost = round((1 - known.mean) * known.num_facts)
     return [
-        f"{lost} of {known.num_facts} facts that the base model knew are lost ({percent(1 - known.mean)}): hold known "
-        "facts still by `model.retain: KnownFacts`."
+        f"{lost} of {known.num_facts} facts that the base model knew are lost ({percent(1 - known.mean)}). "
+        "`KnownFacts` in `model.retain` holds such facts still, the more, the larger its weight."
     ]
 
 
@@ -92,7 +92,8 @@ def _unrelated(summary: Summary, limits: Thresholds) -> list[str]:
         return []
     return [
         f"Unrelated text moved: its loss rose by {rise:.2f} nats per token, from {retention.nll_before:.2f} to "
-        f"{retention.nll_after:.2f}. Hold text still by `model.retain: OwnSamples`, or lower the learning rate."
+        f"{retention.nll_after:.2f}. `OwnSamples` in `model.retain` holds text still, the more, the larger its "
+        "weight; or lower the learning rate."
     ]
 
 
@@ -101,8 +102,8 @@ def _neighbours(summary: Summary, limits: Thresholds) -> list[str]:
     if locality is None or 1 - locality.mean <= limits.neighbours:
         return []
     return [
-        f"{percent(1 - locality.mean)} of the neighbouring questions are answered otherwise than before: hold them "
-        "still by `model.retain: Neighbours`."
+        f"{percent(1 - locality.mean)} of the neighbouring questions are answered otherwise than before. "
+        "`Neighbours` in `model.retain` holds them still."
     ]
 
 

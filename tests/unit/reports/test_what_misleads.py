@@ -112,7 +112,7 @@ def test_a_base_model_that_goes_on_is_not_called_ignorant(tmp_path):
     text = " ".join(summary_sentences(summarize(facts), facts))
     assert "generates 50 % of the kept facts exactly (0 % before)" in text
     assert (
-        "Of 100 % of them its answer begins with the target, whatever follows (50 % before, by the same judge" in text
+        "Its answer begins with the target, whatever follows, for 100 % of them (50 % before, by the same judge" in text
     )
 
 
