@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from experiments.benchmarks import evaluation_speed, scale, scoring_speed, training_speed
+from experiments.benchmarks import evaluation_speed, recipe_cost, scale, scoring_speed, training_speed
 
 
 @pytest.fixture
@@ -166,3 +166,20 @@ def test_evaluation_is_timed_by_part_and_generation_on_the_same_answers(tiny_mod
     monkeypatch.setattr(evaluation_speed, "greedy_answers", wrong_alone)
     with pytest.raises(SystemExit, match="answers differ between batches and one prompt at a time"):
         evaluation_speed.main(arguments)
+
+
+def test_what_a_step_of_the_recipe_costs(tiny_model, tmp_path, monkeypatch):
+    """Every arm trains, and the medians are those of its repetitions."""
+    monkeypatch.setattr(recipe_cost.torch, "set_num_threads", lambda _: None)  # the threads of the tests are theirs
+    monkeypatch.setattr(
+        recipe_cost, "_in_process", lambda arm, given: recipe_cost.measured(arm, given.base_model, given.num_steps)
+    )
+    settings = ["--num_steps", "6", "--repetitions", "1", "--output", str(tmp_path)]
+    recipe_cost.main(["--base_model", str(tiny_model), *settings])
+    result = json.loads((tmp_path / "recipe_cost.json").read_text())
+    assert list(result["medians"]) == ["plain_padded", "plain", "recipe_padded", "recipe"]
+    for arm, median in result["medians"].items():
+        (one,) = result["results"][arm]
+        assert median == {name: round(value, 3) for name, value in one.items()}
+        assert one["step_cpu_seconds"] > 0
+        assert one["peak_gb"] >= one["peak_gb_before"] > 0
