@@ -10,7 +10,7 @@ from lit_semantic_peft.lazy import attach
 if TYPE_CHECKING:
     from lit_semantic_peft import interference, metrics, semantics
     from lit_semantic_peft.audit import inspect
-    from lit_semantic_peft.callbacks import AdapterExport, FactReport, InterferenceMonitor
+    from lit_semantic_peft.callbacks import AdapterExport, FactReport, InterferenceMonitor, Refine
     from lit_semantic_peft.data import (
         BatchPlan,
         EncodingPlan,
@@ -52,6 +52,7 @@ _MODULE_OF = {
     "InterferenceMonitor": "callbacks",
     "InterferenceWeighting": "training",
     "KnowledgeDataModule": "data",
+    "Refine": "callbacks",
     "RunFolder": "reports",
     "SelectionPlan": "data",
     "SemanticPeftModule": "training",
@@ -82,6 +83,7 @@ __all__ = [
     "InterferenceMonitor",
     "InterferenceWeighting",
     "KnowledgeDataModule",
+    "Refine",
     "RunFolder",
     "SelectionPlan",
     "SemanticPeftModule",

@@ -1,10 +1,13 @@
 """Which settings teach these facts to this model: how long, how fast, in which forms, and what is held still."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from peft import LoraConfig, PeftConfig
+from torch.optim import AdamW, Optimizer
 
 from lit_semantic_peft.data.plans import FormsPlan
 from lit_semantic_peft.facts import Fact
@@ -53,6 +56,11 @@ class Recipe:
     forms: FormsPlan
     retain: tuple[HeldStill, ...]
     reasons: dict[str, str]
+
+    @property
+    def optimizer(self) -> Callable[[Iterable[Any]], Optimizer]:
+        """AdamW at this rate without weight decay, for the argument of `SemanticPeftModule`."""
+        return partial(AdamW, lr=self.learning_rate, weight_decay=0.0)
 
 
 def choose_recipe(
