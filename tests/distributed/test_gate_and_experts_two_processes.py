@@ -40,7 +40,7 @@ def answers(folder: str) -> dict[str, str]:
     return {row["prompt"]: row["answer"] for row in map(json.loads, lines)}
 
 
-@pytest.mark.parametrize("guarded", [GATE, EXPERTS], ids=["gate", "experts"])
+@pytest.mark.parametrize("guarded", [pytest.param(GATE, marks=pytest.mark.long), EXPERTS], ids=["gate", "experts"])
 def test_two_processes_train_and_answer_as_one(guarded, tiny_model, facts_file, monkeypatch):
     monkeypatch.setattr("sys.argv", ["lit-semantic-peft"])
     weighting = {"class_path": "lit_semantic_peft.semantics.Remoteness", "init_args": {"gamma": 8}}

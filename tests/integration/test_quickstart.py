@@ -31,9 +31,10 @@ def run(tmp_path_factory) -> RunFolder:
             str(QUICKSTART),
             "--trainer.default_root_dir=run",
             # By their own prompts alone facts are recalled in half of the steps that the recipe takes.
-            "--data.num_facts=96",
+            "--data.num_facts=64",
             "--recipe=plain",
             "--trainer.max_epochs=10",
+            "--interference.num_facts=16",
         ],
         cwd=folder,
         env={**os.environ, "LIT_SEMANTIC_PEFT_CACHE": str(cache)},
@@ -48,7 +49,7 @@ def run(tmp_path_factory) -> RunFolder:
 
 def test_the_kept_facts_are_recalled_and_were_unknown_before(run):
     summary = run.summary
-    assert summary.num_kept >= 60
+    assert summary.num_kept >= 40
     assert summary.dropped_by_reason["already_known"] > 0
     generated, forced = (summary.score(name).kept for name in ("efficacy", "efficacy_teacher_forced"))
     assert forced.before.mean == 0

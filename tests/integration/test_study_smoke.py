@@ -32,6 +32,7 @@ def finished(folder: Path) -> list[Path]:
     return results
 
 
+@pytest.mark.long
 def test_it_begins_on_the_real_model(tmp_path):
     """What fits into a minute: the runs that choose a learning rate, or some of them."""
     assert "3 missing" in study("list", tmp_path / "results"), "and the facts are chosen and scored"
