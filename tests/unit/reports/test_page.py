@@ -139,6 +139,25 @@ def test_the_page_works_by_keyboard_and_mouse(folder, tmp_path, width, dark):
 
 
 @pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_phone_shows_every_column_of_the_scores(tmp_path, write_run_folder, dark):
+    page_file = build_report(write_run_folder(tmp_path / "run", 96))
+    with Page(page_file, tmp_path / "profile", width=390, dark=dark) as page:
+        assert page.run("document.documentElement.scrollWidth - innerWidth") <= 0
+        cells = "[...document.querySelectorAll('.scores th, .scores td')]"
+        assert page.run(f"{cells}.length") > 20
+        card = "document.querySelector('.scores').closest('.card').getBoundingClientRect()"
+        outside = f"{cells}.filter((cell) => cell.getBoundingClientRect().right > {card}.right).length"
+        assert page.run(outside) == 0
+        assert page.run(f"{cells}.filter((cell) => cell.scrollWidth > cell.clientWidth).length") == 0
+        # Each number stands under the heading of its column.
+        lefts = "(row) => [...row.cells].slice(1).map((cell) => Math.round(cell.getBoundingClientRect().left))"
+        rows = page.run(f"[...document.querySelectorAll('.scores tr')].map({lefts})")
+        assert {tuple(row) for row in rows} == {tuple(rows[0])}
+        assert page.problems == []
+
+
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
 def test_ten_thousand_facts_scroll(tmp_path, write_run_folder):
     folder = write_run_folder(tmp_path / "run", 10_000, sampled=300)
     with Page(build_report(folder), tmp_path / "profile") as page:
