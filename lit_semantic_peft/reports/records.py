@@ -331,6 +331,7 @@ class FactCounts(Record):
         repetition: What the trained model answers most often.
         num_resisting: Kept facts that are not recalled or were pushed away; None where neither was measured.
         resisting: The worst of them, each with what goes with it.
+        num_retain: Facts of split `retain`, which must not change.
         scores: Every score that was measured, in the order of `SCORES`.
     """
 
@@ -344,6 +345,7 @@ class FactCounts(Record):
     repetition: Repetition | None = None
     num_resisting: int | None = None
     resisting: tuple[ResistingFact, ...] = ()
+    num_retain: int | None = None
     scores: tuple[ScoreRecord, ...] = ()
 
     def score(self, name: str) -> ScoreRecord:

@@ -23,12 +23,13 @@ def count_facts(facts: pa.Table, probes: pa.Table | None = None) -> FactCounts:
     Returns:
         Counts, and means over the facts where the value was measured.
     """
-    rows = [row for row in facts.to_pylist() if row["split"] in (None, "", "inject")]
+    all_rows = facts.to_pylist()
+    rows = [row for row in all_rows if row["split"] in (None, "", "inject")]
     kept = [row for row in rows if row["kept"] is not False]
     dropped = [row for row in rows if row["kept"] is False]
     reasons = Counter(row["drop_reason"] or "no reason given" for row in dropped)
     repetition = measure_repetition(kept)
-    resisting = find_resisting(kept, facts.to_pylist(), probes, repetition)
+    resisting = find_resisting(kept, all_rows, probes, repetition)
     is_measured = any(row[name] is not None for row in kept for name in OUTCOMES)
     is_pushed = [row["pushed_away"] for row in kept if row["pushed_away"] is not None]
     return FactCounts(
@@ -42,6 +43,7 @@ def count_facts(facts: pa.Table, probes: pa.Table | None = None) -> FactCounts:
         repetition=repetition,
         num_resisting=len(resisting) if is_measured else None,
         resisting=tuple(resisting[:MOST_LISTED]),
+        num_retain=sum(row["split"] == "retain" for row in all_rows),
         scores=score_records(kept, dropped),
     )
 

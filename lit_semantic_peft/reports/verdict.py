@@ -3,6 +3,7 @@
 The thresholds are `Thresholds`; none of them is a test of significance.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lit_semantic_peft.reports.phrases import percent
@@ -51,6 +52,7 @@ def verdict(summary: Summary, thresholds: Thresholds | None = None) -> list[str]
         *_recall(summary, limits),
         *_paraphrases(summary, limits),
         *_majority(summary, limits),
+        *_retain(summary),
     ]
 
 
@@ -137,3 +139,22 @@ def _majority(summary: Summary, limits: Thresholds) -> list[str]:
         f"{found.num_given} of {found.num_answers} facts get the same answer, which is right for {found.num_targets}: "
         "train longer, or balance the targets."
     ]
+
+
+def _retain(summary: Summary) -> list[str]:
+    if not summary.num_retain or not _names_no_retain_split(summary.config.get("model")):
+        return []
+    facts = "1 fact" if summary.num_retain == 1 else f"{summary.num_retain} facts"
+    return [
+        f"{facts} must not change (`split: retain`), but training did not hold them still: add `RetainSplit` to "
+        "`model.retain`."
+    ]
+
+
+def _names_no_retain_split(model: object) -> bool:
+    """Whether the model's settings say what is retained, and this is not the set's own split."""
+    settings = model.get("init_args", model) if isinstance(model, Mapping) else None
+    if not isinstance(settings, Mapping) or "retain" not in settings:
+        return False
+    sources = [source.get("class_path", "") for source in settings["retain"] or () if isinstance(source, Mapping)]
+    return all(source.rpartition(".")[2] != "RetainSplit" for source in sources)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Literal
 
 from lit_semantic_peft.reports.attempts import Attempts
+from lit_semantic_peft.reports.charts.dimensions import dimensions_before_after
 from lit_semantic_peft.reports.charts.distance import distance_histogram
 from lit_semantic_peft.reports.charts.interference import heat_map, heat_map_of_run, interference_history
 from lit_semantic_peft.reports.charts.kinds import Chart
@@ -27,10 +28,11 @@ class ChartEntry:
     name: str
     describe: Callable[[RunContents], Chart]
     plot: str
-    section: Literal["interference", "training"]
+    section: Literal["summary", "interference", "training"]
 
 
 CHARTS: tuple[ChartEntry, ...] = (
+    ChartEntry("dimensions", dimensions_before_after, "dimensions", "summary"),
     ChartEntry("distance_histogram", distance_histogram, "distance_histogram", "training"),
     ChartEntry("recall_before_after", recall_before_after, "recall", "training"),
     ChartEntry("recall_by_epoch", recall_by_epoch, "learning", "training"),

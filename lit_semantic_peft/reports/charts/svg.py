@@ -69,6 +69,9 @@ def _before_after(chart: BeforeAfterChart) -> Markup:
     def x(share: float) -> float:
         return left + share * (WIDTH - left - right)
 
+    spoken = [
+        f"{row.label}, {row.facts}: {percent(row.before)} before, {percent(row.after)} after" for row in chart.rows
+    ]
     parts = [
         Markup('<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="6" y2="{1}"/>'
                '<text x="{0:.1f}" y="{2}" text-anchor="middle">{3} %</text>').format(
@@ -82,11 +85,7 @@ def _before_after(chart: BeforeAfterChart) -> Markup:
             Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(left - 14, height_of_text, text)
             for height_of_text, text in ((y - 4, row.label), (y + 13, row.facts))
         ]
-        marks = [
-            Markup("<title>{}, {}: {} before, {} after</title>").format(
-                row.label, row.facts, percent(row.before), percent(row.after)
-            )
-        ]
+        marks = [Markup("<title>{}</title>").format(spoken[place])]
         if row.before is not None and row.after is not None:
             marks.append(
                 Markup('<line class="{} span" x1="{:.1f}" x2="{:.1f}" y1="{y}" y2="{y}"/>').format(
@@ -101,15 +100,16 @@ def _before_after(chart: BeforeAfterChart) -> Markup:
             marks.append(
                 Markup('<circle class="{} mark" cx="{:.1f}" cy="{}" r="6"/>').format(row.color, x(row.after), y)
             )
+            is_first = row.after < 0.05  # a centred number would touch the row's name
             marks.append(
-                Markup('<text class="value" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-                    x(row.after), y - 11, percent(row.after)
+                Markup('<text class="value" x="{:.1f}" y="{}" text-anchor="{}">{}</text>').format(
+                    x(row.after) - 6 * is_first, y - 11, "start" if is_first else "middle", percent(row.after)
                 )
             )
         if row.before is None and row.after is None:
             marks.append(Markup('<text x="{}" y="{}">not measured</text>').format(left, y + 4))
         parts.append(Markup("<g>{}</g>").format(Markup("").join(marks)))
-    return _svg(parts, chart.title, height)
+    return _svg(parts, f"{chart.title}. {'; '.join(spoken)}.", height)
 
 
 def _lines(chart: LineChart) -> Markup:

@@ -12,7 +12,7 @@ from lit_semantic_peft.reports import page_data as page_data_module
 from lit_semantic_peft.reports.charts import describe_charts
 from lit_semantic_peft.reports.charts.interference import interference_history, worst_measurement
 from lit_semantic_peft.reports.html import build_report, render_report
-from lit_semantic_peft.reports.records import InterferenceRecord, Summary
+from lit_semantic_peft.reports.records import InterferenceRecord, Sides, Summary
 from lit_semantic_peft.reports.run_folder import RunContents, RunFolder
 from lit_semantic_peft.reports.sections import tiles
 from lit_semantic_peft.reports.sentences import summary_sentences
@@ -62,6 +62,13 @@ def test_a_score_has_one_label_wherever_it_is_shown(run_folder):
     assert label["efficacy"] in console.file.getvalue()
     unmeasured = summary_sentences(replace(run.summary, scores=()), run.facts)
     assert f"Not measured: {label['efficacy']}." in unmeasured
+
+
+def test_scores_of_dropped_facts_have_columns_where_facts_were_dropped(run_folder):
+    run = run_folder.read()
+    assert "Dropped facts, after</th>" in render_report(run)
+    kept = tuple(replace(one, dropped=Sides()) for one in run.summary.scores)
+    assert "Dropped facts, after</th>" not in render_report(replace(run, summary=replace(run.summary, scores=kept)))
 
 
 def test_the_report_loads_nothing(run_folder):
@@ -188,6 +195,7 @@ def test_without_the_facts_there_is_no_report(run_folder):
 def test_scores_and_side_effects_are_shown(run_folder):
     page = build_report(run_folder).read_text(encoding="utf-8")
     section = page[page.index('<section id="learned"') : page.index('<section id="interference"')]
+    section = re.sub("</?span[^>]*>", "", section)
     for name in ("efficacy", "generalization", "locality_kl", "retention_nll_delta", "retention_known"):
         assert f"<code>{name}</code>" in section
     after = run_folder.summary.score("generalization").kept.after

@@ -1,13 +1,19 @@
 """The page as a user has it: in a real browser, by keyboard and mouse; and its logic alone, where Node is there."""
 
+import csv
+import io
 import json
 import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pytest
+from lit_semantic_peft.reports.compare import _without_formulas
 from lit_semantic_peft.reports.html import build_report
+from lit_semantic_peft.reports.page_data import fact_data, script_json
 from lit_semantic_peft.reports.run_folder import RunFolder
 
 from fixtures.browser import BROWSER, NO_BROWSER, Page
@@ -116,10 +122,38 @@ def test_the_page_works_by_keyboard_and_mouse(folder, tmp_path, width, dark):
         page.press("Escape")
         page.wait_for("location.hash === ''")
 
+        # What is shown can be had as a file, without a look at the network.
+        page.run("URL.createObjectURL = (blob) => { window.blob = blob; return 'about:blank'; }; 0")
+        page.run("addEventListener('click', (e) => { if (e.target.download) { e.preventDefault(); } }, true); 0")
+        page.run("HTMLAnchorElement.prototype.click = function () { window.file = this.download; }; 0")
+        page.point("#download", click=True)
+        page.wait_for("window.file !== undefined")
+        assert page.run("window.file") == "synthetic-2000 facts.csv"
+        assert len(list(csv.reader(io.StringIO(page.run("window.blob.text()"))))) == 2001
+
         # A view.
         page.run("document.getElementById('view').value = 'dropped'")
         page.run("document.getElementById('view').dispatchEvent(new Event('change'))")
         assert set(texts(page, ".c-status")) <= {"already known", "too far"}
+        assert page.problems == []
+
+
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_phone_shows_every_column_of_the_scores(tmp_path, write_run_folder, dark):
+    page_file = build_report(write_run_folder(tmp_path / "run", 96))
+    with Page(page_file, tmp_path / "profile", width=390, dark=dark) as page:
+        assert page.run("document.documentElement.scrollWidth - innerWidth") <= 0
+        cells = "[...document.querySelectorAll('.scores th, .scores td')]"
+        assert page.run(f"{cells}.length") > 20
+        card = "document.querySelector('.scores').closest('.card').getBoundingClientRect()"
+        outside = f"{cells}.filter((cell) => cell.getBoundingClientRect().right > {card}.right).length"
+        assert page.run(outside) == 0
+        assert page.run(f"{cells}.filter((cell) => cell.scrollWidth > cell.clientWidth).length") == 0
+        # Each number stands under the heading of its column.
+        lefts = "(row) => [...row.cells].slice(1).map((cell) => Math.round(cell.getBoundingClientRect().left))"
+        rows = page.run(f"[...document.querySelectorAll('.scores tr')].map({lefts})")
+        assert {tuple(row) for row in rows} == {tuple(rows[0])}
         assert page.problems == []
 
 
@@ -137,6 +171,35 @@ def test_ten_thousand_facts_scroll(tmp_path, write_run_folder):
         page.wait_for(f"{COUNT} !== '10000 facts'")
         assert page.run("performance.now()") - start < 5000
         assert page.problems == []
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", '=HYPERLINK("x","y")']
+
+
+@pytest.mark.skipif(NODE is None, reason="no Node in the path")
+def test_the_csv_holds_every_column_and_no_formula(tmp_path, write_run_folder):
+    folder = write_run_folder(tmp_path / "run", 40)
+    rows = folder.facts.to_pylist()
+    for row, text in zip(rows, [*FORMULAS, 'a "quoted", text', "two\nlines", "x = 1"], strict=False):
+        row["prompt"] = text
+    facts = pa.Table.from_pylist(rows, folder.facts.schema)
+    data = script_json({"facts": fact_data(facts), "heat": None, "probes": None})
+    program = tmp_path / "csv.js"
+    program.write_text(
+        f"{LOGIC.read_text()}\nprocess.stdout.write(pageLogic({data}).csv([...Array(40).keys()].reverse()));"
+    )
+    done = subprocess.run([NODE, str(program)], capture_output=True, check=True)
+    read = list(csv.DictReader(io.StringIO(done.stdout.decode(), newline="")))[::-1]
+    assert list(read[0]) == list(fact_data(facts)["kinds"])
+    pa_csv.write_csv(_without_formulas(facts.select(["prompt"])), tmp_path / "compared.csv")  # as `compare` does
+    with (tmp_path / "compared.csv").open(newline="") as file:
+        assert [one["prompt"] for one in read] == [one["prompt"] for one in csv.DictReader(file)]
+    assert [one["prompt"][0] for one in read[: len(FORMULAS)]] == ["'"] * len(FORMULAS)
+    for one, row in zip(read, rows, strict=True):
+        assert one["worst_aggressor"] == (row["worst_aggressor"] or "")
+        assert one["kept"] == str(row["kept"]).lower()
+        assert float(one["nll_after"]) == pytest.approx(row["nll_after"], rel=1e-3)
+        assert (one["net_transfer"] == "") == (row["net_transfer"] is None)
 
 
 @pytest.mark.skipif(NODE is None, reason="no Node in the path")

@@ -4,6 +4,7 @@ import io
 import re
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 from lit_semantic_peft.reports.html import build_report
 from lit_semantic_peft.reports.records import (
@@ -121,6 +122,37 @@ def test_summary_and_report_say_it_too(run_folder, known):
     for sentence in [said] if known < 1 else said or [NO_DAMAGE]:
         with_code = re.sub("`(.*?)`", r"<code>\1</code>", sentence)
         assert page.index(with_code) < page.index('class="tiles"')
+
+
+OTHERS = [{"class_path": "lit_semantic_peft.training.OwnSamples"}]
+HELD = [*OTHERS, {"class_path": "lit_semantic_peft.training.retain.retain_split.RetainSplit", "init_args": {}}]
+
+
+@pytest.mark.parametrize(
+    ("config", "is_said"),
+    [
+        ({"model": {"retain": None}}, True),
+        ({"model": {"retain": OTHERS}}, True),
+        ({"model": {"class_path": "SemanticPeftModule", "init_args": {"retain": []}}}, True),
+        ({"model": {"retain": HELD}}, False),
+        ({"model": {}}, False),  # not known
+        ({}, False),
+    ],
+)
+def test_facts_that_must_not_change_are_held_or_missed(run_folder, config, is_said):
+    facts = run_folder.facts
+    at = facts.column_names.index("split")
+    splits = ["retain", "retain", *facts.column("split").to_pylist()[2:]]
+    marked = facts.set_column(at, "split", pa.array(splits))
+    summary = summarize(marked, config=config)
+    assert summary.num_retain == 2
+    said = [line for line in verdict(summary) if "split: retain" in line]
+    assert said == (
+        ["2 facts must not change (`split: retain`), but training did not hold them still: add `RetainSplit` to "
+         "`model.retain`."] if is_said else []
+    )  # fmt: skip
+    assert not [line for line in verdict(summarize(facts, config=config)) if "split: retain" in line]
+    assert Summary.from_json(summary.to_json()) == summary
 
 
 def test_nothing_is_judged_where_nothing_was_measured(run_folder):
