@@ -15,7 +15,7 @@ from lit_semantic_peft.facts.forms import FormSource, Given, Question, Reversed,
 from lit_semantic_peft.facts.forms.frames import question_of, reversible
 from lit_semantic_peft.models import traits_of
 from lit_semantic_peft.models.peft_settings import is_plain_lora
-from lit_semantic_peft.training.retain import HeldStill, InputDirections, KnownFacts, OwnSamples
+from lit_semantic_peft.training.retain import HeldStill, InputDirections, KnownFacts, OwnSamples, RetainSplit
 
 PASSES = 16
 """Passes over the facts after which they are recalled in forms that were not taught."""
@@ -106,6 +106,8 @@ def choose_recipe(
         KnownFacts(weight=2.0, batch_size=6, every=2),
     )
     reasons["retain"] = "the base model's own samples keep unrelated text, known facts keep answers of the same kind"
+    if any(fact.split == "retain" for fact in facts):
+        retain = (*retain, RetainSplit(weight=1.0, batch_size=6, every=2))
     if is_plain_lora(peft_config):
         retain = (*retain, InputDirections(0.9))
     return Recipe(num_steps, num_refining, learning_rate, forms, retain, reasons)

@@ -69,3 +69,10 @@ def test_a_kind_of_form_is_taught_if_half_of_the_facts_bring_it(number, has_give
 def test_the_built_in_sets_have_templates():
     recipe = choose_recipe(facts(8, relation="capital"), SMALL, LoraConfig(), set_name="world")
     assert shares(recipe)["templates"] == 0.35
+
+
+def test_facts_that_must_not_change_are_held_still():
+    given = [*facts(4), replace(facts(1)[0], id="held", split="retain")]
+    recipe = choose_recipe(given, SMALL, LoraConfig())
+    assert [one.name for one in recipe.retain] == ["own_samples", "known_facts", "retain_split", "input_directions"]
+    assert "retain_split" not in [one.name for one in choose_recipe(given[:4], SMALL, LoraConfig()).retain]
