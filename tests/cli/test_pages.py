@@ -62,7 +62,7 @@ def test_there_is_something_to_try():
     assert len(commands()) >= 10
     assert len(configurations()) >= 6
     assert len(blocks("json")) == 2
-    assert len(blocks("python")) == 9
+    assert len(blocks("python")) == 8
 
 
 def test_the_readme_is_short():
