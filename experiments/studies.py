@@ -1,12 +1,15 @@
 """What the studies share before and after their runs: settings by name, exit status, tables, parts of pages."""
 
+import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.terminal import TextArgumentParser
+
+SettingT = TypeVar("SettingT")
 
 END = "<!-- End of what is made. -->"
 """Behind the part of a page that is made from results."""
@@ -113,6 +116,23 @@ def status_of_runs(run_all: Callable[[], int], **limits: float | None) -> int:
     except (Cancelled, KeyboardInterrupt):
         print("cancelled; the same command goes on where this one was", file=sys.stderr)
         return 1
+
+
+def run_missing(
+    run_all: Callable[[SettingT, int, float | None, Sequence[str]], int], setting: SettingT, options: argparse.Namespace
+) -> int:
+    """The exit status of `run` with the options of `study_parser` and `--only`.
+
+    Args:
+        run_all: Runs what is missing and gives how many runs failed.
+        setting: The setting.
+        options: The parsed arguments.
+    """
+    return status_of_runs(
+        lambda: run_all(setting, options.processes, options.minutes, options.only),
+        processes=options.processes,
+        minutes=options.minutes,
+    )
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> list[str]:

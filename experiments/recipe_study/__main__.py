@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.recipe_study.plan import load_setting, runs_of
-from experiments.studies import exit_status, print_results, status_of_runs, study_parser
+from experiments.studies import exit_status, print_results, run_missing, study_parser
 from experiments.study.results import ResultFolder
 
 COMMANDS = {
@@ -37,11 +37,7 @@ def _run(options: argparse.Namespace) -> int | None:
     if options.command == "run":
         from experiments.recipe_study.execute import run_all
 
-        return status_of_runs(
-            lambda: run_all(setting, options.processes, options.minutes, options.only),
-            processes=options.processes,
-            minutes=options.minutes,
-        )
+        return run_missing(run_all, setting, options)
     if options.command == "list":
         from experiments.recipe_study.execute import in_one_line
 
