@@ -104,12 +104,12 @@ def choose_recipe(
     learning_rate, reasons["learning_rate"] = _rate(num_parameters, peft_config)
     forms, reasons["forms"] = _forms(taught, set_name)
     retain: tuple[HeldStill, ...] = (
-        OwnSamples(weight=0.5, batch_size=2, length=16),
-        KnownFacts(weight=1.0, batch_size=3),
+        OwnSamples(weight=1.0, batch_size=4, length=16, every=2),
+        KnownFacts(weight=2.0, batch_size=6, every=2),
     )
     reasons["retain"] = "the base model's own samples keep unrelated text, known facts keep answers of the same kind"
     if any(fact.split == "retain" for fact in facts):
-        retain = (*retain, RetainSplit(weight=0.5, batch_size=3))
+        retain = (*retain, RetainSplit(weight=1.0, batch_size=6, every=2))
     if is_plain_lora(peft_config):
         retain = (*retain, InputDirections(0.9))
     scales_back = is_plain_lora(peft_config) and base_changing_setting(peft_config) is None
