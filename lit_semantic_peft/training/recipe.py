@@ -25,8 +25,8 @@ REFINING = 1 / 6
 """Share of the optimizer steps, the last ones, that teach once more the facts that resist."""
 
 _SMALL = 200e6
-"""Parameters up to which retained text is held in every second step, twice as much and harder: tried on one model each
-side."""
+"""Parameters up to which twice the text is held in every second step, with twice the pull; one model was tried on
+either side."""
 
 _RATES = (
     (_SMALL, 4e-3, "tried in single runs"),
