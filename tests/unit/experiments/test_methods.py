@@ -62,7 +62,7 @@ def test_every_family_has_a_recipe():
 
 
 @pytest.mark.parametrize("method", method_names())
-def test_a_recipe_trains_as_it_is(method, narrow_smollm2, facts_file, monkeypatch):
+def test_a_recipe_trains_as_it_is(method, narrow_smollm2, facts_file, shared_cache):
     """All but the base model, the facts and the length, which are a user's own."""
     text = (HERE / f"{method}.yaml").read_text(encoding="utf-8")
     assert f"lit-semantic-peft fit --config experiments/methods/{method}.yaml" in text
@@ -85,7 +85,7 @@ def test_a_recipe_trains_as_it_is(method, narrow_smollm2, facts_file, monkeypatc
 
 
 @pytest.mark.parametrize("method", ["flora", "ia3"])
-def test_a_recipe_is_a_configuration_of_fit(method, narrow_smollm2, monkeypatch):
+def test_a_recipe_is_a_configuration_of_fit(method, narrow_smollm2, shared_cache, monkeypatch):
     monkeypatch.setattr("sys.argv", ["lit-semantic-peft"])
     small = ["--data.num_facts=4", "--data.selection.filters=null", "--data.evaluation.retention=false"]
     given = [f"--config={HERE / method}.yaml", f"--model.base_model={narrow_smollm2}", *small]
