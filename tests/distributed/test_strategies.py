@@ -171,7 +171,7 @@ def test_a_process_that_dies_ends_the_job(settings):
     begun = time.monotonic()
     while not checkpoint.exists():
         assert job.poll() is None
-        assert time.monotonic() - begun < 120
+        assert time.monotonic() - begun < 240
         time.sleep(0.1)
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text(encoding="utf-8").split()
     ranks = [int(child) for child in children if b"lit_semantic_peft" in Path(f"/proc/{child}/cmdline").read_bytes()]
