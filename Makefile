@@ -72,6 +72,8 @@ wheel: $(STAMP)  ## dist/lit_semantic_peft-*.whl
 
 # Measured on 2 cores: environment 90 s, unit and command line 600 s, processes 220 s, real model and notebooks
 # 450 s. A slow machine takes half as long again.
+# What is imported is compiled once, though the environment may say otherwise: many processes import the same.
+test test-long test-sweep: export PYTHONDONTWRITEBYTECODE :=
 # One thread per worker: two workers share two cores. Of the processes' tests those of a file share what they made.
 PYTEST := $(BIN)/python -m pytest -q
 

@@ -1,6 +1,7 @@
 """What every test may use, and what none may leave behind."""
 
 import errno
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,16 @@ from fixtures.adapters import write_random_adapter
 from fixtures.bad_inputs import BadInput, Place, refuse
 from fixtures.facts import write_facts
 from fixtures.models import save_tiny_model
+from fixtures.plots import blank_plots
+
+# What is imported and collected stays: looking through it for garbage, again and again, takes a fifth of the time.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
 
 # Nothing here talks to a network; a test that tries fails at once instead of waiting.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -63,6 +74,35 @@ def clean_slate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     assert not (torch.distributed.is_available() and torch.distributed.is_initialized()), "process group left behind"
     assert torch.is_grad_enabled(), "gradients left disabled"
     assert not torch.are_deterministic_algorithms_enabled(), "deterministic mode left on"
+
+
+@pytest.fixture(scope="session")
+def _cache_of_many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def shared_cache(_cache_of_many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that are not about the cache: what others that use this have measured need not be measured again."""
+    monkeypatch.setenv("LIT_SEMANTIC_PEFT_CACHE", str(_cache_of_many))
+
+
+@pytest.fixture
+def own_cache(shared_cache: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """For the tests among those with a shared cache that are about it: one that is empty."""
+    monkeypatch.setenv("LIT_SEMANTIC_PEFT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def drawn_plots() -> None:
+    """For tests that look at a run's plots: they are drawn."""
+
+
+@pytest.fixture(autouse=True)
+def _blank_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `drawn_plots` the plots of a run are blank: drawing them takes a third of a tiny model's run."""
+    if "drawn_plots" not in request.fixturenames:
+        blank_plots(monkeypatch)
 
 
 @pytest.fixture

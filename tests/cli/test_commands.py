@@ -21,7 +21,6 @@ from lit_semantic_peft.training import SemanticPeftModule
 
 from fixtures.models import save_tiny_model
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 SMALL = [
     "--trainer.max_epochs=2",
     "--recipe=plain",
@@ -37,7 +36,7 @@ ONLY_FACTS = ["--data.evaluation.probes=[]", "--data.evaluation.retention=false"
 
 
 @pytest.fixture(autouse=True)
-def _own_arguments(monkeypatch):
+def _own_arguments(shared_cache, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["lit-semantic-peft"])
 
 
@@ -66,7 +65,7 @@ def test_fit_makes_the_report_once(settings, monkeypatch):
     assert made == [RunFolder("runs/one").paths.report]
 
 
-def test_fit_leaves_a_whole_run_folder(settings, capsys):
+def test_fit_leaves_a_whole_run_folder(settings, capsys, drawn_plots):
     status = main(
         [
             "fit",
@@ -174,7 +173,7 @@ def test_validate_test_predict_export_and_report_work_on_the_run(settings, tiny_
     assert report.is_file()
 
 
-def test_a_second_run_touches_no_model_in_setup(settings, monkeypatch):
+def test_a_second_run_touches_no_model_in_setup(settings, own_cache, monkeypatch):
     assert main(["fit", *settings, "--trainer.default_root_dir=runs/one"]) == 0
     import lit_semantic_peft.data.scoring as scoring
 
@@ -187,7 +186,7 @@ def test_a_second_run_touches_no_model_in_setup(settings, monkeypatch):
     assert one == two  # same seed, same machine, same bytes
 
 
-def test_a_shortened_evaluation_spoils_no_later_one(settings, capsys):
+def test_a_shortened_evaluation_spoils_no_later_one(settings, own_cache, capsys):
     assert main(["fit", *settings, "--trainer.limit_test_batches=1", "--trainer.default_root_dir=runs/short"]) == 0
     status = main(["fit", *settings, "--trainer.default_root_dir=runs/whole"])
     assert status == 0, capsys.readouterr().err
@@ -315,12 +314,10 @@ def test_score_takes_the_first_of_listed_devices(settings, monkeypatch):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_adapter(settings):
-    assert main(["fit", *settings, "--trainer.default_root_dir=runs/whole", "--model.schedule=constant"]) == 0
-    parts = [*settings, "--trainer.default_root_dir=runs/parts", "--model.schedule=constant"]
     # The warm-up is shorter for one epoch, so it is switched off in both.
-    for arguments in (parts,):
-        arguments.append("--model.warmup_ratio=0")
-    assert main(["fit", *settings, "--trainer.default_root_dir=runs/plain", *parts[-2:]]) == 0
+    settings = [*settings, "--model.schedule=constant", "--model.warmup_ratio=0"]
+    parts = [*settings, "--trainer.default_root_dir=runs/parts"]
+    assert main(["fit", *settings, "--trainer.default_root_dir=runs/plain"]) == 0
     assert main(["fit", *parts, "--trainer.max_epochs=1"]) == 0
     assert main(["fit", *parts, "--ckpt_path=last"]) == 0
     plain, resumed = (
@@ -425,21 +422,6 @@ def test_score_takes_the_configuration_of_the_run_that_it_looks_at(settings, cap
     assert main([*score, "--output=runs/one"]) == 2
     assert "`output` runs/one is the folder of a run" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
-
-
-@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.name)
-def test_every_shipped_configuration_runs(path, tiny_model, facts_file, capsys):
-    # One process here; the distributed tests start more.
-    overrides = [f"--model.base_model={tiny_model}", "--trainer.default_root_dir=runs/shipped", *SMALL]
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if config["data"]["facts"].endswith(".jsonl"):
-        overrides.append(f"--data.facts={EXPERIMENTS.parent / config['data']['facts']}")
-    else:
-        overrides.append("--data.num_facts=12")
-    assert main(["fit", f"--config={path}", *overrides]) == 0, capsys.readouterr().err
-    assert RunFolder("runs/shipped").paths.report.is_file()
-    launch = f"lit-semantic-peft fit --config experiments/{path.name}"
-    assert launch in path.read_text(encoding="utf-8")
 
 
 def test_help_is_quick():

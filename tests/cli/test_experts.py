@@ -19,7 +19,7 @@ EXPERTS = {
 
 
 @pytest.fixture
-def settings(tiny_model, facts_file, monkeypatch):
+def settings(tiny_model, facts_file, shared_cache, monkeypatch):
     """A configuration that would damage much, if it acted on all prompts."""
     monkeypatch.setattr("sys.argv", ["lit-semantic-peft"])
     written = {

@@ -16,7 +16,7 @@ GATE = {"class_path": "lit_semantic_peft.adapters.SubjectGate"}
 
 
 @pytest.fixture
-def settings(tiny_model, facts_file, monkeypatch):
+def settings(tiny_model, facts_file, shared_cache, monkeypatch):
     """A configuration that damages: at this rate the tiny model forgets whatever it said."""
     monkeypatch.setattr("sys.argv", ["lit-semantic-peft"])
     written = {

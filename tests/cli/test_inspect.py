@@ -79,7 +79,9 @@ def fit(tiny_model, facts_file, rate, **settings):
     )
 
 
-def test_a_guarded_fit_that_warns_ends_with_status_3_and_everything_written(tiny_model, facts_file, capsys):
+def test_a_guarded_fit_that_warns_ends_with_status_3_and_everything_written(
+    tiny_model, facts_file, shared_cache, capsys
+):
     assert fit(tiny_model, facts_file, 1.0) == 3
     assert "The audit warns" in capsys.readouterr().err
     run = Path("runs/one")
@@ -92,7 +94,7 @@ def test_a_guarded_fit_that_warns_ends_with_status_3_and_everything_written(tiny
     assert (run / "report.html").is_file()  # the evaluation came first
 
 
-def test_a_quiet_guard_goes_on(tiny_model, facts_file):
+def test_a_quiet_guard_goes_on(tiny_model, facts_file, shared_cache):
     assert fit(tiny_model, facts_file, 1.0, stop=False, facts=False) == 0
     kept = json.loads(Path("runs/one/inspection/inspection.json").read_text(encoding="utf-8"))
     assert (kept["verdict"], kept["given"]) == ("warns", None)

@@ -53,7 +53,7 @@ def facts_with_known_ones(facts_file):
 
 
 @pytest.mark.parametrize("guarded", [GATE, EXPERTS], ids=["gate", "experts"])
-def test_they_stay_as_they_were(guarded, knowing_model, facts_with_known_ones, monkeypatch):
+def test_they_stay_as_they_were(guarded, knowing_model, facts_with_known_ones, shared_cache, monkeypatch):
     monkeypatch.setattr("sys.argv", ["lit-semantic-peft"])
     settings = {
         "recipe": "plain",

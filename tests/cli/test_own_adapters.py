@@ -17,7 +17,7 @@ FLORA = {
 
 
 @pytest.fixture
-def fit(tiny_model, facts_file, monkeypatch):
+def fit(tiny_model, facts_file, shared_cache, monkeypatch):
     monkeypatch.setattr("sys.argv", ["lit-semantic-peft"])
     settings = {
         "recipe": "plain",

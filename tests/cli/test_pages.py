@@ -6,6 +6,7 @@ A block marked `console` is only shown: it installs, asks a hub, or needs machin
 import inspect
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,16 @@ import pytest
 import yaml
 from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.facts import read_facts
+from lit_semantic_peft.reports import RunFolder
 from transformers import AutoTokenizer
+
+from fixtures.facts import write_facts
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 SECTIONS = {"model", "data", "trainer"}
+SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
 
 
 def blocks(language: str) -> list[str]:
@@ -36,6 +41,11 @@ def commands() -> list[str]:
     text = "\n".join(blocks("bash")).replace("\\\n", " ")
     found = [line.split("#")[0].strip() for line in text.splitlines()]
     return sorted({line for line in found if line})
+
+
+def launch(path: Path) -> str:
+    """The command that runs a configuration; one process here, the distributed tests start more."""
+    return f"lit-semantic-peft fit --config experiments/{path.name}"
 
 
 def configurations() -> list[str]:
@@ -53,9 +63,21 @@ SMALL = [
 
 
 @pytest.fixture(autouse=True)
-def _in_a_copy(monkeypatch, tmp_path):
+def _in_a_copy(shared_cache, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["lit-semantic-peft"])
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, tmp_path_factory) -> Path:
+    """The folder of a run, which the commands on a finished run are given copies of."""
+    folder = tmp_path_factory.mktemp("trained")
+    facts = write_facts(folder / "facts.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lit-semantic-peft"])
+        run = [f"--trainer.default_root_dir={folder / 'run'}", f"--data.facts={facts}"]
+        assert main(["fit", *run, *SMALL, f"--model.base_model={tiny_model}"]) == 0
+    return folder / "run"
 
 
 def test_there_is_something_to_try():
@@ -75,20 +97,26 @@ def test_facts(text):
     assert len(read_facts("facts.jsonl").facts) == 1
 
 
-@pytest.mark.parametrize("command", commands())
-def test_commands(command, tiny_model, facts_file, capsys):
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_configuration_says_how_it_is_run(path):
+    assert launch(path) in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", sorted({*commands(), *map(launch, SHIPPED)}))
+def test_commands(command, tiny_model, facts_file, trained, capsys):
     program, *arguments = shlex.split(command)
     assert program == "lit-semantic-peft"
-    small = [*SMALL, f"--model.base_model={tiny_model}"]
+    # In the second epoch too, so that what is done between epochs is.
+    small = [*SMALL, "--trainer.max_epochs=2", f"--model.base_model={tiny_model}"]
     if "runs/NAME" in command:
-        run = ["--trainer.default_root_dir=runs/NAME", f"--data.facts={facts_file}"]
-        assert main(["fit", *run, *small]) == 0
-        small = []
+        shutil.copytree(trained, "runs/NAME")
+        small = ["--trainer.default_root_dir=runs/NAME"] if "--config" in arguments else []
     elif "own_facts" not in command:
         small.append("--data.num_facts=12")
     if arguments[0] == "score":
         small = [one for one in small if "max_epochs" not in one]
     assert main([*arguments, *small]) == 0, capsys.readouterr().err
+    assert arguments[0] != "fit" or len(list(Path("runs").glob("*/report.html"))) == 1
 
 
 @pytest.mark.parametrize("text", configurations())
@@ -113,8 +141,6 @@ def test_python(tiny_model, facts_file, monkeypatch):
     """The blocks one after the other: the trained run of the first is read and loaded by the others."""
     monkeypatch.setattr("lit_semantic_peft.training.recipe.FEWEST_STEPS", 6)
     monkeypatch.setattr("lit_semantic_peft.training.recipe.PASSES", 1)
-    from lit_semantic_peft.reports import RunFolder
-
     given = {
         "smollm2-135m": tiny_model,
         "HuggingFaceTB/SmolLM2-135M-Instruct": tiny_model,
@@ -155,8 +181,6 @@ def test_python(tiny_model, facts_file, monkeypatch):
 
 
 def test_early_stopping_by_configuration(tiny_model, facts_file):
-    from lit_semantic_peft.reports import RunFolder
-
     stopping = {
         "class_path": "lightning.pytorch.callbacks.EarlyStopping",
         "init_args": {"monitor": "val/nll", "patience": 1, "min_delta": 1e9},

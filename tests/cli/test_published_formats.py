@@ -13,7 +13,7 @@ TOWNS = ["Aro", "Belvan", "Cimt", "Dorraset", "Eln", "Fistrow"]
 
 
 @pytest.fixture(autouse=True)
-def _own_arguments(monkeypatch):
+def _own_arguments(shared_cache, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["lit-semantic-peft"])
 
 

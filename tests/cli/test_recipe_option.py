@@ -24,7 +24,7 @@ HELD = ["OwnSamples", "KnownFacts", "InputDirections"]
 
 
 @pytest.fixture
-def fit(tiny_model, facts_file, monkeypatch, capsys):
+def fit(tiny_model, facts_file, shared_cache, monkeypatch, capsys):
     """The configuration that a run writes, and what it says."""
     monkeypatch.setattr(sys, "argv", ["lit-semantic-peft"])
 

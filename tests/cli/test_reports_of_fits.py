@@ -28,7 +28,7 @@ def fit(tiny_model, monkeypatch, capsys):
     return run
 
 
-def test_what_needs_two_facts_is_not_measured_of_one(fit):
+def test_what_needs_two_facts_is_not_measured_of_one(fit, drawn_plots):
     folder, shown = fit(
         {"prompt": "The price ($_{USD) of Zorvex is", "target": "40", "relation": "price ($_{USD) in $"}
     )

@@ -12,6 +12,8 @@ from lightning.pytorch import Callback
 from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.reports import RunFolder
 
+from fixtures.facts import write_facts
+
 SETTINGS = [
     "--trainer.max_epochs=2",
     "--recipe=plain",
@@ -63,10 +65,32 @@ def fit(tiny_model, facts_file, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
 
     def run(name: str, *arguments: str, command: str = "fit") -> int:
-        base = [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", f"--data.cache_dir=cache/{name}"]
+        cache = f"--data.cache_dir=cache/{name.rstrip('0123456789')}"
+        base = [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", cache]
         return main([command, *base, *SETTINGS, f"--trainer.default_root_dir=runs/{name}", *arguments])
 
     return run
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, tmp_path_factory) -> Path:
+    """A folder with the run `run`, which `of_a_run` copies."""
+    folder = tmp_path_factory.mktemp("trained")
+    facts = write_facts(folder / "facts.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["lit-semantic-peft"])
+        base = [f"--model.base_model={tiny_model}", f"--data.facts={facts}", "--data.cache_dir=cache/run"]
+        assert main(["fit", *base, *SETTINGS, "--trainer.default_root_dir=runs/run"]) == 0
+    return folder
+
+
+@pytest.fixture
+def of_a_run(trained, fit):
+    """`fit`, where the run `run` is there."""
+    for name in ("runs", "cache"):
+        shutil.copytree(trained / name, name)
+    return fit
 
 
 def test_cut_off_anywhere(fit):
@@ -109,8 +133,7 @@ def test_a_training_whose_evaluation_fails_has_its_report(fit):
     assert folder.facts["efficacy_after"].null_count == len(folder.facts)
 
 
-def test_another_run_is_refused_with_what_differs(fit, tiny_model, capsys):
-    assert fit("run") == 0
+def test_another_run_is_refused_with_what_differs(of_a_run, tiny_model, capsys):
     before = {path: path.read_bytes() for path in Path("runs/run").rglob("*") if path.is_file()}
     other = Path("other")
     shutil.copytree(tiny_model, other)
@@ -126,30 +149,28 @@ def test_another_run_is_refused_with_what_differs(fit, tiny_model, capsys):
         ("--data.batches.micro_batch_size=3", "facts per optimizer step"),
     ):
         capsys.readouterr()
-        assert fit("run", "--ckpt_path=last", "--trainer.max_epochs=3", argument) == 2, argument
+        assert of_a_run("run", "--ckpt_path=last", "--trainer.max_epochs=3", argument) == 2, argument
         message = capsys.readouterr().err
         assert said in message, message
         assert "Traceback" not in message
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_an_adapter_of_another_strength_is_not_tested(fit, capsys):
+def test_an_adapter_of_another_strength_is_not_tested(of_a_run, capsys):
     """Its tensors fit; half of what they do would be measured."""
-    assert fit("run") == 0
     before = Path("runs/run/facts.parquet").read_bytes()
     for command in ("test", "validate"):
         capsys.readouterr()
-        assert fit("run", "--ckpt_path=last", "--model.peft_config.lora_alpha=2", command=command) == 2
+        assert of_a_run("run", "--ckpt_path=last", "--model.peft_config.lora_alpha=2", command=command) == 2
         assert "`model.peft_config.lora_alpha`: 8 in the checkpoint, 2 here" in capsys.readouterr().err
-    assert fit("run", "--ckpt_path=last", "--model.peft_config.lora_dropout=0", command="validate") == 0
+    assert of_a_run("run", "--ckpt_path=last", "--model.peft_config.lora_dropout=0", command="validate") == 0
     assert Path("runs/run/facts.parquet").read_bytes() == before
 
 
-def test_a_truncated_checkpoint_is_refused_by_name(fit, capsys):
-    assert fit("run") == 0
+def test_a_truncated_checkpoint_is_refused_by_name(of_a_run, capsys):
     last = Path("runs/run/checkpoints/last.ckpt")
     torch.load(last, weights_only=True)
     last.write_bytes(last.read_bytes()[:-1000])
     capsys.readouterr()
-    assert fit("run", "--ckpt_path=last") == 2
+    assert of_a_run("run", "--ckpt_path=last") == 2
     assert f"`ckpt_path` '{last}' cannot be read" in capsys.readouterr().err

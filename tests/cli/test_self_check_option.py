@@ -14,7 +14,7 @@ def test_the_option_turns_the_check_off_and_is_kept_with_the_run(words, tiny_mod
     monkeypatch.setattr(self_checks, "self_check", lambda *_, trains: asked.append(trains) or FastWays())
     monkeypatch.setattr("sys.argv", ["lit-semantic-peft"])
     settings = [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", *words, "--trainer.accelerator=cpu"]
-    run = ["--trainer.max_epochs=1", "--data.evaluation.probes=[]", "--data.evaluation.retention=false"]
+    run = ["--trainer.max_epochs=1", "--recipe=plain", "--data.evaluation={probes: [], retention: false}"]
     assert main(["score", *settings]) == 0
     assert main(["fit", *settings, *run, "--trainer.default_root_dir=runs/one"]) == 0
     assert asked == ([] if words else [False, True])

@@ -35,7 +35,7 @@ def facts():
     return path
 
 
-def test_what_is_taught_is_said_and_not_asked(tiny_model, facts):
+def test_what_is_taught_is_said_and_not_asked(tiny_model, facts, shared_cache):
     Path("forms.yaml").write_text(RECIPE)
     arguments = [f"--model.base_model={tiny_model}", f"--data.facts={facts}", "--trainer.default_root_dir=run"]
     quick = ["--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]

@@ -27,7 +27,7 @@ WANDB = ["--trainer.logger=lightning.pytorch.loggers.WandbLogger", "--trainer.lo
 
 
 @pytest.fixture(autouse=True)
-def _own_arguments(monkeypatch, tmp_path):
+def _own_arguments(shared_cache, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["lit-semantic-peft"])
     for name in ("WANDB_DIR", "WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
@@ -168,7 +168,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
 
 
-def test_metrics_table_plots_and_configuration_are_logged(settings):
+def test_metrics_table_plots_and_configuration_are_logged(settings, drawn_plots):
     settings = [*settings, "--report.wandb_all_columns=true"]
     before = set(Path().iterdir())
     assert fit_with_wandb(settings, "runs/wandb") == 0
@@ -404,28 +404,27 @@ def test_the_dashboard_recipe_names_what_is_logged(settings):
     assert documented - logged <= scores  # this model knows nothing that it could forget
 
 
-@pytest.mark.parametrize("command", ["score", "fit"])
-def test_without_its_logger_wandb_is_not_imported(command, settings):
-    own = ["--output=scores"] if command == "score" else ["--trainer.default_root_dir=runs/one"]
+def test_in_a_process_of_its_own(settings, tmp_path):
+    """Without its logger W&B is not imported; a refused run with it leaves no folder that blocks the next.
+
+    W&B writes once more when the process ends.
+    """
+    refused = tmp_path / "runs" / "refused"
+    missing = [*(one for one in settings if not one.startswith("--data.facts=")), "--data.facts=missing.jsonl"]
+    calls = [
+        (0, ["score", *settings, "--output=scores"]),
+        (0, ["fit", *settings, "--trainer.default_root_dir=runs/one"]),
+        (2, ["fit", *missing, *WANDB, f"--trainer.default_root_dir={refused}"]),
+    ]
     program = (
         "import sys\n"
         "from lit_semantic_peft.__main__ import main\n"
-        f"assert main({[command, *settings, *own]!r}) == 0\n"
-        "sys.exit('wandb is imported' if 'wandb' in sys.modules else 0)\n"
+        f"for status, arguments in {calls!r}:\n"
+        "    assert 'wandb' not in sys.modules\n"
+        "    assert main(arguments) == status, arguments\n"
+        "assert 'wandb' in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_a_refused_run_leaves_no_folder_that_blocks_the_next(settings, tmp_path):
-    """In a process of its own: W&B writes once more when the process ends."""
-    arguments = [one for one in settings if not one.startswith("--data.facts=")]
-    folder = tmp_path / "runs" / "refused"
-    done = subprocess.run(
-        [sys.executable, "-m", "lit_semantic_peft", "fit", *arguments, *WANDB, "--data.facts=missing.jsonl",
-         f"--trainer.default_root_dir={folder}"],
-        capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert not folder.exists()
+    assert not refused.exists()

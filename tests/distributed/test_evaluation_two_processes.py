@@ -1,24 +1,15 @@
 """Two processes that evaluate one adapter give the scores of one process."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.evaluation.scores import SCORES
 from lit_semantic_peft.reports import RunFolder
 
+from fixtures.processes import run_commands
+
 pytestmark = pytest.mark.distributed
 
 _RATIOS = [score for score in SCORES if score.name not in ("efficacy_probability", "locality_kl")]
-
-
-def run(*arguments: str) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    program = [sys.executable, "-m", "lit_semantic_peft", *arguments]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_two_processes_give_the_scores_of_one(tiny_model, facts_file):
@@ -40,7 +31,7 @@ def test_two_processes_give_the_scores_of_one(tiny_model, facts_file):
     adapter = ["--model.adapter=runs/fit/adapter"]
     assert main(["test", *settings, *one_process, *adapter, "--trainer.default_root_dir=runs/one"]) == 0
     two_processes = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-    run("test", *settings, *two_processes, *adapter, "--trainer.default_root_dir=runs/two")
+    run_commands(2, ["test", *settings, *two_processes, *adapter, "--trainer.default_root_dir=runs/two"])
 
     one, two = RunFolder("runs/one"), RunFolder("runs/two")
     left, right = one.facts.to_pylist(), two.facts.to_pylist()

@@ -1,9 +1,6 @@
-"""A gate and experts under two processes that really start: trained and asked as in one."""
+"""A gate and experts under two processes: trained and asked as in one."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,8 @@ from lit_semantic_peft.adapters.anchors import ANCHORS_FILE
 from lit_semantic_peft.models.export import GATE_FILE
 from lit_semantic_peft.reports import RunFolder
 from safetensors.numpy import load_file
+
+from fixtures.processes import run_commands
 
 pytestmark = pytest.mark.distributed
 
@@ -26,13 +25,6 @@ EXPERTS = {
     }
 }
 PROMPTS = ["The capital of Aro is", "The capital of Japan is", "The river of the town of Belvan is", "It is the", "In"]
-
-
-def run(*arguments: str) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    program = [sys.executable, "-m", "lit_semantic_peft", *arguments]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=580, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def answers(folder: str) -> dict[str, str]:
@@ -68,7 +60,12 @@ def test_two_processes_train_and_answer_as_one(guarded, tiny_model, facts_file, 
     )  # fmt: skip
     # 12 facts in steps of 8: a whole step, and a partial one that leaves the ranks unequal work.
     assert main(["fit", *one, "--trainer.default_root_dir=runs/one"]) == 0
-    run("fit", *two, "--trainer.default_root_dir=runs/two")
+    asked = ["--model.adapter=runs/two/adapter", f"--data.prompts={json.dumps(PROMPTS)}"]
+    run_commands(
+        2,
+        ["fit", *two, "--trainer.default_root_dir=runs/two"],
+        ["predict", *two, *asked, "--trainer.default_root_dir=runs/both"],
+    )
     left, right = (load_file(f"runs/{name}/adapter/adapter_model.safetensors") for name in ("one", "two"))
     assert left.keys() == right.keys()
     for key in left:
@@ -84,8 +81,6 @@ def test_two_processes_train_and_answer_as_one(guarded, tiny_model, facts_file, 
         assert guards.score("locality").kept.after.mean == 1
         rows = RunFolder(f"runs/{name}").facts.to_pylist()
         assert sum(row["nll_after"] - row["nll_before"] for row in rows) < -0.5
-    asked = ["--model.adapter=runs/two/adapter", f"--data.prompts={json.dumps(PROMPTS)}"]
     assert main(["predict", *one, *asked, "--trainer.default_root_dir=runs/alone"]) == 0
-    run("predict", *two, *asked, "--trainer.default_root_dir=runs/both")
     assert answers("runs/both") == answers("runs/alone")
     assert len(answers("runs/both")) == len(PROMPTS)

@@ -31,10 +31,11 @@ def run(tmp_path_factory) -> RunFolder:
             str(QUICKSTART),
             "--trainer.default_root_dir=run",
             # By their own prompts alone facts are recalled in half of the steps that the recipe takes.
-            "--data.num_facts=64",
+            "--data.num_facts=40",
             "--recipe=plain",
-            "--trainer.max_epochs=10",
+            "--trainer.max_epochs=8",
             "--interference.num_facts=16",
+            "--interference.every_n_epochs=4",
         ],
         cwd=folder,
         env={**os.environ, "LIT_SEMANTIC_PEFT_CACHE": str(cache)},
@@ -49,7 +50,7 @@ def run(tmp_path_factory) -> RunFolder:
 
 def test_the_kept_facts_are_recalled_and_were_unknown_before(run):
     summary = run.summary
-    assert summary.num_kept >= 40
+    assert summary.num_kept >= 25
     assert summary.dropped_by_reason["already_known"] > 0
     generated, forced = (summary.score(name).kept for name in ("efficacy", "efficacy_teacher_forced"))
     assert forced.before.mean == 0
@@ -65,7 +66,7 @@ def test_the_kept_facts_are_recalled_and_were_unknown_before(run):
 def test_it_stays_within_memory_and_measures_interference_as_it_grows(run):
     summary = run.summary
     assert summary.peak_memory_gb < 4
-    assert [record.epoch for record in summary.interference] == [0, 5, 10]
+    assert [record.epoch for record in summary.interference] == [0, 4, 8]
     assert summary.interference[-1].conflict_rate > summary.interference[0].conflict_rate
 
 

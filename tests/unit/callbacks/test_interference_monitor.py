@@ -29,6 +29,8 @@ from peft import LoraConfig
 from fixtures.clock import Clock
 from fixtures.training import fit
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 NUM_FACTS = 12  # of the file; 12 facts in micro-batches of 4, two per step: steps of 8 and 4
 
 

@@ -15,6 +15,8 @@ from lit_semantic_peft.training import OwnSamples
 
 from fixtures.training import assert_same_trajectory, fit, is_same_adapter
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 RESISTING = [1, 4, 6]
 TRAINED = list(range(12))
 

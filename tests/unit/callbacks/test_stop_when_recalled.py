@@ -11,6 +11,8 @@ from lit_semantic_peft.tokens import collate
 
 from fixtures.training import fit, is_same_adapter
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 STOPPING, OWN = "val/stopping_efficacy_teacher_forced", "val/efficacy_teacher_forced"
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 
+import pytest
 import torch
 from experiments.benchmarks import interference_validity, subject
 from lit_semantic_peft.interference import gradient_matrix, predicted_change
@@ -35,6 +36,7 @@ def test_the_benchmark_runs(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "interference_validity.json").is_file()
 
 
+@pytest.mark.long  # the shorter test above holds the matrix to the losses it predicts
 def test_victims_learn_better_without_the_aggressors_that_the_matrix_names():
     """Two facts contradict each of three others; trained to the end, where they cannot all be right."""
     _, facts, pad_id = interference_validity.tiny(24)

@@ -28,6 +28,21 @@ FAMILIES = {
     *("lora", "dora", "rslora", "adalora", "ia3", "oft", "boft", "loha", "lokr", "vera", "fourierft", "hra"),
     *("ln_tuning", "prompt", "prefix", "p_tuning", "trainable_tokens", "flora"),
 }
+# Of each way to adapt one; the types of adapters are tested one by one in `unit/models`.
+DIFFERENT = {
+    "lora",
+    "dora",
+    "adalora",
+    "ia3",
+    "oft",
+    "loha",
+    "vera",
+    "fourierft",
+    "ln_tuning",
+    "prompt",
+    "prefix",
+    "flora",
+}
 
 
 @pytest.fixture(scope="session")
@@ -59,10 +74,13 @@ def setting(tmp_path, narrow_smollm2, monkeypatch):
 def test_every_family_has_a_recipe():
     assert set(method_names()) >= FAMILIES
     assert method_names()[0] == "lora"
+    assert set(method_names()) >= DIFFERENT
 
 
-@pytest.mark.parametrize("method", method_names())
-def test_a_recipe_trains_as_it_is(method, narrow_smollm2, facts_file, monkeypatch):
+@pytest.mark.parametrize(
+    "method", [name if name in DIFFERENT else pytest.param(name, marks=pytest.mark.long) for name in method_names()]
+)
+def test_a_recipe_trains_as_it_is(method, narrow_smollm2, facts_file, shared_cache):
     """All but the base model, the facts and the length, which are a user's own."""
     text = (HERE / f"{method}.yaml").read_text(encoding="utf-8")
     assert f"lit-semantic-peft fit --config experiments/methods/{method}.yaml" in text
@@ -85,7 +103,7 @@ def test_a_recipe_trains_as_it_is(method, narrow_smollm2, facts_file, monkeypatc
 
 
 @pytest.mark.parametrize("method", ["flora", "ia3"])
-def test_a_recipe_is_a_configuration_of_fit(method, narrow_smollm2, monkeypatch):
+def test_a_recipe_is_a_configuration_of_fit(method, narrow_smollm2, shared_cache, monkeypatch):
     monkeypatch.setattr("sys.argv", ["lit-semantic-peft"])
     small = ["--data.num_facts=4", "--data.selection.filters=null", "--data.evaluation.retention=false"]
     given = [f"--config={HERE / method}.yaml", f"--model.base_model={narrow_smollm2}", *small]

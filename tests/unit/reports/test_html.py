@@ -37,7 +37,7 @@ class Tags(HTMLParser):
         self.seen.append((tag, dict(attrs)))
 
 
-def test_the_report_is_written_beside_its_plots_and_the_same_twice(run_folder):
+def test_the_report_is_written_beside_its_plots_and_the_same_twice(run_folder, drawn_plots):
     path = build_report(run_folder.path)
     assert path == run_folder.paths.report
     assert (run_folder.paths.plots / "recall.png").is_file()
@@ -160,7 +160,7 @@ def test_long_texts_are_cut_in_the_page_and_it_says_so(tmp_path, write_run_folde
     assert re.search(r"Texts longer than \d+ characters are cut", page)
 
 
-def test_what_was_not_measured_is_called_so(run_folder):
+def test_what_was_not_measured_is_called_so(run_folder, drawn_plots):
     for path in (run_folder.paths.probes, run_folder.paths.interference, run_folder.paths.config):
         path.unlink()
     run_folder.write_summary(Summary(96, 96, 0))
@@ -177,7 +177,7 @@ def test_recall_that_is_zero_by_construction_is_called_so(run_folder):
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_hardly_any_facts_are_no_error(tmp_path, count):
+def test_hardly_any_facts_are_no_error(tmp_path, drawn_plots, count):
     folder = RunFolder(tmp_path / "run")
     write_fact_table(folder.paths.facts, {"fact_id": ["a"][:count], "prompt": ["p"][:count], "target": ["t"][:count]})
     write_interference(folder.paths.interference, np.ones((count, count)), np.arange(count))

@@ -15,6 +15,8 @@ from lit_semantic_peft.reports.records import Estimate, InterferenceRecord, Rete
 from lit_semantic_peft.reports.run_folder import RunContents
 from matplotlib.text import Text
 
+pytestmark = pytest.mark.usefixtures("drawn_plots")
+
 FORMULA = "price ($_{USD) in $"
 
 

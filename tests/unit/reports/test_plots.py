@@ -16,6 +16,8 @@ from lit_semantic_peft.reports.records import Summary
 from lit_semantic_peft.reports.run_folder import RunContents
 from matplotlib.image import imread
 
+pytestmark = pytest.mark.usefixtures("drawn_plots")
+
 
 def test_every_plot_is_drawn_and_drawn_the_same_twice(run_folder):
     charts = describe_charts(run_folder.read())

@@ -7,7 +7,7 @@ import torch
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.models.generation import greedy_answers
-from lit_semantic_peft.models.sampling import Sampling, sampled_answers
+from lit_semantic_peft.models.sampling import Sampling, free_samples, sampled_answers
 from lit_semantic_peft.semantics import STRATA, ScoringContext, Strata, StrataFilter, strata_of, with_strata
 from lit_semantic_peft.tokens import FactEncoder
 
@@ -119,7 +119,11 @@ def test_samples_follow_the_distribution(context):
     with torch.no_grad():
         logits = context.model(torch.tensor([prompt])).logits[0, -1]
     p = (logits / 1.5).softmax(dim=-1)
-    answers = sampled_answers(context.model, [prompt], [1], Sampling(3000, 1.5), pad_id=0, stop_ids=())[0]
+    sampling = Sampling(100, 1.5)
+    alone = sampled_answers(context.model, [prompt], [1], sampling, pad_id=0, stop_ids=())[0]
+    together = {"temperature": 1.5, "seed": sampling.seed, "pad_id": 0, "stop_ids": (), "batch_size": 500}
+    answers = free_samples(context.model, prompt, 3000, 1, **together)
+    assert answers[:100] == alone  # the same samples, however they are drawn
     count = torch.bincount(torch.tensor(answers).flatten(), minlength=len(p)).float()
     largest = p.topk(10).indices
     standard_error = (p * (1 - p) / 3000).sqrt()

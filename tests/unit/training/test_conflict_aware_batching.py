@@ -11,6 +11,8 @@ from lit_semantic_peft.training.interference_aware.conflict_aware_batching impor
 
 from fixtures.training import CONTRADICTING, assert_same_adapter, fit
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 
 def random_severity(rng, num_facts, density):
     upper = np.triu(rng.random((num_facts, num_facts)) * (rng.random((num_facts, num_facts)) < density), 1)

@@ -23,6 +23,8 @@ from peft import LoraConfig
 
 from fixtures.training import assert_same_adapter, fit, is_same_adapter, with_retained
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 LATE = {"filters": [RandomFilter(0.5, seed=3)], "deferred_from_epoch": 2}
 FOUR_EPOCHS = {"max_epochs": 4}
 

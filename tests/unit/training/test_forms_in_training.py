@@ -14,6 +14,8 @@ from peft import LoraConfig
 
 from fixtures.training import assert_same_trajectory, build, build_data, fit, fit_ramped, is_same_adapter
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 FORMS = {"sources": [Question(0.4), Cloze(0.2), Reversed(0.2)]}
 
 

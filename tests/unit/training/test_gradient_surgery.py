@@ -11,6 +11,8 @@ from lit_semantic_peft.training.interference_aware.gradient_surgery import surge
 
 from fixtures.training import CONTRADICTING, WEIGHTED, assert_same_adapter, fit, is_same_adapter, losses
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 
 def pcgrad(gradients: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Algorithm 1 as it stands, on the vectors themselves."""

@@ -12,6 +12,8 @@ from lit_semantic_peft.training.loss_weights import LossWeights
 
 from fixtures.training import CONTRADICTING, WEIGHTED, assert_same_adapter, fit, is_same_adapter, losses
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 
 def test_a_step_does_what_was_predicted_and_the_worst_fact_gains(tiny_model, contradiction):
     """Both sides are known half: one plain step of descent, three against one, undoes the one."""

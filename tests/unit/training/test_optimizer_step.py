@@ -18,6 +18,8 @@ from peft import AdaLoraConfig
 from fixtures.models import save_tiny_model
 from fixtures.training import Ramp, build, build_data, build_module, build_trainer, fit_ramped
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 ONE_BY_ONE = {"micro_batch_size": 1, "data": {"weighting": Ramp(5)}, "trainer": {"max_epochs": 1}}
 """Each fact is an optimizer step of its own; five have no weight."""
 

@@ -22,6 +22,8 @@ from peft import AdaLoraConfig
 
 from fixtures.training import WEIGHTED, build, build_trainer, fit, is_same_adapter, with_retained
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 
 def optimizer_of(kind, **settings):
     return {"optimizer": partial(kind, **settings)}

@@ -26,6 +26,8 @@ from peft import PrefixTuningConfig
 
 from fixtures.training import assert_same_adapter, fit, is_same_adapter
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 FAR = Remoteness(gamma=8.0)
 
 
