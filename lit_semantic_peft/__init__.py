@@ -10,7 +10,7 @@ from lit_semantic_peft.lazy import attach
 if TYPE_CHECKING:
     from lit_semantic_peft import interference, metrics, semantics
     from lit_semantic_peft.audit import inspect
-    from lit_semantic_peft.callbacks import AdapterExport, FactReport, InterferenceMonitor, Refine
+    from lit_semantic_peft.callbacks import AdapterExport, FactReport, InterferenceMonitor, Refine, ScaleBack
     from lit_semantic_peft.data import (
         BatchPlan,
         EncodingPlan,
@@ -54,6 +54,7 @@ _MODULE_OF = {
     "KnowledgeDataModule": "data",
     "Refine": "callbacks",
     "RunFolder": "reports",
+    "ScaleBack": "callbacks",
     "SelectionPlan": "data",
     "SemanticPeftModule": "training",
     "build_report": "reports",
@@ -85,6 +86,7 @@ __all__ = [
     "KnowledgeDataModule",
     "Refine",
     "RunFolder",
+    "ScaleBack",
     "SelectionPlan",
     "SemanticPeftModule",
     "__version__",

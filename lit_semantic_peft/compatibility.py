@@ -296,6 +296,13 @@ RULES: tuple[Rule, ...] = (
             ("ConflictAwareBatching", "which facts share a step"),
         )
     ),
+    Rule(
+        "`ScaleBack`",
+        "adapters other than LoRA, DoRA, and `peft_config` that changes the base model",
+        "`ScaleBack` multiplies LoRA's change of the base model by a factor; `{peft_config}` here changes it in other "
+        "ways. Leave it out.",
+        lambda s: s.has("ScaleBack") and not (s.is_plain_lora and s.base_changing_setting is None),
+    ),
     # ------------------------------------------------------- what is held still
     Rule(
         "`model.retain`",

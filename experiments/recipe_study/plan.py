@@ -31,6 +31,7 @@ class Way:
         is_recipe: Whether `--recipe auto` fills what `config` leaves open; else plain LoRA.
         steps: Optimizer steps as a multiple of the recipe's own number.
         refines: Whether the last of them teach once more the facts that resist, in the recipe's own share.
+        scales_back: Whether the adapter is scaled down at the end, as far as no taught text is lost.
         config: What it sets itself, in the form of a user's YAML.
         about: What it is, in a few words.
     """
@@ -39,6 +40,7 @@ class Way:
     is_recipe: bool
     steps: float = 1.0
     refines: bool = False
+    scales_back: bool = False
     config: Mapping[str, Any] | None = None
     about: str = ""
 
@@ -215,6 +217,7 @@ def config_of(
     trainer["callbacks"] = [{"class_path": "experiments.recipe_study.recorder.Recorder"}]
     if run.way.is_recipe:
         config["recipe"] = "auto"
+        config["scale_back"] = run.way.scales_back
         for section, key in (("model", "optimizer"), ("model", "retain"), ("data", "forms")):
             del config[section][key]
     else:

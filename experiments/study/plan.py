@@ -313,7 +313,7 @@ def keyed(config: Mapping[str, Any]) -> dict[str, Any]:
         config: As `config_of` gives it.
     """
     model = {name: value for name, value in config["model"].items() if (name, value) != ("prefix_tree", False)}
-    return {**config, "model": model}
+    return {name: value for name, value in config.items() if (name, value) != ("scale_back", False)} | {"model": model}
 
 
 def is_group(value: Any) -> TypeGuard[Mapping[str, Any]]:

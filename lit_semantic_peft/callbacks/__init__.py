@@ -11,6 +11,7 @@ from lit_semantic_peft.callbacks.loss_weights import LossWeightDistribution
 from lit_semantic_peft.callbacks.preflight import Preflight
 from lit_semantic_peft.callbacks.progress import ProgressLog, StepBar
 from lit_semantic_peft.callbacks.refine import Refine
+from lit_semantic_peft.callbacks.scale_back import ScaleBack
 from lit_semantic_peft.callbacks.stop_when_recalled import StopWhenRecalled
 from lit_semantic_peft.callbacks.training_rate import TrainingRate
 from lit_semantic_peft.callbacks.wandb_logger import NonBlockingWandbLogger
@@ -28,6 +29,7 @@ __all__ = [
     "Preflight",
     "ProgressLog",
     "Refine",
+    "ScaleBack",
     "StepBar",
     "StopWhenRecalled",
     "TrainingRate",

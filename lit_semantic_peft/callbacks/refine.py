@@ -4,16 +4,12 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
-from lit_semantic_peft.data.loaders import text_loader
+from lit_semantic_peft.callbacks.recalled import recalled_texts
 from lit_semantic_peft.data.second_pass import SecondPass
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.metrics import PerFactMean
-from lit_semantic_peft.models.undisturbed import undisturbed
-from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.training import SemanticPeftModule
 from lit_semantic_peft.training.identity import TrainingCallback
 
@@ -114,19 +110,9 @@ def _resisting(trainer: Trainer, module: SemanticPeftModule) -> tuple[tuple[int,
     Returns:
         All of them; and those that are not recalled in their own prompt.
     """
-    data = module.data
-    prepared, forms = data.prepared, data.prepared.forms
-    texts_of = {row: {row, *forms.stopping[row]} for row in prepared.trained_index(trainer.current_epoch)}
+    prepared = module.data.prepared
+    texts_of = {row: {row, *prepared.forms.stopping[row]} for row in prepared.trained_index(trainer.current_epoch)}
     texts = sorted({text for texts in texts_of.values() for text in texts})
-    batches = text_loader(
-        prepared, data.encoder.pad_id, texts, data.batches.eval_batch_size,
-        world_size=trainer.world_size, rank=trainer.global_rank,
-    )  # fmt: skip
-    recalled = PerFactMean(len(forms.texts)).to(module.device)
-    with undisturbed(module.model), torch.no_grad(), trainer.precision_plugin.val_step_context():
-        for batch in batches:
-            batch = batch.to(module.device)
-            recalled.update(score_targets(module.model, batch).is_recalled, batch.text_index)
-    is_recalled = (recalled.compute() == 1).tolist()
+    is_recalled = recalled_texts(trainer, module, texts).tolist()
     resisting = tuple(row for row, texts in texts_of.items() if not all(is_recalled[text] for text in texts))
     return resisting, frozenset(row for row in resisting if not is_recalled[row])

@@ -40,6 +40,7 @@ _CHOOSING = Group(
     {
         "recipe": ("NAME", "auto chooses steps, learning rate, forms and what is held still, where not given; plain"),
         "refine": ("STEPS", "steps at the end that teach once more the facts that resist"),
+        "scale_back": ("BOOL", "scale the adapter down at the end, as far as its facts stay recalled"),
         "seed_everything": ("N", "of the adapter's start and of all that is random"),
         "self_check": ("BOOL", "ask a model first whether the fast ways are right for it"),
     },

@@ -26,6 +26,7 @@ from lit_semantic_peft.callbacks import (
     InterferenceMonitor,
     NonBlockingWandbLogger,
     Refine,
+    ScaleBack,
     StepBar,
 )
 from lit_semantic_peft.cli.early import DEFAULT_RUN, run_exists
@@ -97,6 +98,13 @@ class SemanticPeftCLI(LightningCLI):
             help="How many optimizer steps after `trainer.max_steps` teach once more the facts that resist, and repeat "
             "the others: `trainer.callbacks.Refine`. Left out, the recipe decides it where it decides the steps, else "
             "none. Of `fit` only.",
+        )
+        parser.add_argument(
+            "--scale_back",
+            type=bool | None,
+            default=None,
+            help="Whether the adapter is scaled down at the end of training, as far as no taught text is lost: "
+            "`trainer.callbacks.ScaleBack`. Left out, the recipe decides it, else it is not. Of `fit` only.",
         )
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
         parser.add_lightning_class_args(AdapterExport, "export")
@@ -200,6 +208,8 @@ class SemanticPeftCLI(LightningCLI):
             callbacks = [*callbacks, Refine(num_refining)]
             if config["max_steps"] >= 0:  # else Refine is refused
                 config["max_steps"] += num_refining
+        if self.config[self.subcommand].scale_back and self.subcommand == "fit":
+            callbacks = [*callbacks, ScaleBack()]
         given = [*callbacks, *(config.get("callbacks") or [])]
         if config.get("enable_progress_bar") in (None, True) and not any(isinstance(one, ProgressBar) for one in given):
             callbacks = [*callbacks, StepBar()]

@@ -41,6 +41,7 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
     open_settings = {
         "trainer.max_steps": length_is_open,
         "refine": refines,
+        "scale_back": config.scale_back is None and not _has(config.trainer, "ScaleBack"),
         "model.optimizer": config.model.optimizer is None,
         "data.forms": config.data.forms.sources is None,
         "model.retain": config.model.retain is None,
@@ -58,7 +59,7 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
         if open_settings[key]:
             filled.update(value, key)
             logger.info("  %s: %s — %s", key, said, reason)
-        elif key != "refine" or config.refine is not None:
+        elif key not in ("refine", "scale_back") or config[key] is not None:
             logger.info("  %s: as you set it", key)
     completed: Namespace = parser.parse_object(filled)
     return completed
@@ -66,11 +67,15 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
 
 def _decides_its_steps(trainer: Namespace) -> bool:
     """Whether something decides when ordinary training ends, or which facts share a step: `Refine` is refused then."""
-    given = trainer.callbacks or []
-    names = {str(one.get("class_path", "")).rpartition(".")[2] for one in given if isinstance(one, Namespace)}
     limit = trainer.limit_train_batches
     cuts_epochs = limit is not None and (isinstance(limit, int) or limit != 1.0)
-    return cuts_epochs or bool(names & {"StopWhenRecalled", "ConflictAwareBatching", "Refine"})
+    return cuts_epochs or _has(trainer, "StopWhenRecalled", "ConflictAwareBatching", "Refine")
+
+
+def _has(trainer: Namespace, *names: str) -> bool:
+    """Whether one of these callbacks is given."""
+    given = [one for one in trainer.callbacks or [] if isinstance(one, Namespace)]
+    return any(str(one.get("class_path", "")).rpartition(".")[2] in names for one in given)
 
 
 def _obstacle_to_retaining(config: Namespace, peft_config: PeftConfig) -> str | None:
@@ -126,6 +131,7 @@ def _as_settings(recipe: Recipe, *, refines: bool) -> dict[str, tuple[Any, str, 
     return {
         "trainer.max_steps": (num_ordinary, str(num_ordinary), in_all + recipe.reasons["num_steps"]),
         "refine": (num_refining, str(num_refining), recipe.reasons["num_refining"]),
+        "scale_back": (recipe.scales_back, str(recipe.scales_back).lower(), recipe.reasons["scales_back"]),
         "model.optimizer": (optimizer, f"AdamW, lr {recipe.learning_rate:g}", recipe.reasons["learning_rate"]),
         "data.forms": (forms, taught, recipe.reasons["forms"]),
         "model.retain": ([_described(one) for one in recipe.retain], held, recipe.reasons["retain"]),

@@ -84,6 +84,17 @@ def test_no_step_refines_where_it_is_not_wanted(fit, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("given", "expected", "is_scaled"),
+    [([], "scale_back: true — facts are trained beyond", True), (["--scale_back=false"], "as you set it", False)],
+)
+def test_the_adapter_is_scaled_back_unless_told_otherwise(fit, given, expected, is_scaled):
+    config, said = fit("--trainer.max_steps=2", *given)
+    assert config["scale_back"] is is_scaled
+    assert expected in said
+    assert ("The adapter is scaled to" in said) == is_scaled
+
+
+@pytest.mark.parametrize(
     ("setting", "value", "expected"),
     [
         ("callbacks", [Namespace(class_path="lit_semantic_peft.callbacks.StopWhenRecalled")], True),

@@ -73,6 +73,7 @@ BROKEN = [
     ({**REFINED, "limit_train_batches": 3}, "`Refine` needs whole epochs"),
     ({**REFINED, "callbacks": frozenset({"Refine", "StopWhenRecalled"})}, "when ordinary training ends: use one"),
     ({**REFINED, "callbacks": frozenset({"Refine", "ConflictAwareBatching"})}, "which facts share a step: use one"),
+    ({"callbacks": frozenset({"ScaleBack"}), "is_plain_lora": False}, "`LoraConfig` here changes it in other ways"),
     ({"is_online": True, "reads_distance": True, "distance_needs_answers": True, "distance": "R"}, "R needs generated"),
 ]
 

@@ -47,6 +47,14 @@ def test_a_larger_model_has_a_lower_rate_and_a_method_its_own():
     assert choose_recipe(facts(4), SMALL, IA3Config()).reasons["learning_rate"].endswith("IA3")
 
 
+@pytest.mark.parametrize(
+    ("adapter", "expected"),
+    [(LoraConfig(), True), (LoraConfig(use_dora=True), False), (LoraConfig(bias="all"), False), (IA3Config(), False)],
+)
+def test_only_what_is_proportional_to_a_factor_is_scaled_back(adapter, expected):
+    assert choose_recipe(facts(4), SMALL, adapter).scales_back is expected
+
+
 def test_forms_are_what_the_facts_bring():
     plain = choose_recipe(facts(8, question=None, subject=""), SMALL, LoraConfig())
     assert shares(plain) == {"question": 0.15}  # the prompt made into a question
