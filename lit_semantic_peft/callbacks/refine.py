@@ -95,7 +95,7 @@ class Refine(TrainingCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.resisting, self.own_prompts = state_dict["resisting"], frozenset(state_dict["own_prompts"])
+        self.resisting, self.own_prompts = state_dict["resisting"], frozenset(state_dict.get("own_prompts", ()))
 
     def _plan(self, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, SemanticPeftModule)

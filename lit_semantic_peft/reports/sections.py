@@ -60,7 +60,7 @@ def tiles(summary: Summary) -> list[dict[str, str]]:
 
 
 def about_line(summary: Summary) -> str:
-    """The line under the page's title: adapter, base model, size, date.
+    """The line under the page's title: adapter, base model, size, scale, date.
 
     Args:
         summary: The run's numbers.
@@ -68,6 +68,8 @@ def about_line(summary: Summary) -> str:
     parts = [part for part in (summary.peft_type, summary.base_model) if part]
     if summary.trainable_parameters is not None:
         parts.append(f"{summary.trainable_parameters:,} trained parameters".replace(",", "\u202f"))
+    if summary.scaled_back is not None:
+        parts.append(f"scaled back to {summary.scaled_back:.0%}")
     if summary.created:
         parts.append(summary.created.replace("T", " ")[:16])
     return " · ".join(parts)

@@ -24,8 +24,12 @@ FEWEST_STEPS = 96
 REFINING = 1 / 6
 """Share of the optimizer steps, the last ones, that teach once more the facts that resist."""
 
+_SMALL = 200e6
+"""Parameters up to which twice the text is held in every second step, with twice the pull; one model was tried on
+either side."""
+
 _RATES = (
-    (200e6, 4e-3, "tried in single runs"),
+    (_SMALL, 4e-3, "tried in single runs"),
     (600e6, 1e-3, "tried in single runs"),
     (2e9, 5e-4, "not tried"),
     (10e9, 3e-4, "not tried"),
@@ -103,13 +107,14 @@ def choose_recipe(
     reasons["num_refining"] = "the last steps teach once more the facts that resist, and repeat the others"
     learning_rate, reasons["learning_rate"] = _rate(num_parameters, peft_config)
     forms, reasons["forms"] = _forms(taught, set_name)
+    every = 2 if num_parameters <= _SMALL else 1
     retain: tuple[HeldStill, ...] = (
-        OwnSamples(weight=0.5, batch_size=2, length=16),
-        KnownFacts(weight=1.0, batch_size=3),
+        OwnSamples(weight=0.5 * every, batch_size=2 * every, length=16, every=every),
+        KnownFacts(weight=1.0 * every, batch_size=3 * every, every=every),
     )
     reasons["retain"] = "the base model's own samples keep unrelated text, known facts keep answers of the same kind"
     if any(fact.split == "retain" for fact in facts):
-        retain = (*retain, RetainSplit(weight=0.5, batch_size=3))
+        retain = (*retain, RetainSplit(weight=0.5 * every, batch_size=3 * every, every=every))
     if is_plain_lora(peft_config):
         retain = (*retain, InputDirections(0.9))
     scales_back = is_plain_lora(peft_config) and base_changing_setting(peft_config) is None

@@ -92,6 +92,8 @@ def test_the_adapter_is_scaled_back_unless_told_otherwise(fit, given, expected, 
     assert config["scale_back"] is is_scaled
     assert expected in said
     assert ("The adapter is scaled to" in said) == is_scaled
+    summary = json.loads(Path("run/summary.json").read_text(encoding="utf-8"))
+    assert (summary.get("scaled_back") is not None) == is_scaled
 
 
 @pytest.mark.parametrize(
