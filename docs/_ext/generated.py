@@ -98,7 +98,7 @@ def commands() -> str:
 
 def _help(*arguments: str) -> str:
     said = io.StringIO()
-    width, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), "100"
+    width, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), "96"
     try:
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
             command_line.main(arguments)

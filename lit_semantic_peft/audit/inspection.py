@@ -109,6 +109,11 @@ class Inspection:
         """Whether any signal is above its limit."""
         return bool(self.warnings)
 
+    def _verdict(self) -> str:
+        if all(signal.value is None for signal in self.signals):
+            return "no rule could be applied"
+        return "warns" if self.warns else "nothing above its limit"
+
     def to_json(self) -> dict[str, Any]:
         """The findings as plain data, without where the adapter lies."""
         parts = {name: getattr(self, name) for name in ("weights", "bank", "neutral", "builtin", "given", "watch")}
@@ -117,7 +122,7 @@ class Inspection:
             "sha256": self.sha256,
             "base_model": self.base_model,
             "num_parameters": self.num_parameters,
-            "verdict": "warns" if self.warns else "nothing above its limit",
+            "verdict": self._verdict(),
             "signals": [signal.to_json() for signal in self.signals],
             "remarks": list(self.remarks),
             **{name: None if part is None else part.to_json() for name, part in parts.items()},

@@ -4,17 +4,16 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
 from lit_semantic_peft.audit.inspection import Inspection
 from lit_semantic_peft.audit.weights import LayerUpdate, WeightFindings
-from lit_semantic_peft.audit.wording import findings, number, signal_rows, verdict_text
+from lit_semantic_peft.audit.wording import caution, findings, number, signal_rows, verdict_text, warning_sentences
 from lit_semantic_peft.files import mark, refuse_foreign, write_json, write_text
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.reports.charts.kinds import Color, LineChart, Series
 from lit_semantic_peft.reports.charts.png import PLOT, draw_figure, save_png
 from lit_semantic_peft.reports.charts.svg import draw_svg
-from lit_semantic_peft.reports.phrases import percent, unbroken
+from lit_semantic_peft.reports.environment import environment
+from lit_semantic_peft.reports.phrases import percent, signed, unbroken
 
 JSON_FILE, PAGE_FILE, PICTURE = "inspection.json", "inspection.html", "weights"
 
@@ -22,6 +21,7 @@ CARD_BEGIN, CARD_END = "<!-- audit -->", "<!-- end of audit -->"
 
 _COLORS: tuple[Color, ...] = ("blue", "orange", "green", "purple", "sand", "grey")
 _MOST_ROWS = 200
+_MOST_TOKENS = 24
 
 
 def write_inspection(inspection: Inspection, folder: str | Path) -> Path:
@@ -56,47 +56,44 @@ def render_page(inspection: Inspection) -> str:
     Args:
         inspection: The audit.
     """
-    environment = Environment(
-        loader=ChoiceLoader(
-            [
-                PackageLoader("lit_semantic_peft.audit", package_path="."),
-                PackageLoader("lit_semantic_peft.reports", "."),
-            ]
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     charts = weight_charts(inspection.weights)
-    return environment.get_template("inspection.html.j2").render(
-        mark=mark(PAGE_FILE),
-        name=inspection.name,
-        about=" · ".join(
-            filter(
-                None,
-                (inspection.weights.peft_type, inspection.base_model, f"SHA-256 {inspection.sha256[:16]}…"),
-            )
-        ),
-        verdict=verdict_text(inspection),
-        tiles=_tiles(inspection),
-        signals=signal_rows(inspection.signals),
-        sentences=[unbroken(sentence.strip()) for sentence in findings(inspection)],
-        remarks=inspection.remarks,
-        charts=[{"about": chart, "drawing": draw_svg(chart)} for chart in charts],
-        layers=inspection.weights.layers[:_MOST_ROWS],
-        num_layers=len(inspection.weights.layers),
-        bank=inspection.bank,
-        neutral=inspection.neutral,
-        parts=[
-            (title, found)
-            for title, found in (("Built-in facts", inspection.builtin), ("Given facts", inspection.given))
-            if found is not None
-        ],
-        watch=inspection.watch,
-        percent=percent,
-        most_rows=_MOST_ROWS,
-        json_file=JSON_FILE,
+    return (
+        environment("lit_semantic_peft.audit")
+        .get_template("inspection.html.j2")
+        .render(
+            mark=mark(PAGE_FILE),
+            name=inspection.name,
+            about_line=" · ".join(
+                filter(
+                    None,
+                    (inspection.weights.peft_type, inspection.base_model, f"SHA-256 {inspection.sha256[:16]}…"),
+                )
+            ),
+            verdict=verdict_text(inspection),
+            tiles=_tiles(inspection),
+            signals=signal_rows(inspection.signals),
+            warnings=list(map(unbroken, warning_sentences(inspection))),
+            caution=caution(inspection),
+            # Single facts have tables of their own.
+            sentences=[unbroken(sentence) for sentence in findings(inspection) if not sentence.startswith(" ")],
+            remarks=inspection.remarks,
+            charts=[{"about": chart, "drawing": draw_svg(chart)} for chart in charts],
+            layers=inspection.weights.layers[:_MOST_ROWS],
+            num_layers=len(inspection.weights.layers),
+            bank=inspection.bank,
+            neutral=inspection.neutral,
+            parts=[
+                (title, found)
+                for title, found in (("Built-in facts", inspection.builtin), ("Given facts", inspection.given))
+                if found is not None
+            ],
+            watch=inspection.watch,
+            percent=percent,
+            signed=signed,
+            most_rows=_MOST_ROWS,
+            most_tokens=_MOST_TOKENS,
+            json_file=JSON_FILE,
+        )
     )
 
 
@@ -166,15 +163,14 @@ def with_audit(card: str, inspection: Inspection) -> str:
 
 
 def _tiles(inspection: Inspection) -> list[dict[str, Any]]:
+    """What was measured; the table of the rules has the others."""
     return [
         {
             "label": signal.name.replace("_", " "),
-            "value": unbroken(
-                "not measured" if signal.value is None else number(signal.value, signal.unit).split(" nats")[0]
-            ),
-            "note": unbroken(f"limit {number(signal.limit, signal.unit)}; {signal.about}"),
-            "empty": signal.value is None,
+            "value": unbroken(number(signal.value, "share" if signal.unit == "share" else "")),
+            "note": unbroken(f"warns above {number(signal.limit, signal.unit)}"),
             "warns": signal.warns,
         }
         for signal in inspection.signals
+        if signal.value is not None
     ]

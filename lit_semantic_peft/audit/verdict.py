@@ -42,14 +42,22 @@ class Rule:
 
 
 RULES: dict[RuleName, Rule] = {
-    "unusual_weights": Rule(UNUSUAL, "standard deviations", "largest |z| of the weights beside the bank"),
-    "text_moved": Rule(0.1, "nats per token", "KL(base ‖ adapter) on neutral text"),
-    "known_lost": Rule(0.1, "share", "known facts that the base model answers rightly and the adapter wrongly"),
-    "known_replaced": Rule(0.05, "share", "known facts for which the adapter names the answer of another fact"),
-    "given_lost": Rule(0.05, "share", "facts of `facts` that the base model answers rightly and the adapter wrongly"),
-    "neighbours_moved": Rule(1.0, "nats per token", "KL(base ‖ adapter) on the neighbours of `facts`"),
-    "watch_broken": Rule(0, "", "answers of the watch list that held before and do not hold now"),
-    "groups_apart": Rule(math.log(2), "nats", "largest change of the log-odds between two groups beyond chance"),
+    "unusual_weights": Rule(
+        UNUSUAL, "standard deviations", "the most unusual number of the weights beside the bank, as |z|"
+    ),
+    "text_moved": Rule(
+        0.1, "nats per token", "how far the next-token probabilities moved on neutral text, as KL(base ‖ adapter)"
+    ),
+    "known_lost": Rule(0.1, "share", "of the built-in facts that the base model answers right, those now wrong"),
+    "known_replaced": Rule(0.05, "share", "of the same facts, those now answered with the answer of another fact"),
+    "given_lost": Rule(0.05, "share", "of the facts of `--facts` that the base model answers right, those now wrong"),
+    "neighbours_moved": Rule(1.0, "nats per token", "as `text_moved`, on questions beside the facts of `--facts`"),
+    "watch_broken": Rule(0, "", "answers of the watch list that held with the base model and no longer hold"),
+    "groups_apart": Rule(
+        math.log(2),
+        "nats",
+        "how far two groups of the watch list moved apart, beyond chance, as log-odds; log 2 doubles the odds",
+    ),
 }
 """The rules. Limits were set by hand, before any was measured."""
 

@@ -23,10 +23,40 @@ def verdict_text(inspection: Inspection) -> str:
         names = ", ".join(signal.name for signal in inspection.warnings)
         return f"The audit warns: {names}."
     measured = sum(signal.value is not None for signal in inspection.signals)
-    return (
-        f"None of the {measured} signals that were measured is above its limit. That is no proof that the adapter is "
-        "harmless."
-    )
+    if not measured:
+        return "No rule could be applied, so there is no verdict."
+    rules = "The one rule that was applied does not warn" if measured == 1 else f"None of {measured} rules warns"
+    return f"{rules}. That is no proof that the adapter is harmless."
+
+
+def warning_sentences(inspection: Inspection) -> list[str]:
+    """What each rule that warns found, a sentence each.
+
+    Args:
+        inspection: The audit.
+    """
+    return [
+        f"`{one.name}` is {number(one.value, one.unit)}, above the limit of "
+        f"{number(one.limit, one.unit if one.unit == 'share' else '')}: {one.about}."
+        for one in inspection.warnings
+        if one.value is not None
+    ]
+
+
+def caution(inspection: Inspection) -> str:
+    """How far the verdict reaches.
+
+    Args:
+        inspection: The audit.
+    """
+    if inspection.base_model is None:
+        return (
+            "Only the weights were looked at. All rules but `unusual_weights` need the base model; that one needs a "
+            "bank of your own adapters (`--bank`)."
+        )
+    if inspection.warns:
+        return "A warning says that something moved, not why: a careless training and an attack both lose known facts."
+    return "An attack that is quieter than the limits, or that shows only on a prompt that was not asked, is not found."
 
 
 def signal_rows(signals: Sequence[Signal]) -> list[tuple[str, str, str, str, str, str]]:
@@ -40,7 +70,7 @@ def signal_rows(signals: Sequence[Signal]) -> list[tuple[str, str, str, str, str
             signal.name,
             "not measured" if signal.value is None else number(signal.value, signal.unit),
             number(signal.limit, signal.unit),
-            "not measured" if signal.value is None else "warns" if signal.warns else "below",
+            "–" if signal.value is None else "warns" if signal.warns else "below",
             signal.about,
             signal.measured,
         )
@@ -67,12 +97,10 @@ def number(value: float, unit: str) -> str:
     """A signal's number with its unit.
 
     Example:
-        >>> number(0.25, "share"), number(3, ""), number(0.6931, "nats")
-        ('25 %', '3', '0.693 nats')
+        >>> number(0.25, "share"), number(3, ""), number(0.6931, "nats"), number(4.0, "standard deviations")
+        ('25 %', '3', '0.693 nats', '4 standard deviations')
     """
-    if unit == "share":
-        return percent(value)
-    return f"{value:.0f}" if not unit else f"{value:.3f} {unit}"
+    return percent(value) if unit == "share" else f"{value:.3g} {unit}".rstrip()
 
 
 def findings(inspection: Inspection) -> list[str]:
@@ -110,7 +138,7 @@ def _of_weights(inspection: Inspection) -> list[str]:
 def _of_neutral_text(inspection: Inspection) -> list[str]:
     if (neutral := inspection.neutral) is None:
         return []
-    tokens = ", ".join(repr(token) for token, _ in neutral.likelier[:_SHOWN])
+    tokens = ", ".join(repr(token.strip() or token) for token, _ in neutral.likelier[:_SHOWN])
     names = ", ".join(dict.fromkeys(name.name for name in neutral.names[:_SHOWN])) or "none"
     relations = ", ".join(f"{relation} ({count})" for relation, count in list(neutral.relations.items())[:_SHOWN])
     return [

@@ -69,7 +69,12 @@ class SemanticPeftCLI(LightningCLI):
         parser.usage = f"lit-semantic-peft {subcommand} [--config FILE] [--OPTION VALUE ...]"
         parser._action_groups.sort(key=lambda group: str(group.title).startswith("`lightning.pytorch.Trainer`"))
         for action in parser._actions:
-            if action.dest in ("ckpt_path", "print_config", "weights_only") or action.dest.startswith("trainer."):
+            if action.dest in (
+                "ckpt_path",
+                "print_config",
+                "seed_everything",
+                "weights_only",
+            ) or action.dest.startswith("trainer."):
                 action.help = words(action.dest, action.help or "")
             if action.dest == "print_config":
                 action.metavar = "\b[=full]"

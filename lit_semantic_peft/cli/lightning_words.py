@@ -5,6 +5,7 @@ import re
 _OURS = {
     "ckpt_path": "`last` for the newest checkpoint of the run folder, or the path of a checkpoint file.",
     "print_config": "Show what differs from the defaults, or every key, and stop.",
+    "seed_everything": "Seed of everything that is random; true draws one.",
     "weights_only": "Whether a checkpoint may hold nothing but tensors and plain values.",
     "trainer.logger": "Where scalars are logged. Null or true: a CSV file in the run folder; false: nowhere.",
     "trainer.max_epochs": "Stop after so many passes over the facts. Null: `max_steps` decides.",

@@ -1,5 +1,6 @@
 """What `score` measures and writes: scores, selection and, after a warm-up, conflicts."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -10,6 +11,13 @@ from lit_semantic_peft.data.doubtful import DoubtfulFact, doubtful_facts
 from lit_semantic_peft.data.encoders import encoder_of
 from lit_semantic_peft.data.prepare import base_model_of
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import (
+    Contradiction,
+    NearDuplicateGroup,
+    find_contradictions,
+    find_near_duplicates,
+    group_near_duplicates,
+)
 from lit_semantic_peft.files import write_json
 from lit_semantic_peft.models import BaseModel
 from lit_semantic_peft.reports import (
@@ -23,7 +31,16 @@ from lit_semantic_peft.reports import (
     write_fact_table,
     write_interference,
 )
+from lit_semantic_peft.reports.provenance import about_process
 from lit_semantic_peft.reports.run_folder import RunPaths
+from lit_semantic_peft.reports.score_records import (
+    ContradictionRecord,
+    Doubtful,
+    DoubtfulRecord,
+    DuplicatesRecord,
+    FilterRecord,
+    Findings,
+)
 from lit_semantic_peft.stopwatch import Stopwatch
 from lit_semantic_peft.training import SemanticPeftModule
 
@@ -43,6 +60,27 @@ class WarmUp:
     num_facts: int
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What `score` found.
+
+    Attributes:
+        prepared: The facts.
+        comparison: How the distances agree, and what predicts what a run learned.
+        conflicts: Which facts conflict; None where that was not measured.
+        doubtful: The facts that contradict what the base model knows with confidence, the surest first.
+        contradictions: Facts with the same prompt and different targets.
+        duplicates: Facts that nearly repeat each other, the largest group first.
+    """
+
+    prepared: PreparedFacts
+    comparison: DistanceComparison
+    conflicts: Conflicts | None
+    doubtful: Sequence[DoubtfulFact]
+    contradictions: Sequence[Contradiction]
+    duplicates: Sequence[NearDuplicateGroup]
+
+
 def score_into(
     folder: RunFolder,
     module: SemanticPeftModule,
@@ -50,7 +88,7 @@ def score_into(
     device: torch.device,
     warm_up: WarmUp | None = None,
     run: str | None = None,
-) -> tuple[PreparedFacts, DistanceComparison, Conflicts | None, list[DoubtfulFact]]:
+) -> Scored:
     """Scores and selects facts, compares the distances, measures conflicts, and writes tables and report.
 
     Args:
@@ -60,10 +98,6 @@ def score_into(
         device: Where the model runs.
         warm_up: None measures no conflicts.
         run: Folder of a finished run on these facts and this base model; None compares the distances alone.
-
-    Returns:
-        The facts; how the distances agree, and what predicts what the run learned; the conflicts; the facts that
-        contradict what the base model knows with confidence.
 
     Raises:
         InputError: If the facts or settings cannot be used, or the run had another base model.
@@ -92,11 +126,10 @@ def score_into(
             learning_rate=warm_up.learning_rate,
             num_facts=warm_up.num_facts,
         )
-    _write(folder, prepared, base, preparation.distances[0].name, conflicts)
-    write_json(folder.paths.distances, comparison.to_json(), RunPaths.distances.kind)
-    write_json(folder.paths.doubtful, {"facts": [asdict(fact) for fact in doubtful]}, RunPaths.doubtful.kind)
-    write_distance_plot(folder, comparison)
-    return prepared, comparison, conflicts, doubtful
+    groups = group_near_duplicates(find_near_duplicates(prepared.facts))
+    found = Scored(prepared, comparison, conflicts, doubtful, find_contradictions(prepared.facts), groups)
+    _write(folder, found, base, preparation.distances[0].name)
+    return found
 
 
 def _learned(run: RunFolder, base: BaseModel) -> dict[str, dict[str, bool]]:
@@ -112,17 +145,55 @@ def _learned(run: RunFolder, base: BaseModel) -> dict[str, dict[str, bool]]:
     return learned
 
 
-def _write(
-    folder: RunFolder, prepared: PreparedFacts, base: BaseModel, distance_name: str, conflicts: Conflicts | None
-) -> None:
-    columns = prepared.columns()
+def _write(folder: RunFolder, found: Scored, base: BaseModel, distance_name: str) -> None:
+    prepared, conflicts, paths = found.prepared, found.conflicts, folder.paths
+    columns = prepared.columns() | {"answer_before": list(prepared.scored.base_answer)}
     if conflicts is not None:
         columns |= conflicts.metric.columns(columns["fact_id"])
         result = conflicts.metric.compute()
-        write_interference(folder.paths.interference, result["gradient_dot"].numpy(), result["fact_index"].numpy())
+        write_interference(paths.interference, result["gradient_dot"].numpy(), result["fact_index"].numpy())
     else:
-        folder.paths.interference.unlink(missing_ok=True)  # of an earlier call with a warm-up
-    facts = write_fact_table(folder.paths.facts, columns)
-    about = {"name": folder.path.name, "base_model": base.name, "distance_name": distance_name}
+        paths.interference.unlink(missing_ok=True)  # of an earlier call with a warm-up
+    facts = write_fact_table(paths.facts, columns)
+    where = folder.path.absolute()
+    is_in_run = where.name == RunPaths.score.name
+    about = about_process() | {
+        "name": f"{where.parent.name}/{where.name}" if is_in_run else where.name,
+        "base_model": base.source.public_name,
+        "base_model_note": base.source.note or None,
+        "distance_name": distance_name,
+    }
     folder.write_summary(summarize(facts, **about))
+    write_json(paths.distances, found.comparison.to_json(), RunPaths.distances.kind)
+    doubtful = Doubtful(tuple(DoubtfulRecord(**asdict(one)) for one in found.doubtful))
+    write_json(paths.doubtful, doubtful.to_json(), RunPaths.doubtful.kind)
+    write_json(paths.findings, _findings(found).to_json(), RunPaths.findings.kind)
+    write_distance_plot(folder, found.comparison)
     build_report(folder)
+
+
+def _findings(found: Scored) -> Findings:
+    prepared = found.prepared
+
+    def contradiction(one: Contradiction) -> ContradictionRecord:
+        return ContradictionRecord(
+            one.first_form.prompt,
+            (one.first_form.target, one.second_form.target),
+            (one.first.id, one.second.id),
+            (one.first.location, one.second.location),
+        )
+
+    return Findings(
+        num_known=sum(
+            is_known
+            for fact, is_known in zip(prepared.facts, prepared.scored.is_known.tolist(), strict=True)
+            if fact.split == "inject"
+        ),
+        filters=tuple(FilterRecord(step.name, step.num_given, step.dropped) for step in prepared.steps),
+        contradictions=tuple(map(contradiction, found.contradictions)),
+        near_duplicates=tuple(
+            DuplicatesRecord(one.template, tuple(fact.id for fact in one.facts)) for one in found.duplicates
+        ),
+        without_templates=dict(prepared.forms.without_templates),
+        conflict_steps=None if found.conflicts is None else found.conflicts.steps,
+    )

@@ -6,58 +6,50 @@ import numpy as np
 from rich.table import Column, Table
 
 from lit_semantic_peft.cli.conflicts import Conflicts
+from lit_semantic_peft.cli.score_folder import Scored
 from lit_semantic_peft.data import PreparedFacts
 from lit_semantic_peft.data.doubtful import DOUBTFUL, DoubtfulFact
-from lit_semantic_peft.facts import find_contradictions, find_near_duplicates, group_near_duplicates
 from lit_semantic_peft.reports import Discrimination, DistanceComparison
+from lit_semantic_peft.reports.score_view import QUANTILES
 from lit_semantic_peft.terminal import TextConsole
 
 _SHOWN = 5
-_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
-def print_scores(
-    prepared: PreparedFacts,
-    comparison: DistanceComparison,
-    conflicts: Conflicts | None,
-    doubtful: Sequence[DoubtfulFact],
-) -> None:
+def print_scores(found: Scored) -> None:
     """Prints how far the facts are, what the filters would keep, and what is suspicious.
 
     Args:
-        prepared: The facts.
-        comparison: How the distances agree, and what predicts what a run learned.
-        conflicts: Which facts conflict; None where that was not measured.
-        doubtful: The facts that contradict what the base model knows with confidence, the surest first.
+        found: What `score` found.
     """
-    console = TextConsole()
+    console, prepared = TextConsole(), found.prepared
     for table in (
         _distance_table(prepared),
-        _agreement_table(comparison),
+        _agreement_table(found.comparison),
         _status_table(prepared),
         _extremes_table(prepared),
     ):
         console.print(table)
-    if comparison.predicts is not None:
-        console.print(_prediction_table(comparison.predicts))
-    _print_suspicious(console, prepared)
-    _print_doubtful(console, doubtful)
+    if found.comparison.predicts is not None:
+        console.print(_prediction_table(found.comparison.predicts))
+    _print_suspicious(console, found)
+    _print_doubtful(console, found.doubtful)
     _print_without_templates(console, prepared)
-    if conflicts is None:
+    if found.conflicts is None:
         console.print("Conflicts between facts: not measured; `--warmup_steps 20` does.")
     else:
-        console.print(_conflict_table(prepared, conflicts))
+        console.print(_conflict_table(prepared, found.conflicts))
 
 
 def _distance_table(prepared: PreparedFacts) -> Table:
     table = Table(
         Column("distance", overflow="fold"),
-        *[f"{quantile:.0%}" for quantile in _QUANTILES],
+        *[f"{quantile:.0%}" for quantile in QUANTILES],
         title="How far the facts are (quantiles)",
         title_justify="left",
     )
     for name, values in prepared.scored.distances.items():
-        table.add_row(name, *[f"{value:.3f}" for value in np.quantile(values, _QUANTILES)])
+        table.add_row(name, *[f"{value:.3f}" for value in np.quantile(values, QUANTILES)])
     return table
 
 
@@ -129,16 +121,14 @@ def _extremes_table(prepared: PreparedFacts) -> Table:
     return table
 
 
-def _print_suspicious(console: TextConsole, prepared: PreparedFacts) -> None:
-    contradictions = find_contradictions(prepared.facts)
-    duplicates = find_near_duplicates(prepared.facts)
-    console.print(f"Contradictions (same prompt, different targets): {len(contradictions)}")
-    for contradiction in contradictions[:_SHOWN]:
+def _print_suspicious(console: TextConsole, found: Scored) -> None:
+    console.print(f"Contradictions (same prompt, different targets): {len(found.contradictions)}")
+    for contradiction in found.contradictions[:_SHOWN]:
         console.print(f"  {contradiction}")
-    groups = group_near_duplicates(duplicates)
-    of_groups = f" in {len(groups)} groups" if duplicates else ""
-    console.print(f"Near-duplicates in the text, facts that nearly repeat another: {len(duplicates)}{of_groups}")
-    for group in groups[:_SHOWN]:
+    repeated = sum(len(group.facts) - 1 for group in found.duplicates)
+    of_groups = f" in {len(found.duplicates)} groups" if repeated else ""
+    console.print(f"Near-duplicates in the text, facts that nearly repeat another: {repeated}{of_groups}")
+    for group in found.duplicates[:_SHOWN]:
         console.print(f"  {group}")
 
 

@@ -86,9 +86,9 @@ class KnowledgeTrainer(Trainer):
         Args:
             model: Gives the base model and, for a warm-up, the adapter's configuration.
             datamodule: Gives the facts, distances, filters and weighting.
-            output: Folder for `facts.parquet`, `report.html`, `distances.json`, `doubtful.json`, `plots/distances.png`
-                and, after a warm-up, `interference.safetensors`; those of an earlier call are replaced. None for
-                `score` in the trainer's `default_root_dir`.
+            output: Folder for `facts.parquet`, `report.html`, `findings.json`, `distances.json`, `doubtful.json`,
+                `plots/distances.png` and, after a warm-up, `interference.safetensors`; those of an earlier call are
+                replaced. None for `score` in the trainer's `default_root_dir`.
             warmup_steps: Train a throw-away adapter for so many steps and measure which facts conflict. 0 measures no
                 conflicts: before training there are hardly any.
             warmup_learning_rate: Constant learning rate of the warm-up; that of the adapter's type where None.
@@ -122,6 +122,6 @@ class KnowledgeTrainer(Trainer):
         with OwnedFolder(folder):
             folder.refuse_foreign_files([datamodule.preparation.facts])
             found = score_into(folder, model, datamodule, device, warm_up, run)
-        print_scores(*found)
+        print_scores(found)
         TextConsole().print(f"Written: {folder.paths.report.absolute()}", soft_wrap=True)
-        return found[0]
+        return found.prepared

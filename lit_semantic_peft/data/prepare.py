@@ -29,6 +29,7 @@ from lit_semantic_peft.semantics import (
     Distance,
     ExpectedEmbeddingDistance,
     FactFilter,
+    FilterStep,
     NoFilter,
     ScoredFacts,
     Strata,
@@ -180,7 +181,7 @@ class Preparation:
             if (strata := self.strata) is not None:
                 measured = scored
                 scored = from_first_rank(lambda: with_strata(measured, measure(strata, measured.fact_id)))
-        is_kept, reason = self._selected(facts, replace(scored, measure=measure))
+        is_kept, reason, steps = self._selected(facts, replace(scored, measure=measure))
         self.weighting.prepare(self.distances[0], scored.distance[is_kept])
         start, end = self._weigh(scored, is_kept)
         late, deferred = self.selection.deferred_from_epoch, None
@@ -198,10 +199,12 @@ class Preparation:
             *([read.forms.key] if read.forms.key else []),
         )  # fmt: skip
         weights = PlannedWeights(start, end, late, deferred)
-        return PreparedFacts(facts, encoded, read.forms, scored, is_kept, reason, weights, key)
+        return PreparedFacts(facts, encoded, read.forms, scored, is_kept, reason, weights, key, steps=steps)
 
-    def _selected(self, facts: Sequence[Fact], scored: ScoredFacts) -> tuple[np.ndarray, tuple[str | None, ...]]:
-        """Which facts the filters keep, and why each other one is not kept."""
+    def _selected(
+        self, facts: Sequence[Fact], scored: ScoredFacts
+    ) -> tuple[np.ndarray, tuple[str | None, ...], tuple[FilterStep, ...]]:
+        """Which facts the filters keep, why each other one is not kept, and what each filter did."""
         inject = np.flatnonzero([fact.split == "inject" for fact in facts])
         logger.info("Facts read: %d, of which %d to inject", len(facts), len(inject))
         if not len(inject):
@@ -212,7 +215,7 @@ class Preparation:
         reason: list[str | None] = [fact.split for fact in facts]
         for row, why in zip(inject, selection.reason, strict=True):
             reason[row] = why
-        return is_kept, tuple(reason)
+        return is_kept, tuple(reason), selection.steps
 
     def _weigh(self, scored: ScoredFacts, is_trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Loss weights at the start and at the end of training, 0 for what is not trained."""

@@ -9,7 +9,7 @@ import numpy as np
 from lit_semantic_peft.data.forms import PreparedForms
 from lit_semantic_peft.data.planned_weights import PlannedWeights
 from lit_semantic_peft.facts import Fact
-from lit_semantic_peft.semantics import ScoredFacts
+from lit_semantic_peft.semantics import FilterStep, ScoredFacts
 from lit_semantic_peft.tokens import EncodedFact
 
 # Reasons for which a fact stays dropped: there is nothing to teach, another fact teaches it, or the opposite is taught.
@@ -30,6 +30,7 @@ class PreparedFacts:
         weights: The planned factor of each fact's loss.
         key: Content key of the facts and of everything that decided their status.
         retained_index: Fact indices whose answers training retains (`model.retain`) instead of teaching them.
+        steps: What each filter did, in order.
     """
 
     facts: tuple[Fact, ...]
@@ -41,6 +42,7 @@ class PreparedFacts:
     weights: PlannedWeights
     key: str
     retained_index: tuple[int, ...] = ()
+    steps: tuple[FilterStep, ...] = ()
 
     @property
     def kept_index(self) -> list[int]:

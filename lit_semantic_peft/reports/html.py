@@ -1,44 +1,28 @@
 """The report: one page that needs no network, from the files of a run folder."""
 
-import json
 import logging
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
-
-from lit_semantic_peft.files import mark, refuse_foreign, write_text
+from lit_semantic_peft.files import refuse_foreign, write_text
 from lit_semantic_peft.reports.answers import gate_note, score_rows, side_effect_view
 from lit_semantic_peft.reports.attempts import Attempts
 from lit_semantic_peft.reports.charts import CHARTS, describe_charts
-from lit_semantic_peft.reports.charts.kinds import Chart, HeatMap, LineChart
+from lit_semantic_peft.reports.charts.kinds import Chart
 from lit_semantic_peft.reports.charts.png import PLOT
-from lit_semantic_peft.reports.charts.svg import draw_svg
-from lit_semantic_peft.reports.conflicts import worst_conflicts
+from lit_semantic_peft.reports.environment import environment
 from lit_semantic_peft.reports.experts import experts_view
-from lit_semantic_peft.reports.page_data import fact_data, heat_data, probe_data, sampled_rows, script_json
+from lit_semantic_peft.reports.page_parts import page_parts
 from lit_semantic_peft.reports.phrases import mean_percent, unbroken
 from lit_semantic_peft.reports.plots import write_plots
 from lit_semantic_peft.reports.run_folder import RunContents, RunFolder, RunPaths
-from lit_semantic_peft.reports.sections import (
-    about_line,
-    conflict_views,
-    interference_moments,
-    probe_view,
-    provenance_rows,
-    resisting_view,
-    tiles,
-)
+from lit_semantic_peft.reports.score_view import score_parts
+from lit_semantic_peft.reports.sections import probe_view, resisting_view, tiles
 from lit_semantic_peft.reports.sentences import known_facts_were_dropped, summary_sentences
 from lit_semantic_peft.reports.side_effects import measure_side_effects
 from lit_semantic_peft.reports.verdict import NO_DAMAGE, judged
 
 logger = logging.getLogger(__name__)
-
-MAX_TABLE_ROWS = 10_000
-"""Facts in the page's table; a larger run shows an even sample, with a note."""
 
 
 def build_report(run_folder: str | Path | RunFolder, contents: RunContents | None = None) -> Path:
@@ -89,7 +73,7 @@ def try_report(run_folder: str | Path, contents: RunContents) -> str:
 
 
 def render_report(run: RunContents, charts: dict[str, Chart] | None = None, attempts: Attempts | None = None) -> str:
-    """The page as text.
+    """The page as text: of a training, or of what `score` found.
 
     Args:
         run: What is known of the run.
@@ -98,94 +82,29 @@ def render_report(run: RunContents, charts: dict[str, Chart] | None = None, atte
     """
     attempts = attempts or Attempts()
     charts = describe_charts(run, attempts) if charts is None else charts
-    summary, facts, config = run.summary, run.facts, run.config
-    if not config and summary.config:
-        config = json.dumps(summary.config, indent=2, ensure_ascii=False)
-    rows = sampled_rows(len(facts), MAX_TABLE_ROWS)
-    row_of = {row: shown for shown, row in enumerate(rows)}
-    make = attempts.make
-    heat, history = charts.get("heat_map"), charts.get("interference_history")
-    heat_numbers = None
-    if isinstance(heat, HeatMap) and heat.is_measured:
-        heat_numbers = make("heat map", partial(heat_data, heat, facts, row_of), None)
-    moments = None
-    if isinstance(history, LineChart) and history.x:
-        moments = make("interference in numbers", partial(interference_moments, history, summary), None)
-    shown = facts if len(rows) == len(facts) else facts.take(rows)
-    table = make("table of facts", partial(fact_data, shown), fact_data(facts.slice(0, 0)))
-    probes = run.probes
-    asked = None
-    if probes is not None:
-        asked = make(
-            "answers in the facts' cards", partial(probe_data, probes, shown.column("fact_id").to_pylist()), None
-        )
-    parts: dict[str, Any] = {
+    common, row_of = page_parts(run, charts, attempts)
+    if run.score is None:
+        template, own = "report.html.j2", _training_parts(run, common["config"], attempts)
+    else:
+        template, own = "score.html.j2", score_parts(run, run.score, row_of, attempts)
+    return environment().get_template(template).render(**common, **own, left_out=attempts.failures)
+
+
+def _training_parts(run: RunContents, config: str, attempts: Attempts) -> dict[str, Any]:
+    """What only the page of a training has."""
+    summary, facts, probes, make = run.summary, run.facts, run.probes, attempts.make
+    return {
         "sentences": make("what happened", lambda: list(map(unbroken, summary_sentences(summary, facts))), []),
         "verdict": make("verdict", lambda: judged(summary), None),
         "tiles": make("numbers at the top", lambda: tiles(summary), []),
-        "about_line": make("line under the title", lambda: about_line(summary), ""),
         "scores": make("scores", lambda: score_rows(summary), []),
         "gate": make("gate", lambda: gate_note(summary), ""),
         "side_effects": make("side effects", lambda: side_effect_view(measure_side_effects(facts, probes)), None),
         "resisting": make("facts that resist", lambda: resisting_view(summary), []),
-        "conflicts": make(
-            "worst conflicts", lambda: conflict_views(worst_conflicts(facts, run.matrix), facts, row_of), []
-        ),
         "experts": make("experts", lambda: experts_view(summary), None),
         "probes": None if probes is None else make("neighbours", lambda: probe_view(probes, facts), None),
-        "provenance": make("provenance", lambda: provenance_rows(summary), []),
-        "charts": _drawn(charts, attempts),
+        "no_damage": NO_DAMAGE,
+        "num_resisting": summary.num_resisting,
+        "known_dropped": known_facts_were_dropped(summary, config),
+        "is_zero_before": mean_percent(summary.score("efficacy").kept.before) in ("0 %", "not measured"),
     }
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            **parts,
-            mark=mark(RunPaths.report.kind),
-            no_damage=NO_DAMAGE,
-            num_resisting=summary.num_resisting,
-            name=summary.name or run.name,
-            known_dropped=known_facts_were_dropped(summary, config),
-            is_zero_before=mean_percent(summary.score("efficacy").kept.before) in ("0 %", "not measured"),
-            moments=moments,
-            heat=None if heat_numbers is None else heat,
-            config=config,
-            num_table_rows=len(rows),
-            num_all_rows=len(facts),
-            cut_at=table["cut_at"],
-            are_probes_cut=asked is not None and asked["is_cut"],
-            facts_file=RunPaths.facts.name,
-            probes_file=RunPaths.probes.name,
-            data=script_json({"facts": table, "heat": heat_numbers, "probes": asked}),
-            left_out=attempts.failures,
-        )
-    )
-
-
-def _drawn(charts: dict[str, Chart], attempts: Attempts) -> dict[str, list[dict[str, Any]]]:
-    """Of each section, its charts with their drawings; the heat map is drawn by the page's script."""
-    drawn: dict[str, list[dict[str, Any]]] = {entry.section: [] for entry in CHARTS}
-    for entry in CHARTS:
-        chart = charts.get(entry.name)
-        if chart is not None and not isinstance(chart, HeatMap):
-            drawing = attempts.make(f"drawing `{entry.name}`", partial(draw_svg, chart), None)
-            drawn[entry.section].append({"about": chart, "drawing": drawing})
-    return drawn
-
-
-def _code(text: str) -> Markup:
-    """Text in which what stands between backticks is shown as code."""
-    parts = (escape(part) for part in text.split("`"))
-    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("lit_semantic_peft.reports", package_path="."),
-        autoescape=True,  # every value of the page is text unless this package says otherwise
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["code"] = _code
-    return environment

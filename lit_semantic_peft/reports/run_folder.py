@@ -13,6 +13,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import WRITTEN_BY, refuse_foreign, write_json
 from lit_semantic_peft.interference.matrix import InterferenceMatrix
 from lit_semantic_peft.reports.records import Manifest, Summary
+from lit_semantic_peft.reports.score_records import Distances, Doubtful, Findings, ScoreContents
 from lit_semantic_peft.reports.tables import (
     FACT_COLUMNS,
     FACT_TABLE,
@@ -83,6 +84,7 @@ class RunPaths:
         alone_versus_together: What the other facts cost each fact that was also trained alone.
         distances: How the distances agree and what they predict, from `score`.
         doubtful: The facts that contradict what the base model knows with confidence, from `score`.
+        findings: What each filter would drop, near-duplicates by template, contradictions, from `score`.
         predictions: The answers of `predict`.
         report: The report, one self-contained page.
         plots: The report's plots as PNG files.
@@ -108,6 +110,7 @@ class RunPaths:
     alone_versus_together = Entry("alone_versus_together.json", is_shared=True)
     distances = Entry("distances.json")
     doubtful = Entry("doubtful.json", holds_fact_text=True)
+    findings = Entry("findings.json", holds_fact_text=True)
     predictions = Entry("predictions.jsonl", holds_fact_text=True, of_training=False)
     report = Entry("report.html", is_shared=True, holds_fact_text=True)
     plots = Entry("plots", is_shared=True)
@@ -152,6 +155,7 @@ class RunContents:
         matrix: The gradient matrix; None where it was not measured.
         config: The configuration as text; empty where there is none.
         name: Name of the folder.
+        score: What `score` found, where it has written the folder; None for a training.
     """
 
     facts: pa.Table
@@ -160,6 +164,7 @@ class RunContents:
     matrix: InterferenceMatrix | None = None
     config: str = ""
     name: str = "run"
+    score: ScoreContents | None = None
 
 
 class RunFolder:
@@ -257,6 +262,7 @@ class RunFolder:
             matrix=_named(read_interference(measured), facts) if measured.is_file() else None,
             config=self.config if self.paths.config.is_file() else "",
             name=self.name,
+            score=self._score() if self.paths.findings.is_file() else None,
         )
 
     def fact_ids(self) -> list[str] | None:
@@ -332,6 +338,14 @@ class RunFolder:
     def write_manifest(self, manifest: Manifest) -> None:
         """Writes which facts and base model the results are of, atomically."""
         write_json(self.paths.manifest, manifest.to_json(), RunPaths.manifest.kind)
+
+    def _score(self) -> ScoreContents:
+        paths = self.paths
+        return ScoreContents(
+            Findings.from_json(self._read_json(paths.findings), str(paths.findings)),
+            Doubtful.from_json(self._read_json(paths.doubtful), str(paths.doubtful)).facts,
+            Distances.from_json(self._read_json(paths.distances), str(paths.distances)),
+        )
 
     def _read_json(self, path: Path) -> Any:
         text = self._existing(path).read_text(encoding="utf-8")

@@ -213,7 +213,7 @@ def _undone(share: float | None) -> str | None:
     """The share of a step that is taken back; in times where per cent would be hard to read."""
     if share is None:
         return None
-    return f"{share:.1f} ×" if share >= 2 else unbroken(percent(share))
+    return f"{share:.1f} ×" if share >= 1 else unbroken(percent(share))
 
 
 def _mean(estimate: Estimate | None) -> float | None:

@@ -15,6 +15,7 @@ from lit_semantic_peft.semantics.features import Feature, ScoringContext, Target
 from lit_semantic_peft.semantics.filters import (
     BandFilter,
     FactFilter,
+    FilterStep,
     KnownFilter,
     MeanVarianceFilter,
     NoFilter,
@@ -68,6 +69,7 @@ __all__ = [
     "ExpectedEmbeddingDistance",
     "FactFilter",
     "Feature",
+    "FilterStep",
     "Focal",
     "HiddenStateDistance",
     "InterferenceFilter",

@@ -23,16 +23,33 @@ _TIE_TOLERANCE = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
+class FilterStep:
+    """What one filter of a chain did.
+
+    Attributes:
+        name: Class name of the filter.
+        num_given: Facts that the filters before it left.
+        dropped: Facts that it dropped, by reason, the most frequent reason first.
+    """
+
+    name: str
+    num_given: int
+    dropped: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """The decision of a filter, or of a chain of filters, about each fact.
 
     Attributes:
         kept: Whether each fact is kept, bool `(n,)`.
         reason: Why a fact was dropped, one word with underscores; None for a kept fact.
+        steps: What each filter of a chain did, in order; empty for a single filter.
     """
 
     kept: BoolArray
     reason: tuple[str | None, ...]
+    steps: tuple[FilterStep, ...] = ()
 
     @property
     def num_kept(self) -> int:
@@ -345,6 +362,7 @@ def apply_filters(filters: Sequence[FactFilter], facts: ScoredFacts) -> Selectio
     _require_finite(facts)
     reason: list[str | None] = [None] * len(facts)
     rows = np.arange(len(facts), dtype=np.intp)
+    steps = []
     for fact_filter in filters:
         name = type(fact_filter).__name__
         selection = fact_filter.select(facts.take(rows))
@@ -353,6 +371,8 @@ def apply_filters(filters: Sequence[FactFilter], facts: ScoredFacts) -> Selectio
         for row, is_kept, why in zip(rows, selection.kept, selection.reason, strict=True):
             if not is_kept:
                 reason[row] = why or name
+        dropped = Counter(reason[row] or name for row in rows[~selection.kept])
+        steps.append(FilterStep(name, len(rows), dict(dropped.most_common())))
         logger.info(
             "%s: %d facts in, %d out %s", name, len(rows), selection.num_kept, selection.reason_counts() or "(all kept)"
         )
@@ -363,7 +383,7 @@ def apply_filters(filters: Sequence[FactFilter], facts: ScoredFacts) -> Selectio
             break
     kept = np.zeros(len(facts), dtype=np.bool_)
     kept[rows] = True
-    result = Selection(kept, tuple(reason))
+    result = Selection(kept, tuple(reason), tuple(steps))
     if not len(rows):
         raise InputError(_nothing_left(filters, facts, result))
     return result

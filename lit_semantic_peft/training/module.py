@@ -79,7 +79,7 @@ class SemanticPeftModule(EvaluatingModule):
             after the last.
         warmup_ratio: Share of all optimizer steps over which the learning rate rises linearly, in [0, 1): from 0 in the
             first step, which changes nothing, to the full rate in the first step after warm-up.
-        normalization: S of the objective.
+        normalization: What a step's loss is divided by, S above: the sum of the weights, or the number of facts.
         retain: What is held still: sources of text on which the adapter must predict what the base model predicts, see
             `RetainSource`, the divergence of each added to the loss, normalised apart from the facts; and
             `InputDirections`. None costs nothing.

@@ -346,8 +346,18 @@ def test_score_says_what_a_filter_would_do_and_trains_nothing(settings, capsys):
     assert re.search(r"random\s+│\s+6", output)
     assert "Near-duplicates" in output
     assert "not measured" in output
-    assert {"facts.parquet", "report.html"} <= files(Path("scores"))
+    assert {"facts.parquet", "report.html", "findings.json"} <= files(Path("scores"))
     assert not Path("runs").exists()
+    found = RunFolder("scores").read()
+    assert [(one.name, one.num_given, one.dropped) for one in found.score.findings.filters] == [
+        ("RandomFilter", 12, {"random": 6})
+    ]
+    assert None not in found.facts.column("answer_before").to_pylist()
+    page = Path("scores/report.html").read_bytes()
+    assert b"What each filter would drop" in page
+    assert main(["report", "scores"]) == 0
+    assert Path("scores/report.html").read_bytes() == page
+    capsys.readouterr()
 
     assert main(["score", *settings, filters, "--output=scores", "--warmup_steps=3"]) == 0
     output = capsys.readouterr().out
@@ -355,6 +365,7 @@ def test_score_says_what_a_filter_would_do_and_trains_nothing(settings, capsys):
     assert "after 3 steps" in output
     rows = pq.read_table("scores/facts.parquet").to_pylist()
     assert sum(row["conflict_rate"] is not None for row in rows) == 6
+    assert "After 3 steps of a throw-away adapter" in Path("scores/report.html").read_text(encoding="utf-8")
 
 
 MORE_DISTANCES = "--data.selection.more_distances=[{class_path: lit_semantic_peft.semantics.HiddenStateDistance}]"
@@ -453,6 +464,8 @@ def test_score_lists_contradictions_instead_of_refusing_them(settings, facts_fil
     output = capsys.readouterr().out
     assert "Contradictions (same prompt, different targets): 1" in output
     assert "Rhine and Volga" in output
+    (contradiction,) = RunFolder("scores").read().score.findings.contradictions
+    assert contradiction.fact_ids == ("town-0", "town-0-again")
     assert "│ [/b] :cat: of" in output
     assert main(["fit", *settings]) == 2
     assert "Rhine and Volga" in capsys.readouterr().err

@@ -79,6 +79,7 @@ def test_all_help_contradicts_no_default(capsys):
     assert "--trainer.inference_mode" in text
     assert "Default: `" not in text
     assert "max_epochs = 1000" not in text
+    assert "Seed of everything that is random" in text
     assert "TensorBoardLogger" not in text.partition("--trainer.logger LOGGER")[2].partition("(type")[0]
 
 

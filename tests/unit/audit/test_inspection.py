@@ -1,6 +1,7 @@
 """The audit as a whole: what adapters that do nothing, little and much are found to do."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.models import BaseModel, attach_adapter, export_adapter, load_adapter
 from lit_semantic_peft.reports import RunFolder
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
+
+from fixtures.browser import BROWSER, NO_BROWSER, Page
 
 
 @pytest.fixture
@@ -45,7 +48,11 @@ def test_a_loud_adapter_is_warned_of_and_everything_is_written(make_adapter, fac
     page = write_inspection(found, tmp_path / "out")
     text = page.read_text(encoding="utf-8")
     assert "The audit warns: " in text
+    assert re.search(r"<li><code>text_moved</code> is [\d.]+ nats per token, above the limit of 0\.1: how far", text)
     assert "<script" not in text
+    assert text.index("The audit warns") < text.index('class="tiles"')  # what it comes to is said first
+    assert "`" not in re.sub(r"(?s)<style>.*?</style>", "", text.partition('id="says"')[0])
+    assert text.count('<div class="tile">') == sum(signal.value is not None for signal in found.signals) > 2
     kept = json.loads((tmp_path / "out" / "inspection.json").read_text(encoding="utf-8"))
     assert kept["verdict"] == "warns"
     assert kept["signals"][1]["measured"] == "not measured yet"
@@ -55,6 +62,34 @@ def test_a_loud_adapter_is_warned_of_and_everything_is_written(make_adapter, fac
     page.write_text("mine")
     with pytest.raises(InputError, match=r"did not write it as inspection\.html"):
         write_inspection(found, tmp_path / "out")
+
+
+def test_weights_alone_have_no_verdict_and_no_empty_section(make_adapter, tmp_path):
+    found = inspect(make_adapter(scale=2.0), weights_only=True)
+    text = write_inspection(found, tmp_path / "out").read_text(encoding="utf-8")
+    assert re.findall(r'<section id="(\w+)"', text) == ["verdict", "rules", "weights"]
+    assert re.findall(r'<a href="#(\w+)"', text) == ["verdict", "rules", "weights"]
+    assert "No rule could be applied, so there is no verdict." in text
+    assert "Only the weights were looked at. All rules but <code>unusual_weights</code> need the base model" in text
+    assert "None of" not in text
+    assert 'class="empty"' not in text
+    kept = json.loads((tmp_path / "out" / "inspection.json").read_text(encoding="utf-8"))
+    assert kept["verdict"] == "no rule could be applied"
+
+
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+def test_a_phone_reads_the_page_without_scrolling_sideways(make_adapter, facts_file, tmp_path):
+    found = inspect(make_adapter(scale=2.0), facts=facts_file, num_builtin=8)
+    page_file = write_inspection(found, tmp_path / "out")
+    with Page(page_file, tmp_path / "profile", width=390, ready="true") as page:
+        assert page.run("document.documentElement.scrollWidth - innerWidth") <= 0
+        names = "[...document.querySelectorAll('#rules code.unbroken')]"
+        heights = page.run(f"{names}.map((name) => name.getClientRects().length)")
+        assert heights == [1] * len(found.signals)  # no name of a rule is broken
+        stacked = "[...document.querySelectorAll('.scroll:has(.stacks)')]"
+        assert page.run(f"{stacked}.length") > 1
+        assert page.run(f"{stacked}.filter((box) => box.scrollWidth > box.clientWidth + 1).length") == 0
+        assert page.problems == []
 
 
 def test_a_page_shows_text_as_text(loaded):
@@ -226,4 +261,4 @@ def test_other_methods_are_audited_by_what_they_do(tiny_model, tmp_path, config)
     assert bool(found.weights.layers) == isinstance(config, LoraConfig)
     assert [remark.split()[0] for remark in found.remarks] == ["`use_dora`"] * isinstance(config, LoraConfig)
     page = render_page(found)
-    assert ("no low-rank factors" in page) != isinstance(config, LoraConfig)
+    assert ("statistics of low-rank factors do not apply" in page) != isinstance(config, LoraConfig)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from lit_semantic_peft.reports import html, plots
+from lit_semantic_peft.reports import html, page_parts, plots
 from lit_semantic_peft.reports.charts import CHARTS, describe_charts
 from lit_semantic_peft.reports.charts.png import draw_figure
 from lit_semantic_peft.reports.distances import compare_distances
@@ -79,7 +79,7 @@ def test_a_section_that_fails_is_left_out_with_its_reason(part, name, run_folder
     def fail(*arguments):
         raise ZeroDivisionError("<b>nothing\nthere</b>")
 
-    monkeypatch.setattr(html, part, fail)
+    monkeypatch.setattr(html if hasattr(html, part) else page_parts, part, fail)
     page = render_report(run_folder.read())
     assert f"<li>{name}: ZeroDivisionError: &lt;b&gt;nothing there&lt;/b&gt;</li>" in page
     assert page.count("</section>") == page.count("<section") == 7

@@ -123,5 +123,7 @@ def test_terminal_and_page_name_them():
     facts = fact_table({"fact_id": ["a"], "prompt": ["p"], "target": ["t"]})
     page = render_report(RunContents(facts, summary, None, None, "", "run"))
     assert "6 kept facts are not recalled or were pushed away" in page
-    assert "<td>not recalled</td><td>it answers as “The river of 7 is” does" in page
+    cells = [cell.split("<")[0] for cell in page.split("<td")]
+    at = next(at for at, cell in enumerate(cells) if cell.endswith(">not recalled"))
+    assert ">it answers as “The river of 7 is” does" in cells[at + 1]
     assert "Facts that resist" not in render_report(RunContents(facts, summary_of(), None, None, "", "run"))

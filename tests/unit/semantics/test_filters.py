@@ -9,6 +9,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics.filters import (
     BandFilter,
     FactFilter,
+    FilterStep,
     KnownFilter,
     MeanVarianceFilter,
     NoFilter,
@@ -230,6 +231,10 @@ def test_filters_compose_and_later_ones_see_only_what_is_left():
     selection = apply_filters([KnownFilter(), BandFilter(max_quantile=0.5)], facts)
     assert selection.reason == ("already_known", None, None, "too_far", "too_far")
     assert selection.reason_counts() == {"too_far": 2, "already_known": 1}
+    assert selection.steps == (
+        FilterStep("KnownFilter", 5, {"already_known": 1}),
+        FilterStep("BandFilter", 4, {"too_far": 2}),
+    )
     assert apply_filters([], facts).kept.all()
 
 
