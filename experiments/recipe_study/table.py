@@ -158,7 +158,7 @@ def readme_section(setting: Setting) -> str:
         setting: The setting.
     """
     rows = [
-        {"": f"{model.name}, {name}", **_row(found)}
+        {"": f"{model.name}, {name}", "seeds": str(len(found)), **_row(found)}
         for model in setting.models
         for name in (PLAIN, RECIPE)
         if (found := finished(setting, model, "real", name))
@@ -268,7 +268,10 @@ def _row(found: Results) -> dict[str, str]:
 
 
 def _tabled(value: Sample, unit: str, signed: bool) -> str:
-    return f"{number(value.value, unit, signed)} {interval(value, unit, signed=signed)}" if value.num_facts else "–"
+    if not value.num_facts:
+        return "–"
+    bounds = interval(value, unit, signed=signed) if np.isfinite(value.interval()).all() else "[one seed]"
+    return f"{number(value.value, unit, signed)} {bounds}"
 
 
 def _median(found: Results, name: str) -> float:

@@ -41,7 +41,6 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
     open_settings = {
         "trainer.max_steps": length_is_open,
         "refine": refines,
-        "scale_back": config.scale_back is None and not _has(config.trainer, "ScaleBack"),
         "model.optimizer": config.model.optimizer is None,
         "data.forms": config.data.forms.sources is None,
         "model.retain": config.model.retain is None,
@@ -59,7 +58,7 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
         if open_settings[key]:
             filled.update(value, key)
             logger.info("  %s: %s — %s", key, said, reason)
-        elif key not in ("refine", "scale_back") or config[key] is not None:
+        elif key != "refine" or config.refine is not None:
             logger.info("  %s: as you set it", key)
     completed: Namespace = parser.parse_object(filled)
     return completed
@@ -131,7 +130,6 @@ def _as_settings(recipe: Recipe, *, refines: bool) -> dict[str, tuple[Any, str, 
     return {
         "trainer.max_steps": (num_ordinary, str(num_ordinary), in_all + recipe.reasons["num_steps"]),
         "refine": (num_refining, str(num_refining), recipe.reasons["num_refining"]),
-        "scale_back": (recipe.scales_back, str(recipe.scales_back).lower(), recipe.reasons["scales_back"]),
         "model.optimizer": (optimizer, f"AdamW, lr {recipe.learning_rate:g}", recipe.reasons["learning_rate"]),
         "data.forms": (forms, taught, recipe.reasons["forms"]),
         "model.retain": ([_described(one) for one in recipe.retain], held, recipe.reasons["retain"]),

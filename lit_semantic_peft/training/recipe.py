@@ -14,7 +14,7 @@ from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.facts.forms import FormSource, Given, Question, Reversed, Templates, builtin_templates
 from lit_semantic_peft.facts.forms.frames import question_of, reversible
 from lit_semantic_peft.models import traits_of
-from lit_semantic_peft.models.peft_settings import base_changing_setting, is_plain_lora
+from lit_semantic_peft.models.peft_settings import is_plain_lora
 from lit_semantic_peft.training.retain import HeldStill, InputDirections, KnownFacts, OwnSamples, RetainSplit
 
 PASSES = 16
@@ -24,12 +24,8 @@ FEWEST_STEPS = 96
 REFINING = 1 / 6
 """Share of the optimizer steps, the last ones, that teach once more the facts that resist."""
 
-_SMALL = 200e6
-"""Parameters up to which twice the text is held in every second step, with twice the pull; one model was tried on
-either side."""
-
 _RATES = (
-    (_SMALL, 4e-3, "tried in single runs"),
+    (200e6, 4e-3, "tried in single runs"),
     (600e6, 1e-3, "tried in single runs"),
     (2e9, 5e-4, "not tried"),
     (10e9, 3e-4, "not tried"),
@@ -48,7 +44,6 @@ class Recipe:
     Attributes:
         num_steps: Optimizer steps in all: `trainer.max_steps` and `refine`.
         num_refining: The last of these, which teach once more the facts that resist, `refine`.
-        scales_back: Whether the adapter is scaled down at the end, as far as no taught text is lost, `scale_back`.
         learning_rate: Peak rate of AdamW with warm-up and cosine decay.
         forms: In which forms each fact is taught, `data.forms`.
         retain: What is held still, `model.retain`.
@@ -57,7 +52,6 @@ class Recipe:
 
     num_steps: int
     num_refining: int
-    scales_back: bool
     learning_rate: float
     forms: FormsPlan
     retain: tuple[HeldStill, ...]
@@ -107,21 +101,16 @@ def choose_recipe(
     reasons["num_refining"] = "the last steps teach once more the facts that resist, and repeat the others"
     learning_rate, reasons["learning_rate"] = _rate(num_parameters, peft_config)
     forms, reasons["forms"] = _forms(taught, set_name)
-    every = 2 if num_parameters <= _SMALL else 1
     retain: tuple[HeldStill, ...] = (
-        OwnSamples(weight=0.5 * every, batch_size=2 * every, length=16, every=every),
-        KnownFacts(weight=1.0 * every, batch_size=3 * every, every=every),
+        OwnSamples(weight=1.0, batch_size=4, length=16, every=2),
+        KnownFacts(weight=2.0, batch_size=6, every=2),
     )
     reasons["retain"] = "the base model's own samples keep unrelated text, known facts keep answers of the same kind"
     if any(fact.split == "retain" for fact in facts):
-        retain = (*retain, RetainSplit(weight=0.5 * every, batch_size=3 * every, every=every))
+        retain = (*retain, RetainSplit(weight=1.0, batch_size=6, every=2))
     if is_plain_lora(peft_config):
         retain = (*retain, InputDirections(0.9))
-    scales_back = is_plain_lora(peft_config) and base_changing_setting(peft_config) is None
-    reasons["scales_back"] = (
-        "facts are trained beyond what recalling them takes" if scales_back else "only LoRA is proportional to a factor"
-    )
-    return Recipe(num_steps, num_refining, scales_back, learning_rate, forms, retain, reasons)
+    return Recipe(num_steps, num_refining, learning_rate, forms, retain, reasons)
 
 
 def _rate(num_parameters: int, peft_config: PeftConfig) -> tuple[float, str]:

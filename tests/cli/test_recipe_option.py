@@ -83,14 +83,10 @@ def test_no_step_refines_where_it_is_not_wanted(fit, monkeypatch):
     assert "refine: as you set it" in said
 
 
-@pytest.mark.parametrize(
-    ("given", "expected", "is_scaled"),
-    [([], "scale_back: true — facts are trained beyond", True), (["--scale_back=false"], "as you set it", False)],
-)
-def test_the_adapter_is_scaled_back_unless_told_otherwise(fit, given, expected, is_scaled):
-    config, said = fit("--trainer.max_steps=2", *given)
+@pytest.mark.parametrize("is_scaled", [False, True])
+def test_the_adapter_is_scaled_back_on_request(fit, is_scaled):
+    config, said = fit("--trainer.max_steps=2", *(["--scale_back=true"] if is_scaled else []))
     assert config["scale_back"] is is_scaled
-    assert expected in said
     assert ("The adapter is scaled to" in said) == is_scaled
     summary = json.loads(Path("run/summary.json").read_text(encoding="utf-8"))
     assert (summary.get("scaled_back") is not None) == is_scaled

@@ -159,3 +159,11 @@ def test_unknown_settings_end_with_an_error(tmp_path, capsys):
     for name, said in (("huge", "must be one of cpu"), (str(path), "size")):
         assert main(["list", "--setting", name]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("texts", "said"), [([[0.1, 0.3]], "+0.20 [one seed]"), ([[0.1], [0.3]], "+0.20 [")])
+def test_one_seed_has_no_interval_over_seeds(texts, said):
+    found = [{"text_nll_delta": one} for one in texts]
+    told = table._row([{name: [1.0] for name in table.MEASURES} | one for one in found])["unrelated text, nats"]
+    assert told.startswith(said)
+    assert "inf" not in told

@@ -47,25 +47,6 @@ def test_a_larger_model_has_a_lower_rate_and_a_method_its_own():
     assert choose_recipe(facts(4), SMALL, IA3Config()).reasons["learning_rate"].endswith("IA3")
 
 
-@pytest.mark.parametrize(("size", "every"), [(SMALL, 2), (270_000_000, 1), (LARGE, 1)])
-def test_small_models_hold_more_text_in_fewer_steps(size, every):
-    """As many texts on average, with twice the pull."""
-    given = [*facts(4), *(replace(fact, id=f"r{fact.id}", split="retain") for fact in facts(4))]
-    held = {source.name: source for source in choose_recipe(given, size, LoraConfig()).retain}
-    sources = [held[name] for name in ("own_samples", "known_facts", "retain_split")]
-    assert [source.every for source in sources] == [every] * 3
-    assert [source.batch_size / every for source in sources] == [2, 3, 3]
-    assert [source.weight / every for source in sources] == [0.5, 1.0, 0.5]
-
-
-@pytest.mark.parametrize(
-    ("adapter", "expected"),
-    [(LoraConfig(), True), (LoraConfig(use_dora=True), False), (LoraConfig(bias="all"), False), (IA3Config(), False)],
-)
-def test_only_what_is_proportional_to_a_factor_is_scaled_back(adapter, expected):
-    assert choose_recipe(facts(4), SMALL, adapter).scales_back is expected
-
-
 def test_forms_are_what_the_facts_bring():
     plain = choose_recipe(facts(8, question=None, subject=""), SMALL, LoraConfig())
     assert shares(plain) == {"question": 0.15}  # the prompt made into a question
