@@ -70,7 +70,7 @@ docs: $(DOCS)  ## the site: docs/_build/html/index.html; a warning or a dead inn
 wheel: $(STAMP)  ## dist/lit_semantic_peft-*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
-# Measured on 2 cores with other work beside: environment 90 s, unit and command line 780 s, processes 175 s, real model
+# Measured on 2 cores: environment 90 s, unit and command line 510 s, processes 175 s, real model
 # and notebooks 170 s.
 # What is imported is compiled once, though the environment may say otherwise: many processes import the same.
 test test-long test-sweep: export PYTHONDONTWRITEBYTECODE :=
