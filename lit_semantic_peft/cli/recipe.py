@@ -66,15 +66,11 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
 
 def _decides_its_steps(trainer: Namespace) -> bool:
     """Whether something decides when ordinary training ends, or which facts share a step: `Refine` is refused then."""
+    given = trainer.callbacks or []
+    names = {str(one.get("class_path", "")).rpartition(".")[2] for one in given if isinstance(one, Namespace)}
     limit = trainer.limit_train_batches
     cuts_epochs = limit is not None and (isinstance(limit, int) or limit != 1.0)
-    return cuts_epochs or _has(trainer, "StopWhenRecalled", "ConflictAwareBatching", "Refine")
-
-
-def _has(trainer: Namespace, *names: str) -> bool:
-    """Whether one of these callbacks is given."""
-    given = [one for one in trainer.callbacks or [] if isinstance(one, Namespace)]
-    return any(str(one.get("class_path", "")).rpartition(".")[2] in names for one in given)
+    return cuts_epochs or bool(names & {"StopWhenRecalled", "ConflictAwareBatching", "Refine"})
 
 
 def _obstacle_to_retaining(config: Namespace, peft_config: PeftConfig) -> str | None:
