@@ -13,8 +13,11 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact, facts_key, given_facts, write_facts
 from lit_semantic_peft.files import content_key, write_text
 
-INVENTED = ROOT / "experiments" / "invented_facts.jsonl"
-"""Reported, and written before anything was chosen."""
+INVENTED: dict[Role, Path] = {
+    "report": ROOT / "experiments" / "invented_facts.jsonl",
+    "choose": ROOT / "experiments" / "invented_choose_facts.jsonl",
+}
+"""Twenty invented facts of mixed kinds each. Those that are reported were written before anything was chosen."""
 
 
 def facts_of(
@@ -41,7 +44,7 @@ def facts_of(
     unknown, known = pool_of(base_model, "unknown", None)
     number = setting.num_facts[kind]
     if kind == "invented":
-        taught = list(given_facts(str(INVENTED)) if role == "report" else given_facts("fictional", num_facts=number))
+        taught = list(given_facts(str(INVENTED[role])))
     else:
         relations = setting.relations[role] if setting.relations else sorted({fact.relation for fact in unknown})
         by_relation = [_ordered([fact for fact in unknown if fact.relation == one]) for one in relations]

@@ -52,12 +52,14 @@ class Model:
     Attributes:
         name: As in a user's YAML.
         rates: Of plain training, to choose from.
-        tried: Ways that were tried on the facts that choose, by name.
+        tried: Ways that were tried on the real facts that choose, by name.
+        tried_invented: The same of the invented ones.
     """
 
     name: str
     rates: tuple[float, ...]
     tried: tuple[str, ...] = ()
+    tried_invented: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,13 @@ def load_setting(name: str, results: Path | None = None) -> Setting:
     try:
         kept = raw.pop("results")
         models = tuple(
-            Model(one["name"], tuple(one["rates"]), tuple(one.get("tried", ()))) for one in raw.pop("models")
+            Model(
+                one["name"],
+                tuple(one["rates"]),
+                tried=tuple(one.get("tried", ())),
+                tried_invented=tuple(one.get("tried_invented", ())),
+            )
+            for one in raw.pop("models")
         )
         ways, tried = (
             {name: Way(name, **values) for name, values in raw.pop(section).items()} for section in ("ways", "tried")
@@ -174,6 +182,7 @@ def runs_of(setting: Setting, role: Role) -> list[Run]:
             for run in (
                 *(Run(model, "real", role, plain, CHOOSE_SEED, rate) for rate in model.rates),
                 *(Run(model, "real", role, setting.tried[name], CHOOSE_SEED) for name in model.tried),
+                *(Run(model, "invented", role, setting.tried[name], CHOOSE_SEED) for name in model.tried_invented),
             )
         ]
     return [
