@@ -1,14 +1,14 @@
 """Checks on the text of a set of facts: which facts contradict each other, and which are near-duplicates."""
 
-import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.schema import Fact, Form
+from lit_semantic_peft.facts.similar_words import similar_earlier
 from lit_semantic_peft.facts.text import unicode_form
 
 # Chinese, Japanese and Korean write no spaces between words: there each character counts as a word.
@@ -154,10 +154,8 @@ def find_near_duplicates(facts: Sequence[Fact], threshold: float = 0.9) -> list[
     """Finds facts whose prompts and targets together contain nearly the same words.
 
     The similarity is the Jaccard index of the two sets of words. Word order, case and punctuation are ignored. The
-    search is exact but not quadratic: two sets can only reach the threshold if they share one of their rarest words,
-    so only such pairs are compared (prefix filtering, Bayardo et al. 2007; its shorter prefix for what is compared with
-    larger sets only, Xiao et al. 2008). Facts are taken from few words to many, and each is paired with one of those
-    before it at most, whichever is found first.
+    search is exact, but few pairs are compared. Facts are taken from few words to many, and each is paired with the
+    first of those before it that is similar.
 
     Args:
         facts: The facts, in order.
@@ -182,46 +180,12 @@ def find_near_duplicates(facts: Sequence[Fact], threshold: float = 0.9) -> list[
         if first != index:
             found.append((1.0, first, index))
 
-    spread = Counter(word for words in first_with for word in words)
-    holders: dict[str, list[tuple[int, frozenset[str]]]] = defaultdict(list)
-    for words, index in sorted(first_with.items(), key=lambda item: len(item[0])):
-        rarest_first = sorted(words, key=lambda word: (spread[word], word))
-        # A set that is no larger shares at least t·|x| words with x, and so one of these.
-        similar = _similar(words, _prefix(rarest_first, threshold), holders, threshold)
-        if similar is not None:
-            similarity, other = similar
-            found.append((similarity, min(other, index), max(other, index)))
-        # A set that is no smaller shares at least 2t/(1 + t)·|x| words with x.
-        for word in _prefix(rarest_first, 2 * threshold / (1 + threshold)):
-            holders[word].append((index, words))
+    in_order = sorted(first_with.items(), key=lambda item: len(item[0]))
+    for place, earlier, similarity in similar_earlier([words for words, _ in in_order], threshold):
+        first, second = sorted((in_order[place][1], in_order[earlier][1]))
+        found.append((similarity, first, second))
     found.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
     return [NearDuplicate(facts[first], facts[second], similarity) for similarity, first, second in found]
-
-
-def _prefix(rarest_first: Sequence[str], share: float) -> Sequence[str]:
-    """The rarest words of a set, of which every set has one that has this share of its words."""
-    # Subtracting 1e-9 keeps 0.9 · 10 = 9.000000000000002 from being rounded up to 10.
-    return rarest_first[: len(rarest_first) - math.ceil(share * len(rarest_first) - 1e-9) + 1]
-
-
-def _similar(
-    words: frozenset[str],
-    prefix: Sequence[str],
-    holders: Mapping[str, Sequence[tuple[int, frozenset[str]]]],
-    threshold: float,
-) -> tuple[float, int] | None:
-    """Similarity and index of a fact that reaches the threshold; None where there is none."""
-    compared: set[int] = set()
-    for word in prefix:
-        for index, other in holders.get(word, ()):
-            if index in compared:
-                continue
-            compared.add(index)
-            common = len(words & other)
-            similarity = common / (len(words) + len(other) - common)
-            if similarity >= threshold:
-                return similarity, index
-    return None
 
 
 def group_near_duplicates(pairs: Sequence[NearDuplicate]) -> list[NearDuplicateGroup]:

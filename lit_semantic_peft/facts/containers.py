@@ -2,20 +2,20 @@
 
 import csv
 import difflib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.builtin import BUILTIN
-from lit_semantic_peft.facts.libraries import hub_rows, parquet_rows, saved_dataset_rows
-from lit_semantic_peft.facts.opened import LARGEST_FILE, LARGEST_LINE, lines, opened, require_records, require_size
-from lit_semantic_peft.facts.reading import Place, Reading, Row, cut, listed, shown
+from lit_semantic_peft.facts.json_files import json_rows, jsonl_rows
+from lit_semantic_peft.facts.libraries import hub_rows, saved_dataset_rows
+from lit_semantic_peft.facts.opened import LARGEST_LINE, lines, not_utf8, opened, require_records
+from lit_semantic_peft.facts.parquet import parquet_rows
+from lit_semantic_peft.facts.reading import Place, Reading, Row, cut, listed
 
 SUFFIXES: tuple[str, ...] = (
     *(".jsonl", ".jsonl.gz", ".json", ".json.gz"),
@@ -27,7 +27,6 @@ HeaderCheck = Callable[[list[str], str], str | None]
 """Takes a header and its separator; returns what is wrong with the header, None if nothing is."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_WHITE = re.compile(r"\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,127 +114,14 @@ def _open_file(file: str, path: Path, header_problem: HeaderCheck) -> Table:
     if name.endswith(".parquet") and path.suffix != ".gz":
         return Table(file, partial(parquet_rows, file=file, path=path))
     if name.endswith(".jsonl"):
-        return Table(file, partial(_jsonl_rows, file=file, path=path))
+        return Table(file, partial(jsonl_rows, file=file, path=path))
     if name.endswith(".json"):
-        return Table(file, partial(_json_rows, file=file, path=path))
+        return Table(file, partial(json_rows, file=file, path=path))
     if name.endswith((".csv", ".tsv")):
         delimiter = "," if name.endswith(".csv") else "\t"
         rows = partial(_delimited_rows, file=file, path=path, delimiter=delimiter, header_problem=header_problem)
         return Table(file, rows)
     raise InputError(f"{file}: expected a file that ends in {listed(SUFFIXES)}, got {path.name!r}.")
-
-
-def _read_text(reading: Reading, file: str, path: Path) -> str | None:
-    """The whole file as text. None if it is not UTF-8: this is recorded as a problem of the line."""
-    with opened(file, path) as stream:
-        data = stream.read(LARGEST_FILE + 1)
-        require_size(file, len(data))
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        number = data.count(b"\n", 0, error.start) + 1
-        start_of_line = data.rfind(b"\n", 0, error.start) + 1
-        reading.problem(
-            Place(file, number, "line"), _not_utf8(data[start_of_line:], error, start_of_line), ends_reading=True
-        )
-        return None
-
-
-def _not_utf8(line: bytes, error: UnicodeDecodeError, start_of_line: int = 0) -> str:
-    position = error.start - start_of_line
-    return f"expected UTF-8, got the byte 0x{line[position]:02x} at position {position + 1}. Save the file as UTF-8."
-
-
-# --- JSON -----------------------------------------------------------------------------------------------------------
-
-
-def _jsonl_rows(reading: Reading, file: str, path: Path) -> Iterator[Row]:
-    with opened(file, path) as stream:
-        for number, line in enumerate(lines(file, stream), start=1):
-            if not line.strip():
-                continue
-            place = Place(file, number, "line")
-            try:
-                row = json.loads(line.rstrip(b"\n").decode("utf-8"))
-            except UnicodeDecodeError as error:
-                reading.problem(place, _not_utf8(line, error))
-            except (ValueError, RecursionError) as error:
-                reading.problem(place, f"expected a JSON object, got {_broken_json(error)}")
-            else:
-                yield from _object_row(reading, place, row)
-
-
-def _json_rows(reading: Reading, file: str, path: Path) -> Iterator[Row]:
-    """Records of a JSON array, parsed one at a time. Some publishers write JSON lines under this suffix too."""
-    text = _read_text(reading, file, path)
-    if text is None:
-        return
-    position = _after_white(text, 0)
-    if not text.startswith("[", position):
-        if _is_one_object(text):
-            raise InputError(
-                f"{file}: expected an array of records, or one record a line, got one object over the whole file. "
-                "Write the array of its records alone."
-            )
-        yield from _jsonl_rows(reading, file, path)
-        return
-    decoder = json.JSONDecoder()
-    position = _after_white(text, position + 1)
-    number = 0
-    while not text.startswith("]", position):
-        number += 1
-        place = Place(file, number, "record")
-        try:
-            row, position = decoder.raw_decode(text, position)
-            position = _after_white(text, position)
-            if not text.startswith((",", "]"), position):
-                raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
-        except (ValueError, RecursionError) as error:
-            # After a broken record the start of the next one is unknown: reading stops here.
-            where = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-            broken = f"expected a JSON object, got {_broken_json(error)}{where}"
-            reading.problem(place, broken, ends_reading=True)
-            return
-        yield from _object_row(reading, place, row)
-        if text.startswith(",", position):
-            position = _after_white(text, position + 1)
-    rest = _after_white(text, position + 1)
-    if rest < len(text):
-        place = Place(file, number, "record")
-        reading.problem(place, f"expected the end of the file after the array, got {shown(text[rest : rest + 80])}")
-
-
-def _after_white(text: str, position: int) -> int:
-    found = _WHITE.match(text, position)
-    return found.end() if found else position
-
-
-def _is_one_object(text: str) -> bool:
-    """Whether the text is a single JSON object that is spread over several lines."""
-    first_line = text.lstrip().partition("\n")[0]
-    try:
-        json.loads(first_line)
-    except (ValueError, RecursionError):
-        try:
-            return isinstance(json.loads(text), dict)
-        except (ValueError, RecursionError):
-            return False
-    return False
-
-
-def _object_row(reading: Reading, place: Place, row: Any) -> Iterator[Row]:
-    if isinstance(row, dict):
-        yield Row(place, row)
-    else:
-        reading.problem(place, f'expected a JSON object such as {{"prompt": ..., "target": ...}}, got {shown(row)}')
-
-
-def _broken_json(error: ValueError | RecursionError) -> str:
-    if isinstance(error, RecursionError):
-        return "JSON that is nested too deeply"
-    if isinstance(error, json.JSONDecodeError):
-        return f"broken JSON: {error.msg} at character {error.colno}"
-    return "a number with more digits than can be read"
 
 
 # --- Text tables ----------------------------------------------------------------------------------------------------
@@ -279,7 +165,7 @@ def _text_lines(reading: Reading, file: str, stream: BufferedReader) -> Iterator
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
-            reading.problem(Place(file, number, "line"), _not_utf8(line, error), ends_reading=True)
+            reading.problem(Place(file, number, "line"), not_utf8(line, error), ends_reading=True)
             return
         yield from re.split(r"(?<=\r)(?!\n)", text) if "\r" in text.rstrip("\r\n") else (text,)
 

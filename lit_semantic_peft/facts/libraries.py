@@ -1,4 +1,4 @@
-"""Reads rows from the tables of other libraries: Parquet, folders and Hub sets of `datasets`."""
+"""Reads rows from the tables of `datasets`: its folders and the sets of the Hub."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -7,45 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.builtin import BUILTIN
-from lit_semantic_peft.facts.opened import opened, require_size
 from lit_semantic_peft.facts.reading import Place, Reading, Row, cut, listed
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
-
-_ROWS_AT_ONCE = 256
-
-
-def parquet_rows(reading: Reading, file: str, path: Path) -> Iterator[Row]:
-    """The rows of a Parquet file, a few at a time. A row whose text is not UTF-8 is recorded as a problem.
-
-    Raises:
-        InputError: If the file cannot be read, or its rows are larger than `LARGEST_FILE`.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with opened(file, path):  # names a Git LFS pointer, and a file that cannot be opened
-        pass
-    size, number = 0, 0
-    try:
-        with pq.ParquetFile(path) as table:
-            label_names = _label_names(table.schema_arrow)
-            for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE):
-                size += batch.nbytes
-                require_size(file, size)
-                for row in batch.to_struct_array():
-                    number += 1
-                    place = Place(file, number, "row")
-                    try:
-                        fields = row.as_py()
-                    except UnicodeDecodeError:
-                        reading.problem(place, "expected text in UTF-8, got other bytes. Write the table anew.")
-                    else:
-                        yield Row(place, _named_labels(fields, label_names))
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file}: expected a Parquet file, got one that cannot be read: {error}") from error
 
 
 def saved_dataset_rows(source: str, path: Path, dataset_split: str) -> Callable[[Reading], Iterator[Row]]:
@@ -90,13 +56,11 @@ def hub_rows(source: str, dataset_split: str) -> Callable[[Reading], Iterator[Ro
 
 
 def _numbered(file: str, rows: "Dataset") -> Iterator[Row]:
-    names = _label_names(rows.features.arrow_schema)
-    return (
-        Row(Place(file, number, "row"), _named_labels(fields, names)) for number, fields in enumerate(rows, start=1)
-    )
+    names = label_names(rows.features.arrow_schema)
+    return (Row(Place(file, number, "row"), named_labels(fields, names)) for number, fields in enumerate(rows, start=1))
 
 
-def _label_names(schema: "pa.Schema") -> dict[str, list[str]]:
+def label_names(schema: "pa.Schema") -> dict[str, list[str]]:
     """The names of the classes of each column that holds their numbers (`datasets.ClassLabel`)."""
     described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = described.get("info", {}).get("features", {}) if isinstance(described, dict) else {}
@@ -107,7 +71,7 @@ def _label_names(schema: "pa.Schema") -> dict[str, list[str]]:
     }
 
 
-def _named_labels(fields: dict[str, Any], names: Mapping[str, list[str]]) -> dict[str, Any]:
+def named_labels(fields: dict[str, Any], names: Mapping[str, list[str]]) -> dict[str, Any]:
     """The fields with the name of a class in place of its number; -1 is no class."""
 
     def named(known: list[str], value: Any) -> Any:

@@ -16,6 +16,9 @@ LARGEST_FILE = 2**30
 LARGEST_LINE = 2**24
 """Bytes of one line."""
 
+MOST_RECORDS = 2 * 10**6
+"""Records of one source: a fact takes about a kilobyte in memory, however short its line."""
+
 MOST_EMPTY_LINES = 10**6
 """Lines without a record, one after the other: a few kilobytes unpack to hours of them."""
 
@@ -92,3 +95,9 @@ def require_records(file: str, number: int, num_empty: int) -> None:
         raise InputError(
             f"{file}, line {number}: expected a record, got more than {MOST_EMPTY_LINES:,} empty lines. Remove them."
         )
+
+
+def not_utf8(line: bytes, error: UnicodeDecodeError) -> str:
+    """What to say of a line that is not UTF-8."""
+    position = error.start
+    return f"expected UTF-8, got the byte 0x{line[position]:02x} at position {position + 1}. Save the file as UTF-8."

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 from tqdm.auto import tqdm
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import opened
 from lit_semantic_peft.facts.builtin import BUILTIN, builtin_facts, choose
 from lit_semantic_peft.facts.checks import find_contradictions
 from lit_semantic_peft.facts.columns import ColumnMap, renamed_fields, tidy, with_names
@@ -226,7 +227,12 @@ def _one_format(
 
 
 def _composed(reading: Reading, rows: Iterable[Row]) -> Iterator[Row]:
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
+        if number > opened.MOST_RECORDS:
+            raise InputError(
+                f"{row.place}: expected at most {opened.MOST_RECORDS:,} records in all, got more. Split the file, or "
+                "write a part of it."
+            )
         fields = composed(row.fields)
         if fields != row.fields:
             reading.note(row.place, "letters with separate accents, read as composed ones (Unicode NFC)")

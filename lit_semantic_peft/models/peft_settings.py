@@ -117,6 +117,15 @@ def lora_scaling(path: str, peft_config: Any) -> float:
     return float(alpha / math.sqrt(rank) if peft_config.use_rslora else alpha / rank)
 
 
+def setting_without_effect(peft_config: PeftConfig) -> str | None:
+    """The setting that is 0 and that all an adapter adds is multiplied by; None where there is none.
+
+    Args:
+        peft_config: Any configuration of `peft`.
+    """
+    return next((name for name in ("lora_alpha", "alpha") if getattr(peft_config, name, None) == 0), None)
+
+
 def training_obstacle(peft_config: PeftConfig) -> str | None:
     """Why an adapter of this configuration would not be trained as its method says.
 
@@ -134,6 +143,11 @@ def training_obstacle(peft_config: PeftConfig) -> str | None:
         return (
             f"`peft_config` with `{setting}` cannot be used: it changes the base model itself, so that nothing could "
             "be compared with the model before training. Leave it out."
+        )
+    if nothing := setting_without_effect(peft_config):
+        return (
+            f"`peft_config` with `{nothing}: 0` cannot be trained: all that the adapter adds is multiplied by it, so "
+            "that it would learn nothing. Set it to a number above 0, such as twice the rank."
         )
     for name, (is_so, reason) in _NOT_TRAINED_WHOLLY.items():
         if (value := getattr(peft_config, name, None)) is not None and is_so(value):

@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_semantic_peft.adapters.anchors import ANCHORS_FILE, TOKENIZER_FILE, Anchors
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.base_files import first_line
+from lit_semantic_peft.models.peft_settings import setting_without_effect
 from lit_semantic_peft.models.peft_traits import traits_of
 
 CONFIG_FILE = "adapter_config.json"
@@ -101,7 +102,7 @@ def _config(folder: Path) -> PeftConfig:
         config: PeftConfig = kinds[kind](**{name: value for name, value in settings.items() if name in known})
     except Exception as error:  # each configuration has its own types for what it refuses
         raise InputError(f"{path}: {type(error).__name__}: {first_line(error)}") from error
-    if nothing := next((name for name in ("lora_alpha", "alpha") if getattr(config, name, None) == 0), None):
+    if nothing := setting_without_effect(config):
         raise InputError(f"{path}: `{nothing}` is 0, so that the adapter changes nothing.")
     config.inference_mode = True
     return config

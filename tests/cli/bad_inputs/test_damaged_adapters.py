@@ -13,6 +13,7 @@ CALLS = {
     "test": "test --model.adapter=adapter",
     "export": "export adapter out",
     "merge": "export adapter out --merge",
+    "inspect": "inspect adapter",
 }
 LORA = "fit --model.peft_config=LoraConfig --model.peft_config.target_modules="
 
@@ -42,6 +43,12 @@ CASES = [
     BadInput("a huge rank", f"{LORA}all-linear --model.peft_config.r=1000000000", ["four times the base model's"]),
     BadInput("a rank below one", f"{LORA}all-linear --model.peft_config.r=-3", ["`r` should be a positive integer"]),
     BadInput("an alpha that is no number", f"{LORA}all-linear --model.peft_config.lora_alpha=.nan", ["lora_alpha"]),
+    *(
+        BadInput(
+            f"an {name} of 0", f"{lora} --model.peft_config.{name}=0", [f"`{name}: 0` cannot be trained", "above 0"]
+        )
+        for name, lora in (("lora_alpha", f"{LORA}all-linear"), ("alpha", f"{LORA}all-linear".replace("Lora", "LoHa")))
+    ),
     BadInput("nothing to train", f"{LORA}all-linear --model.peft_config.inference_mode=true", ["trains nothing"]),
     BadInput("tasks", "fit --model.peft_config=PolyConfig", ["needs the number of a task", "LoraConfig does not"]),
 ]

@@ -56,7 +56,7 @@ def chat_template(template: str):
 
 def small_limits(place: Place) -> None:
     place.monkeypatch.setattr(opened, "LARGEST_FILE", 1000)
-    place.monkeypatch.setattr("lit_semantic_peft.facts.containers.LARGEST_FILE", 1000)
+    place.monkeypatch.setattr("lit_semantic_peft.facts.json_files.LARGEST_LINE", 500)
     place.monkeypatch.setattr(opened, "LARGEST_LINE", 500)
 
 

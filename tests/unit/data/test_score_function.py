@@ -67,6 +67,30 @@ def test_a_cached_table_of_other_facts_is_made_anew(tiny_model, facts_file, tmp_
     assert pq.read_table(cached) == table, "made anew"
 
 
+@pytest.mark.parametrize("change", ["ids", "order of ids", "texts", "targets", "subjects"])
+def test_a_cache_of_other_facts_gives_the_scores_of_the_given_ones(tiny_model, facts_file, tmp_path, change):
+    facts = read_facts(str(facts_file)).facts
+    others = [
+        replace(
+            fact,
+            **{
+                "ids": {"id": f"other-{fact.id}"},
+                "order of ids": {"id": last.id},
+                "texts": {"prompt": last.prompt},
+                "targets": {"target": last.target},
+                "subjects": {"subject": "Aro"},
+            }[change],
+        )
+        for fact, last in zip(facts, reversed(facts), strict=True)
+    ]
+    distances = [HiddenStateDistance(), Surprisal()]
+    fresh = score(others, str(tiny_model), distances, cache_dir=tmp_path / "fresh").to_arrow()
+    first = score(facts, str(tiny_model), distances, cache_dir=tmp_path / "cache").to_arrow()
+    second = score(others, str(tiny_model), distances, cache_dir=tmp_path / "cache").to_arrow()
+    assert second == fresh
+    assert second != first
+
+
 def test_what_score_cannot_use_is_refused(tiny_model, facts_file):
     base = BaseModel(str(tiny_model))
     with pytest.raises(InputError, match="`facts` is empty"):

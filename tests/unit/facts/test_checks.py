@@ -5,6 +5,7 @@ import re
 import pytest
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact, Form, find_contradictions, find_near_duplicates, group_near_duplicates
+from lit_semantic_peft.facts.similar_words import similar_earlier
 
 from fixtures.calls import count_calls
 
@@ -138,6 +139,36 @@ def test_groups_are_the_connected_facts_the_largest_first():
     groups = group_near_duplicates(find_near_duplicates(facts, 0.75))
     assert [{one.id for one in group.facts} for group in groups] == [{"0", "1", "3"}, {"2", "4"}]
     assert group_near_duplicates([]) == []
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8, 0.9])
+@pytest.mark.parametrize("num_words", [40, 700], ids=["a bit a word", "several words a bit"])
+def test_each_fact_is_paired_with_the_first_that_comparing_all_finds(threshold, num_words):
+    draw = random.Random(num_words)
+    vocabulary = [f"w{index}" for index in range(num_words)]
+    sets = [set(draw.sample(vocabulary, draw.randint(20, 39))) for _ in range(30)]
+    for _ in range(200):  # others in a few words
+        words = set(draw.choice(sets))
+        words -= set(draw.sample(sorted(words), draw.randint(0, 4)))
+        sets.append(words | set(draw.sample(vocabulary, draw.randint(0, 4))))
+    distinct = sorted({frozenset(one) for one in sets}, key=lambda one: (len(one), sorted(one)))
+    expected = []
+    for place, one in enumerate(distinct):
+        similarities = [len(one & other) / len(one | other) for other in distinct[:place]]
+        first = next((earlier for earlier, value in enumerate(similarities) if value >= threshold), None)
+        if first is not None:
+            expected.append((place, first, similarities[first]))
+    assert list(similar_earlier(distinct, threshold)) == expected
+    assert 5 < len(expected) < len(distinct)
+
+
+def test_facts_that_share_all_words_but_few_are_compared_by_few_calls():
+    draw = random.Random(0)
+    vocabulary = [f"w{index}" for index in range(50)]
+    facts = [fact(str(index), " ".join(draw.sample(vocabulary, 40)), "") for index in range(1000)]
+    found, calls = count_calls(lambda: find_near_duplicates(facts, 0.9))
+    assert len(found) < 20
+    assert calls < 200 * len(facts), "each with each would be 500 per fact, and several calls each"
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, 1.1])

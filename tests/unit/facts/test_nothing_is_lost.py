@@ -376,7 +376,6 @@ def test_patterns_without_triples_are_named(tmp_path):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
 def test_files_that_unpack_to_too_much_are_refused(name, packed, tmp_path, monkeypatch):
     monkeypatch.setattr(opened, "LARGEST_FILE", 1000)
-    monkeypatch.setattr("lit_semantic_peft.facts.containers.LARGEST_FILE", 1000)
     row = {"prompt": "It is", "target": "one"}
     text = {
         "a.jsonl": json.dumps(row) + "\n" * 2000,
@@ -404,6 +403,141 @@ def test_a_table_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     pq.write_table(pa.table({"prompt": ["It is " * 100] * 100, "target": ["one"] * 100}), path)  # stored once
     assert path.stat().st_size < 5000
     assert error(path).startswith(f"{path}: expected at most 10,000 bytes of records, unpacked, got more.")
+
+
+BIG = "It is " * 2**18  # 1.5 MB
+
+
+def bombs():
+    """Tables of a few kilobytes that unpack to 0.4 GB or more."""
+    import pyarrow as pa
+
+    once = pa.array([BIG])
+
+    def used(times):
+        return pa.DictionaryArray.from_arrays(pa.array([0] * times, pa.int32()), once)
+
+    one = {"prompt": ["It is"], "target": ["one"]}
+    million = pa.Array.from_buffers(pa.int8(), 2**25, [None, pa.py_buffer(bytes(2**25))])
+    return {
+        "a text in many rows": {"prompt": used(256), "target": ["one"] * 256},
+        "a text in many places of a list": {**one, "paraphrases": pa.ListArray.from_arrays([0, 256], used(256))},
+        "a text in many columns": {**one, **{f"column{number}": used(1) for number in range(256)}},
+        "a list of many numbers": {**one, "more": pa.ListArray.from_arrays(pa.array([0, 2**25], pa.int32()), million)},
+        "texts of one letter": {"prompt": [BIG] * 256, "target": ["one"] * 256},
+    }
+
+
+@pytest.mark.parametrize("bomb", bombs())
+def test_a_table_of_kilobytes_that_unpacks_to_hundreds_of_megabytes_is_refused_before_it_does(
+    bomb, tmp_path, monkeypatch
+):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(opened, "LARGEST_FILE", 2**28)
+    path = tmp_path / "a.parquet"
+    settings = {"use_dictionary": False} if bomb == "texts of one letter" else {}
+    pq.write_table(pa.table(bombs()[bomb]), path, compression="zstd", store_schema=False, **settings)
+    assert path.stat().st_size < 100_000
+    pa.default_memory_pool().release_unused()
+    before = pa.total_allocated_bytes()
+    peaks = []
+    monkeypatch.setattr(
+        "lit_semantic_peft.facts.parquet.require_size",
+        lambda file, size: (peaks.append(pa.total_allocated_bytes() - before), opened.require_size(file, size)),
+    )
+    assert error(path).startswith(f"{path}: expected at most 268,435,456 bytes of records, unpacked, got more.")
+    assert max(peaks) < 2**25
+
+
+@pytest.mark.parametrize("most", [100, 2**20], ids=["texts held once, then others", "texts held once"])
+def test_texts_that_a_table_holds_once_are_read_as_often_as_they_are_used(most, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    rows = [
+        {
+            "prompt": f"Number {row} is",
+            "target": ("odd", "even")[row % 2],
+            "paraphrases": ["It is", "One is"][: row % 3],
+        }
+        for row in range(600)
+    ]
+    settings = {"dictionary_pagesize_limit": most, "write_batch_size": 64}
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=400, **settings)
+    found = [
+        {"prompt": one.prompt, "target": one.target, "paraphrases": list(one.paraphrases)}
+        for one in read_facts(str(path)).facts
+    ]
+    assert found == rows
+
+
+def test_more_records_than_fit_into_memory_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(opened, "MOST_RECORDS", 30)
+    for name in "ab":
+        lines = [json.dumps({"prompt": f"{name} {number} is", "target": "one"}) for number in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    assert len(read_facts(str(tmp_path / "a.jsonl")).facts) == 20
+    assert error(tmp_path).startswith(f"{tmp_path}/b.jsonl, line 11: expected at most 30 records in all, got more.")
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 64])
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_array_is_read_alike_through_every_window(window, packed, tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_semantic_peft.facts.json_files._WINDOW", window)
+    rows = [
+        {"prompt": f"Straße {number} “😀” is", "target": "\\ [,]", "source": str(-1.5e9 * number)}
+        for number in range(9)
+    ]
+    text = json.dumps(rows, ensure_ascii=False, indent=1) + "\n \n"
+    path = tmp_path / ("a.json.gz" if packed else "a.json")
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    found = [{"prompt": one.prompt, "target": one.target, "source": one.source} for one in read_facts(str(path)).facts]
+    assert found == rows
+
+
+@pytest.mark.parametrize("window", [1, 5, 2**20])
+@pytest.mark.parametrize(
+    ("tail", "message"),
+    [
+        (b' {"prompt": "x"', "record 3: expected a JSON object, got broken JSON: Expecting ',' delimiter at char"),
+        (b' {"prompt": tru}]', "record 3: expected a JSON object, got broken JSON: Expecting value at character 13"),
+        (b' {"prompt": "x', "record 3: expected a JSON object, got broken JSON: Unterminated string starting at"),
+        (b'\n {"prompt": "Stra\xdfe"}]', "line 4: expected UTF-8, got the byte 0xdf at position 18"),
+    ],
+)
+def test_what_is_wrong_in_an_array_is_named_alike_through_every_window(window, tail, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_semantic_peft.facts.json_files._WINDOW", window)
+    path = tmp_path / "a.json"
+    path.write_bytes('[{"prompt": "Straße", "target": "one"},\n{"prompt": "It", "target": "two"},\n'.encode() + tail)
+    found = error(path)
+    assert found.startswith(f"{path}, {message}"), found
+    if "record" in message:
+        assert found.endswith("in line 3")
+
+
+def test_a_record_without_end_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_semantic_peft.facts.json_files._WINDOW", 100)
+    monkeypatch.setattr("lit_semantic_peft.facts.json_files.LARGEST_LINE", 1000)
+    path = tmp_path / "a.json"
+    path.write_text('[{"prompt": "It is", "target": "one"}, {"prompt": "' + "x" * 10**6)
+    assert error(path).startswith(
+        f"{path}, record 2: expected a record of at most 1,000 characters, got a longer one, or one whose "
+    )
+    broken = '[{"prompt": "It is", "target": "one"}, {"prompt" "It was"}, '
+    path.write_text(broken + '{"prompt": "It is", "target": "one"}, ' * 10**4)
+    assert error(path).startswith(f"{path}, record 2: expected a JSON object, got broken JSON: Expecting ':'")
+
+
+def test_an_object_over_many_lines_is_named_without_reading_all_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_semantic_peft.facts.json_files.LARGEST_LINE", 1000)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"data": [{"prompt": "It is", "target": "one"}] * 10**5}, indent=1))
+    assert "got one object over the whole file" in error(path)
+    path.write_text('{"prompt": "It is"\n' + '{"prompt": "It is", "target": "one"}\n' * 100)
+    assert error(path).startswith(f"{path}, line 1: expected a JSON object, got broken JSON")
 
 
 def test_a_row_whose_text_is_no_utf8_is_named(tmp_path):
@@ -478,3 +612,4 @@ def test_the_page_lists_every_format_and_states_the_limits():
     assert format_tables() in page
     assert f"{opened.LARGEST_FILE >> 30} GiB of records" in page
     assert f"{opened.LARGEST_LINE >> 20} MiB a line" in page
+    assert f"{opened.MOST_RECORDS:,} records" in page

@@ -116,6 +116,8 @@ def test_the_reason_is_pefts_and_the_targets_work(name, config, reason, targets)
     [
         ("llama", PolyConfig(target_modules=["q_proj"]), "PolyConfig needs the number of a task .*LoraConfig does not"),
         ("llama", MultitaskPromptTuningConfig(num_virtual_tokens=3), "needs the number of a task .*PromptTuningConfig"),
+        ("llama", LoraConfig(target_modules=["q_proj"], lora_alpha=0), "`lora_alpha: 0` cannot be .* number above 0"),
+        ("llama", LoHaConfig(target_modules=["q_proj"], alpha=0), "`alpha: 0` cannot be trained.* number above 0"),
         ("llama", XLoraConfig(hidden_size=32), "XLoraConfig mixes LoRA adapters that were trained before"),
         ("llama", LoraConfig(target_modules=["q_proj"], inference_mode=True), "`inference_mode: true` trains nothing"),
         ("llama", LoraConfig(target_modules=["q_proj"], init_lora_weights="eva"), "needs directions that are found"),
