@@ -11,7 +11,7 @@ from experiments.study.results import ResultFolder
 COMMANDS = {
     "run": "run what is missing, outdated, failed or cancelled",
     "list": "every run, and what it gave",
-    "table": "write RECIPE.md, its picture and the README's table",
+    "table": "write RECIPE.md, its picture, and the tables of the README and of docs/recipe.md",
 }
 
 
@@ -44,9 +44,12 @@ def _run(options: argparse.Namespace) -> int | None:
         runs = [*runs_of(setting, "choose"), *runs_of(setting, "report")]
         print_results((run.name for run in runs), ResultFolder(setting.results).read, in_one_line)
         return None
-    from experiments.recipe_study.table import write_tables
+    from experiments.recipe_study.overview import write_overview
+    from experiments.recipe_study.table import is_published, write_tables
 
     print(f"Written: {write_tables(setting)}")
+    if is_published(setting):
+        write_overview(setting)
     return None
 
 

@@ -113,11 +113,11 @@ def write_tables(setting: Setting) -> Path:
     Returns:
         Path of the page.
     """
-    path = setting.results.with_name("RECIPE.md") if _is_published(setting) else setting.results / "RECIPE.md"
+    path = setting.results.with_name("RECIPE.md") if is_published(setting) else setting.results / "RECIPE.md"
     picture = setting.results / "frontier.png"
     _draw(setting, picture)
     write_text(path, page(setting, picture.relative_to(path.parent)))
-    if _is_published(setting):
+    if is_published(setting):
         write_text(README, with_section(README.read_text(encoding="utf-8"), readme_section(setting), BEGIN))
     return path
 
@@ -278,7 +278,8 @@ def _median(found: Results, name: str) -> float:
     return float(np.median([one[name] for one in found]))
 
 
-def _is_published(setting: Setting) -> bool:
+def is_published(setting: Setting) -> bool:
+    """Whether its results are those that the project shows."""
     return setting.results == ROOT / "experiments" / "results" / "recipe_study"
 
 

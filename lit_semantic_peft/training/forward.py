@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from lightning.pytorch import Trainer
 from peft import PeftModel
 from torch import Tensor
@@ -92,8 +93,9 @@ class ForwardPass:
         both = joined([batch, held], retain.pad_id)
         logits, targets, hidden = target_logits(self.model, both, tree=prefix_tree(both))
         num_targets = int((batch.labels[:, 1:] != IGNORE_INDEX).sum())
-        of_facts = logits[:num_targets], targets[:num_targets], None if hidden is None else hidden[:num_targets]
-        return of_facts, retain.held(self.model, chosen, held, logits[num_targets:])
+        facts_logits, held_logits = torch.split(logits, [num_targets, len(logits) - num_targets])
+        of_facts = facts_logits, targets[:num_targets], None if hidden is None else hidden[:num_targets]
+        return of_facts, retain.held(self.model, chosen, held, held_logits)
 
     def keep_out(self) -> None:
         """Keeps the adapter out of held directions, after a step of the optimizer."""

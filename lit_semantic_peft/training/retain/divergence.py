@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+_POSITIONS = 16
+"""Of which logits are worked with at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +83,40 @@ def divergence_from(teacher: TopTokens, logits: Tensor) -> Tensor:
         >>> abs(divergence_from(top_tokens(base, 2), base + 5.0).item()) < 1e-6
         True
     """
-    logits, ids = logits.float(), teacher.ids.long()
-    top = logits.gather(-1, ids)
-    rest = logits.scatter(-1, ids, -torch.inf).logsumexp(dim=-1)
-    log_total = torch.logaddexp(top.logsumexp(dim=-1), rest)
-    of_top = teacher.log_probs.exp() * (teacher.log_probs - top + log_total[:, None])
-    of_rest = teacher.log_rest.exp() * (teacher.log_rest - rest + log_total)
-    return of_top.sum(dim=-1) + of_rest
+    divergence: Tensor = _Divergence.apply(  # type: ignore[no-untyped-call]
+        logits.float(), teacher.ids.long(), teacher.log_probs, teacher.log_rest
+    )
+    return divergence
+
+
+class _Divergence(torch.autograd.Function):
+    """Some positions at a time, so that nothing but the gradient is as large as the logits.
+
+    With p the teacher, q the student and R the rest, ∂/∂z_v is q(v) − p(v) for one of the k tokens, and
+    q(v) − p(R) q(v) / q(R) for another one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, log_probs: Tensor, log_rest: Tensor) -> Tensor:
+        top = logits.gather(-1, ids)
+        parts = zip(torch.split(logits, _POSITIONS), torch.split(ids, _POSITIONS), strict=True)
+        rest = torch.cat([z.scatter(-1, one, -torch.inf).logsumexp(dim=-1) for z, one in parts])
+        log_total = torch.logaddexp(top.logsumexp(dim=-1), rest)
+        ctx.save_for_backward(logits, ids, log_probs, log_rest, rest, log_total)
+        of_top = log_probs.exp() * (log_probs - top + log_total[:, None])
+        return of_top.sum(dim=-1) + log_rest.exp() * (log_rest - rest + log_total)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, ids, log_probs, log_rest, rest, log_total = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        for start in range(0, len(logits), _POSITIONS):
+            at = slice(start, start + _POSITIONS)
+            of_rest = log_rest[at, None].exp() * (logits[at] - rest[at, None]).exp()
+            student = (logits[at] - log_total[at, None]).exp()
+            of_top = student.gather(-1, ids[at]) - log_probs[at].exp()
+            gradient[at] = (student - of_rest).scatter(-1, ids[at], of_top) * outer[0][at, None]
+        return gradient, None, None, None
 
 
 def without_tokens(logits: Tensor, tokens: Tensor) -> Tensor:

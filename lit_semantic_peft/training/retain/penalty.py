@@ -200,11 +200,13 @@ class RetainPenalty:
         means = torch.zeros(len(self.retained), device=device)
         penalty = logits[:0].sum().float()
         weights = self.weights.to(device)
-        for kind in sorted(set(kind_of)):
+        kinds = sorted(set(kind_of))
+        for kind in kinds:
             places = [place for place, one in enumerate(kind_of) if one == kind]
             texts = [chosen[place] for place in places]
             counted = torch.isin(row, torch.tensor(places, device=device))
-            per_text = self._divergence(model, texts, logits[counted], targets[counted])
+            of_kind = logits if len(kinds) == 1 else logits[counted]  # not a copy without need
+            per_text = self._divergence(model, texts, of_kind, targets[counted])
             per_text = per_text / torch.tensor([self.retained[one.source].per_step for one in texts], device=device)
             source = torch.tensor([one.source for one in texts], device=device)
             penalty = penalty + (weights[source] * per_text).sum()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from experiments import running
-from experiments.recipe_study import execute, facts, table
+from experiments.recipe_study import execute, facts, overview, table
 from experiments.recipe_study.__main__ import main
 from experiments.recipe_study.plan import CHOOSE_SEED, config_of, load_setting, runs_of
 from experiments.study.facts import StudyFacts
@@ -167,3 +167,20 @@ def test_one_seed_has_no_interval_over_seeds(texts, said):
     told = table._row([{name: [1.0] for name in table.MEASURES} | one for one in found])["unrelated text, nats"]
     assert told.startswith(said)
     assert "inf" not in told
+
+
+def test_the_docs_show_what_the_results_say():
+    setting = load_setting("cpu")
+    page = overview.PAGE.read_text(encoding="utf-8")
+    for section, lines in overview.sections(setting).items():
+        assert f"{overview.mark(section)}\n\n" + "\n".join(lines) in page, section
+
+
+def test_recall_by_relation():
+    found = [
+        {"fact_id": ["a", "b", "c"], "paraphrases": [1.0, 0.0, 1.0]},
+        {"fact_id": ["a", "b", "c"], "paraphrases": [0.0, None, 1.0]},
+    ]
+    relations = {"a": "capital", "b": "capital", "c": "currency"}
+    assert overview._mean_of_relation(found, "paraphrases", "capital", relations) == pytest.approx(1 / 3)
+    assert overview._mean_of_relation(found, "paraphrases", "currency", relations) == 1.0

@@ -34,10 +34,26 @@ def test_more_tokens_come_nearer_to_the_whole_divergence():
     assert top_tokens(TEACHER, 999).ids.shape == top_tokens(TEACHER, None).ids.shape == (5, 39)
 
 
-def test_gradient_is_that_of_the_definition():
+@pytest.mark.parametrize("k", [6, 39])
+def test_gradient_is_that_of_the_definition(k):
+    teacher, student = (
+        TEACHER.repeat(8, 1),
+        STUDENT.repeat(8, 1).roll(1, dims=1),
+    )  # in several parts, the last not whole
+    counts = torch.linspace(-1, 2, len(student))
+    fast, exact = (student.clone().requires_grad_() for _ in range(2))
+    (divergence_from(top_tokens(teacher, k), fast) * counts).sum().backward()
+    (slow(teacher, exact, k) * counts).sum().backward()
+    torch.testing.assert_close(fast.grad, exact.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_where_a_token_is_dropped():
+    targets = TEACHER.argmax(-1)
+    teacher = top_tokens(without_tokens(TEACHER, targets), 3)
     fast, exact = (STUDENT.clone().requires_grad_() for _ in range(2))
-    divergence_from(top_tokens(TEACHER, 6), fast).sum().backward()
-    slow(TEACHER, exact, 6).sum().backward()
+    divergence_from(teacher, without_tokens(fast, targets)).sum().backward()
+    kept = torch.stack([torch.arange(40)[torch.arange(40) != target] for target in targets])
+    slow(TEACHER.gather(1, kept), exact.gather(1, kept), 3).sum().backward()
     torch.testing.assert_close(fast.grad, exact.grad, rtol=1e-4, atol=1e-6)
 
 
