@@ -24,6 +24,9 @@ FEWEST_STEPS = 96
 REFINING = 1 / 6
 """Share of the optimizer steps, the last ones, that teach once more the facts that resist."""
 
+FEW = 48
+"""Facts below which the text that is held still is in every step: they are passed over more than 32 times."""
+
 _RATES = (
     (200e6, 4e-3, "tried in single runs"),
     (600e6, 1e-3, "tried in single runs"),
@@ -101,13 +104,17 @@ def choose_recipe(
     reasons["num_refining"] = "the last steps teach once more the facts that resist, and repeat the others"
     learning_rate, reasons["learning_rate"] = _rate(num_parameters, peft_config)
     forms, reasons["forms"] = _forms(taught, set_name)
+    every = 1 if len(taught) < FEW else 2
     retain: tuple[HeldStill, ...] = (
-        OwnSamples(weight=1.0, batch_size=4, length=16, every=2),
-        KnownFacts(weight=2.0, batch_size=6, every=2),
+        OwnSamples(weight=1.0, batch_size=4, length=16, every=every),
+        KnownFacts(weight=2.0, batch_size=6, every=every),
     )
-    reasons["retain"] = "the base model's own samples keep unrelated text, known facts keep answers of the same kind"
+    reasons["retain"] = (
+        "the base model's own samples keep unrelated text, known facts keep answers of the same kind; in every "
+        + ("step, since so few facts are passed over so often" if every == 1 else "second step")
+    )
     if any(fact.split == "retain" for fact in facts):
-        retain = (*retain, RetainSplit(weight=1.0, batch_size=6, every=2))
+        retain = (*retain, RetainSplit(weight=1.0, batch_size=6, every=every))
     if is_plain_lora(peft_config):
         retain = (*retain, InputDirections(0.9))
     return Recipe(num_steps, num_refining, learning_rate, forms, retain, reasons)

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 from lit_semantic_peft.facts import Fact
-from lit_semantic_peft.training.recipe import FEWEST_STEPS, PASSES, choose_recipe
+from lit_semantic_peft.training.recipe import FEW, FEWEST_STEPS, PASSES, choose_recipe
+from lit_semantic_peft.training.retain import InputDirections
 from peft import IA3Config, LoraConfig
 
 SMALL, LARGE = 135_000_000, 7_000_000_000
@@ -76,3 +77,11 @@ def test_facts_that_must_not_change_are_held_still():
     recipe = choose_recipe(given, SMALL, LoraConfig())
     assert [one.name for one in recipe.retain] == ["own_samples", "known_facts", "retain_split", "input_directions"]
     assert "retain_split" not in [one.name for one in choose_recipe(given[:4], SMALL, LoraConfig()).retain]
+
+
+@pytest.mark.parametrize(("number", "every"), [(FEW - 1, 1), (FEW, 2)])
+def test_few_facts_that_are_passed_over_often_are_held_more_often(number, every):
+    held = facts(1, split="retain")[0]
+    recipe = choose_recipe([*facts(number), replace(held, id="held")], SMALL, LoraConfig())
+    assert [one.every for one in recipe.retain if not isinstance(one, InputDirections)] == [every] * 3
+    assert ("second step" in recipe.reasons["retain"]) == (every == 2)
