@@ -73,6 +73,7 @@ html_theme = "furo"
 html_title = "lit-semantic-peft"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["tables.js"]
 html_show_sphinx = False
 html_copy_source = False
 html_show_search_summary = False  # it fetches pages, which a browser refuses to a page from a file

@@ -88,6 +88,25 @@ def test_a_page_asks_no_network_says_nothing_and_fits(site, tmp_path, name, widt
 
 
 @pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+@pytest.mark.parametrize(
+    ("name", "width", "arranged"),
+    [
+        ("evaluation", 390, {"stacked"}),
+        ("evaluation", 1280, set()),
+        ("sweep", 390, {"scrolls"}),
+        ("study_results", 390, {"stacked", "scrolls"}),
+    ],
+)
+def test_a_table_that_does_not_fit_stacks_or_scrolls(site, tmp_path, name, width, arranged):
+    tables = "[...document.querySelectorAll('.content table.docutils')]"
+    is_wide = "(one) => one.scrollWidth > one.parentElement.clientWidth + 1"
+    with Page(site / f"{name}.html", tmp_path / "profile", width=width, ready="true") as page:
+        classes = {kind for kinds in page.run(f"{tables}.map((one) => [...one.classList])") for kind in kinds}
+        assert classes & {"stacked", "scrolls"} == arranged
+        assert page.run(f"{tables}.filter({is_wide}).every((one) => one.classList.contains('scrolls'))")
+
+
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
 def test_search_works_from_a_file(site, tmp_path):
     found = "document.querySelectorAll('#search-results li').length > 3"
     with Page(site / "search.html", tmp_path / "profile", ready=found, query="?q=interference") as page:

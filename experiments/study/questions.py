@@ -18,7 +18,8 @@ from experiments.study.comparisons import (
 )
 from experiments.study.plan import PLAIN, Block, Pace, Setting
 from experiments.study.statistics import Sample, adjusted_means, adjusted_trend, rank_correlation, sample
-from experiments.study.wording import change, interval, number, share, value_range, verdict
+from experiments.study.wording import change, headline, interval, listed, number, share, value_range, verdict
+from lit_semantic_peft.reports.phrases import capitalized
 
 NUM_BINS = 5
 RECALL, NLL = TAUGHT[MAIN], TAUGHT["nll"]
@@ -46,8 +47,9 @@ class Answer:
     """What the numbers say to a question.
 
     Attributes:
-        sentence: The answer, as short as `docs/study.md` needs it.
-        details: What RESULTS.md says beyond it.
+        sentence: The answer.
+        points: The numbers behind it, each with what it is of.
+        details: More of them, for RESULTS.md alone.
         axis: What the plot shows.
         unit: In which.
         bars: Its marks; none where there is nothing to show.
@@ -57,7 +59,8 @@ class Answer:
     """
 
     sentence: str
-    details: str = ""
+    points: Sequence[str] = ()
+    details: Sequence[str] = ()
     axis: str = ""
     unit: str = "%"
     bars: Sequence[Bar] = field(default_factory=tuple)
@@ -117,20 +120,22 @@ def _by_distance(plain: Cell) -> Answer:
 
     trend = adjusted_trend(recalled, distance, plain.relations)
     raw, adjusted = ends(means(third)), ends(adjusted_means(recalled, third, plain.relations), trend=trend)
-    sentence = (
-        "In recall, the nearest fifth of the facts differs from the middle three by "
-        f"{change(raw[0], '%')}, the farthest by {change(raw[1], '%')}; but near and far facts are mostly of other "
-        "relations. Among facts of the same relation "
-    )
     if not adjusted[0].difference.num_facts:
-        sentence += "there is nothing to compare."
+        sentence, points = "No relation has both near and far facts, so there is nothing to compare.", []
     else:
-        sentence += f"it is {change(adjusted[0], '%')} and {change(adjusted[1], '%')}: {_too_near_or_far(adjusted[:2])}"
-        sentence += (
-            " From the nearest to the farthest fact, on a straight line over the ranks, recall changes by "
-            f"{change(adjusted[2], '%')} (asked when the results were known). What is nearer still the base model says "
-            f"already, and is not taught: distances run from {distance.min():.2f} to {distance.max():.2f}."
-        )
+        sentence = _too_near_or_far(adjusted[:2])
+        points = [
+            f"*The nearest fifth of the facts against the middle three:* {change(adjusted[0], '%')} of recall.",
+            f"*The farthest fifth against the middle three:* {change(adjusted[1], '%')} of recall.",
+            "*From the nearest to the farthest fact, on a straight line over the ranks:* "
+            f"{change(adjusted[2], '%')} of recall. This was asked when the results were known.",
+        ]
+    points += [
+        f"*The fifths again, whatever the relation:* {change(raw[0], '%')} for the nearest, {change(raw[1], '%')} for "
+        "the farthest. But near and far facts are mostly of different relations.",
+        f"*Distances that occur:* {distance.min():.2f} to {distance.max():.2f}. What is nearer still the base model "
+        "says already, and is not taught.",
+    ]
     labels = [f"{low:.2f} to {high:.2f}" for low, high in pairwise(edges)]
     bars = [Bar(f"distance {label}", one) for label, one in zip(labels, means(fifth), strict=True)]
     bars += [
@@ -140,6 +145,7 @@ def _by_distance(plain: Cell) -> Answer:
     failed = "Facts that are too near or too far are recalled less: not seen among facts of the same relation."
     return Answer(
         sentence,
+        points,
         axis="recall of plain training by distance before it",
         bars=bars,
         failed_claim="" if any(one.sign < 0 for one in adjusted[:2]) else failed,
@@ -147,13 +153,13 @@ def _by_distance(plain: Cell) -> Answer:
 
 
 def _too_near_or_far(found: Sequence[Comparison]) -> str:
-    seen = [name for name, one in zip(("“too near”", "“too far”"), found, strict=True) if one.sign < 0]
+    seen = [name for name, one in zip(("nearest", "farthest"), found, strict=True) if one.sign < 0]
     if seen:
-        return f"{' and '.join(seen)} {'are' if len(seen) > 1 else 'is'} seen."
+        return f"Among facts of the same relation, the {' and the '.join(seen)} are recalled less."
     loss = max(-one.difference.interval(one.num_comparisons)[0] for one in found)
     return (
-        "neither “too near” nor “too far” is seen, though a loss of up to "
-        f"{number(max(loss, 0.0), '%')} points is not ruled out."
+        "Among facts of the same relation, neither the nearest nor the farthest are seen to be recalled less. A loss "
+        f"of up to {number(max(loss, 0.0), '%')} points is not ruled out."
     )
 
 
@@ -170,19 +176,20 @@ def _pushed_away(plain: Cell) -> Answer:
     by_relation = {name: of(relation == name) for name in names}
     everything, less_likely = sample(pushed, kind="share"), sample(worse, kind="share")
     sentence = (
-        f"{share(everything)} of the targets lie farther from what the model says after training than before, and "
-        f"{share(less_likely)} are less likely."
+        f"It pushes {share(everything)} of the targets away: they lie farther from what the model says after training "
+        "than before."
     )
+    points = [f"*Less likely than before:* {share(less_likely)} of the targets."]
     if everything.value and len(large) > 1:
         against_rest = compare({name: by_relation[name].minus(of(relation != name)) for name in large})
         most = max(against_rest, key=lambda one: by_relation[one.label].value)
-        sentence += (
-            f" The share is highest for “{most.label}” ({number(by_relation[most.label].value, '%')} %), "
-            f"{'' if most.sign > 0 else 'not '}beyond chance among {len(large)} relations (minus all others: "
-            f"{change(most, '%')})."
+        points.append(
+            f"*Pushed away most often:* “{most.label}”, {number(by_relation[most.label].value, '%')} % of its targets. "
+            f"That is {'' if most.sign > 0 else 'not '}beyond chance among {len(large)} relations. The difference from "
+            f"all others is {change(most, '%')}."
         )
     bars = [Bar(name, one, len(names)) for name, one in by_relation.items()]
-    return Answer(sentence, axis="share of the taught facts that are pushed away, by relation", bars=bars)
+    return Answer(sentence, points, axis="share of the taught facts that are pushed away, by relation", bars=bars)
 
 
 def _crowd(setting: Setting, cells: Cells) -> Answer | None:
@@ -192,24 +199,27 @@ def _crowd(setting: Setting, cells: Cells) -> Answer | None:
     if not plain:
         return None
     found = compare({cell.block.name: cell.sample("alone_versus_together") for cell in plain}, len(planned))
-    signs = {one.sign for one in found}
-    if signs in ({-1}, {1}):
-        ends = "less likely" if signs == {-1} else "likelier"
-        said = f"Trained together, a fact ends {ends} than after as many passes on it alone"
-    else:
-        said = "A fact's log-likelihood after training together minus that after as many passes on it alone"
-    pairs = list(zip(found, plain, strict=True))
-    parts = [f"{change(one, 'nats')} among {cell.num_taught} ({cell.num_steps} steps)" for one, cell in pairs]
-    sentence = f"{said}: {', '.join(parts)}."
+    signs, than = {one.sign for one in found}, "when trained together than after as many passes on it alone."
+    sentence = {
+        frozenset({-1}): f"A fact ends less likely {than}",
+        frozenset({1}): f"A fact ends likelier {than}",
+        frozenset({0}): f"A fact is not seen to end more or less likely {than}",
+    }.get(frozenset(signs), "What a fact loses or gains is not alike for all numbers of facts.")
     if len(found) > 1:
         sentence += (
-            " Steps grow with the number of facts, and other facts are compared, so this does not say whether more "
-            "facts interfere more."
+            " This does not say whether more facts interfere more: steps grow with the number of facts, and other "
+            "facts are compared."
         )
+    pairs = list(zip(found, plain, strict=True))
+    points = [
+        f"*log p(target) among {cell.num_taught} facts, minus alone:* {change(one, 'nats')} after {cell.num_steps} "
+        "steps."
+        for one, cell in pairs
+    ]
     bars = [
         Bar(f"{cell.num_taught} facts in {cell.num_steps} steps", one.difference, len(planned)) for one, cell in pairs
     ]
-    return Answer(sentence, axis="log p(target) trained together minus trained alone", unit="nats", bars=bars)
+    return Answer(sentence, points, axis="log p(target) trained together minus trained alone", unit="nats", bars=bars)
 
 
 def _measures_crowding(block: Block, primary: Block) -> bool:
@@ -226,28 +236,36 @@ def _filters(cells: Cells, plain: Cell) -> Answer | None:
     def ones(comparisons: Sequence[Dropping], part: str) -> list[Comparison]:
         return [getattr(one, part) for one in comparisons]
 
-    def said(part: str) -> str:
-        recall, nll = verdict(ones(found, part), RECALL), verdict(ones(likelihood, part), NLL)
-        return f"in recall — {recall}; in NLL per token — {nll}."
-
+    difference = ones(found, "difference")
     sentence = (
-        "What the kept facts gain when the others are not trained, by a filter's choice minus by a random one: "
-        f"{said('difference')}"
+        f"{headline(difference, RECALL, 'filters', 'the random filter in recall of the kept facts')} Compared is "
+        "what the kept facts gain when the others are not trained: by a filter's choice minus by a random one."
     )
-    details = f"At equal exposures, by a filter's choice {said('own')} By a random choice {said('control')}"
-    paces: dict[Pace, str] = {"exposures": "each kept fact is seen as often", "steps": "kept facts are seen more often"}
-    for pace, about in paces.items():
+    points = [
+        f"*Recall.* {verdict(difference, RECALL)}",
+        f"*NLL per token.* {verdict(ones(likelihood, 'difference'), NLL)}",
+    ]
+    details = [
+        f"*At equal exposures, by a {choice}, {name}.* {verdict(ones(gains, part), measure)}"
+        for part, choice in (("own", "filter's choice"), ("control", "random choice"))
+        for name, gains, measure in (("recall", found, RECALL), ("NLL per token", likelihood, NLL))
+    ]
+    paces: dict[Pace, str] = {"exposures": "as often as there", "steps": "more often"}
+    for pace, how_often in paces.items():
         gained = against_random(cells, MAIN, pace)
         if gained:
             num_steps = cells[PRIMARY, gained[0].own.label, pace, False].num_steps
             own, control = (value_range(ones(gained, part), "%") for part in ("own", "control"))
-            is_shorter = num_steps < plain.num_steps
-            steps = f"optimizer steps instead of {plain.num_steps}" if is_shorter else "steps too"
-            sentence += f" With {num_steps} {steps}, where {about}, recall changes by {own} by a filter's choice, "
-            sentence += f"{control} by a random one."
+            steps = f"{num_steps} optimizer steps, as in plain training"
+            if num_steps < plain.num_steps:
+                steps = f"{num_steps} optimizer steps instead of plain training's {plain.num_steps}"
+            points.append(
+                f"*With {steps}, a kept fact is seen {how_often}.* Recall of the kept facts changes by {own} by a "
+                f"filter's choice, and by {control} by a random one."
+            )
             if pace == "steps":
-                details += (
-                    f" At equal steps, filter minus random, in recall — {verdict(ones(gained, 'difference'), RECALL)}."
+                details.append(
+                    f"*At equal steps, filter minus random, recall.* {verdict(ones(gained, 'difference'), RECALL)}"
                 )
     bars = [
         Bar(f"{one.own.label}: {made}", part.difference, part.num_comparisons, series)
@@ -256,7 +274,9 @@ def _filters(cells: Cells, plain: Cell) -> Answer | None:
             (("its choice", one.own), ("random", one.control), ("its choice − random", one.difference))
         )
     ]
-    return Answer(sentence, details, "recall of the kept facts, trained on them minus trained on all", bars=bars)
+    return Answer(
+        sentence, points, details, "recall of the kept facts, trained on them minus trained on all", bars=bars
+    )
 
 
 def _weightings(setting: Setting, cells: Cells) -> Answer | None:
@@ -265,24 +285,22 @@ def _weightings(setting: Setting, cells: Cells) -> Answer | None:
     if not found:
         return None
     primary = setting.blocks[PRIMARY]
-    sentence = (
-        f"Recall against equal weights after {primary.num_steps} steps of {primary.num_facts} facts — "
-        f"{verdict(found, RECALL)}.{_beyond_these_relations(cells, found)}"
+    start = f"After {primary.num_steps} steps of {primary.num_facts} facts"
+    sentence = headline(
+        found, RECALL, "weightings", f"equal weights in recall at the study's main budget of {primary.num_steps} steps"
     )
-    details = f"NLL per token — {verdict(against_plain(cells, PRIMARY, 'nll', groups), NLL)}."
+    points = [f"*{start}.* {verdict(found, RECALL)}{_beyond_these_relations(cells, found)}"]
+    details = [f"*{start}, NLL per token.* {verdict(against_plain(cells, PRIMARY, 'nll', groups), NLL)}"]
     for name, block in setting.blocks.items():
         elsewhere = [] if name == PRIMARY else against_plain(cells, name, MAIN, groups)
         if elsewhere:
             rates = block.learning_rates if block.tuned_in is None and block.method == primary.method else ()
-            at = f", learning rate {' or '.join(f'{rate:g}' for rate in rates)}" if rates else ""
-            where = f"after {block.num_steps} steps of {block.num_facts} {block.facts} facts, {block.method}{at}"
-            said = f" Recall {where} — {verdict(elsewhere, RECALL)}."
-            if rates or block.epochs != primary.epochs:
-                sentence += said
-            else:
-                details += said
-            details += f" NLL per token {where} — {verdict(against_plain(cells, name, 'nll', groups), NLL)}."
-    return Answer(sentence, details, "recall minus that of equal weights", bars=_bars(found))
+            where = f"After {block.num_steps} steps of {block.num_facts} {block.facts} facts, {block.method}"
+            where += f", learning rate {' or '.join(f'{rate:g}' for rate in rates)}" if rates else ""
+            said = f"*{where}.* {verdict(elsewhere, RECALL)}"
+            (points if rates or block.epochs != primary.epochs else details).append(said)
+            details.append(f"*{where}, NLL per token.* {verdict(against_plain(cells, name, 'nll', groups), NLL)}")
+    return Answer(sentence, points, details, "recall minus that of equal weights", bars=_bars(found))
 
 
 def _both(cells: Cells, plain: Cell) -> Answer | None:
@@ -290,20 +308,25 @@ def _both(cells: Cells, plain: Cell) -> Answer | None:
     if not found:
         return None
     likelihood = against_plain(cells, PRIMARY, "nll", ("both",))
-    parts = []
+    sentence = headline(found, RECALL, "combinations", "plain training in recall over all facts, dropped ones too")
+    points = [
+        f"*Recall.* {verdict(found, RECALL)}{_beyond_these_relations(cells, found)}",
+        f"*NLL per token.* {verdict(likelihood, NLL)}",
+    ]
     for one in found:
         cell, other = with_common_seeds(cells[PRIMARY, one.label, "steps", False], plain)
         kept, dropped = (
             " to ".join(f"{number(sample(before.values(MAIN), mask).value, '%')} %" for before in (other, cell))
             for mask in (cell.kept, ~cell.kept)
         )
-        parts.append(f" Under `{one.label}` dropped facts go from {dropped}, kept ones from {kept}.")
-    sentence = (
-        f"Recall over all facts, dropped ones too — {verdict(found, RECALL)}. NLL per token — "
-        f"{verdict(likelihood, NLL)}.{''.join(parts)}{_beyond_these_relations(cells, found)}"
+        points.append(
+            f"*`{one.label}` instead of plain training.* Recall of dropped facts goes from {dropped}, of kept ones "
+            f"from {kept}."
+        )
+    details = [f"*Recall, minus that of each part alone.* {verdict(against_parts(cells), RECALL)}"]
+    return Answer(
+        sentence, points, details, axis="recall over all facts, minus that of plain training", bars=_bars(found)
     )
-    details = f"Recall minus that of each part alone — {verdict(against_parts(cells), RECALL)}."
-    return Answer(sentence, details, axis="recall over all facts, minus that of plain training", bars=_bars(found))
 
 
 def _beyond_these_relations(cells: Cells, found: Sequence[Comparison]) -> str:
@@ -317,8 +340,7 @@ def _beyond_these_relations(cells: Cells, found: Sequence[Comparison]) -> str:
         ("no longer", [other for one, other in pairs if one.sign != other.sign]),
     ):
         if ones:
-            listed = ", ".join(f"`{one.label}` {change(one, '%')}" for one in ones)
-            parts.append(f" With whole relations drawn anew, {said} beyond chance: {listed}.")
+            parts.append(f" With whole relations drawn anew, {said} beyond chance: {listed(ones, '%')}.")
     return "".join(parts)
 
 
@@ -327,20 +349,22 @@ def _cost(cells: Cells, plain: Cell) -> Answer:
     text = plain.sample("text_nll_delta")
     bounds = interval(text, "nats", signed=True)
     sentence = (
-        f"Plain training leaves {share(plain.sample('locality'))} of the neighbours' answers as they were and "
-        f"{share(plain.sample('known'))} of the known facts recalled; the NLL of unrelated text changes by "
+        f"Plain training leaves {share(plain.sample('locality'))} of the neighbours' answers as they were. It leaves "
+        f"{share(plain.sample('known'))} of the known facts recalled. The NLL of unrelated text changes by "
         f"{number(text.value, 'nats', signed=True)} nats per token {bounds}."
     )
-    if found["locality"]:
-        said = [f"{COST[name].label} — {verdict(ones, COST[name])}" for name, ones in found.items()]
-        sentence += f" The other ways of training against it: {'; '.join(said)}."
+    points = [
+        f"*{capitalized(COST[name].label)}, against plain training.* {verdict(ones, COST[name])}"
+        for name, ones in found.items()
+        if ones
+    ]
     bars = [
         replace(bar, label=f"{said}: {bar.label}", series=series)
         for series, (name, said) in enumerate((("locality", "neighbours"), ("known", "known facts")))
         for bar in _bars(found[name])
     ]
     axis = "neighbours' answers unchanged and known facts recalled, minus plain training"
-    return Answer(sentence, axis=axis, bars=bars)
+    return Answer(sentence, points, axis=axis, bars=bars)
 
 
 def _prediction(plain: Cell) -> Answer | None:
@@ -359,27 +383,30 @@ def _prediction(plain: Cell) -> Answer | None:
         }
     )
     harm, after, harm_of_all, after_of_all = found
-    start = "facts that the others should help most, by the matrix at the start, "
-    said = {
-        1: f"Yes: {start}lose least by joint training",
-        -1: f"No, rather the reverse: {start}lose more by joint training",
-        0: "Not seen: how much the others should help a fact, by the matrix at the start, shows no relation to what it "
-        "loses by joint training",
+    sentence = {
+        1: "Yes: among facts of the same relation, those that the others should help most lose least by joint "
+        "training.",
+        -1: "No, rather the reverse: among facts of the same relation, those that the others should help most lose "
+        "more by joint training.",
+        0: "Not seen: among facts of the same relation, the help that a fact should get from the others shows no "
+        "relation to what it loses by joint training.",
     }[harm.sign]
     then = {
-        1: "Those that they should help more are likelier after training",
-        -1: "Those that they should help more are less likely after training",
-        0: "No relation to the likelihood after training is seen",
+        1: "Those that the others should help more are likelier",
+        -1: "Those that the others should help more are less likely",
+        0: "No relation is seen",
     }[after.sign]
-    sentence = (
-        f"{said}, among facts of the same relation ({_correlation(harm)}). {then} ({_correlation(after)}). Among all "
-        f"facts, so between relations too, the two are {change(harm_of_all, '')} and {change(after_of_all, '')}."
-    )
+    points = [
+        f"*Gain by joint training.* {_correlation(harm)}.",
+        f"*Likelihood after training.* {then}. {_correlation(after)}.",
+        f"*The two among all facts, so between relations too.* {change(harm_of_all, '')} and "
+        f"{change(after_of_all, '')}.",
+    ]
     axis = "rank correlation over facts with the help expected before training"
     failed = (
         "" if harm.sign > 0 else "The gradient matrix at the start predicts which facts lose by joint training: no."
     )
-    return Answer(sentence, axis=axis, unit="", bars=_bars(found), failed_claim=failed)
+    return Answer(sentence, points, axis=axis, unit="", bars=_bars(found), failed_claim=failed)
 
 
 def _correlation(one: Comparison) -> str:

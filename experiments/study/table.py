@@ -92,7 +92,9 @@ def results_page(setting: Setting, cells: Cells, found: list[Answer], plots: Pat
         "",
     ]
     for answer in found:
-        lines += [f"**({answer.letter}) {answer.question}** {answer.sentence} {answer.details}".rstrip(), ""]
+        lines += [f"**({answer.letter}) {answer.question}** {answer.sentence}", ""]
+        if answer.points:
+            lines += [*(f"- {one}" for one in (*answer.points, *answer.details)), ""]
         if answer.bars:
             lines += [f"![{answer.axis}]({(plots / (answer.letter + '.png')).as_posix()})", ""]
     lines += _arms_section(cells)
@@ -115,12 +117,13 @@ def page_section(setting: Setting, cells: Cells, found: list[Answer]) -> str:
     lines = [_progress(setting, cells), ""]
     if cells:
         lines += [
-            "In brackets: intervals of 95 %, for other facts of these relations and other seeds; those of differences "
-            "are corrected for all planned comparisons of their kind. [All results](study_results.md) say what each "
-            "name does.",
+            "Brackets hold 95 % intervals, for other facts of these relations and other seeds. Those of differences "
+            "are corrected for all planned comparisons of their kind. “No difference seen” means that such an interval "
+            "holds 0, not that there is no difference. [All results](study_results.md) say what each name does.",
             "",
         ]
-        lines += [f"- **{answer.question}** {answer.sentence}" for answer in found]
+        for answer in found:
+            lines += [f"- **{answer.question}** {answer.sentence}", *(f"  - {one}" for one in answer.points)]
         plots = Path("..", "experiments", "results", "study", setting.name, "plots")
         shown = [one for one in found if one.letter == _SHOWN and one.bars]
         lines += ["", *(f"![{one.axis}]({(plots / one.letter).as_posix()}.png)" for one in shown)]
@@ -139,9 +142,9 @@ def _progress(setting: Setting, cells: Cells) -> str:
         return f"No run of the setting `{setting.name}` is done yet; {len(runs)} are planned{others}."
     spent, planned = sum(result["seconds"] for _, result in done), sum(run.seconds(setting) for run, _ in done)
     said = (
-        f"{len(done)} of {len(runs)} runs of the setting `{setting.name}` are done{others}; they took "
-        f"{spent / 3600:.1f} hours by the clock of one process, pauses included, {spent / planned:.1f} times what was "
-        "planned."
+        f"{len(done)} of {len(runs)} runs of the setting `{setting.name}` are done{others}. They took "
+        f"{spent / 3600:.1f} hours of one process by the clock, pauses included. That is {spent / planned:.1f} times "
+        "what was planned."
     )
     arms = [cell for _, cell in arms_of(cells, PRIMARY)]
     rates = [cell.learning_rate for cell in arms]
@@ -151,16 +154,16 @@ def _progress(setting: Setting, cells: Cells) -> str:
         said += f" {len(rates)} of {len(block.arms)} ways of training have results"
         few = [len(cell.seeds) for cell in arms if len(cell.seeds) < len(block.seeds)]
         said += (
-            f", {len(few)} of them of fewer than {len(block.seeds)} seeds (at least {min(few)}): what is said of them "
+            f", {len(few)} of them of fewer than {len(block.seeds)} seeds (at least {min(few)}). What is said of these "
             "is preliminary."
             if few
             else "."
         )
         if len(tried) > 1:
-            most = "all" if set(rates) == {max(tried)} else f"{rates.count(max(tried))}"
+            most = "all" if set(rates) == {max(tried)} else f"{rates.count(max(tried))} of {len(rates)}"
             said += (
-                f" Of the learning rates {' and '.join(f'{rate:g}' for rate in tried)}, tried with one seed on other "
-                f"facts, {most} took the largest."
+                f" Learning rates of {' and '.join(f'{rate:g}' for rate in tried)} were tried with one seed on other "
+                f"facts; {most} took the largest."
             )
     return said
 

@@ -62,15 +62,44 @@ def verdict(found: Sequence[Comparison], measure: Measure) -> str:
     Args:
         found: Comparisons of one family.
         measure: What is compared.
+
+    Returns:
+        Up to three sentences.
     """
     parts = []
-    for sign, said in ((measure.better, "better"), (-measure.better, "worse"), (0, "no difference seen")):
+    for sign, said in ((measure.better, "Better"), (-measure.better, "Worse"), (0, "No difference seen")):
         ones = [one for one in found if one.sign == sign]
         if sign == 0 and len(ones) > _MAX_LISTED:
-            parts.append(f"{said}: {len(ones)} arms, {_range(ones, measure.unit)}")
+            parts.append(f"{said}: {len(ones)} arms, {_range(ones, measure.unit)}.")
         elif ones:
-            parts.append(f"{said}: " + ", ".join(f"`{one.label}` {change(one, measure.unit)}" for one in ones))
-    return "; ".join(parts)
+            parts.append(f"{said}: {listed(ones, measure.unit)}.")
+    return " ".join(parts)
+
+
+def listed(found: Sequence[Comparison], unit: str) -> str:
+    """Each arm with its difference.
+
+    Args:
+        found: Some.
+        unit: A key of `SCALE`.
+    """
+    return ", ".join(f"`{one.label}` {change(one, unit)}" for one in found)
+
+
+def headline(found: Sequence[Comparison], measure: Measure, arms: str, against: str) -> str:
+    """How many arms are better and how many worse beyond their corrected intervals, in one sentence.
+
+    Args:
+        found: Comparisons of one family.
+        measure: What is compared.
+        arms: What they are, in the plural.
+        against: What they are compared with, and in what.
+    """
+    better, worse = (sum(one.sign == sign for one in found) for sign in (measure.better, -measure.better))
+    of_all = f"of the {len(found)} {arms}" if len(found) > 1 else f"of the {arms} tried"
+    none = "Neither" if len(found) == 2 else "None"
+    beats = f"{better or none} {of_all} {'are' if better > 1 else 'is'} seen to beat {against}"
+    return f"{beats}; {worse or none.lower()} {'are' if worse > 1 else 'is'} seen to do worse."
 
 
 def value_range(found: Sequence[Comparison], unit: str) -> str:

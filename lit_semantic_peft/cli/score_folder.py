@@ -107,7 +107,8 @@ def score_into(
     encoder = encoder_of(base, data.encoding)
     if warm_up is not None:
         module.check_adapter()
-    preparation = replace(data.preparation, contradictions="keep")
+    # A warm-up trains on what the filters leave.
+    preparation = replace(data.preparation, contradictions="keep", may_keep_none=warm_up is None)
     prepared = preparation.prepare(preparation.read(encoder), base, encoder, device, Stopwatch())
     doubtful = doubtful_facts(
         prepared.facts, prepared.scored, prepared.encoded, base, encoder, device, preparation.cache

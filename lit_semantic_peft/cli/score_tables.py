@@ -10,7 +10,7 @@ from lit_semantic_peft.cli.score_folder import Scored
 from lit_semantic_peft.data import PreparedFacts
 from lit_semantic_peft.data.doubtful import DOUBTFUL, DoubtfulFact
 from lit_semantic_peft.reports import Discrimination, DistanceComparison
-from lit_semantic_peft.reports.score_view import QUANTILES
+from lit_semantic_peft.reports.score_view import QUANTILES, none_left
 from lit_semantic_peft.terminal import TextConsole
 
 _SHOWN = 5
@@ -30,6 +30,8 @@ def print_scores(found: Scored) -> None:
         _extremes_table(prepared),
     ):
         console.print(table)
+    if not prepared.kept_index:
+        console.print(none_left(prepared.steps[-1].name, prepared.steps[-1].dropped))
     if found.comparison.predicts is not None:
         console.print(_prediction_table(found.comparison.predicts))
     _print_suspicious(console, found)

@@ -81,7 +81,8 @@ class KnowledgeTrainer(Trainer):
         """Measures how far each fact is from the model, what the filter would keep and why, and what is suspicious.
 
         Runs in one process, on the trainer's device. Facts with the same prompt and different targets are listed here
-        instead of refused. Module and data module are not changed.
+        instead of refused; so are filters that leave no fact, unless there is a warm-up. Module and data module are not
+        changed.
 
         Args:
             model: Gives the base model and, for a warm-up, the adapter's configuration.

@@ -81,6 +81,7 @@ class Preparation:
         evaluation: Which probes are asked.
         cache: Where scores and features are kept.
         self_checks: Where the verdicts of the self-check are kept; None where no model is checked.
+        may_keep_none: Whether the filters may drop all facts, which then weigh nothing.
     """
 
     facts: str
@@ -95,6 +96,7 @@ class Preparation:
     evaluation: EvaluationPlan
     cache: ContentCache
     self_checks: ContentCache | None
+    may_keep_none: bool = False
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -182,7 +184,8 @@ class Preparation:
                 measured = scored
                 scored = from_first_rank(lambda: with_strata(measured, measure(strata, measured.fact_id)))
         is_kept, reason, steps = self._selected(facts, replace(scored, measure=measure))
-        self.weighting.prepare(self.distances[0], scored.distance[is_kept])
+        if is_kept.any():
+            self.weighting.prepare(self.distances[0], scored.distance[is_kept])
         start, end = self._weigh(scored, is_kept)
         late, deferred = self.selection.deferred_from_epoch, None
         if late is not None:
@@ -209,7 +212,8 @@ class Preparation:
         logger.info("Facts read: %d, of which %d to inject", len(facts), len(inject))
         if not len(inject):
             raise InputError(f"`facts` {self.facts!r} holds no fact with split `inject`, so there is nothing to train.")
-        selection = from_first_rank(lambda: apply_filters(self.filters, scored.take(inject)))
+        chosen = scored.take(inject)
+        selection = from_first_rank(lambda: apply_filters(self.filters, chosen, may_keep_none=self.may_keep_none))
         is_kept = np.zeros(len(facts), dtype=np.bool_)
         is_kept[inject] = selection.kept
         reason: list[str | None] = [fact.split for fact in facts]
@@ -221,6 +225,8 @@ class Preparation:
         """Loss weights at the start and at the end of training, 0 for what is not trained."""
         trained = scored.take(np.flatnonzero(is_trained))
         start, end = np.zeros(len(scored)), np.zeros(len(scored))
+        if not len(trained):
+            return start, end
         for weight, weighting in zip((start, end), self.weighting.start_and_end, strict=True):
             weight[is_trained] = weights_of(weighting, trained, is_rank_based=self.distances[0].is_rank_based)
         return start, end

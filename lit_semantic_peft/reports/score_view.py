@@ -87,6 +87,8 @@ def warnings(found: Findings, num_doubtful: int) -> list[str]:
         num_doubtful: Facts that contradict what the base model knows with confidence.
     """
     said, names = [], {one.name for one in found.filters}
+    if found.filters and found.filters[-1].num_given == found.filters[-1].num_dropped:
+        said.append(none_left(found.filters[-1].name, found.filters[-1].dropped))
     if count := len(found.contradictions):
         said.append(
             f"{_count(count, 'fact')} {'has' if count == 1 else 'have'} the prompt of another fact and a different "
@@ -109,6 +111,24 @@ def warnings(found: Findings, num_doubtful: int) -> list[str]:
             "`data.selection.filters` drops them."
         )
     return said
+
+
+def none_left(name: str, dropped: Mapping[str, int]) -> str:
+    """What to do where the filters leave no fact.
+
+    Args:
+        name: Class name of the filter that drops the last ones.
+        dropped: What it drops, by reason.
+    """
+    count, reasons = sum(dropped.values()), ", ".join(map(reason_phrase, dropped))
+    if name == "KnownFilter":
+        advice = "The base model gives these facts already: take other facts, or leave the filter out."
+    else:
+        advice = "Widen its bounds, raise its `keep`, or leave it out."
+    return (
+        f"The filters leave no fact, and `fit` refuses to train on none. `{name}` drops the last {count} ({reasons}). "
+        f"{advice}"
+    )
 
 
 def sentences(run: RunContents, found: Findings) -> list[str]:

@@ -339,18 +339,19 @@ class PerRelation(FactFilter):
         return Selection(kept, tuple(reason))
 
 
-def apply_filters(filters: Sequence[FactFilter], facts: ScoredFacts) -> Selection:
+def apply_filters(filters: Sequence[FactFilter], facts: ScoredFacts, *, may_keep_none: bool = False) -> Selection:
     """Applies filters in order; each sees only the facts that the earlier ones left.
 
     Args:
         filters: The filters; none keeps every fact.
         facts: The scored facts.
+        may_keep_none: Whether nothing may be left; the filters after that are given no fact.
 
     Returns:
         One decision per fact, with the reason of the filter that dropped it.
 
     Raises:
-        InputError: If a distance is not finite, or nothing is left.
+        InputError: If a distance is not finite, or nothing is left that must be.
 
     Example:
         >>> distance = np.array([0.1, 0.5, 1.9])
@@ -384,7 +385,7 @@ def apply_filters(filters: Sequence[FactFilter], facts: ScoredFacts) -> Selectio
     kept = np.zeros(len(facts), dtype=np.bool_)
     kept[rows] = True
     result = Selection(kept, tuple(reason), tuple(steps))
-    if not len(rows):
+    if not len(rows) and not may_keep_none:
         raise InputError(_nothing_left(filters, facts, result))
     return result
 
@@ -397,7 +398,8 @@ def _nothing_left(filters: Sequence[FactFilter], facts: ScoredFacts, selection: 
     return (
         f"`filters` leave no fact: {len(facts)} facts went into [{chain}], dropped for: {dropped}. "
         f"Distances: {_quantiles(facts)}. Widen the bounds or raise `keep`. If all are already_known, the base model "
-        "needs no training on them: give other facts, or leave KnownFilter out."
+        "needs no training on them: give other facts, or leave KnownFilter out. `lit-semantic-peft score` with these "
+        "settings shows each fact's distance and why it is dropped."
     )
 
 

@@ -368,6 +368,24 @@ def test_score_says_what_a_filter_would_do_and_trains_nothing(settings, capsys):
     assert "After 3 steps of a throw-away adapter" in Path("scores/report.html").read_text(encoding="utf-8")
 
 
+def test_score_reports_also_where_the_filters_leave_no_fact(settings, capsys):
+    one = "{class_path: lit_semantic_peft.semantics.BandFilter, init_args: {min_distance: 1.99}}"
+    filters = f"--data.selection.filters=[{one}, {{class_path: lit_semantic_peft.semantics.RandomFilter}}]"
+    assert main(["score", *settings, filters, "--output=scores"]) == 0, capsys.readouterr().err
+    said = "The filters leave no fact, and `fit` refuses to train on none. `BandFilter` drops the last 12 (too near)."
+    assert said in " ".join(capsys.readouterr().out.split())
+    found = RunFolder("scores").read()
+    assert [(one.name, one.dropped) for one in found.score.findings.filters] == [("BandFilter", {"too_near": 12})]
+    assert set(found.facts.column("loss_weight").to_pylist()) == {0.0}
+    page = Path("scores/report.html").read_text(encoding="utf-8")
+    assert "The filters leave no fact" in page
+    assert "Left out of this report" not in page
+
+    assert main(["score", *settings, filters, "--output=more", "--warmup_steps=1"]) == 2
+    assert "`filters` leave no fact" in capsys.readouterr().err
+    assert not Path("more").exists()
+
+
 MORE_DISTANCES = "--data.selection.more_distances=[{class_path: lit_semantic_peft.semantics.HiddenStateDistance}]"
 
 

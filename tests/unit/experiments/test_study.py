@@ -37,7 +37,7 @@ from experiments.study.statistics import (
     sample,
 )
 from experiments.study.table import BEGIN, PAGE, is_published, page_section, results_page, results_path
-from experiments.study.wording import number, verdict
+from experiments.study.wording import headline, number, verdict
 from lit_semantic_peft.cli.lightning_cli import SemanticPeftCLI
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.errors import InputError
@@ -732,13 +732,13 @@ def test_outdated_results_are_neither_shown_nor_counted_as_done(some_results):
     setting, path = some_results
     cells = load_cells(setting)
     assert [cell.seeds for cell in cells.values()] == [(0, 1), (0, 1)]
-    assert page_section(setting, cells, []).startswith("8 of 309 runs of the setting `cpu` are done; they took")
+    assert page_section(setting, cells, []).startswith("8 of 309 runs of the setting `cpu` are done. They took")
     result = json.loads(path.read_text(encoding="utf-8"))
     result["depends_on"]["config"]["model"]["schedule"] = "constant"
     path.write_text(json.dumps(result), encoding="utf-8")
     cells = load_cells(setting)
     assert [cell.seeds for cell in cells.values()] == [(0, 1), (0,)]
-    assert "7 of 309 runs of the setting `cpu` are done, 1 outdated;" in page_section(setting, cells, [])
+    assert "7 of 309 runs of the setting `cpu` are done, 1 outdated." in page_section(setting, cells, [])
 
 
 def test_sentences_follow_the_numbers(some_results):
@@ -750,15 +750,19 @@ def test_sentences_follow_the_numbers(some_results):
         """The answer where all runs of the arm have other numbers."""
         results = tuple(one | changed for one in cells[place].results)
         found = answers(setting, {**cells, place: replace(cells[place], results=results)})
-        return next(one.sentence for one in found if one.letter == letter)
+        return next(" ".join([one.sentence, *one.points]) for one in found if one.letter == letter)
 
-    assert "— no difference seen: `proximity` " in said("e")
-    assert "— better: `proximity` +" in said("e", recalled="1" * 288)
+    beaten = "is seen to beat equal weights in recall at the study's main budget of 48 steps; "
+    assert said("e").startswith(f"None of the weightings tried {beaten}none is seen to do worse. ")
+    assert "* No difference seen: `proximity` " in said("e")
+    assert said("e", recalled="1" * 288).startswith(f"1 of the weightings tried {beaten}none is seen to do worse. ")
+    assert "* Better: `proximity` +" in said("e", recalled="1" * 288)
     assert "still beyond chance: `proximity` +" in said("e", recalled="1" * 288)
-    assert "— worse: `proximity` −" in said("e", recalled="0" * 288)
-    assert "known facts still recalled — worse: `proximity` −" in said("g", recalled="0" * 288)
+    assert said("e", recalled="0" * 288).startswith(f"None of the weightings tried {beaten}1 is seen to do worse. ")
+    assert "* Worse: `proximity` −" in said("e", recalled="0" * 288)
+    assert "*Known facts still recalled, against plain training.* Worse: `proximity` −" in said("g", recalled="0" * 288)
     plain = cells[PRIMARY, "plain", "steps", False]
-    for sign, beginning in ((1, "Yes: facts that"), (-1, "No, rather the reverse: facts that")):
+    for sign, beginning in ((1, "Yes: among facts"), (-1, "No, rather the reverse: among facts")):
         expected = [
             one | {"start_transfer": [None if gain is None else sign * gain for gain in one["alone_versus_together"]]}
             for one in plain.results
@@ -767,10 +771,11 @@ def test_sentences_follow_the_numbers(some_results):
         assert answers(setting, predicted)[7].sentence.startswith(beginning)
     gained = tuple(one | {"alone_versus_together": [1.0 + n % 2 for n in range(288)]} for one in plain.results)
     smaller = replace(plain, block=setting.blocks["alone_16"], results=gained)
-    assert "a fact ends less likely than" in answers(setting, cells)[2].sentence
+    assert answers(setting, cells)[2].sentence.startswith("A fact ends less likely when trained together than after")
     crowd = answers(setting, {**cells, ("alone_16", "plain", "steps", False): smaller})[2]
-    assert "minus that after as many passes on it alone: −" in crowd.sentence
-    assert crowd.sentence.endswith("does not say whether more facts interfere more.")
+    assert crowd.sentence.startswith("What a fact loses or gains is not alike for all numbers of facts.")
+    assert "This does not say whether more facts interfere more:" in crowd.sentence
+    assert any(" facts, minus alone:* −" in one for one in crowd.points)
     assert {bar.num_comparisons for bar in crowd.bars} == {3}, "alone_16, alone_64 and primary are planned"
 
     assert {one.sentence for one in answers(setting, {})} == {"Not answered yet: the runs for it are missing."}
@@ -783,10 +788,14 @@ def test_a_verdict_names_what_is_beyond_its_interval_and_sums_up_the_rest():
     means = {"up": 0.1, "down": -0.1, "a": 0.001, "b": -0.002, "c": 0.003, "d": 0.0}
     found = compare({name: Sample(mean, draws + mean, 9, 5) for name, mean in means.items()})
     text = verdict(found, MEASURES["recalled"])
-    assert text.startswith("better: `up` +10.0 points [+")
-    assert "; worse: `down` −10.0 points [−" in text
-    assert "; no difference seen: 4 arms, −0.2 to +0.3 points, all intervals within [−" in text
-    assert verdict(found, MEASURES["nll"]).startswith("better: `down` −0.10 nats [−")
+    assert text.startswith("Better: `up` +10.0 points [+")
+    assert "]. Worse: `down` −10.0 points [−" in text
+    assert "]. No difference seen: 4 arms, −0.2 to +0.3 points, all intervals within [−" in text
+    assert verdict(found, MEASURES["nll"]).startswith("Better: `down` −0.10 nats [−")
+    said = headline(found, MEASURES["recalled"], "arms", "the control")
+    assert said == "1 of the 6 arms is seen to beat the control; 1 is seen to do worse."
+    two = [one for one in found if one.label in ("a", "b")]
+    assert headline(two, MEASURES["nll"], "arms", "it").startswith("Neither of the 2 arms is seen to beat it; neither")
     assert number(-0.0001, "%", signed=True) == "−0.0", "which side of 0 it is on"
 
 

@@ -261,6 +261,16 @@ def test_filters_that_leave_nothing_are_an_error_that_explains():
         apply_filters([KnownFilter()], scored([]))
 
 
+def test_nothing_may_be_left_where_nobody_trains():
+    facts = scored([0.5, 0.75, 1.0], is_known=[True, False, False])
+    selection = apply_filters([KnownFilter(), BandFilter(max_distance=0.1), NoFilter()], facts, may_keep_none=True)
+    assert selection.reason == ("already_known", "too_far", "too_far")
+    assert selection.steps == (
+        FilterStep("KnownFilter", 3, {"already_known": 1}),
+        FilterStep("BandFilter", 2, {"too_far": 2}),
+    )
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_distances_that_are_no_numbers_name_their_facts(value):
     facts = scored([0.1, value, 0.3], fact_id=["good", "bad", "fine"])
