@@ -288,7 +288,11 @@ _PECULIAR = {  # PEFT's name of the type; strings, since releases of PEFT have d
         _VIRTUAL_TOKENS, cannot={**_VIRTUAL_TOKENS.cannot, "use": f"{_NEEDS_TASKS}; PromptTuningConfig does not"}
     ),
     "P_TUNING": replace(_VIRTUAL_TOKENS, learning_rate=2e-3),  # trains an encoder
-    "LILY": PeftTraits(cannot={"mix_rows": "routes by the mean over all tokens of a batch"}),
+    "LILY": PeftTraits(
+        cannot={
+            "use": "routes by the mean over all tokens of a batch, so that a fact's loss depends on the others in it"
+        }
+    ),
     "POLY": PeftTraits(cannot={"use": f"{_NEEDS_TASKS}; LoraConfig does not"}),
     "PREFIX_TUNING": _TOKENS_IN_THE_CACHE,
     "SHADOW": PeftTraits(cannot={"mix_rows": "runs a model of its own beside the base"}),
