@@ -122,7 +122,7 @@ def _described(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
 def plain_rate(run: Run, setting: Setting, results: ResultFolder) -> float | None:
     """The rate at which plain training recalls most held-out paraphrases of the facts that choose; None if not known.
 
-    Of rates within a fact of each other the one that moves unrelated text least.
+    Of rates that recall as many, the one that moves unrelated text least.
 
     Args:
         run: A run of plain training.
@@ -145,9 +145,7 @@ def plain_rate(run: Run, setting: Setting, results: ResultFolder) -> float | Non
     }
     if len(scores) < len(run.model.rates):
         return None
-    best = max(score for score, _ in scores.values())
-    nearly = 1 / len(next(found["paraphrases"] for found in tried.values() if found))
-    return max((rate for rate in scores if scores[rate][0] >= best - nearly), key=lambda rate: scores[rate][1])
+    return max(scores, key=lambda rate: scores[rate])
 
 
 def pending(setting: Setting, results: ResultFolder, only: Collection[str] = ()) -> list[Order]:

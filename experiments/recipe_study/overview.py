@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from statistics import fmean
 
 from experiments.recipe_study.plan import FactKind, Model, Setting, runs_of
-from experiments.recipe_study.table import MEASURES, Results, finished, mean_of
+from experiments.recipe_study.table import MEASURES, RECIPE, Results, finished, mean_of
 from experiments.studies import markdown, with_section
 from experiments.study.plan import ROOT
 from experiments.study.results import ResultFolder
@@ -17,8 +17,8 @@ PAGE = ROOT / "docs" / "recipe.md"
 CHOSEN = ("plain", "recipe", "half_scaled_back")
 """Ways of the first table: on the facts by which the recipe was chosen."""
 
-BY_RELATION = ("plain", "recipe")
-"""Ways whose recall is told by relation."""
+COMPARED = ("plain", "recipe")
+"""Ways of the tables of the reported facts, and whose recall is told by relation."""
 
 
 def mark(section: str) -> str:
@@ -48,6 +48,7 @@ def sections(setting: Setting) -> dict[str, list[str]]:
         "chosen": _table(_chosen(setting)),
         "reported": _table(_reported(setting, "real")),
         "by relation": _relations(setting),
+        "beside the recipe": _beside(setting),
         "invented": _table(_reported(setting, "invented")),
     }
 
@@ -73,7 +74,7 @@ def _reported(setting: Setting, kind: FactKind) -> dict[str, Results]:
     return {
         _column(model, way): found
         for model in setting.models
-        for way in setting.ways
+        for way in COMPARED
         if (found := finished(setting, model, kind, way))
     }
 
@@ -101,10 +102,10 @@ def _relations(setting: Setting) -> list[str]:
     relations = {fact.id: fact.relation or "" for fact in given_facts("world")}
     rows = []
     for model in setting.models:
-        ways = {way: finished(setting, model, "real", way) for way in BY_RELATION}
+        ways = {way: finished(setting, model, "real", way) for way in COMPARED}
         if not all(ways.values()):
             continue
-        ids = ways[BY_RELATION[0]][0]["fact_id"]
+        ids = ways[COMPARED[0]][0]["fact_id"]
         for relation in dict.fromkeys(relations[one] for one in ids):
             cells = {
                 f"{label}, `{way}`": f"{100 * _mean_of_relation(found, name, relation, relations):.0f} %"
@@ -113,6 +114,25 @@ def _relations(setting: Setting) -> list[str]:
             }
             number = sum(relations[one] == relation for one in ids)
             rows.append({"": f"{model.name}: {relation}", "facts": str(number), **cells})
+    return markdown(rows) if rows else ["No run is finished yet."]
+
+
+def _beside(setting: Setting) -> list[str]:
+    """What other ways give on the reported real facts minus the recipe, over the seeds that both have."""
+    rows = []
+    for model in setting.models:
+        recipe = finished(setting, model, "real", RECIPE)
+        for way in setting.ways:
+            found = finished(setting, model, "real", way) if way not in COMPARED else []
+            seeds = {one["seed"] for one in found} & {one["seed"] for one in recipe}
+            if not seeds:
+                continue
+            ours, theirs = ([one for one in runs if one["seed"] in seeds] for runs in (found, recipe))
+            cells = {}
+            for measure in MEASURES.values():
+                value = mean_of(ours, measure).value - mean_of(theirs, measure).value
+                cells[measure.label] = f"{100 * value:+.0f}" if measure.unit == "%" else f"{value:+.2f}"
+            rows.append({"": _column(model, way), "seeds": str(len(seeds)), **cells})
     return markdown(rows) if rows else ["No run is finished yet."]
 
 

@@ -135,11 +135,12 @@ def page(setting: Setting, picture: Path) -> str:
         "Made by `python -m experiments.recipe_study table` from the JSON files.",
         "",
         "`plain` is LoRA on the facts' own prompts; its learning rate is the one that recalls most held-out "
-        "paraphrases of the facts that choose. `recipe` is the default of `fit`. Both take the same number of "
-        f"optimizer steps of {setting.facts_per_step} facts, and the same number of taught texts. Recall is "
-        "teacher-forced. *Other known facts* were known to the base model before, are about other subjects, and were "
-        "neither taught nor retained. In brackets: intervals of 95 % over facts and seeds, of unrelated text over "
-        "seeds alone.",
+        "paraphrases of the facts that choose. `recipe` is the default of `fit`; it also teaches questions and "
+        "reversed sentences, in other words than are asked. Both take the same number of optimizer steps of "
+        f"{setting.facts_per_step} facts, and the same number of taught texts, but the recipe ends earlier where no "
+        "fact resists. Recall is teacher-forced. *Other known facts* were known to the base model before, are about "
+        "other subjects, and were neither taught nor retained. In brackets: intervals of 95 % over facts and seeds, of "
+        "unrelated text over seeds alone.",
         "",
     ]
     for model in setting.models:
@@ -249,18 +250,19 @@ def _bound_rows(ours: Results, plain: Results, kind: FactKind) -> Iterator[dict[
 def _choice_section(setting: Setting, model: Model) -> list[str]:
     """What was tried on the facts that choose, one seed each."""
     results = ResultFolder(setting.results)
-    rows = []
+    rows, names = [], set()
     for run in runs_of(setting, "choose"):
         found = results.read(run.name) if run.model == model else None
         if found is None or found["status"] != "done":
             continue
+        names.add(run.way.name)
         rate = f", rate {run.learning_rate:g}" if run.learning_rate else ""
         values = {one.label: number(mean_of([found], one).value, one.unit) for one in MEASURES.values()}
         rows.append({"": f"`{run.way.name}`{rate}", "facts": run.kind, "steps": str(found["num_steps"]), **values})
     if not rows:
         return []
-    about = [f"- `{one.name}`: {one.about}." for name, one in setting.tried.items() if name in model.tried]
-    return ["### Tried on facts of other relations, one seed", "", *markdown(rows), "", *about, ""]
+    about = [f"- `{one.name}`: {one.about}." for name, one in setting.tried.items() if name in names]
+    return ["### Tried on other facts, which chose, one seed", "", *markdown(rows), "", *about, ""]
 
 
 def _row(found: Results) -> dict[str, str]:

@@ -204,7 +204,8 @@ def _crowd(setting: Setting, cells: Cells) -> Answer | None:
         frozenset({-1}): f"A fact ends less likely {than}",
         frozenset({1}): f"A fact ends likelier {than}",
         frozenset({0}): f"A fact is not seen to end more or less likely {than}",
-    }.get(frozenset(signs), "What a fact loses or gains is not alike for all numbers of facts.")
+        frozenset({-1, 1}): "A fact gains with some numbers of facts and loses with others.",
+    }.get(frozenset(signs), "A difference from learning alone is seen for some numbers of facts, and not for others.")
     if len(found) > 1:
         sentence += (
             " This does not say whether more facts interfere more: steps grow with the number of facts, and other "

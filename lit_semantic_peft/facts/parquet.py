@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 _ROWS_AT_ONCE = 256
-_BYTES_OF_A_VALUE = 16  # as which a number or a missing value counts: what it takes in memory at least
+_BYTES_OF_AN_OBJECT = 16  # of Python, at least: a place in its list, and a number
+_WIDTHS = {"INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
 
 
 def parquet_rows(reading: Reading, file: str, path: Path) -> Iterator[Row]:
@@ -83,15 +84,21 @@ def _require_nested_size(file: str, path: Path, columns: Sequence[str]) -> None:
 
 
 def _least_size(table: "ParquetFile") -> int:
-    """Bytes that the columns need at least in memory, by what the file says of itself."""
-    widths = [max(table.schema.column(place).length, _BYTES_OF_A_VALUE) for place in range(len(table.schema))]
-    groups = map(table.metadata.row_group, range(table.metadata.num_row_groups))
-    sizes = [
-        (column.total_uncompressed_size, column.num_values * width)
-        for group in groups
-        for column, width in zip(map(group.column, range(group.num_columns)), widths, strict=True)
-    ]
-    return max((sum(each) for each in zip(*sizes, strict=True)), default=0)
+    """Bytes that the columns need at least in memory, by what the file says of itself.
+
+    Of values in lists these are all of them as Arrow holds them, or those of the rows that are made at once, which are
+    objects of Python.
+    """
+    at_once = min(1.0, _ROWS_AT_ONCE / max(1, table.metadata.num_rows))
+    stored, held, made = 0, 0, 0.0
+    for group in map(table.metadata.row_group, range(table.metadata.num_row_groups)):
+        for place in range(group.num_columns):
+            column, found = table.schema.column(place), group.column(place)
+            stored += found.total_uncompressed_size
+            if column.max_repetition_level:
+                held += found.num_values * max(column.length, _WIDTHS.get(column.physical_type, 1))
+                made += found.num_values * at_once * _BYTES_OF_AN_OBJECT
+    return max(stored, held, int(made))
 
 
 def _size(array: "pa.Array") -> int:

@@ -230,8 +230,8 @@ def _composed(reading: Reading, rows: Iterable[Row]) -> Iterator[Row]:
     for number, row in enumerate(rows, start=1):
         if number > opened.MOST_RECORDS:
             raise InputError(
-                f"{row.place}: expected at most {opened.MOST_RECORDS:,} records in all, got more. Split the file, or "
-                "write a part of it."
+                f"{row.place}: expected at most {opened.MOST_RECORDS:,} records in all, got more. Split the "
+                "source, or read a part of it (of a dataset `dataset_split: 'train[:1000000]'`)."
             )
         fields = composed(row.fields)
         if fields != row.fields:

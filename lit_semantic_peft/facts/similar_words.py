@@ -60,18 +60,23 @@ def _marks(sets: Sequence[Sequence[int]], num_words: int) -> "NDArray[np.uint64]
     """
     import numpy as np
 
-    bits = [np.bincount((num_words - 1 - np.array(words)) % _NUM_BITS, minlength=_NUM_BITS) & 1 for words in sets]
-    return np.packbits(np.array(bits, dtype=np.uint8).reshape(-1, _NUM_BITS), axis=1).view(np.uint64)
+    marks = np.empty((len(sets), _NUM_BITS // 64), dtype=np.uint64)
+    for mark, words in zip(marks, sets, strict=True):
+        odd = np.bincount((num_words - 1 - np.array(words)) % _NUM_BITS, minlength=_NUM_BITS) & 1
+        mark[:] = np.packbits(odd.astype(np.uint8)).view(np.uint64)
+    return marks
 
 
 def _holding(holders: "Mapping[int, array[int]]", words: Sequence[int], num_places: int) -> "NDArray[np.int64]":
     """Places of the sets that are listed under one of the words, in order."""
     import numpy as np
 
+    listed = [np.frombuffer(holders[word], dtype=np.int64) for word in words if word in holders]
+    if sum(map(len, listed)) < num_places // 8:  # few: sorted; many: marked
+        return np.unique(np.concatenate(listed)) if listed else np.empty(0, dtype=np.int64)
     holds = np.zeros(num_places, dtype=bool)
-    for word in words:
-        if word in holders:
-            holds[np.frombuffer(holders[word], dtype=np.int64)] = True
+    for places in listed:
+        holds[places] = True
     return np.flatnonzero(holds)
 
 

@@ -24,8 +24,8 @@ FEWEST_STEPS = 96
 REFINING = 1 / 6
 """Share of the optimizer steps, the last ones, that teach once more the facts that resist."""
 
-FEW = 48
-"""Facts below which the text that is held still is in every step: they are passed over more than 32 times."""
+MANY_PASSES = 2 * PASSES
+"""Passes over the facts above which the text that is held still is in every step."""
 
 _RATES = (
     (200e6, 4e-3, "tried in single runs"),
@@ -104,14 +104,14 @@ def choose_recipe(
     reasons["num_refining"] = "the last steps teach once more the facts that resist, and repeat the others"
     learning_rate, reasons["learning_rate"] = _rate(num_parameters, peft_config)
     forms, reasons["forms"] = _forms(taught, set_name)
-    every = 1 if len(taught) < FEW else 2
+    every = 1 if num_steps * facts_per_step > MANY_PASSES * len(taught) else 2
     retain: tuple[HeldStill, ...] = (
         OwnSamples(weight=1.0, batch_size=4, length=16, every=every),
         KnownFacts(weight=2.0, batch_size=6, every=every),
     )
     reasons["retain"] = (
         "the base model's own samples keep unrelated text, known facts keep answers of the same kind; in every "
-        + ("step, since so few facts are passed over so often" if every == 1 else "second step")
+        + ("step, since few facts are passed over often" if every == 1 else "second step")
     )
     if any(fact.split == "retain" for fact in facts):
         retain = (*retain, RetainSplit(weight=1.0, batch_size=6, every=every))

@@ -113,7 +113,8 @@ def test_a_study_from_start_to_end(setting, monkeypatch, capsys):
     ("paraphrases", "text", "expected"),
     [
         (([1, 1, 0, 0], [1, 1, 1, 1]), (0.1, 3.0), 1e-2),
-        (([1, 1, 1, 0], [1, 1, 1, 1]), (0.1, 3.0), 1e-3),  # within one fact: the one that costs less
+        (([1, 1, 1, 0], [1, 1, 1, 1]), (0.1, 3.0), 1e-2),
+        (([1, 1, 1, 0], [1, 1, 1, 0]), (0.1, 3.0), 1e-3),  # the one that costs less
     ],
 )
 def test_the_rate_of_plain_training(setting, paraphrases, text, expected):

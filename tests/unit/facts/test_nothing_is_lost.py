@@ -405,6 +405,20 @@ def test_a_table_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     assert error(path).startswith(f"{path}: expected at most 10,000 bytes of records, unpacked, got more.")
 
 
+def test_a_wide_table_that_is_mostly_empty_is_read(tmp_path, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(opened, "LARGEST_FILE", 1_000_000)
+    path, number = tmp_path / "a.parquet", 1000
+    columns = {"prompt": [f"Number {one} is" for one in range(number)], "target": ["one"] * number}
+    columns |= {f"empty{one}": pa.nulls(number, pa.int32()) for one in range(60)}
+    columns |= {f"flag{one}": pa.array([True] * number) for one in range(60)}
+    columns |= {"embedding": pa.array([[0.5] * 100] * number, pa.list_(pa.float32()))}
+    pq.write_table(pa.table(columns), path)
+    assert len(read_facts(str(path)).facts) == number
+
+
 BIG = "It is " * 2**18  # 1.5 MB
 
 

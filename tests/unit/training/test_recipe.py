@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from lit_semantic_peft.facts import Fact
-from lit_semantic_peft.training.recipe import FEW, FEWEST_STEPS, PASSES, choose_recipe
+from lit_semantic_peft.training.recipe import FEWEST_STEPS, MANY_PASSES, PASSES, choose_recipe
 from lit_semantic_peft.training.retain import InputDirections
 from peft import IA3Config, LoraConfig
 
@@ -79,9 +79,16 @@ def test_facts_that_must_not_change_are_held_still():
     assert "retain_split" not in [one.name for one in choose_recipe(given[:4], SMALL, LoraConfig()).retain]
 
 
-@pytest.mark.parametrize(("number", "every"), [(FEW - 1, 1), (FEW, 2)])
-def test_few_facts_that_are_passed_over_often_are_held_more_often(number, every):
-    held = facts(1, split="retain")[0]
-    recipe = choose_recipe([*facts(number), replace(held, id="held")], SMALL, LoraConfig())
+@pytest.mark.parametrize(
+    ("number", "facts_per_step", "every"),
+    [
+        (FEWEST_STEPS * 16 // MANY_PASSES - 1, 16, 1),
+        (FEWEST_STEPS * 16 // MANY_PASSES, 16, 2),
+        (24, 4, 2),  # as few facts, passed over less often
+    ],
+)
+def test_where_facts_are_passed_over_often_more_is_held(number, facts_per_step, every):
+    given = [*facts(number), replace(facts(1)[0], id="held", split="retain")]
+    recipe = choose_recipe(given, SMALL, LoraConfig(), facts_per_step=facts_per_step)
     assert [one.every for one in recipe.retain if not isinstance(one, InputDirections)] == [every] * 3
     assert ("second step" in recipe.reasons["retain"]) == (every == 2)

@@ -70,6 +70,13 @@ def test_a_dropped_token_counts_in_neither_distribution(k):
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_a_second_derivative_is_refused():
+    student = STUDENT.clone().requires_grad_()
+    (first,) = torch.autograd.grad(divergence_from(top_tokens(TEACHER, 6), student).sum(), student, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        first.square().sum().backward()
+
+
 def test_a_certain_teacher_gives_a_finite_divergence_and_gradient():
     certain = torch.zeros(2, 40).index_fill(1, torch.tensor([3]), 300.0)
     student = torch.randn(2, 40, generator=torch.Generator().manual_seed(2)).requires_grad_()
