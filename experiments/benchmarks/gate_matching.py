@@ -39,9 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prompts = [_prompt(num_words, table.names, drawn) for _ in range(max(1, 10 * options.prompts // num_words))]
         milliseconds = []
         for prompt in prompts:
-            start = time.perf_counter()
+            start = time.process_time()  # other work of the machine does not count
             assert table.opens(prompt)
-            milliseconds.append(1e3 * (time.perf_counter() - start))
+            milliseconds.append(1e3 * (time.process_time() - start))
         result["by_words"][num_words] = {
             "prompts": len(prompts),
             "mean_ms": float(np.mean(milliseconds)),

@@ -769,11 +769,18 @@ def test_sentences_follow_the_numbers(some_results):
         ]
         predicted = {(PRIMARY, "plain", "steps", False): replace(plain, results=tuple(expected))}
         assert answers(setting, predicted)[7].sentence.startswith(beginning)
-    gained = tuple(one | {"alone_versus_together": [1.0 + n % 2 for n in range(288)]} for one in plain.results)
-    smaller = replace(plain, block=setting.blocks["alone_16"], results=gained)
     assert answers(setting, cells)[2].sentence.startswith("A fact ends less likely when trained together than after")
-    crowd = answers(setting, {**cells, ("alone_16", "plain", "steps", False): smaller})[2]
-    assert crowd.sentence.startswith("What a fact loses or gains is not alike for all numbers of facts.")
+    for gain, beginning in (
+        (lambda n: 1.0 + n % 2, "A fact gains with some numbers of facts and loses with others."),
+        (
+            lambda n: (-1.0) ** n,
+            "A difference from learning alone is seen for some numbers of facts, and not for others.",
+        ),
+    ):
+        gained = tuple(one | {"alone_versus_together": [gain(n) for n in range(288)]} for one in plain.results)
+        smaller = replace(plain, block=setting.blocks["alone_16"], results=gained)
+        crowd = answers(setting, {**cells, ("alone_16", "plain", "steps", False): smaller})[2]
+        assert crowd.sentence.startswith(beginning)
     assert "This does not say whether more facts interfere more:" in crowd.sentence
     assert any(" facts, minus alone:* −" in one for one in crowd.points)
     assert {bar.num_comparisons for bar in crowd.bars} == {3}, "alone_16, alone_64 and primary are planned"
