@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from statistics import fmean
 
+from experiments.recipe_study.execute import plain_rate
 from experiments.recipe_study.plan import FactKind, Model, Setting, runs_of
 from experiments.recipe_study.table import MEASURES, RECIPE, Results, finished, mean_of
 from experiments.studies import markdown, with_section
@@ -55,8 +56,6 @@ def sections(setting: Setting) -> dict[str, list[str]]:
 
 def _chosen(setting: Setting) -> dict[str, Results]:
     """The run of each way on the real facts that choose; of plain training the one at the rate that was chosen."""
-    from experiments.recipe_study.execute import plain_rate
-
     results = ResultFolder(setting.results)
     found: dict[str, Results] = {}
     for model in setting.models:
