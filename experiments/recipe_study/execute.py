@@ -72,7 +72,7 @@ def order_of(run: Run, setting: Setting, rate: float | None) -> Order:
         setting: The setting.
         rate: Learning rate of plain training.
     """
-    facts = facts_of(run.kind, run.role, run.model.name, setting, WORK / "facts", run.way.is_recipe)
+    facts = facts_of(run.kind, run.role, run.model.name, setting, WORK / "facts", run.way.teaches_forms)
     texts = texts_of(run.role, WORK / "facts")
     fingerprint, num_parameters = _base(run.model.name)
     num_taught = setting.num_facts[run.kind]

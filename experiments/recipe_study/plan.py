@@ -44,6 +44,12 @@ class Way:
     config: Mapping[str, Any] | None = None
     about: str = ""
 
+    @property
+    def teaches_forms(self) -> bool:
+        """Whether facts are taught in more than their own prompts, so that not every paraphrase is asked."""
+        forms = (self.config or {}).get("data", {}).get("forms")
+        return self.is_recipe and (forms is None or bool(forms["sources"]))
+
 
 @dataclass(frozen=True)
 class Model:

@@ -33,6 +33,7 @@ TINY = {
             "refines": True,
             "config": {"model": {"retain": []}},
         },
+        "held_only": {"is_recipe": True, "steps": 0.02, "config": {"data": {"forms": {"sources": []}}}},
     },
     "tried": {"recipe": {"is_recipe": True, "steps": 0.02, "config": {"model": {"retain": []}}}},
 }
@@ -53,6 +54,18 @@ def setting(tmp_path, tiny_model, monkeypatch):
     described = TINY | {"models": [{"name": str(tiny_model), "rates": [1e-3, 1e-2], "tried": ["recipe"]}]}
     path.write_text(yaml.safe_dump(described), encoding="utf-8")
     return load_setting(str(path), tmp_path / "results")
+
+
+def test_every_way_is_asked_the_same_paraphrases(setting):
+    """Also one that teaches own prompts only: the others' last paraphrase is asked, not all of them."""
+    asked = {}
+    for run in runs_of(setting, "report"):
+        path = execute.order_of(run, setting, 1e-3).config["data"]["facts"]
+        found = [fact.paraphrases for fact in given_facts(path) if fact.split == "inject"]
+        asked[run.way.name] = [texts[-1:] for texts in found]
+        assert any(len(texts) > 1 for texts in found) == run.way.teaches_forms == (run.way.name == "recipe")
+    assert asked["plain"] == asked["recipe"] == asked["held_only"]
+    assert all(asked["plain"])
 
 
 def test_facts_that_choose_and_facts_that_are_reported_share_nothing(setting, tmp_path):
