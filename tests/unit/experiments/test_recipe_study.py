@@ -33,6 +33,11 @@ TINY = {
             "refines": True,
             "config": {"model": {"retain": []}},
         },
+        "plain_gated": {
+            "is_recipe": False,
+            "steps": 0.1,
+            "config": {"model": {"gate": {"class_path": "lit_semantic_peft.adapters.SubjectGate"}}},
+        },
         "held_only": {"is_recipe": True, "steps": 0.02, "config": {"data": {"forms": {"sources": []}}}},
     },
     "tried": {"recipe": {"is_recipe": True, "steps": 0.02, "config": {"model": {"retain": []}}}},
@@ -113,8 +118,11 @@ def test_a_study_from_start_to_end(setting, monkeypatch, capsys):
     for run in [*runs_of(setting, "choose"), *runs_of(setting, "report")]:
         found = results.read(run.name)
         assert found["status"] == "done", found
-        assert (found["num_steps"], len(found["recalled"]), len(found["text_nll_delta"])) == (2, 4, 2)
+        steps = max(1, round(96 * run.way.steps))
+        assert (found["num_steps"], len(found["recalled"]), len(found["text_nll_delta"])) == (steps, 4, 2)
         assert set(map(type, found["paraphrases"])) == {float}
+        is_untouched = found["text_nll_delta"] == [0.0, 0.0]
+        assert is_untouched == (run.way.name == "plain_gated"), "no passage names a taught subject"
     assert execute.pending(setting, results) == []
     path = table.write_tables(setting)
     text = path.read_text(encoding="utf-8")
