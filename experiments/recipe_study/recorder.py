@@ -1,5 +1,4 @@
-"""What the study needs of a run beyond what every run leaves behind: seconds of a step, tokens, passages, memory,
-and the scores through a gate."""
+"""What the study needs of a run beyond what every run leaves: what it spent, lost passages, scores through a gate."""
 
 import time
 from typing import Any
