@@ -73,6 +73,16 @@ def test_every_way_is_asked_the_same_paraphrases(setting):
     assert all(asked["plain"])
 
 
+def test_a_routed_adapter_is_asked_what_is_known_of_the_taught_subjects(setting):
+    of_subjects = {}
+    for run in runs_of(setting, "report"):
+        read = given_facts(execute.order_of(run, setting, 1e-3).config["data"]["facts"])
+        taught = {fact.subject for fact in read if fact.split == "inject"}
+        of_subjects[run.way.name] = [fact.id for fact in read if fact.split == "probe" and fact.subject in taught]
+    assert of_subjects.pop("plain_gated")
+    assert not any(of_subjects.values())
+
+
 def test_facts_that_choose_and_facts_that_are_reported_share_nothing(setting, tmp_path):
     files = {role: facts.facts_of("real", role, "m", setting, tmp_path) for role in ("choose", "report")}
     read = {role: given_facts(str(one.path)) for role, one in files.items()}
@@ -121,6 +131,7 @@ def test_a_study_from_start_to_end(setting, monkeypatch, capsys):
         steps = max(1, round(96 * run.way.steps))
         assert (found["num_steps"], len(found["recalled"]), len(found["text_nll_delta"])) == (steps, 4, 2)
         assert set(map(type, found["paraphrases"])) == {float}
+        assert bool(found["known_of_subjects_id"]) <= (run.way.name == "plain_gated")
         is_untouched = found["text_nll_delta"] == [0.0, 0.0]
         assert is_untouched == (run.way.name == "plain_gated"), "no passage names a taught subject"
     assert execute.pending(setting, results) == []
