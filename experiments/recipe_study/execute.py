@@ -259,7 +259,8 @@ def measured(folder: Path, num_taught: int) -> dict[str, Any]:
 
     Returns:
         A number per taught fact for each of `SCORES`, of the known facts that are only asked whether each is still
-        known, those of taught subjects apart, of the passages what they lost, and what was spent. Through the gate where the run has one.
+        known, those of taught subjects apart, of the passages what they lost, and what was spent. Through the gate
+        where the run has one.
     """
     table = RunFolder(folder).facts
     spent = json.loads((folder / FILE).read_text(encoding="utf-8"))
