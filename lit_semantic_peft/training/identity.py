@@ -145,7 +145,8 @@ def resume_training(module: "SemanticPeftModule", checkpoint: Mapping[str, Any])
             f"`model.base_model`: the checkpoint belongs to {about['base_model']!r}; this is "
             f"{module.base_model.source.public_name!r}, or the same model with other weights."
         )
-    if module.trainer.state.fn != "fit":
+    trainer: Trainer | None = module._trainer  # none in `load_from_checkpoint`
+    if trainer is None or trainer.state.fn != "fit":
         gate = about.get("gate")
         module.subject_table = None if gate is None else SubjectTable.from_json(gate, "the checkpoint's gate")
         set_names(module.model, about.get("names"), module.base_model)

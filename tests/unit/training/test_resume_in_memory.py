@@ -17,7 +17,13 @@ from lit_semantic_peft.semantics import (
     Strata,
     TokenDistance,
 )
-from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, InterferenceWeighting, RetainSplit
+from lit_semantic_peft.training import (
+    ConflictAwareBatching,
+    GradientSurgery,
+    InterferenceWeighting,
+    RetainSplit,
+    SemanticPeftModule,
+)
 from peft import AdaLoraConfig
 
 from fixtures.training import WEIGHTED, build, build_trainer, fit, is_same_adapter, with_retained
@@ -292,3 +298,12 @@ def test_a_changed_length_is_said(tiny_model, facts_file, tmp_path, caplog):
     caplog.clear()
     run(3, None)
     assert "was to have" not in caplog.text
+
+
+def test_a_module_is_loaded_from_a_checkpoint_without_a_trainer(tiny_model, facts_file):
+    checkpoints = {"enable_checkpointing": True, "default_root_dir": "whole", "max_epochs": 1}
+    run = fit(tiny_model, facts_file, trainer=checkpoints, callbacks=[AdapterCheckpoint()])
+    load = partial(SemanticPeftModule.load_from_checkpoint, "whole/checkpoints/last.ckpt", base_model=str(tiny_model))
+    assert is_same_adapter(run.module, load(peft_config=run.module.peft_config))
+    with pytest.raises(InputError, match=r"peft_config"):
+        load(peft_config=AdaLoraConfig(total_step=10, target_modules=["q_proj"]))
