@@ -186,6 +186,32 @@ def test_bounds_are_judged_by_their_direction():
     assert str(known) == "other known facts kept: at least 25.0 above plain"
 
 
+@pytest.mark.parametrize(
+    ("values", "limit", "said"),
+    [
+        ([[1.0] * 40], 0.5, "yes"),
+        ([[1.0] * 21 + [0.0] * 19], 0.5, "in the mean, not beyond chance"),
+        ([[1.0] * 19 + [0.0] * 21], 0.5, "**no**"),
+    ],
+)
+def test_a_bound_is_met_by_the_whole_interval_or_in_the_mean(values, limit, said):
+    measured = table.MEASURES["known"].of(np.array(values))
+    assert table.Bound("known", limit).judged(measured) == said
+
+
+def test_a_neighbour_that_facts_share_is_one_of_the_draws():
+    """Neighbours of 40 facts: twice the same twenty give the interval of twenty, not of forty."""
+    ids = [fact.id for fact in given_facts("world") if fact.neighborhood]
+    prompts = [table._neighbour_of()[one] for one in ids]
+    shared = next(prompt for prompt in prompts if prompts.count(prompt) > 1)
+    twice = [one for one, prompt in zip(ids, prompts, strict=True) if prompt == shared][:2]
+    found = [{"fact_id": twice * 20, "neighbours": [1.0, 1.0] * 20, "recalled": [1.0, 0.0] * 20}]
+    neighbours, recalled = (table.mean_of(found, table.MEASURES[name]) for name in ("neighbours", "recalled"))
+    assert len(set(table._clusters(found, table.MEASURES["neighbours"]))) == 1
+    assert table._clusters(found, table.MEASURES["recalled"]) is None
+    assert (neighbours.value, recalled.value) == (1.0, 0.5)
+
+
 def test_unknown_settings_end_with_an_error(tmp_path, capsys):
     path = tmp_path / "odd.yaml"
     path.write_text(json.dumps({**TINY, "models": [], "size": 3}), encoding="utf-8")
@@ -197,7 +223,9 @@ def test_unknown_settings_end_with_an_error(tmp_path, capsys):
 @pytest.mark.parametrize(("texts", "said"), [([[0.1, 0.3]], "+0.20 [one seed]"), ([[0.1], [0.3]], "+0.20 [")])
 def test_one_seed_has_no_interval_over_seeds(texts, said):
     found = [{"text_nll_delta": one} for one in texts]
-    told = table._row([{name: [1.0] for name in table.MEASURES} | one for one in found])["unrelated text, nats"]
+    told = table._row([{"fact_id": ["f"]} | {name: [1.0] for name in table.MEASURES} | one for one in found])[
+        "unrelated text, nats"
+    ]
     assert told.startswith(said)
     assert "inf" not in told
 
