@@ -91,8 +91,10 @@ def _table(columns: Mapping[str, Results]) -> list[str]:
     if not columns:
         return ["No run is finished yet."]
     rows = [{"": "seeds", **{name: str(len(found)) for name, found in columns.items()}}]
-    for measure in MEASURES.values():
-        rows.append({"": measure.label, **{name: _cell(found, measure) for name, found in columns.items()}})
+    rows += [
+        {"": measure.label, **{name: _cell(found, measure) for name, found in columns.items()}}
+        for measure in MEASURES.values()
+    ]
     return markdown(rows)
 
 
