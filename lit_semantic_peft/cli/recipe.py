@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.rank_zero import rank_zero_module
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero
 from peft import LoraConfig, PeftConfig
 
 from lit_semantic_peft.errors import InputError
@@ -109,7 +109,7 @@ def num_processes(trainer: Namespace) -> int:
         trainer: Its settings: `devices` may be a number, a list, a text such as `0,1`, or `auto`.
     """
     accelerator = trainer.accelerator if isinstance(trainer.accelerator, str) else "auto"
-    lightning = rank_zero_module.log
+    lightning = logging.getLogger(rank_zero.__name__)
     level = lightning.level
     lightning.setLevel(logging.WARNING)  # the run's own trainer says what it found
     try:
