@@ -25,6 +25,8 @@ from matplotlib.figure import Figure
 README = ROOT / "README.md"
 BEGIN = "<!-- Made by `python -m experiments.recipe_study table`; not to be edited. -->"
 RECIPE = "recipe"
+IN_README = {PLAIN: "plain", RECIPE: "recipe", "recipe_gated": "recipe, gated"}
+"""Ways of the README's table, and what it calls them."""
 _NOT_YET = """The recipe is not yet measured with several seeds;
 [one seed](experiments/results/RECIPE.md) and [one run of the quickstart](docs/quickstart.md#what-one-run-gave) show
 what to expect."""
@@ -168,15 +170,15 @@ def page(setting: Setting, picture: Path) -> str:
 
 
 def readme_section(setting: Setting) -> str:
-    """The README's table: plain and the recipe on real facts, for each base model.
+    """The README's table: plain and the recipe, also behind a gate, on real facts, for each base model.
 
     Args:
         setting: The setting.
     """
     rows = [
-        {"": f"{model.name}, {name}", "seeds": str(len(found)), **_row(found)}
+        {"": f"{model.name}, {label}", "seeds": str(len(found)), **_row(found)}
         for model in setting.models
-        for name in (PLAIN, RECIPE)
+        for name, label in IN_README.items()
         if (found := finished(setting, model, "real", name))
     ]
     if not rows:
