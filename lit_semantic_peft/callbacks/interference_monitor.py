@@ -39,7 +39,8 @@ class InterferenceMonitor(FreshCallback):
     """Measures the gradient matrix of the kept facts: of a sample in training, of all of them at its end.
 
     There is hardly any interference at the start. It grows in training, so its history matters: a sample is measured
-    before training and every n epochs or steps. The matrix after training, from which the fact table and the report
+    before training and every n epochs or steps. Facts stand in their own prompts, in whatever forms they are taught, so
+    that measurements can be compared. The matrix after training, from which the fact table and the report
     take their numbers, counts as evaluation. The monitor does not change training: modes, gradients and random
     generators are restored, and a run with it is the same as a run without it. Several processes share the rows of a
     matrix. Facts are weighted by the data module's loss weights at that step, without the factors of

@@ -8,12 +8,15 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lit_semantic_peft.callbacks import InterferenceMonitor
+from lit_semantic_peft.facts.forms import Question, Reversed
+from lit_semantic_peft.training import GradientSurgery
+from lit_semantic_peft.training.interference_aware import gradient_surgery
 from lit_semantic_peft.training.interference_aware.fact_sample import agreed_gradient_matrix
 from safetensors.numpy import load_file
 
 from distributed.test_two_processes import EXPERIMENTS, fit
 from fixtures.processes import run_group
-from fixtures.training import fit_ramped, with_retained
+from fixtures.training import Trajectory, assert_same_trajectory, fit_ramped, with_retained
 
 pytestmark = pytest.mark.distributed
 
@@ -106,3 +109,26 @@ def test_ranks_share_a_matrix_and_agree_on_it(tiny_model, facts_file, tmp_path):
         scale = expected.diagonal().sqrt()
         difference = (first[name] - expected) / scale[:, None] / scale[None, :]
         assert difference.abs().max() <= 1e-4, name
+
+
+def _surgery(tiny_model, facts_file, folder):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gradient_surgery, "surgery_coefficients", lambda dot, *_, **__: np.ones(len(dot)))
+        run = fit_ramped(
+            tiny_model,
+            facts_file,
+            micro_batch_size=2,
+            accumulate=2,
+            data={"sources": [Question(0.4), Reversed(0.4)]},
+            callbacks=[GradientSurgery()],
+            trainer={"devices": 2, "strategy": "ddp"},
+        )
+    torch.save((run.losses, run.norms, run.adapter), f"{folder}/surgery-{torch.distributed.get_rank()}.pt")
+
+
+def test_surgery_without_conflict_is_plain_training_of_the_same_forms(tiny_model, facts_file, tmp_path):
+    run_group(_surgery, 2, tmp_path, tiny_model, facts_file, tmp_path)
+    torch.set_num_threads(1)
+    plain = fit_ramped(tiny_model, facts_file, micro_batch_size=8, data={"sources": [Question(0.4), Reversed(0.4)]})
+    for rank in range(2):
+        assert_same_trajectory(plain, Trajectory(*torch.load(tmp_path / f"surgery-{rank}.pt")))
