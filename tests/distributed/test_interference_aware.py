@@ -85,25 +85,30 @@ class Matrices(Callback):
 
 
 def _matrices(tiny_model, facts_file, world_size):
-    callback, monitor = Matrices(), InterferenceMonitor(num_facts=5)
+    callback, monitor = Matrices(), InterferenceMonitor(num_facts=5, alone_facts=5)
     size = 4 // world_size  # the same optimizer steps, so that the adapter is the same at the end
     trainer = {"devices": world_size, "strategy": "ddp"} if world_size > 1 else {}
     fit_ramped(tiny_model, facts_file, micro_batch_size=size, callbacks=[callback, monitor], trainer=trainer)
-    return {**callback.of, "monitor": monitor.latest.compute()["gradient_dot"]}
+    return {**callback.of, "monitor": monitor.latest.compute()["gradient_dot"]}, monitor.alone.compute()["difference"]
 
 
 def _save_matrices(tiny_model, facts_file, folder):
     found = _matrices(tiny_model, facts_file, world_size=2)
-    torch.save((torch.distributed.get_world_size(), found), f"{folder}/matrices-{torch.distributed.get_rank()}.pt")
+    torch.save((torch.distributed.get_world_size(), *found), f"{folder}/matrices-{torch.distributed.get_rank()}.pt")
 
 
 def test_ranks_share_a_matrix_and_agree_on_it(tiny_model, facts_file, tmp_path):
     run_group(_save_matrices, 2, tmp_path, tiny_model, facts_file, tmp_path)
     saved = [torch.load(tmp_path / f"matrices-{rank}.pt") for rank in range(2)]
-    assert [world_size for world_size, _ in saved] == [2, 2]
+    assert [world_size for world_size, *_ in saved] == [2, 2]
     torch.set_num_threads(1)
-    for name, expected in _matrices(tiny_model, facts_file, world_size=1).items():
-        (_, first), (_, second) = saved
+    matrices, alone = _matrices(tiny_model, facts_file, world_size=1)
+    assert alone.isnan().sum() == 7
+    (_, _, alone_0), (_, _, alone_1) = saved
+    assert torch.equal(alone_0.nan_to_num(), alone_1.nan_to_num())
+    torch.testing.assert_close(alone_0, alone, rtol=1e-3, atol=1e-3, equal_nan=True)
+    for name, expected in matrices.items():
+        (_, first, _), (_, second, _) = saved
         assert torch.equal(first[name], second[name])
         assert torch.equal(first[name], first[name].T)
         scale = expected.diagonal().sqrt()
