@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT_KEY = "lit_semantic_peft"
-_FORMAT = 3  # raised whenever the content of a checkpoint changes
+_FORMAT = 4  # raised whenever the content of a checkpoint changes
 # Settings of an optimizer that decide how a step is computed, not what it is.
 _SPEED = {"foreach", "fused", "capturable", "differentiable"}
 # Entries of a PEFT configuration that, like dropout, do not change what trained tensors mean.
