@@ -131,7 +131,7 @@ def _traits(kept: Sequence[_Row]) -> list[_Trait]:
 
     def forgotten(row: _Row) -> str | None:
         first, is_lost = row["first_learned_epoch"], row["learned_at_end"] is False
-        return f"it was recalled after epoch {first} and lost again" if first is not None and is_lost else None
+        return f"it was recalled in epoch {first + 1} and lost again" if first is not None and is_lost else None
 
     def undone(row: _Row) -> str | None:
         share = row["undone_by_worst"]

@@ -54,7 +54,7 @@ def missed(answer, **values):
         ([missed("Zzz", num_subject_tokens=4)], ()),
         (
             [missed("Zzz", first_learned_epoch=2, learned_at_end=False)],
-            ("it was recalled after epoch 2 and lost again",),
+            ("it was recalled in epoch 3 and lost again",),
         ),
         (
             [missed("Zzz", undone_by_worst=1.5, worst_aggressor="f8")],
