@@ -1,6 +1,7 @@
 """What is checked before anything is loaded: settings that would be ignored, and the checkpoint."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.situation import Situation
 
 logger = logging.getLogger(__name__)
+
+_LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "min_epochs": 0, "min_steps": 0}
 
 # The callbacks that every run has, by class name, and their sections of the YAML.
 _SECTIONS = {
@@ -33,6 +36,11 @@ def refuse_what_would_be_ignored(command: str, config: Any) -> None:
         InputError: If there is one.
     """
     has_none = config.trainer.get("enable_checkpointing") is False or bool(config.trainer.get("barebones"))
+    for name, least in _LEAST.items():
+        if (value := config.trainer.get(name)) is not None and value < least:
+            raise InputError(f"`trainer.{name}` must be at least {least}, got {value}")
+    if config.trainer.get("val_check_interval") == 0:
+        raise InputError("`trainer.val_check_interval` must be above 0; leave it out for one validation an epoch.")
     refuse_incompatible(Situation(stage=command, is_command_line=True, writes_checkpoints=not has_none))
     callbacks = config.trainer.get("callbacks") or []
     for one in callbacks if isinstance(callbacks, list) else [callbacks]:
@@ -42,6 +50,26 @@ def refuse_what_would_be_ignored(command: str, config: Any) -> None:
                 f"`trainer.callbacks` names {one.class_path}, which every run has already. Its settings are the "
                 f"section `{section}`."
             )
+
+
+def local_folder(name: str) -> str:
+    """The run folder, with `~` as the user's home.
+
+    Args:
+        name: As it was given.
+
+    Raises:
+        InputError: If it is not on this machine, or its name is no text, which not every library takes.
+    """
+    path: Path | None
+    try:
+        path = Path(name).expanduser()
+        os.fspath(path).encode()
+    except (RuntimeError, UnicodeEncodeError):
+        path = None
+    if path is None or "://" in name or "\0" in name:
+        raise InputError(f"`trainer.default_root_dir`: expected a folder on this machine, named by text, got {name!a}.")
+    return str(path)
 
 
 def inputs_of(config: Any) -> list[str]:

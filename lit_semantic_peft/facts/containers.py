@@ -77,7 +77,10 @@ def open_source(source: str, dataset_split: str, header_problem: HeaderCheck) ->
 def _open_folder(source: str, path: Path, dataset_split: str, header_problem: HeaderCheck) -> list[Table]:
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
         return [Table(source, saved_dataset_rows(source, path, dataset_split))]
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
+    named = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and not file.is_dir())
+    if others := [file for file in named if not file.is_file()]:
+        raise InputError(f"{others[0]}: expected a file, got a broken link, a pipe or a device. Remove it.")
+    files = named
     if not files:
         raise InputError(
             f"{source}: expected a folder written by `datasets.save_to_disk`, or one with files that end in "
@@ -97,6 +100,8 @@ def _longest_first(suffixes: Iterable[str]) -> list[str]:
 
 
 def _missing(source: str, path: Path) -> str:
+    if source in BUILTIN:
+        return f"`facts`: the built-in set {source!r} is read alone. Write it into a file by `convert {source} OUT`."
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=3)
     near_names = [str(path.parent / name) for name in near] + difflib.get_close_matches(source, BUILTIN, n=1)

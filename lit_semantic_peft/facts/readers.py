@@ -105,6 +105,8 @@ def read_facts(
     if format is not None and format not in FORMAT_NAMES:
         raise InputError(f"`format`: expected one of {listed(FORMAT_NAMES)}, got {format!r}")
     column_map = ColumnMap(columns) if columns else None
+    if not isinstance(source, Sequence) or not all(isinstance(one, str) for one in source) or not source:
+        raise InputError(f"`facts`: expected the name of a set, a file or a folder, or a list of them, got {source!r}")
     sources = [source] if isinstance(source, str) else list(source)
     if len(sources) == 1 and sources[0] in BUILTIN:
         return FactSet(tuple(builtin_facts(sources[0], num_facts, seed)), name=sources[0])
@@ -233,7 +235,11 @@ def _composed(reading: Reading, rows: Iterable[Row]) -> Iterator[Row]:
                 f"{row.place}: expected at most {opened.MOST_RECORDS:,} records in all, got more. Split the "
                 "source, or read a part of it (of a dataset `dataset_split: 'train[:1000000]'`)."
             )
-        fields = composed(row.fields)
+        try:
+            fields = composed(row.fields)
+        except RecursionError:
+            reading.problem(row.place, "expected a record, got one that is nested too deeply")
+            continue
         if fields != row.fields:
             reading.note(row.place, "letters with separate accents, read as composed ones (Unicode NFC)")
         yield replace(row, fields=fields)

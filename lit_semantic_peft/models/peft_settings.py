@@ -149,6 +149,9 @@ def training_obstacle(peft_config: PeftConfig) -> str | None:
             f"`peft_config` with `{nothing}: 0` cannot be trained: all that the adapter adds is multiplied by it, so "
             "that it would learn nothing. Set it to a number above 0, such as twice the rank."
         )
+    for name, value in vars(peft_config).items():
+        if name.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
+            return f"`peft_config` with `{name}: {value}` cannot be trained: a share that is left out is in [0, 1)."
     for name, (is_so, reason) in _NOT_TRAINED_WHOLLY.items():
         if (value := getattr(peft_config, name, None)) is not None and is_so(value):
             return f"`peft_config` with `{name}: {value}` cannot be trained: it {reason}."
