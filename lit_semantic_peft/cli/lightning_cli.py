@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -400,4 +401,18 @@ def _own_words(error: BaseException) -> InputError:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, InputError):
         cause = cause.__cause__ or cause.__context__
-    return cause or InputError(str(error))
+    return cause or InputError(_without_namespace(error))
+
+
+def _without_namespace(error: BaseException) -> str:
+    """What jsonargparse says of a class that cannot be made, without all of its settings."""
+    text = str(error)
+    found, reasons = re.search(r"class_path='([\w.]+)'", text), text.partition("Errors:\n  - ")[2]
+    if not found or not reasons:
+        return text
+    last = error
+    while following := last.__cause__ or last.__context__:
+        last = following
+    kind = "" if isinstance(last, ValueError | TypeError) or str(last) not in reasons else f"{type(last).__name__}: "
+    reason = next((line.strip(" -") for line in reasons.splitlines() if not line.endswith(":")), reasons)
+    return f"{found[1]} cannot be made: {kind}{reason}"

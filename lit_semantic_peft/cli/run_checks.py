@@ -35,6 +35,8 @@ def refuse_what_would_be_ignored(command: str, config: Any) -> None:
     Raises:
         InputError: If there is one.
     """
+    if config.data.get("prompts") == []:
+        raise InputError("`data.prompts` is empty. Write a prompt into it, or leave it out to ask the facts.")
     has_none = config.trainer.get("enable_checkpointing") is False or bool(config.trainer.get("barebones"))
     for name, least in _LEAST.items():
         if (value := config.trainer.get(name)) is not None and value < least:

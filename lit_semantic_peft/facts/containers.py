@@ -26,6 +26,8 @@ SUFFIXES: tuple[str, ...] = (
 HeaderCheck = Callable[[list[str], str], str | None]
 """Takes a header and its separator; returns what is wrong with the header, None if nothing is."""
 
+DEFAULT_DATASET_SPLIT = "train"
+
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -62,6 +64,7 @@ def open_source(source: str, dataset_split: str, header_problem: HeaderCheck) ->
     path = Path(source).expanduser()
     try:
         if path.is_file():
+            require_default_split(source, dataset_split)
             return [_open_file(source, path, header_problem)]
         if path.is_dir():
             return _open_folder(source, path, dataset_split, header_problem)
@@ -74,6 +77,22 @@ def open_source(source: str, dataset_split: str, header_problem: HeaderCheck) ->
     raise InputError(_missing(source, path))
 
 
+def require_default_split(source: str, dataset_split: str) -> None:
+    """Refuses to read all of a source that has no splits where one of them was asked for.
+
+    Args:
+        source: What was named.
+        dataset_split: As of `open_source`.
+
+    Raises:
+        InputError: If it is not the default.
+    """
+    if dataset_split != DEFAULT_DATASET_SPLIT:
+        raise InputError(
+            f"`dataset_split` is {dataset_split!r}, but {source} has no splits and would be read whole. Leave it out."
+        )
+
+
 def _open_folder(source: str, path: Path, dataset_split: str, header_problem: HeaderCheck) -> list[Table]:
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
         return [Table(source, saved_dataset_rows(source, path, dataset_split))]
@@ -81,6 +100,7 @@ def _open_folder(source: str, path: Path, dataset_split: str, header_problem: He
     if others := [file for file in named if not file.is_file()]:
         raise InputError(f"{others[0]}: expected a file, got a broken link, a pipe or a device. Remove it.")
     files = named
+    require_default_split(source, dataset_split)
     if not files:
         raise InputError(
             f"{source}: expected a folder written by `datasets.save_to_disk`, or one with files that end in "

@@ -28,6 +28,7 @@ _NOT_TRAINED_WHOLLY: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "needs directions that are found from data beforehand (`initialize_lora_eva_weights`), which is not done here",
     ),
     "monteclora_config": (bool, "adds a variational loss to each forward pass, which the loss here does not contain"),
+    "target_r": (lambda rank: rank < 1, "leaves no rank to train"),
     "token_indices": (lambda ids: not ids, "names no token"),
     "use_asa": (bool, "moves its budget of subspaces by gradients of which a checkpoint holds nothing"),
     "auxiliary_loss_weight": (
