@@ -16,6 +16,7 @@ DEFAULT_RUN = "runs/default"
 
 _NO_RUN = ("help_all", "print_config", "ckpt_path", "trainer.fast_dev_run", "trainer")
 """Options with which a command runs nothing, goes on with a run, or sets the folder in another way."""
+_RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 _UNSET = (None, False, "null", "false", "0")
 _FOLDER = "trainer.default_root_dir"
 
@@ -31,11 +32,15 @@ def refuse_early(arguments: Sequence[str]) -> None:
 
     Raises:
         InputError: If a configuration file does not exist, or means something else than it says; if an option or a key
-            of a file does not exist; or if the run folder of a new training has a run in it.
+            of a file does not exist; if the run folder of a new training has a run in it; or if a variable of the
+            environment is no number.
     """
     from lit_semantic_peft.cli.configuration import is_file, read_configuration, refuse_option
     from lit_semantic_peft.cli.options import KnownOptions
 
+    for name in _RANKS:
+        if not os.environ.get(name, "0").isdecimal():
+            raise InputError(f"The environment variable {name} must be a number, got {os.environ[name]!r}. Unset it.")
     known = KnownOptions()
     command, options = arguments[0], list(_options(arguments[1:]))
     settings: dict[str, Any] = {}
@@ -73,8 +78,9 @@ def run_exists(folder: Path) -> InputError:
 
 
 def rank() -> int:
-    """This process's number in a job of torchrun, SLURM or Lightning; 0 where it is alone."""
-    return int(next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0"))
+    """This process's number in a job of torchrun, SLURM or Lightning; 0 where it is alone, or that is no number."""
+    given = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
+    return int(given) if given.isdecimal() else 0
 
 
 def _refuse_unknown(known: "KnownOptions", command: str, keys: Sequence[str], place: str = "") -> None:

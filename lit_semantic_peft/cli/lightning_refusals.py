@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 import lightning
+import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -18,6 +19,7 @@ from lit_semantic_peft.models.base_files import first_line
 
 _OURS, _THEIRS = (str(Path(str(package.__file__)).parent) + os.sep for package in (lit_semantic_peft, lightning))
 _CONNECTING = str(Path(_THEIRS, "fabric", "utilities", "distributed.py"))
+_CHECKPOINTS = str(Path(_THEIRS, "pytorch", "trainer", "connectors", "checkpoint_connector.py"))
 _CALLBACKS = str(Path(_THEIRS, "pytorch", "callbacks")) + os.sep
 _HERE = ("127.0.0.1", "localhost")
 _OF_VALUES = (MisconfigurationException, ValueError, TypeError, RuntimeError, ZeroDivisionError, AssertionError)
@@ -28,7 +30,7 @@ def lightning_refusals() -> Iterator[None]:
     """Turns what Lightning raises of its settings into an input error; errors of anything else go on.
 
     An error is Lightning's where it says so by its type, where its own code raises it of a value, where one of its
-    callbacks fails on this module, or where processes cannot be connected.
+    callbacks fails on this module, where processes cannot be connected, or where it takes up a checkpoint.
 
     Raises:
         InputError: With Lightning's words, and the callback's name where it is one's.
@@ -40,6 +42,9 @@ def lightning_refusals() -> Iterator[None]:
     except Exception as error:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         known = [frame for frame in frames if frame.f_code.co_filename.startswith((_OURS, _THEIRS))]
+        if any(_restores(frame) for frame in frames) and not isinstance(error, torch.OutOfMemoryError):
+            said = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
+            raise InputError(f"`ckpt_path`: the checkpoint cannot be restored: {said}. Take another.") from error
         last = known[-1] if known else None
         if last is None or not last.f_code.co_filename.startswith(_THEIRS):
             raise
@@ -68,6 +73,12 @@ def require_other_nodes(trainer: Trainer) -> None:
             f"`trainer.num_nodes` is {trainer.num_nodes}, but no other machine could find this one. Start the command "
             "by torchrun or SLURM, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each machine."
         )
+
+
+def _restores(frame: FrameType) -> bool:
+    """Whether Lightning takes up a checkpoint in a frame."""
+    name = frame.f_code.co_name.removeprefix("_")
+    return frame.f_code.co_filename == _CHECKPOINTS and name.startswith(("restore", "resume"))
 
 
 def _callback_of(frames: Sequence[FrameType]) -> str | None:
