@@ -15,11 +15,11 @@ from lit_semantic_peft.models.adapter_state import adapter_state_dict, load_expo
 from lit_semantic_peft.models.base_files import BaseModelSource, first_line
 from lit_semantic_peft.models.export import base_of
 from lit_semantic_peft.models.peft_bounds import BoundedMemory, refuse_unbounded
-from lit_semantic_peft.models.peft_settings import start_that_embeddings_lack, training_obstacle
+from lit_semantic_peft.models.peft_settings import setting_of_nothing, start_that_embeddings_lack, training_obstacle
 from lit_semantic_peft.models.peft_traits import trained_tokens, traits_of
 from lit_semantic_peft.models.quantized import refuse_packed_reading
 from lit_semantic_peft.models.saved_adapter import read_adapter
-from lit_semantic_peft.models.targets import linear_module_names, setting_of_nothing, suggestion, unmatched_names
+from lit_semantic_peft.models.targets import linear_module_names, suggestion, unmatched_names
 
 logger = logging.getLogger(__name__)
 

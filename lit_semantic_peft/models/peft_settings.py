@@ -6,6 +6,7 @@ from typing import Any
 
 from peft import PeftConfig
 from peft.utils.other import get_pattern_key
+from torch import nn
 
 from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
 
@@ -125,6 +126,41 @@ def setting_without_effect(peft_config: PeftConfig) -> str | None:
         peft_config: Any configuration of `peft`.
     """
     return next((name for name in ("lora_alpha", "alpha") if getattr(peft_config, name, None) == 0), None)
+
+
+def setting_of_nothing(base: nn.Module, peft_config: PeftConfig) -> str | None:
+    """What a setting besides `target_modules` names that the model does not have: PEFT would go on without it.
+
+    Args:
+        base: The base model, with or without the adapter.
+        peft_config: The configuration, whose patterns PEFT has taken.
+
+    Returns:
+        The setting and its value, such as `` `modules_to_save`: 'head' ``; None where everything is there.
+    """
+    modules = [name for name, _ in base.named_modules()]
+    parameters = [name for name, _ in base.named_parameters()]
+    checks: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+        ("modules_to_save", lambda one: any(name.endswith(one) for name in modules)),
+        ("exclude_modules", lambda one: any(f".{name}".endswith(f".{one}") for name in modules)),
+        ("target_parameters", lambda one: any(one.rpartition(".")[0] in name for name in parameters)),
+        ("layers_to_transform", lambda one: any(str(one) in name.split(".") for name in modules)),
+        ("rank_pattern", lambda one: any(_fits(one, name) for name in modules)),
+        ("alpha_pattern", lambda one: any(_fits(one, name) for name in modules)),
+    )
+    for setting, is_named in checks:
+        given = getattr(peft_config, setting, None)
+        if isinstance(given, dict):  # AdaLoRA writes lists into it
+            given = [key for key, value in given.items() if not isinstance(value, list)]
+        for one in [given] if isinstance(given, int) else given if isinstance(given, list | set | tuple) else []:
+            if not is_named(one):
+                return f"`{setting}`: {one!r}"
+    return None
+
+
+def _fits(pattern: str, name: str) -> bool:
+    found: str = get_pattern_key([pattern], name)
+    return found == pattern
 
 
 def training_obstacle(peft_config: PeftConfig) -> str | None:

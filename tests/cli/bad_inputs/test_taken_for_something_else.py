@@ -37,6 +37,12 @@ def own_module(text: str):
     return make
 
 
+def home_with_a_run(place: Place) -> None:
+    Path("home/run").mkdir(parents=True)
+    Path("home/run/manifest.json").write_text("{}", encoding="utf-8")
+    place.monkeypatch.setenv("HOME", str(Path("home").absolute()))
+
+
 def pipe(name: str):
     return lambda place: os.mkfifo(name)
 
@@ -126,6 +132,12 @@ OPTIONS = [
         "fit --data.selection.weighting=own_kind.Own",
         ["ends the program", "SystemExit(3)"],
         make=own_module("raise SystemExit(3)\n"),
+    ),
+    BadInput(
+        "a run below the home",
+        "fit --trainer.default_root_dir=~/run",
+        ["The run folder", "home/run exists already"],
+        make=home_with_a_run,
     ),
     BadInput(
         "a pipe as a configuration",
