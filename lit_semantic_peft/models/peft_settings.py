@@ -145,8 +145,8 @@ def setting_of_nothing(base: nn.Module, peft_config: PeftConfig) -> str | None:
         ("exclude_modules", lambda one: any(f".{name}".endswith(f".{one}") for name in modules)),
         ("target_parameters", lambda one: any(one.rpartition(".")[0] in name for name in parameters)),
         ("layers_to_transform", lambda one: any(str(one) in name.split(".") for name in modules)),
-        ("rank_pattern", lambda one: any(_fits(one, name) for name in modules)),
-        ("alpha_pattern", lambda one: any(_fits(one, name) for name in modules)),
+        ("rank_pattern", lambda one: any(_fits(one, name) for name in modules + parameters)),
+        ("alpha_pattern", lambda one: any(_fits(one, name) for name in modules + parameters)),
     )
     for setting, is_named in checks:
         given = getattr(peft_config, setting, None)
