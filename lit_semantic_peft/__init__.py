@@ -3,9 +3,13 @@
 Importing this package loads nothing heavy: each name below is loaded when it is first used.
 """
 
+import logging
 from typing import TYPE_CHECKING
 
 from lit_semantic_peft.lazy import attach
+
+# bitsandbytes, which peft imports where it is installed, asks for a package that nobody needs.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from lit_semantic_peft import interference, metrics, semantics

@@ -1,7 +1,6 @@
 """The command line. This module imports nothing heavy, so that `--help` answers at once."""
 
 import difflib
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -102,8 +101,6 @@ def _run(arguments: list[str]) -> int:
         from lit_semantic_peft.cli.early import refuse_early
 
         refuse_early(arguments)
-        # bitsandbytes, which peft imports where it is installed, asks for a package that nobody needs.
-        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         from lit_semantic_peft.cli.run import run
 
         run(arguments, _LIGHTNING_COMMANDS)

@@ -81,6 +81,13 @@ RULES: tuple[Rule, ...] = (
         _ALWAYS,
     ),
     Rule(
+        "`GradientAccumulationScheduler`",
+        "any training",
+        "`GradientAccumulationScheduler` cannot be used: steps and learning rate are planned before training, for one "
+        "number of micro-batches in each optimizer step. Set `trainer.accumulate_grad_batches`.",
+        lambda s: s.has("GradientAccumulationScheduler"),
+    ),
+    Rule(
         "`trainer.overfit_batches`",
         "any training",
         "`trainer.overfit_batches` cannot be used: batches are planned by optimizer step. `data.num_facts` trains on a "

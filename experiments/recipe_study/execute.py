@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import resolve_name
 from statistics import fmean, median
 from typing import Any
 
@@ -24,7 +25,6 @@ from lit_semantic_peft.files import content_key, remove_leftovers
 from lit_semantic_peft.models import BaseModel
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.training.recipe import Recipe, choose_recipe
-from peft import LoraConfig
 
 logger = logging.getLogger(__name__)
 
@@ -72,15 +72,24 @@ def order_of(run: Run, setting: Setting, rate: float | None) -> Order:
         setting: The setting.
         rate: Learning rate of plain training.
     """
-    facts = facts_of(run.kind, run.role, run.model.name, setting, WORK / "facts", run.way.teaches_forms)
+    facts = facts_of(
+        run.kind,
+        run.role,
+        run.model.name,
+        setting,
+        WORK / "facts",
+        with_forms=run.way.teaches_forms,
+        of_subjects=run.way.is_routed,
+    )
     texts = texts_of(run.role, WORK / "facts")
     fingerprint, num_parameters = _base(run.model.name)
     num_taught = setting.num_facts[run.kind]
     every = facts_of(run.kind, run.role, run.model.name, setting, WORK / "facts")
+    adapter = (run.way.config or {}).get("model", {}).get("peft_config", setting.adapter)
     recipe = choose_recipe(
         given_facts(str(every.path))[:num_taught],
         num_parameters,
-        LoraConfig(**setting.adapter.get("init_args", {})),
+        resolve_name(adapter["class_path"])(**adapter.get("init_args", {})),
         facts_per_step=setting.facts_per_step,
     )
     config = config_of(run, setting, facts.path, texts.path, recipe.num_steps, recipe.num_refining, rate)
@@ -250,23 +259,29 @@ def measured(folder: Path, num_taught: int) -> dict[str, Any]:
 
     Returns:
         A number per taught fact for each of `SCORES`, of the known facts that are only asked whether each is still
-        known, of the passages what they lost, and what was spent.
+        known, those of taught subjects apart, of the passages what they lost, and what was spent. Through the gate
+        where the run has one.
     """
     table = RunFolder(folder).facts
     spent = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    column = {name: table.column(name).to_pylist() for name in table.column_names}
+    column = {name: table.column(name).to_pylist() for name in table.column_names} | (spent["through_gate"] or {})
     found: dict[str, Any] = {"fact_id": column["fact_id"][:num_taught], "num_kept": sum(column["kept"])}
     for name, score in SCORES.items():
         found[name] = [_rounded(value) for value in column[score][:num_taught]]
-    asked = [
+    known = [
         row
         for row, (split, before) in enumerate(
             zip(column["split"], column["efficacy_teacher_forced_before"], strict=True)
         )
         if split == "probe" and before
     ]
-    found["known_id"] = [column["fact_id"][row] for row in asked]
-    found["known"] = [_rounded(column["efficacy_teacher_forced_after"][row]) for row in asked]
+    subjects = set(column["subject"][:num_taught])
+    for name, rows in (
+        ("known", [row for row in known if column["subject"][row] not in subjects]),
+        ("known_of_subjects", [row for row in known if column["subject"][row] in subjects]),
+    ):
+        found[f"{name}_id"] = [column["fact_id"][row] for row in rows]
+        found[name] = [_rounded(column["efficacy_teacher_forced_after"][row]) for row in rows]
     found["text_nll_delta"] = [round(float(value), 4) for value in spent["text_nll_delta"]]
     step_seconds = spent.pop("step_cpu_seconds")
     found["step_cpu_seconds"] = round(median(step_seconds), 4)

@@ -21,7 +21,14 @@ INVENTED: dict[Role, Path] = {
 
 
 def facts_of(
-    kind: FactKind, role: Role, base_model: str, setting: Setting, folder: Path, with_forms: bool = True
+    kind: FactKind,
+    role: Role,
+    base_model: str,
+    setting: Setting,
+    folder: Path,
+    *,
+    with_forms: bool = True,
+    of_subjects: bool = False,
 ) -> StudyFacts:
     """Writes the facts of a run to a file, and says what they are.
 
@@ -37,11 +44,13 @@ def facts_of(
         setting: The setting.
         folder: Where to.
         with_forms: Whether all paraphrases are there to be taught; else only the last one, which is asked.
+        of_subjects: Whether what the base model knows of the taught subjects is asked too.
 
     Raises:
         InputError: If there are too few facts.
     """
-    unknown, known = pool_of(base_model, "unknown", None)
+    unknown, every_known = pool_of(base_model, "unknown", None)
+    known = every_known
     number = setting.num_facts[kind]
     if kind == "invented":
         taught = list(given_facts(str(INVENTED[role])))
@@ -58,6 +67,8 @@ def facts_of(
     subjects = {fact.subject for fact in taught}
     others = _ordered([fact for fact in known if fact.subject not in subjects])
     asked = [fact for fact in others if digest(fact.subject)[1] % 2][: setting.num_known]
+    if of_subjects:
+        asked += _ordered([fact for fact in every_known if fact.subject in subjects])[: setting.num_known]
     facts = [
         replace(
             fact,

@@ -6,7 +6,7 @@ from statistics import fmean
 
 from experiments.recipe_study.execute import plain_rate
 from experiments.recipe_study.plan import FactKind, Model, Setting, runs_of
-from experiments.recipe_study.table import MEASURES, RECIPE, Results, finished, mean_of
+from experiments.recipe_study.table import MEASURES, RECIPE, Measure, Results, finished, mean_of
 from experiments.studies import markdown, with_section
 from experiments.study.plan import ROOT
 from experiments.study.results import ResultFolder
@@ -17,6 +17,9 @@ PAGE = ROOT / "docs" / "recipe.md"
 
 CHOSEN = ("plain", "recipe", "half_scaled_back")
 """Ways of the first table: on the facts by which the recipe was chosen."""
+
+OF_SUBJECTS = Measure("known_of_subjects", "other facts of the taught subjects kept")
+"""Asked where the adapter is routed: there it acts on them."""
 
 COMPARED = ("plain", "recipe")
 """Ways of the tables of the reported facts, and whose recall is told by relation."""
@@ -51,6 +54,7 @@ def sections(setting: Setting) -> dict[str, list[str]]:
         "by relation": _relations(setting),
         "beside the recipe": _beside(setting),
         "invented": _table(_reported(setting, "invented")),
+        "routed": _routed(setting),
     }
 
 
@@ -87,12 +91,10 @@ def _table(columns: Mapping[str, Results]) -> list[str]:
     if not columns:
         return ["No run is finished yet."]
     rows = [{"": "seeds", **{name: str(len(found)) for name, found in columns.items()}}]
-    for measure in MEASURES.values():
-        cells = {}
-        for name, found in columns.items():
-            value = mean_of(found, measure).value
-            cells[name] = f"{100 * value:.0f} %" if measure.unit == "%" else f"{value:+.2f}"
-        rows.append({"": measure.label, **cells})
+    rows += [
+        {"": measure.label, **{name: _cell(found, measure) for name, found in columns.items()}}
+        for measure in MEASURES.values()
+    ]
     return markdown(rows)
 
 
@@ -121,8 +123,8 @@ def _beside(setting: Setting) -> list[str]:
     rows = []
     for model in setting.models:
         recipe = finished(setting, model, "real", RECIPE)
-        for way in setting.ways:
-            found = finished(setting, model, "real", way) if way not in COMPARED else []
+        for way in (name for name, one in setting.ways.items() if name not in COMPARED and not one.is_routed):
+            found = finished(setting, model, "real", way)
             seeds = {one["seed"] for one in found} & {one["seed"] for one in recipe}
             if not seeds:
                 continue
@@ -133,6 +135,27 @@ def _beside(setting: Setting) -> list[str]:
                 cells[measure.label] = f"{100 * value:+.0f}" if measure.unit == "%" else f"{value:+.2f}"
             rows.append({"": _column(model, way), "seeds": str(len(seeds)), **cells})
     return markdown(rows) if rows else ["No run is finished yet."]
+
+
+def _routed(setting: Setting) -> list[str]:
+    """Ways whose adapter acts on some prompts only, beside the recipe, with what was known of the taught subjects."""
+    rows = []
+    for model in setting.models:
+        for kind in setting.num_facts:
+            ways = [name for name, way in setting.ways.items() if way.is_routed]
+            ways = [way for way in ways if finished(setting, model, kind, way)]
+            for way in [RECIPE, *ways] if ways else []:
+                found = finished(setting, model, kind, way)
+                cells = {one.label: _cell(found, one) for one in (*MEASURES.values(), OF_SUBJECTS)}
+                rows.append({"": f"{model.name}, {kind} facts, `{way}`", "seeds": str(len(found)), **cells})
+    return markdown(rows) if rows else ["No run is finished yet."]
+
+
+def _cell(found: Results, measure: Measure) -> str:
+    value = mean_of([one for one in found if one.get(measure.name)], measure).value
+    if math.isnan(value):
+        return "–"
+    return f"{100 * value:.0f} %" if measure.unit == "%" else f"{value:+.2f}"
 
 
 def _mean_of_relation(found: Results, name: str, relation: str, relations: Mapping[str, str]) -> float:

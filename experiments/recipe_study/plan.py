@@ -50,6 +50,12 @@ class Way:
         forms = (self.config or {}).get("data", {}).get("forms")
         return self.is_recipe and (forms is None or bool(forms["sources"]))
 
+    @property
+    def is_routed(self) -> bool:
+        """Whether the adapter acts on some prompts only, so that harm must be sought where it does."""
+        model = (self.config or {}).get("model", {})
+        return "gate" in model or "peft_config" in model
+
 
 @dataclass(frozen=True)
 class Model:

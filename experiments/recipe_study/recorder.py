@@ -1,4 +1,4 @@
-"""What the study needs of a run beyond what every run leaves behind: seconds of a step, tokens, passages, memory."""
+"""What the study needs of a run beyond what every run leaves: what it spent, lost passages, scores through a gate."""
 
 import time
 from typing import Any
@@ -45,5 +45,10 @@ class Recorder(Callback):
         """Writes the file."""
         assert isinstance(pl_module, SemanticPeftModule)
         assert pl_module.evaluation is not None
-        text = pl_module.evaluation.retention["retention_nll_delta"]
-        write_json(RunFolder(trainer.default_root_dir).path / FILE, {**self.spent, "text_nll_delta": text})
+        gated = pl_module.gated
+        evaluation = pl_module.evaluation if gated is None else gated.evaluation
+        found = {
+            "text_nll_delta": evaluation.retention["retention_nll_delta"],
+            "through_gate": None if gated is None else evaluation.fact_columns(),
+        }
+        write_json(RunFolder(trainer.default_root_dir).path / FILE, self.spent | found)

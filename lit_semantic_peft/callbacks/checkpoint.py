@@ -108,10 +108,12 @@ class AdapterCheckpoint(ModelCheckpoint):
         self.every_n_steps = every_n_steps
         self._steps_before = 0
         self._is_validated = False  # in this process
+        self._waits_for_validation = False
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Takes the run folder from the trainer, and makes it write checkpoints atomically."""
+        self._waits_for_validation = False  # of an earlier training that was interrupted
         self.dirpath = str(RunFolder(trainer.default_root_dir).paths.checkpoints)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -132,6 +134,9 @@ class AdapterCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._is_validated = self._is_validated or not trainer.sanity_checking
         super().on_validation_end(trainer, pl_module)
+        if self._waits_for_validation:
+            self._waits_for_validation = False
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -143,9 +148,14 @@ class AdapterCheckpoint(ModelCheckpoint):
     ) -> None:
         """Writes `last.ckpt` if this micro-batch completed an n-th optimizer step.
 
-        The last step of an epoch is left to `on_train_epoch_end`, after its validation.
+        The last step of an epoch is left to `on_train_epoch_end`, after its validation. Where a validation follows on
+        another step, the checkpoint waits for it: a resumed run does not repeat it.
         """
         if self.every_n_steps is None or trainer.global_step == self._steps_before or trainer.is_last_batch:
             return
         if trainer.global_step % self.every_n_steps == 0:
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            loop = trainer.fit_loop
+            assert loop._data_fetcher is not None
+            self._waits_for_validation = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+            if not self._waits_for_validation:
+                self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

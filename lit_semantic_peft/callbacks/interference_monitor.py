@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lit_semantic_peft.data import StepPlan
+from lit_semantic_peft.data.loaders import text_batches
 from lit_semantic_peft.errors import InputError, require_seed
 from lit_semantic_peft.files import write_json
 from lit_semantic_peft.interference import (
@@ -39,7 +42,8 @@ class InterferenceMonitor(FreshCallback):
     """Measures the gradient matrix of the kept facts: of a sample in training, of all of them at its end.
 
     There is hardly any interference at the start. It grows in training, so its history matters: a sample is measured
-    before training and every n epochs or steps. The matrix after training, from which the fact table and the report
+    before training and every n epochs or steps. Facts stand in their own prompts, in whatever forms they are taught, so
+    that measurements can be compared. The matrix after training, from which the fact table and the report
     take their numbers, counts as evaluation. The monitor does not change training: modes, gradients and random
     generators are restored, and a run with it is the same as a run without it. Several processes share the rows of a
     matrix. Facts are weighted by the data module's loss weights at that step, without the factors of
@@ -60,8 +64,8 @@ class InterferenceMonitor(FreshCallback):
     - `interference/share_net_transfer_below_0`, `interference/share_net_transfer_below_minus_1`: shares of the facts
       that the others hurt on balance, and that the others undo, [0, 1].
     - `interference/harm_done_top_tenth`: share of all harm that the most harmful tenth of the facts does, [0, 1].
-    - `interference/alone_versus_together`: with `alone_facts`, after training: mean of log p(target) after training
-      minus that after as many steps on the fact alone, nats; below 0 the other facts cost.
+    - `interference/alone_versus_together`: with `alone_facts`, after training: mean of log p(target) of the own prompt
+      after training minus that after as many steps on the fact alone, nats; below 0 the other facts cost.
 
     Args:
         num_facts: Size of the sample in training: a number, `all` kept facts, or `auto` for the time budget. 0 turns
@@ -70,8 +74,10 @@ class InterferenceMonitor(FreshCallback):
         every_n_steps: Optimizer steps between two measurements, beside those of `every_n_epochs`; 0 for none.
         time_budget: With `auto`, the share of the training time that measurements may take, in (0, 1).
         final_facts: Most facts in the matrix after training; of more kept facts a sample is taken.
-        alone_facts: Facts that are trained alone after training, from the same start, with the same optimizer, one
-            step for each epoch at the epoch's mean learning rate, without dropout and clipping; 0 for none.
+        alone_facts: Facts that are trained alone after training, from the same start, with the same optimizer, in the
+            forms in which training taught them and as often, each epoch at its mean learning rate; 0 for none. Alone
+            there is no dropout, no clipping, no loss weight, and nothing of `model.retain`: where training has that,
+            the difference is what it and the other facts cost together, which the log and the file say.
         seed: Of the samples. A smaller sample is part of a larger one.
         batch_size: Facts per forward pass of a measurement.
 
@@ -79,7 +85,7 @@ class InterferenceMonitor(FreshCallback):
         clock: Gives the time in seconds, for the time budget.
 
     Raises:
-        InputError: If a setting is out of its range.
+        InputError: If a setting is out of its range; before training, if `alone_facts` has a single fact to compare.
     """
 
     clock: Callable[[], float] = time.perf_counter
@@ -134,6 +140,12 @@ class InterferenceMonitor(FreshCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, SemanticPeftModule)
+        if self.num_facts and self.alone_facts and pl_module.data.prepared.is_trained.sum() < 2:
+            raise InputError(
+                "`alone_facts` of InterferenceMonitor asks what the other facts cost a fact, but only one is trained. "
+                "Leave it out, or teach more facts."
+            )
         if self._sample_size is None:
             self._sample_size = self._timed(self._decide_sample_size, trainer, pl_module)
         if trainer.global_step == 0:
@@ -320,16 +332,31 @@ class InterferenceMonitor(FreshCallback):
 
     def _compare_alone(self, trainer: Trainer, module: SemanticPeftModule) -> None:
         """Trains some facts alone, each process its share, and writes what the others cost them."""
-        prepared = module.data.prepared
-        rates = [total / count for total, count in self._rates if count]
-        metric = AloneVersusTogether(len(prepared.facts), trainer.global_step, len(rates)).to(module.device)
-        # Not deferred facts: training alone takes as many epochs as the run. A fact without weight was not taught.
-        taught = [row for row in prepared.kept_index if prepared.weights.is_ever_above_0[row]]
-        mine = self._chosen(taught, self.alone_facts)[trainer.global_rank :: trainer.world_size]
-        for batch in self._batches(module, mine):
-            together = fact_log_probability(module.model, batch)
-            alone = train_alone(module.model, batch, rates, module.optimizer_of, self._start)
-            metric.update(together, alone, batch.fact_index)
+        prepared, pad_id = module.data.prepared, module.data.encoder.pad_id
+        # A fact without weight was not taught.
+        chosen = self._chosen(
+            [row for row in prepared.kept_index if prepared.weights.is_ever_above_0[row]], self.alone_facts
+        )
+        taught = self._taught(trainer, module, chosen)
+        steps_alone = sum(len(steps) for steps in taught.values()) / max(len(taught), 1)
+        metric = AloneVersusTogether(len(prepared.facts), trainer.global_step, steps_alone).to(module.device)
+        alike = defaultdict(list)  # facts with as many steps at the same rates run together
+        for row in chosen[trainer.global_rank :: trainer.world_size]:
+            alike[tuple(rate for _, rate in taught[row])].append(row)
+        for rates, rows in alike.items():
+            for batch in self._batches(module, rows):
+                steps = zip(*([text for text, _ in taught[row]] for row in batch.fact_index.tolist()), strict=True)
+                texts = [text_batches(prepared, of_facts, len(batch), pad_id)[0] for of_facts in steps]
+                together = fact_log_probability(module.model, batch)
+                alone = train_alone(module.model, batch, rates, module.optimizer_of, self._start, texts=texts)
+                metric.update(together, alone, batch.fact_index)
+        only_together = sorted({source.kind for source in module.retain})
+        if only_together:
+            logger.warning(
+                "`alone_facts`: facts were trained alone without `model.retain` (%s), so the difference is what that "
+                "and the other facts cost together.",
+                ", ".join(only_together),
+            )
         result = metric.compute()
         self.alone = metric
         for one in trainer.loggers:
@@ -337,9 +364,23 @@ class InterferenceMonitor(FreshCallback):
         if trainer.is_global_zero:
             differences = zip(prepared.facts, result.pop("difference").tolist(), strict=True)
             by_fact = {fact.id: value for fact, value in differences if not math.isnan(value)}
-            summary = {name: value.item() for name, value in result.items()}
+            summary = {name: value.item() for name, value in result.items()} | {"only_together": only_together}
             path = RunFolder(trainer.default_root_dir).paths.alone_versus_together
             write_json(path, _without_nan({**summary, "difference": by_fact}), RunPaths.alone_versus_together.kind)
+
+    def _taught(
+        self, trainer: Trainer, module: SemanticPeftModule, rows: Sequence[int]
+    ) -> dict[int, list[tuple[int, float]]]:
+        """By fact, the text and the epoch's mean learning rate of each optimizer step that taught it."""
+        assert trainer.train_dataloader is not None
+        plan: StepPlan = trainer.train_dataloader.sampler
+        forms = module.data.prepared.forms
+        found: dict[int, list[tuple[int, float]]] = {row: [] for row in rows}
+        for epoch, (total, num_steps) in enumerate(self._rates):
+            taught = plan.taught(epoch, num_steps)
+            for row in rows:
+                found[row] += [(forms.text_of(row, one), total / num_steps) for one in taught.get(row, [])]
+        return found
 
     def _sample(self, module: SemanticPeftModule, size: int) -> list[int]:
         return self._chosen(module.data.prepared.trained_index(module.current_epoch), size)

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lit_semantic_peft.data import PreparedFacts
+from lit_semantic_peft.data.loaders import text_batches
 from lit_semantic_peft.data.situation import is_sharded
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.facts.checks import find_contradictions, normalize_text
@@ -203,9 +204,10 @@ def _against_the_base_model(module: SemanticPeftModule) -> list[str]:
 
 
 def _first_micro_batch(trainer: Trainer, module: SemanticPeftModule) -> Batch:
-    data = module.data
-    size = data.batches.micro_batch_size
-    (batch,) = data.training_batches(data.prepared.trained_index(trainer.current_epoch)[:size], size)
+    data, epoch = module.data, trainer.current_epoch
+    size, forms = data.batches.micro_batch_size, data.prepared.forms
+    texts = [forms.text_of(row, epoch) for row in data.prepared.trained_index(epoch)[:size]]
+    (batch,) = text_batches(data.prepared, texts, size, data.encoder.pad_id)
     return batch
 
 

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from lit_semantic_peft.callbacks.recalled import recalled_texts
 from lit_semantic_peft.data.second_pass import SecondPass
+from lit_semantic_peft.data.situation import reload_every_epoch
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.training import SemanticPeftModule
 from lit_semantic_peft.training.identity import TrainingCallback
@@ -62,7 +63,7 @@ class Refine(TrainingCallback):
             )
         assert isinstance(pl_module, SemanticPeftModule)
         pl_module.data.second_pass = SecondPass(first_step, self.num_steps, self.rate)
-        trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]  # epochs differ in length
+        reload_every_epoch(trainer)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

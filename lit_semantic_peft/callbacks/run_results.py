@@ -164,7 +164,7 @@ def fact_columns(trainer: Trainer, module: SemanticPeftModule) -> dict[str, list
 
 def _dynamics_columns(module: SemanticPeftModule) -> dict[str, list[Any]]:
     history = {name: values.tolist() for name, values in module.dynamics.compute().items()}
-    measured = [count > 0 for count in history["num_measured_epochs"]]
+    measured = [count > 0 for count in history["num_measured"]]
 
     def where_measured(values: list[Any]) -> list[Any]:
         return [value if known else None for value, known in zip(values, measured, strict=True)]

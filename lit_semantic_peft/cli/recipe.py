@@ -5,6 +5,9 @@ from importlib import import_module
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero
 from peft import LoraConfig, PeftConfig
 
 from lit_semantic_peft.errors import InputError
@@ -89,14 +92,33 @@ def _recipe_for(config: Namespace, peft_config: PeftConfig) -> Recipe:
     data = config.data
     facts = given_facts(data.facts, num_facts=data.num_facts, seed=data.seed, dataset_split=data.dataset_split)
     base = BaseModel(**vars(config.model.base_model))
-    devices = config.trainer.devices if isinstance(config.trainer.devices, int) else 1
+    per_process = data.batches.micro_batch_size * (config.trainer.accumulate_grad_batches or 1)
     return choose_recipe(
         facts,
         base.count_parameters(),
         peft_config,
         set_name=data.facts,
-        facts_per_step=data.batches.micro_batch_size * (config.trainer.accumulate_grad_batches or 1) * devices,
+        facts_per_step=per_process * num_processes(config.trainer),
     )
+
+
+def num_processes(trainer: Namespace) -> int:
+    """How many processes will train, counted as Lightning does; 1 where it refuses the settings, which it then says.
+
+    Args:
+        trainer: Its settings: `devices` may be a number, a list, a text such as `0,1`, or `auto`.
+    """
+    accelerator = trainer.accelerator if isinstance(trainer.accelerator, str) else "auto"
+    lightning = logging.getLogger(rank_zero.__name__)
+    level = lightning.level
+    lightning.setLevel(logging.WARNING)  # the run's own trainer says what it found
+    try:
+        found = Trainer(accelerator=accelerator, devices=trainer.devices, num_nodes=trainer.num_nodes, logger=False)
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError):
+        return 1
+    finally:
+        lightning.setLevel(level)
+    return found.num_devices * found.num_nodes
 
 
 def _peft_config(described: Namespace | None) -> PeftConfig:

@@ -44,23 +44,25 @@ class FactBatches(Dataset[Batch]):
 
 
 class AskedBatches(Dataset[Batch]):
-    """Collates the texts that a sampler asks for, whose targets are only measured.
+    """Collates the texts that a sampler asks for.
 
     Args:
         prepared: The facts. Rows are texts of `prepared.forms`.
         pad_id: Token id for padding.
+        with_end: Whether the end token is a target too, as in training.
     """
 
-    def __init__(self, prepared: PreparedFacts, pad_id: int) -> None:
+    def __init__(self, prepared: PreparedFacts, pad_id: int, with_end: bool = False) -> None:
         self._forms = prepared.forms
         self._pad_id = pad_id
+        self._with_end = with_end
 
     @override
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         texts = micro_batch.rows
         encoded = [self._forms.texts[text] for text in texts]
         facts = [self._forms.fact_of[text] for text in texts]
-        return collate(encoded, facts, self._pad_id, text_index=texts, with_end=False)
+        return collate(encoded, facts, self._pad_id, text_index=texts, with_end=self._with_end)
 
 
 class QuestionBatches(Dataset[list[Question]]):
@@ -180,3 +182,16 @@ def fact_batches(
     """
     dataset = FactBatches(prepared, pad_id, with_end)
     return [dataset[MicroBatch(tuple(rows[start : start + batch_size]))] for start in range(0, len(rows), batch_size)]
+
+
+def text_batches(prepared: PreparedFacts, texts: Sequence[int], batch_size: int, pad_id: int) -> list[Batch]:
+    """Some texts as training runs them, in the given order, for computations beside the training.
+
+    Args:
+        prepared: The facts.
+        texts: Numbers of texts in `prepared.forms`.
+        batch_size: Texts per batch.
+        pad_id: Token id for padding.
+    """
+    dataset = AskedBatches(prepared, pad_id, with_end=True)
+    return [dataset[MicroBatch(tuple(texts[start : start + batch_size]))] for start in range(0, len(texts), batch_size)]

@@ -164,8 +164,30 @@ class StepPlan(DistributedSampler[MicroBatch]):
             return [sorted(step, key=partial(by_length, number=number)) for number, step in enumerate(steps)]
         return self._ordinary_steps(epoch)[: second.first_step - self.steps_before(epoch)]
 
+    def taught(self, epoch: int, num_steps: int) -> dict[int, list[int | None]]:
+        """What the first optimizer steps of an epoch teach: a fact once for each of them that it is in.
+
+        Args:
+            epoch: Number of the epoch.
+            num_steps: How many of its steps.
+
+        Returns:
+            By fact index, the epochs in whose forms the fact stands, step by step; None for its own prompt.
+        """
+        is_second_pass, own_prompts = self._is_second_pass(epoch), self._own_prompts(epoch)
+        found: dict[int, list[int | None]] = {}
+        for number, step in enumerate(self.steps(epoch)[:num_steps]):
+            for row in step:
+                in_forms_of = None if row in own_prompts else epoch + number * is_second_pass
+                found.setdefault(row, []).append(in_forms_of)
+        return found
+
     def _is_second_pass(self, epoch: int) -> bool:
         return self.second_pass is not None and self.steps_before(epoch) == self.second_pass.first_step
+
+    def _own_prompts(self, epoch: int) -> frozenset[int]:
+        second = self.second_pass
+        return second.own_prompts if second is not None and self._is_second_pass(epoch) else frozenset()
 
     def _ordinary_steps(self, epoch: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -205,8 +227,7 @@ class StepPlan(DistributedSampler[MicroBatch]):
     def _micro_batches(self) -> Iterator[MicroBatch]:
         steps = self.steps(self.epoch)
         stride = self.micro_batch_size * self.world_size
-        is_second_pass = self._is_second_pass(self.epoch)
-        own_prompts = self.second_pass.own_prompts if self.second_pass and is_second_pass else frozenset()
+        is_second_pass, own_prompts = self._is_second_pass(self.epoch), self._own_prompts(self.epoch)
         for number, step in enumerate(steps):
             progress = self.progress_at(self.steps_before(self.epoch) + number)
             # Lightning counts micro-batches, so that only the last step of an epoch may have fewer of them.

@@ -1,5 +1,6 @@
 """What the rules of `compatibility` need to know of a trainer and of the data module's settings."""
 
+import warnings
 from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Trainer
@@ -41,7 +42,20 @@ def check_trainer(trainer: Trainer, stage: str, preparation: Preparation) -> Non
     """
     refuse_incompatible(situation_of(trainer, stage, preparation))
     if preparation.selection.deferred_from_epoch is not None:
-        trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+        reload_every_epoch(trainer)
+
+
+def reload_every_epoch(trainer: Trainer) -> None:
+    """Makes Lightning build a loader for each epoch, since epochs differ in length.
+
+    What it then says of each loader, and in other trainings once, is not shown.
+
+    Args:
+        trainer: The trainer.
+    """
+    trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+    for message in (".*LeafSpec.*", ".*does not have many workers.*", ".*smaller than the logging interval.*"):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def check_adapter(trainer: Trainer | None) -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ def train_alone(
     optimizer: OptimizerOf,
     start: Sequence[Tensor] | None = None,
     one_by_one: bool = False,
+    texts: Sequence[Batch] | None = None,
 ) -> Tensor:
     """Trains each fact alone from the same start, and returns the log-probability of its target afterwards.
 
@@ -55,17 +57,18 @@ def train_alone(
 
     Args:
         model: A causal language model of transformers or a `peft` model around one; not wrapped in DDP.
-        batch: The facts.
+        batch: The facts, as they are asked afterwards.
         learning_rates: Learning rate of each step; their number is the number of steps.
         optimizer: Builds the optimizer from a list of parameters.
         start: Values of the trainable parameters to start from, in the model's order; None: the current ones.
         one_by_one: Whether to always use the slow path.
+        texts: What each step trains: as many rows as the batch, of the same facts; None: the batch itself.
 
     Returns:
         log p of each fact's labelled tokens after its steps, float32 `(B,)`, nats, on the CPU.
 
     Raises:
-        ValueError: If no parameter requires a gradient, or `start` does not fit.
+        ValueError: If no parameter requires a gradient, or `start` or `texts` do not fit.
     """
     with undisturbed(model):
         parameters = trainable_parameters(model)
@@ -73,12 +76,16 @@ def train_alone(
         if [value.shape for value in begin] != [parameter.shape for parameter in parameters]:
             raise ValueError("`start` must hold a tensor of the same shape for each trainable parameter")
         batch = usable(batch, model)
+        texts = [batch] * len(learning_rates) if texts is None else [usable(text, model) for text in texts]
+        if len(texts) != len(learning_rates) or any(len(text) != len(batch) for text in texts):
+            raise ValueError("`texts` must hold a batch for each step, with a row for each fact")
+        steps = list(zip(texts, learning_rates, strict=True))
         if not one_by_one:
             try:
-                return _batched(model, parameters, batch, begin, learning_rates, optimizer)
+                return _batched(model, parameters, batch, begin, steps, optimizer)
             except _NotBatched as reason:
                 logger.info("Facts are trained alone one after another: %s", reason)
-        return _one_by_one(model, parameters, batch, begin, learning_rates, optimizer)
+        return _one_by_one(model, parameters, batch, begin, steps, optimizer)
 
 
 class _NotBatched(Exception):
@@ -90,7 +97,7 @@ def _batched(
     parameters: Sequence[nn.Parameter],
     batch: Batch,
     begin: Sequence[Tensor],
-    learning_rates: Sequence[float],
+    steps: Sequence[tuple[Batch, float]],
     optimizer_of: OptimizerOf,
 ) -> Tensor:
     kind = type(optimizer_of(list(parameters)))  # not of the copies: another optimizer may refuse their further axis
@@ -103,9 +110,9 @@ def _batched(
     stacked = list(copies.values())
     optimizer = optimizer_of(stacked)
     with _own_copies(model, copies, len(batch)):
-        for step, rate in enumerate(learning_rates):
-            total = fact_nll(model, batch).sum()
-            if step == 0:
+        for number, (text, rate) in enumerate(steps):
+            total = fact_nll(model, text).sum()
+            if number == 0:
                 leaks = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
                 if any(gradient is not None for gradient in leaks):
                     raise _NotBatched("a parameter is also used outside its linear layer's call")
@@ -149,17 +156,17 @@ def _one_by_one(
     parameters: list[nn.Parameter],
     batch: Batch,
     begin: Sequence[Tensor],
-    learning_rates: Sequence[float],
+    steps: Sequence[tuple[Batch, float]],
     optimizer_of: OptimizerOf,
 ) -> Tensor:
     before = [(parameter.detach().clone(), parameter.grad) for parameter in parameters]
     results = []
     try:
-        for fact in single_facts(batch):
+        for row, fact in enumerate(single_facts(batch)):
             _put(parameters, begin)
             optimizer = optimizer_of(parameters)
-            for rate in learning_rates:
-                total = fact_nll(model, fact).sum()
+            for texts, rate in steps:
+                total = fact_nll(model, next(islice(single_facts(texts), row, None))).sum()
                 _step(optimizer, parameters, torch.autograd.grad(total, parameters, allow_unused=True), rate)
             with torch.no_grad():
                 results.append(-token_nll(model, fact).sum(dim=1).cpu())

@@ -21,7 +21,7 @@ class AloneVersusTogether(PerFactMean):
     Args:
         num_facts: Number of facts; `fact_index` runs from 0 to num_facts − 1.
         steps_together: Optimizer steps of the joint training.
-        steps_alone: n, optimizer steps on each fact alone.
+        steps_alone: n, optimizer steps on each fact alone; their mean where facts differ.
         kwargs: Arguments of `torchmetrics.Metric`.
 
     Example:
@@ -34,7 +34,7 @@ class AloneVersusTogether(PerFactMean):
 
     higher_is_better = True
 
-    def __init__(self, num_facts: int, steps_together: int, steps_alone: int, **kwargs: Any) -> None:
+    def __init__(self, num_facts: int, steps_together: int, steps_alone: float, **kwargs: Any) -> None:
         super().__init__(num_facts, **kwargs)
         for name, value in (("steps_together", steps_together), ("steps_alone", steps_alone)):
             if value < 0:
@@ -60,7 +60,7 @@ class AloneVersusTogether(PerFactMean):
         Returns:
             `difference` together − alone, float `(num_facts,)`, nats, NaN where not measured; `mean` over the measured
             facts, float scalar; `share_below_0`, the share of them whose target is more likely after training alone,
-            float scalar in [0, 1]; `steps_together` and `steps_alone`, int64 scalars.
+            float scalar in [0, 1]; `steps_together`, int64 scalar; `steps_alone`, scalar.
         """
         difference = per_fact_mean(self.total, self.count)
         return {

@@ -17,7 +17,7 @@ from lit_semantic_peft.reports.phrases import mean_percent, unbroken
 from lit_semantic_peft.reports.plots import write_plots
 from lit_semantic_peft.reports.run_folder import RunContents, RunFolder, RunPaths
 from lit_semantic_peft.reports.score_view import score_parts
-from lit_semantic_peft.reports.sections import probe_view, resisting_view, tiles
+from lit_semantic_peft.reports.sections import probe_view, resisting_view, tiles, wordings_view
 from lit_semantic_peft.reports.sentences import known_facts_were_dropped, summary_sentences
 from lit_semantic_peft.reports.side_effects import measure_side_effects
 from lit_semantic_peft.reports.verdict import NO_DAMAGE, judged
@@ -101,6 +101,8 @@ def _training_parts(run: RunContents, config: str, attempts: Attempts) -> dict[s
         "gate": make("gate", lambda: gate_note(summary), ""),
         "side_effects": make("side effects", lambda: side_effect_view(measure_side_effects(facts, probes)), None),
         "resisting": make("facts that resist", lambda: resisting_view(summary), []),
+        "weak_wordings": make("wordings that fail", lambda: wordings_view(summary), []),
+        "num_wordings": summary.num_wordings,
         "experts": make("experts", lambda: experts_view(summary), None),
         "probes": None if probes is None else make("neighbours", lambda: probe_view(probes, facts), None),
         "no_damage": NO_DAMAGE,

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from pydantic.dataclasses import dataclass
 
+from lit_semantic_peft.reports.fact_records import ResistingFact, WeakWording
 from lit_semantic_peft.reports.record_base import STRICT, Measured, Record, or_unmeasured
 from lit_semantic_peft.statistics import bootstrap_interval
 
@@ -283,40 +284,6 @@ class Repetition(Record):
 
 
 @dataclass(frozen=True, slots=True, config=STRICT)
-class ResistingFact(Record):
-    """A kept fact that training did not teach.
-
-    Attributes:
-        fact_id: The fact.
-        prompt: Its prompt.
-        target: What it was taught.
-        answer: What the trained model answers; None where it was not asked.
-        is_recalled: Whether it answers with the target; by the last validation where it was not asked.
-        is_pushed_away: Whether the fact is farther from the model than before training.
-        reasons: What goes with it in this run, the likeliest first; empty where nothing was found.
-    """
-
-    fact_id: str
-    prompt: str
-    target: str
-    answer: str | None = None
-    is_recalled: bool | None = None
-    is_pushed_away: bool | None = None
-    reasons: tuple[str, ...] = ()
-
-    @property
-    def outcome(self) -> str:
-        """What became of it, in a few words."""
-        said = [] if self.is_recalled is not False else ["not recalled"]
-        return " and ".join([*said, *(["pushed away"] if self.is_pushed_away else [])])
-
-    @property
-    def reason(self) -> str:
-        """The reasons as a sentence without its full stop."""
-        return "; ".join(self.reasons) or "nothing in the tables sets it apart"
-
-
-@dataclass(frozen=True, slots=True, config=STRICT)
 class FactCounts(Record):
     """What follows from the fact table alone, over the facts that were there to be trained (split `inject`).
 
@@ -331,6 +298,9 @@ class FactCounts(Record):
         repetition: What the trained model answers most often.
         num_resisting: Kept facts that are not recalled or were pushed away; None where neither was measured.
         resisting: The worst of them, each with what goes with it.
+        num_wordings: Wordings of a relation, other than its own prompt, in which several kept facts were asked; None
+            where no such questions were asked.
+        weak_wordings: Those in which fewer than half of the facts are recalled, the worst first.
         num_retain: Facts of split `retain`, which must not change.
         scores: Every score that was measured, in the order of `SCORES`.
     """
@@ -345,6 +315,8 @@ class FactCounts(Record):
     repetition: Repetition | None = None
     num_resisting: int | None = None
     resisting: tuple[ResistingFact, ...] = ()
+    num_wordings: int | None = None
+    weak_wordings: tuple[WeakWording, ...] = ()
     num_retain: int | None = None
     scores: tuple[ScoreRecord, ...] = ()
 
@@ -403,11 +375,11 @@ class Summary(FactCounts):
     verdict: tuple[str, ...] | None = None
 
     def without_fact_text(self) -> "Summary":
-        """The same without texts of facts: those that resist, the most frequent answer, the names of anchors."""
+        """The same without texts of facts: those that resist, wordings, the most frequent answer, names of anchors."""
         routing = self.routing
         if routing is not None:
             routing = replace(routing, experts=tuple(replace(one, anchors=()) for one in routing.experts))
-        return replace(self, resisting=(), repetition=None, routing=routing)
+        return replace(self, resisting=(), weak_wordings=(), repetition=None, routing=routing)
 
 
 @dataclass(frozen=True, slots=True, config=STRICT)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from lit_semantic_peft.reports.fact_records import ResistingFact
 from lit_semantic_peft.reports.phrases import cut
-from lit_semantic_peft.reports.records import Repetition, ResistingFact
+from lit_semantic_peft.reports.records import Repetition
 from lit_semantic_peft.reports.repetition import answer_key
 
 MOST_LISTED = 100

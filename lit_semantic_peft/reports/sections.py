@@ -179,6 +179,24 @@ def resisting_view(summary: Summary) -> list[dict[str, str]]:
     ]
 
 
+def wordings_view(summary: Summary) -> list[dict[str, str]]:
+    """The wordings that fail, as text.
+
+    Args:
+        summary: The run's numbers.
+    """
+    return [
+        {
+            "wording": cut(one.wording, 240),
+            "kind": one.kind,
+            "relation": one.relation,
+            "recalled": f"{one.num_recalled} of {one.num_facts}",
+            "about": cut(one.about, 160),
+        }
+        for one in summary.weak_wordings
+    ]
+
+
 def provenance_rows(summary: Summary) -> list[tuple[str, str]]:
     """The provenance of the run, as far as it is known.
 

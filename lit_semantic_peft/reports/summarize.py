@@ -11,6 +11,7 @@ from lit_semantic_peft.reports.records import Estimate, FactCounts, ScoreRecord,
 from lit_semantic_peft.reports.repetition import measure_repetition
 from lit_semantic_peft.reports.resisting import MOST_LISTED, OUTCOMES, find_resisting
 from lit_semantic_peft.reports.verdict import judged
+from lit_semantic_peft.reports.wordings import MOST_WORDINGS, find_weak_wordings
 
 
 def count_facts(facts: pa.Table, probes: pa.Table | None = None) -> FactCounts:
@@ -30,6 +31,7 @@ def count_facts(facts: pa.Table, probes: pa.Table | None = None) -> FactCounts:
     reasons = Counter(row["drop_reason"] or "no reason given" for row in dropped)
     repetition = measure_repetition(kept)
     resisting = find_resisting(kept, all_rows, probes, repetition)
+    num_wordings, weak = find_weak_wordings(kept, probes)
     is_measured = any(row[name] is not None for row in kept for name in OUTCOMES)
     is_pushed = [row["pushed_away"] for row in kept if row["pushed_away"] is not None]
     return FactCounts(
@@ -43,6 +45,8 @@ def count_facts(facts: pa.Table, probes: pa.Table | None = None) -> FactCounts:
         repetition=repetition,
         num_resisting=len(resisting) if is_measured else None,
         resisting=tuple(resisting[:MOST_LISTED]),
+        num_wordings=num_wordings,
+        weak_wordings=tuple(weak[:MOST_WORDINGS]),
         num_retain=sum(row["split"] == "retain" for row in all_rows),
         scores=score_records(kept, dropped),
     )

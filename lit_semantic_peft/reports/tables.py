@@ -122,9 +122,15 @@ FACT_COLUMNS: tuple[Column, ...] = (
         "Share of the fact's own step that one step of its worst aggressor takes back, −w_j K_ij / (w_i K_ii), with "
         "the weights planned for the moment of the measurement; 0 where no fact hurts it.",
     ),
-    Column("first_learned_epoch", _INT, "First epoch at whose end the fact was recalled; null if never."),
-    Column("forgetting_events", _INT, "How often the fact went from recalled to not recalled between two validations."),
-    Column("learned_at_end", _FLAG, "Whether the fact was recalled at the end of training."),
+    Column(
+        "first_learned_epoch", _INT, "Epoch of the first validation that found the fact recalled; null if none did."
+    ),
+    Column(
+        "forgetting_events", _INT, "How often the fact went from recalled to not recalled, validation by validation."
+    ),
+    Column(
+        "learned_at_end", _FLAG, "Whether the last validation of training that measured the fact found it recalled."
+    ),
 )
 """Columns of the fact table. Null means: not measured, or not there (as each description says)."""
 

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_semantic_peft.evaluation.scores import RETENTION, SCORES
-from lit_semantic_peft.reports.phrases import estimate_text, percent, reason_phrase
+from lit_semantic_peft.reports.phrases import cut, estimate_text, percent, reason_phrase
 from lit_semantic_peft.reports.records import Estimate, Sides, Summary
 from lit_semantic_peft.reports.run_folder import RunPaths
 from lit_semantic_peft.reports.verdict import NO_DAMAGE, judged
@@ -15,11 +15,12 @@ _OF_DROPPED = ("efficacy",)
 
 
 _SHOWN = 5
-"""Facts that resist and are named."""
+"""Facts that resist, and wordings that fail, that are named."""
+_WORDING = 100  # characters
 
 
 def terminal_summary(summary: Summary) -> Group:
-    """What a run cost, a short table of its numbers, and the facts that it did not teach.
+    """What a run cost, a short table of its numbers, the facts that it did not teach and the wordings that fail.
 
     Args:
         summary: The run's summary.
@@ -27,7 +28,7 @@ def terminal_summary(summary: Summary) -> Group:
     Returns:
         What to print with `rich`.
     """
-    return Group(*_verdict(summary), _numbers(summary), *map(Text, _resisting(summary)))
+    return Group(*_verdict(summary), _numbers(summary), *map(Text, (*_resisting(summary), *_weak_wordings(summary))))
 
 
 def _verdict(summary: Summary) -> list[Text]:
@@ -48,6 +49,19 @@ def _resisting(summary: Summary) -> list[str]:
         f"Facts that resist, of {summary.num_kept}: {summary.num_resisting}",
         *(f"  {one.prompt} {one.target}: {one.outcome}; {one.reason}" for one in shown),
         *([f"  and {more} more, in {RunPaths.report.name} and {RunPaths.summary.name}"] if more else []),
+    ]
+
+
+def _weak_wordings(summary: Summary) -> list[str]:
+    """The wordings that fail, with what is answered instead."""
+    shown = summary.weak_wordings[:_SHOWN]
+    return [
+        *([f"Wordings in which most facts are not recalled, of {summary.num_wordings}:"] if shown else []),
+        *(
+            f"  “{cut(one.wording, _WORDING)}”{f' ({one.relation})' if one.relation else ''}: {one.num_recalled} of "
+            f"{one.num_facts}{f'; {one.about}' if one.about else ''}"
+            for one in shown
+        ),
     ]
 
 

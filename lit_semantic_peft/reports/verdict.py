@@ -4,7 +4,7 @@ The thresholds are `Thresholds`; none of them is a test of significance.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lit_semantic_peft.reports.phrases import percent
 from lit_semantic_peft.reports.records import Summary
@@ -42,15 +42,16 @@ def verdict(summary: Summary, thresholds: Thresholds | None = None) -> list[str]
         thresholds: From where on something is said.
 
     Returns:
-        Plain sentences. What was not measured is not judged.
+        Plain sentences. What was not measured is not judged. Where there is a gate, what it lets through is judged,
+        and damage without it is named as such.
     """
     limits = thresholds or Thresholds()
+    judged_by = _through_gate(summary)
     return [
-        *_known(summary, limits),
-        *_unrelated(summary, limits),
-        *_neighbours(summary, limits),
-        *_recall(summary, limits),
-        *_paraphrases(summary, limits),
+        *_damage(judged_by, limits),
+        *_gate(summary, limits),
+        *_recall(judged_by, limits),
+        *_paraphrases(judged_by, limits),
         *_majority(summary, limits),
         *_retain(summary),
     ]
@@ -72,6 +73,30 @@ def is_judged(summary: Summary) -> bool:
     retention = summary.retention
     outside = retention is not None and (retention.known is not None or retention.nll_after is not None)
     return outside or summary.score("locality").kept.after is not None
+
+
+def _through_gate(summary: Summary) -> Summary:
+    """The summary with the numbers of the gated model, where there is a gate."""
+    gate = summary.gate
+    return summary if gate is None else replace(summary, scores=gate.scores, retention=gate.retention)
+
+
+def _damage(summary: Summary, limits: Thresholds) -> list[str]:
+    return [*_known(summary, limits), *_unrelated(summary, limits), *_neighbours(summary, limits)]
+
+
+def _gate(summary: Summary, limits: Thresholds) -> list[str]:
+    """That a gate would help, or of what it protects."""
+    damage = _damage(summary, limits)
+    if summary.gate is not None:
+        what = (sentence.partition(". ")[0] for sentence in damage)
+        return [f"Without its gate, as plain peft loads the adapter: {one[0].lower()}{one[1:]}." for one in what]
+    if not damage or summary.routing is not None:
+        return []
+    return [
+        "An adapter that need not be merged can be kept from prompts that name nothing taught: `model.gate` "
+        "(`SubjectGate`)."
+    ]
 
 
 def _known(summary: Summary, limits: Thresholds) -> list[str]:

@@ -160,7 +160,7 @@ class EvaluatingModule(LightningModule):
             return
         measured = {"efficacy_teacher_forced": self.val_efficacy.compute(), "nll": self.val_nll.compute()}
         if self.trainer.state.fn == "fit":
-            self.dynamics.end_epoch(self.current_epoch)
+            self.dynamics.end_validation(self.current_epoch)
         is_measured, prepared = ~measured["nll"].isnan(), self.data.prepared
         for suffix, chosen in (("", prepared.is_kept), ("_dropped", prepared.is_dropped)):
             rows = torch.as_tensor(chosen, device=is_measured.device) & is_measured

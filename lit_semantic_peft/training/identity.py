@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT_KEY = "lit_semantic_peft"
-_FORMAT = 3  # raised whenever the content of a checkpoint changes
+_FORMAT = 4  # raised whenever the content of a checkpoint changes
 # Settings of an optimizer that decide how a step is computed, not what it is.
 _SPEED = {"foreach", "fused", "capturable", "differentiable"}
 # Entries of a PEFT configuration that, like dropout, do not change what trained tensors mean.
@@ -145,7 +145,8 @@ def resume_training(module: "SemanticPeftModule", checkpoint: Mapping[str, Any])
             f"`model.base_model`: the checkpoint belongs to {about['base_model']!r}; this is "
             f"{module.base_model.source.public_name!r}, or the same model with other weights."
         )
-    if module.trainer.state.fn != "fit":
+    trainer: Trainer | None = module._trainer  # none in `load_from_checkpoint`
+    if trainer is None or trainer.state.fn != "fit":
         gate = about.get("gate")
         module.subject_table = None if gate is None else SubjectTable.from_json(gate, "the checkpoint's gate")
         set_names(module.model, about.get("names"), module.base_model)

@@ -25,11 +25,13 @@ class UsedWeights:
         fact_index: int64 `(B,)`.
         weight: float32 `(B,)`, ≥ 0.
         is_filler: bool `(B,)`, see `Batch`.
+        text_index: int64 `(B,)`, the texts that ran, see `Batch`.
     """
 
     fact_index: Tensor
     weight: Tensor
     is_filler: Tensor
+    text_index: Tensor
 
 
 class LossWeights:
@@ -121,7 +123,7 @@ class LossWeights:
         )
         if online is not None:
             weight = weight * online.to(weight)
-        self._step.append(UsedWeights(batch.fact_index, weight, batch.is_filler))
+        self._step.append(UsedWeights(batch.fact_index, weight, batch.is_filler, batch.text_index))
         return nll, weight
 
     def of_step(self) -> UsedWeights:

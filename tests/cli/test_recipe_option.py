@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from jsonargparse import Namespace
 from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.cli import recipe
+from lit_semantic_peft.errors import InputError
 
 SMALL = [
     "--trainer.accelerator=cpu",
@@ -73,6 +75,44 @@ def test_the_last_of_the_steps_that_are_chosen_refine(fit, monkeypatch):
     assert "trainer.max_steps: 5 — with those of `refine` 6: no fewer, though 1 steps" in said
     assert "refine: 1 — the last steps teach once more the facts that resist" in said
     assert "Optimizer steps: 6, of at most 12 facts each" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "number"),
+    [
+        ({"devices": 2}, 2),
+        ({"devices": "2"}, 2),  # as the command line gives it
+        ({"devices": "auto"}, 1),
+        ({"devices": 2, "num_nodes": 3}, 6),
+        ({"devices": -1}, 1),  # refused for a CPU, in the words of the run's own trainer
+        ({"devices": [0, 1, 2, 3], "accelerator": "cuda"}, 4),
+        ({"devices": "0,1", "accelerator": "cuda"}, 2),
+        ({"devices": -1, "accelerator": "cuda"}, 8),
+        ({"devices": "auto", "accelerator": "auto"}, 8),
+    ],
+)
+def test_processes_are_counted_as_lightning_does(settings, number, monkeypatch, caplog):
+    if "accelerator" in settings:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    trainer = Namespace({"accelerator": "cpu", "num_nodes": 1} | settings)
+    assert recipe.num_processes(trainer) == number
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("devices", ["1", "2"])
+def test_a_step_has_the_facts_of_all_processes(devices, tiny_model, facts_file, shared_cache, monkeypatch):
+    """Known before anything is launched, from the number that the command line gives."""
+    facts_per_step = []
+
+    def chosen(*_, **settings):
+        facts_per_step.append(settings["facts_per_step"])
+        raise InputError("enough")
+
+    monkeypatch.setattr(recipe, "choose_recipe", chosen)
+    files = [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}"]
+    assert main(["fit", *files, *SMALL, f"--trainer.devices={devices}", "--trainer.accumulate_grad_batches=3"]) == 2
+    assert facts_per_step == [12 * 3 * int(devices)]
 
 
 def test_no_step_refines_where_it_is_not_wanted(fit, monkeypatch):

@@ -8,12 +8,15 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lit_semantic_peft.callbacks import InterferenceMonitor
+from lit_semantic_peft.facts.forms import Question, Reversed
+from lit_semantic_peft.training import GradientSurgery
+from lit_semantic_peft.training.interference_aware import gradient_surgery
 from lit_semantic_peft.training.interference_aware.fact_sample import agreed_gradient_matrix
 from safetensors.numpy import load_file
 
 from distributed.test_two_processes import EXPERIMENTS, fit
 from fixtures.processes import run_group
-from fixtures.training import fit_ramped, with_retained
+from fixtures.training import Trajectory, assert_same_trajectory, fit_ramped, with_retained
 
 pytestmark = pytest.mark.distributed
 
@@ -82,27 +85,55 @@ class Matrices(Callback):
 
 
 def _matrices(tiny_model, facts_file, world_size):
-    callback, monitor = Matrices(), InterferenceMonitor(num_facts=5)
+    callback, monitor = Matrices(), InterferenceMonitor(num_facts=5, alone_facts=5)
     size = 4 // world_size  # the same optimizer steps, so that the adapter is the same at the end
     trainer = {"devices": world_size, "strategy": "ddp"} if world_size > 1 else {}
     fit_ramped(tiny_model, facts_file, micro_batch_size=size, callbacks=[callback, monitor], trainer=trainer)
-    return {**callback.of, "monitor": monitor.latest.compute()["gradient_dot"]}
+    return {**callback.of, "monitor": monitor.latest.compute()["gradient_dot"]}, monitor.alone.compute()["difference"]
 
 
 def _save_matrices(tiny_model, facts_file, folder):
     found = _matrices(tiny_model, facts_file, world_size=2)
-    torch.save((torch.distributed.get_world_size(), found), f"{folder}/matrices-{torch.distributed.get_rank()}.pt")
+    torch.save((torch.distributed.get_world_size(), *found), f"{folder}/matrices-{torch.distributed.get_rank()}.pt")
 
 
 def test_ranks_share_a_matrix_and_agree_on_it(tiny_model, facts_file, tmp_path):
     run_group(_save_matrices, 2, tmp_path, tiny_model, facts_file, tmp_path)
     saved = [torch.load(tmp_path / f"matrices-{rank}.pt") for rank in range(2)]
-    assert [world_size for world_size, _ in saved] == [2, 2]
+    assert [world_size for world_size, *_ in saved] == [2, 2]
     torch.set_num_threads(1)
-    for name, expected in _matrices(tiny_model, facts_file, world_size=1).items():
-        (_, first), (_, second) = saved
+    matrices, alone = _matrices(tiny_model, facts_file, world_size=1)
+    assert alone.isnan().sum() == 7
+    (_, _, alone_0), (_, _, alone_1) = saved
+    assert torch.equal(alone_0.nan_to_num(), alone_1.nan_to_num())
+    torch.testing.assert_close(alone_0, alone, rtol=1e-3, atol=1e-3, equal_nan=True)
+    for name, expected in matrices.items():
+        (_, first, _), (_, second, _) = saved
         assert torch.equal(first[name], second[name])
         assert torch.equal(first[name], first[name].T)
         scale = expected.diagonal().sqrt()
         difference = (first[name] - expected) / scale[:, None] / scale[None, :]
         assert difference.abs().max() <= 1e-4, name
+
+
+def _surgery(tiny_model, facts_file, folder):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gradient_surgery, "surgery_coefficients", lambda dot, *_, **__: np.ones(len(dot)))
+        run = fit_ramped(
+            tiny_model,
+            facts_file,
+            micro_batch_size=2,
+            accumulate=2,
+            data={"sources": [Question(0.4), Reversed(0.4)]},
+            callbacks=[GradientSurgery()],
+            trainer={"devices": 2, "strategy": "ddp"},
+        )
+    torch.save((run.losses, run.norms, run.adapter), f"{folder}/surgery-{torch.distributed.get_rank()}.pt")
+
+
+def test_surgery_without_conflict_is_plain_training_of_the_same_forms(tiny_model, facts_file, tmp_path):
+    run_group(_surgery, 2, tmp_path, tiny_model, facts_file, tmp_path)
+    torch.set_num_threads(1)
+    plain = fit_ramped(tiny_model, facts_file, micro_batch_size=8, data={"sources": [Question(0.4), Reversed(0.4)]})
+    for rank in range(2):
+        assert_same_trajectory(plain, Trajectory(*torch.load(tmp_path / f"surgery-{rank}.pt")))

@@ -18,6 +18,7 @@ BROKEN = [
     ({"strategy": "DeepSpeedStrategy"}, "deepspeed"),
     ({**SHARDED, "shards_adapter": True, "strategy": "FSDPStrategy"}, "FSDPStrategy would shard the adapter too"),
     ({"accumulate_grad_batches": 0}, "must be at least 1, got 0"),
+    ({"callbacks": frozenset({"GradientAccumulationScheduler"})}, "Set `trainer.accumulate_grad_batches`."),
     ({"overfit_batches": 1}, "`trainer.overfit_batches` cannot be used"),
     ({"is_command_line": True, "writes_checkpoints": False}, "cannot be used on the command line"),
     ({"stage": "score", "num_processes": 2}, "the trainer has 2"),

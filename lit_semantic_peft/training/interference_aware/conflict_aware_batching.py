@@ -138,9 +138,10 @@ class ConflictAwareBatching(TrainingCallback):
 
     Apart, no step has to serve two facts that pull against each other, but the steps undo each other one by one;
     together, a step finds a compromise, but gives each less. Which helps must be measured, so both are offered. The
-    gradient matrix of a sample of the kept facts is measured before an epoch; a pair conflicts where its cosine is
-    below −threshold, by that much. The first epoch is plain: before training there is hardly any conflict. Facts of
-    similar length no longer share a step, so there is more padding; `bucket_steps` has no effect.
+    gradient matrix of a sample of the kept facts, in their own prompts whatever form is taught, is measured before an
+    epoch; a pair conflicts where its cosine is below −threshold, by that much. The first epoch is plain: before
+    training there is hardly any conflict. Facts of similar length no longer share a step, so there is more padding;
+    `bucket_steps` has no effect.
 
     Cost: each n-th epoch about one forward and one backward pass of `num_facts` facts, and the plan; memory as
     `agreed_gradient_matrix`.

@@ -12,7 +12,7 @@ from lit_semantic_peft.training.module import SemanticPeftModule
 
 
 def agreed_gradient_matrix(module: SemanticPeftModule, rows: Sequence[int], batch_size: int | None = None) -> Tensor:
-    """Inner products K of the gradients of some facts, with the current weights.
+    """Inner products K of the gradients of some facts, in their own prompts, with the current weights.
 
     Cost: about one forward and one backward pass of these facts, shared out to the ranks, see `gradient_matrix`. Their
     gradients take at most 1 GB of memory; larger ones are in a temporary file in the run folder. A collective: every

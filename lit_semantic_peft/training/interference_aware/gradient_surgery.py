@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lit_semantic_peft.data.loaders import text_batches
 from lit_semantic_peft.errors import InputError, require_seed
 from lit_semantic_peft.interference import gradient_cosine
 from lit_semantic_peft.models import fact_nll
@@ -75,10 +76,11 @@ def surgery_coefficients(
 class GradientSurgery(TrainingCallback):
     """Removes conflicts between the groups of an optimizer step: PCGrad, gradients of equal norm, or both.
 
-    The gradient of Σ w_i ℓ_i / S is the sum of the groups' gradients; it is replaced by the combination of
-    `surgery_coefficients`. Where no two groups conflict, and the norms are left alone, the step is the plain one.
-    Penalties (`model.retain`, AdaLoRA's) are added afterwards, untouched. Without dropout the result does not depend
-    on how the step is split into micro-batches and processes. A step with facts of one group only is left alone.
+    The gradient of Σ w_i ℓ_i / S, of each fact in the form that the step teaches, is the sum of the groups' gradients;
+    it is replaced by the combination of `surgery_coefficients`. Where no two groups conflict, and the norms are left
+    alone, the step is the plain one. Penalties (`model.retain`, AdaLoRA's) are added afterwards, untouched. Without
+    dropout the result does not depend on how the step is split into micro-batches and processes. A step with facts of
+    one group only is left alone.
 
     Cost: about one more forward and backward pass of the step's facts, and memory for one gradient per group of the
     step. `groups: conflict` adds about one forward and backward pass of `num_facts` facts per measurement.
@@ -90,8 +92,8 @@ class GradientSurgery(TrainingCallback):
 
     Args:
         groups: `relation`: facts of one relation; `conflict`: clusters of facts whose gradients agree, so that the
-            conflicts are between them, see `agreement_clusters` (facts outside of the sample are a group of their own);
-            `fact`: every fact.
+            conflicts are between them, see `agreement_clusters`, measured on their own prompts (facts outside of the
+            sample are a group of their own); `fact`: every fact.
         project: Whether to project conflicts away (PCGrad).
         unit_norm: Whether every group pulls equally hard.
         num_facts: Size of the sample of kept facts for `groups: conflict`.
@@ -166,7 +168,7 @@ class GradientSurgery(TrainingCallback):
         # This hook runs before the module's: the gradient is that of Σ w_i ℓ_i, which the module normalises afterwards.
         module = _module(pl_module)
         used = module.loss_weights.of_step()
-        rows, weight = used.fact_index.tolist(), used.weight
+        rows, texts, weight = used.fact_index.tolist(), used.text_index.tolist(), used.weight
         counted = [number for number in range(len(rows)) if weight[number] > 0]
         group = np.array([self.group_of[rows[number]] for number in counted], dtype=np.int64)
         groups = _on_any_rank(trainer, group, num_groups=max(self.group_of) + 1, device=weight.device)
@@ -175,7 +177,7 @@ class GradientSurgery(TrainingCallback):
         parameters = [parameter for part in optimizer.param_groups for parameter in part["params"]]
         mine = [[at for at, one in zip(counted, group, strict=True) if one == this] for this in groups]
         gradients = torch.stack(
-            [_gradient(module, parameters, [rows[at] for at in members], weight[members]) for members in mine]
+            [_gradient(module, parameters, [texts[at] for at in members], weight[members]) for members in mine]
         )
         gradients = sum_over_ranks(trainer, gradients)
         dot = (gradients @ gradients.T).double().cpu().numpy()
@@ -207,12 +209,13 @@ class GradientSurgery(TrainingCallback):
 
 
 def _gradient(
-    module: SemanticPeftModule, parameters: Sequence[nn.Parameter], rows: Sequence[int], weight: Tensor
+    module: SemanticPeftModule, parameters: Sequence[nn.Parameter], texts: Sequence[int], weight: Tensor
 ) -> Tensor:
-    """Gradient of Σ w_i ℓ_i over some facts of this rank, `(P,)`; in training mode, so that dropout is as it was."""
+    """Gradient of Σ w_i ℓ_i over some texts of this rank, `(P,)`; in training mode, so that dropout is as it was."""
     gradient = flattened([None] * len(parameters), parameters)
     start = 0
-    for batch in module.data.training_batches(rows, module.data.batches.micro_batch_size):
+    data = module.data
+    for batch in text_batches(data.prepared, texts, data.batches.micro_batch_size, data.encoder.pad_id):
         batch = batch.to(module.device)
         with torch.enable_grad(), module.trainer.precision_plugin.train_step_context():
             loss = (weight[start : start + len(batch)] * fact_nll(module.model, batch)).sum()

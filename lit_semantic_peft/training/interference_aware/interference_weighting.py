@@ -21,8 +21,9 @@ from lit_semantic_peft.training.module import SemanticPeftModule
 class InterferenceWeighting(TrainingCallback):
     """Weighs facts so that the worst, or the mean, predicted progress of the kept facts is as large as can be.
 
-    Every n optimizer steps the gradient matrix of a sample of the kept facts is measured and its weights are solved
-    for by `progress_weights`, around the weights of the data module's weighting. Those of `Online` are known within a
+    Every n optimizer steps the gradient matrix of a sample of the kept facts, in their own prompts whatever form is
+    taught, is measured and its weights are solved for by `progress_weights`, around the weights of the data module's
+    weighting. Those of `Online` are known within a
     step only: they multiply the result, and count as 1 here. The sample's sum of weights is kept. The sample rotates:
     of n facts none comes twice within ⌊n / k⌋ samples of k = `num_facts`. In between a fact keeps its last factor. The
     first n steps are plain: before training there is hardly any interference.

@@ -10,8 +10,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lit_semantic_peft.callbacks import AdapterExport, FactReport, InterferenceMonitor, interference_monitor
+from lit_semantic_peft.callbacks import AdapterExport, FactReport, InterferenceMonitor, Refine, interference_monitor
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts.forms import Question, Reversed
 from lit_semantic_peft.interference import (
     fact_log_probability,
     feature_store,
@@ -23,6 +24,7 @@ from lit_semantic_peft.models import adapter_state_dict
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.reports.tables import read_interference
 from lit_semantic_peft.semantics import Proximity, Surprisal
+from lit_semantic_peft.training import OwnSamples
 from lit_semantic_peft.training.interference_aware import fact_sample
 from peft import LoraConfig
 
@@ -175,6 +177,84 @@ def test_facts_alone_start_where_training_started(tiny_model, facts_file):
     with open("logs/csv/metrics.csv", newline="") as file:
         logged = [row["interference/alone_versus_together"] for row in csv.DictReader(file)]
     assert [float(value) for value in logged if value] == pytest.approx([written["mean"]])
+
+
+class Taught(Callback):
+    """The texts that training ran for each fact, with the mean learning rate of the epoch."""
+
+    def __init__(self):
+        self.texts, self.rates, self.start = [], {}, []
+
+    def on_train_start(self, trainer, pl_module):
+        self.start = [one.detach().clone() for one in pl_module.model.parameters() if one.requires_grad]
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pairs = zip(batch.fact_index.tolist(), batch.text_index.tolist(), strict=True)
+        self.texts += [(trainer.current_epoch, fact, text) for fact, text in pairs]
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.rates.setdefault(trainer.current_epoch, []).append(optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize(
+    ("refine", "max_steps"), [([], 5), ([Refine(num_steps=3)], 8)], ids=["part of an epoch", "second pass"]
+)
+def test_facts_alone_are_taught_as_training_taught_them(tiny_model, facts_file, refine, max_steps):
+    """Against a loop over the texts that each fact was seen in; 12 facts in steps of 4, three an epoch."""
+    monitor, seen = InterferenceMonitor(num_facts=2, alone_facts=NUM_FACTS), Taught()
+    settings = {
+        "model": {"schedule": "linear"},
+        "data": {"micro_batch_size": 2, "append_eos": True, "sources": [Question(0.4), Reversed(0.4)]},
+        "trainer": {"max_epochs": -1, "max_steps": max_steps, "accumulate_grad_batches": 2},
+    }
+    done = fit(tiny_model, facts_file, callbacks=[*refine, monitor, seen], **settings)
+    model, forms = done.module.model, done.data.prepared.forms
+    parameters = [one for one in model.parameters() if one.requires_grad]
+
+    def log_p(text):
+        encoded = forms.texts[text]
+        ids = torch.tensor([*encoded.prompt_ids, *encoded.target_ids, *encoded.end_ids])
+        first = len(encoded.prompt_ids)
+        predicted = model(input_ids=ids[None]).logits[0, first - 1 : -1].log_softmax(dim=-1)
+        return predicted.gather(1, ids[first:, None]).sum(), len(ids) - first
+
+    model.eval()
+    expected, counts = [], []
+    with torch.no_grad():
+        together = [float(log_p(row)[0]) for row in range(NUM_FACTS)]
+    for row in range(NUM_FACTS):
+        with torch.no_grad():
+            for parameter, value in zip(parameters, seen.start, strict=True):
+                parameter.copy_(value)
+        optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+        texts = [(epoch, text) for epoch, fact, text in seen.texts if fact == row]
+        counts.append(len(texts))
+        for epoch, text in texts:
+            optimizer.zero_grad()
+            total, num_tokens = log_p(text)
+            (-total / num_tokens).backward()
+            optimizer.param_groups[0]["lr"] = float(np.mean(seen.rates[epoch]))
+            optimizer.step()
+        expected.append(together[row] - float(log_p(row)[0].detach()))
+    assert len(set(counts)) > 1, "some facts were seen more often than others"
+    np.testing.assert_allclose(monitor.alone.compute()["difference"].numpy(), expected, atol=2e-3)
+    written = json.loads(Path("alone_versus_together.json").read_text())
+    assert written["steps_alone"] == pytest.approx(np.mean(counts))
+    assert written["only_together"] == []
+
+
+def test_what_training_holds_still_is_said_not_to_be_held_alone(tiny_model, facts_file, caplog):
+    retain = [OwnSamples(num_samples=4, length=4)]
+    callbacks = [InterferenceMonitor(num_facts=2, alone_facts=2)]
+    fit(tiny_model, facts_file, model={"retain": retain}, callbacks=callbacks)
+    assert json.loads(Path("alone_versus_together.json").read_text())["only_together"] == ["OwnSamples"]
+    assert "alone without `model.retain` (OwnSamples)" in caplog.text
+
+
+def test_one_fact_has_no_others_to_be_compared_with(tiny_model, facts_file):
+    callbacks = [InterferenceMonitor(num_facts=2, alone_facts=2)]
+    with pytest.raises(InputError, match="only one is trained"):
+        fit(tiny_model, facts_file, data={"num_facts": 1}, callbacks=callbacks)
 
 
 def test_alone_only_what_was_taught(tiny_model, facts_file):

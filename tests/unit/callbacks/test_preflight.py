@@ -63,18 +63,21 @@ def test_facts_against_what_the_base_model_is_sure_of(said, tiny_model, facts_fi
     assert f"has probability {share:.2f}" in line
 
 
-def test_memory_is_that_of_weights_moments_activations_and_logits(tiny_model, facts_file):
-    """Counted by hand."""
+@pytest.mark.parametrize("sources", [[], [Question(1.0)]], ids=["own prompts", "forms"])
+def test_memory_is_that_of_weights_moments_activations_and_logits(tiny_model, facts_file, sources):
+    """Counted by hand, for the forms that are taught first."""
     found = []
 
     class Keep(Preflight):
         def on_train_start(self, trainer, pl_module):
             found.append(preflight.bytes_of_training(trainer, pl_module))
 
-    run = fit(tiny_model, facts_file, trainer={"max_steps": 1}, callbacks=[Keep()])
+    run = fit(tiny_model, facts_file, data={"sources": sources}, trainer={"max_steps": 1}, callbacks=[Keep()])
     parameters = list(run.module.model.parameters())
     trained = sum(one.numel() for one in parameters if one.requires_grad)
-    encoded = run.data.prepared.encoded[:4]
+    forms = run.data.prepared.forms
+    encoded = [forms.texts[forms.text_of(row, 0)] for row in range(4)]
+    assert (encoded == list(run.data.prepared.encoded[:4])) == (not sources)
     tokens = 4 * max(len(one.prompt_ids) + len(one.target_ids) + 1 for one in encoded)
     config = run.module.model.config
     expected = 4 * sum(one.numel() for one in parameters) + 12 * trained

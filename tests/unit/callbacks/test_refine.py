@@ -66,6 +66,12 @@ def test_before_them_it_is_the_run_without(tiny_model, facts_file, given):
     assert refined(tiny_model, facts_file, 9, 4).losses[:5] == plain.losses
 
 
+def test_a_loader_for_each_epoch_is_no_warning_in_each(tiny_model, facts_file, given, recwarn):
+    refined(tiny_model, facts_file, 9, 4, trainer={"log_every_n_steps": 50})
+    said = [str(one.message) for one in recwarn]
+    assert not [one for one in said if "LeafSpec" in one or "logging interval" in one], said
+
+
 def test_the_schedule_ends_before_them_and_the_rate_falls_once_more(tiny_model, facts_file, given):
     rates, plain = Rates(), Rates()
     model = {"schedule": "cosine", "warmup_ratio": 0.2}

@@ -33,6 +33,11 @@ TINY = {
             "refines": True,
             "config": {"model": {"retain": []}},
         },
+        "plain_gated": {
+            "is_recipe": False,
+            "steps": 0.1,
+            "config": {"model": {"gate": {"class_path": "lit_semantic_peft.adapters.SubjectGate"}}},
+        },
         "held_only": {"is_recipe": True, "steps": 0.02, "config": {"data": {"forms": {"sources": []}}}},
     },
     "tried": {"recipe": {"is_recipe": True, "steps": 0.02, "config": {"model": {"retain": []}}}},
@@ -66,6 +71,16 @@ def test_every_way_is_asked_the_same_paraphrases(setting):
         assert any(len(texts) > 1 for texts in found) == run.way.teaches_forms == (run.way.name == "recipe")
     assert asked["plain"] == asked["recipe"] == asked["held_only"]
     assert all(asked["plain"])
+
+
+def test_a_routed_adapter_is_asked_what_is_known_of_the_taught_subjects(setting):
+    of_subjects = {}
+    for run in runs_of(setting, "report"):
+        read = given_facts(execute.order_of(run, setting, 1e-3).config["data"]["facts"])
+        taught = {fact.subject for fact in read if fact.split == "inject"}
+        of_subjects[run.way.name] = [fact.id for fact in read if fact.split == "probe" and fact.subject in taught]
+    assert of_subjects.pop("plain_gated")
+    assert not any(of_subjects.values())
 
 
 def test_facts_that_choose_and_facts_that_are_reported_share_nothing(setting, tmp_path):
@@ -113,8 +128,12 @@ def test_a_study_from_start_to_end(setting, monkeypatch, capsys):
     for run in [*runs_of(setting, "choose"), *runs_of(setting, "report")]:
         found = results.read(run.name)
         assert found["status"] == "done", found
-        assert (found["num_steps"], len(found["recalled"]), len(found["text_nll_delta"])) == (2, 4, 2)
+        steps = max(1, round(96 * run.way.steps))
+        assert (found["num_steps"], len(found["recalled"]), len(found["text_nll_delta"])) == (steps, 4, 2)
         assert set(map(type, found["paraphrases"])) == {float}
+        assert bool(found["known_of_subjects_id"]) <= (run.way.name == "plain_gated")
+        is_untouched = found["text_nll_delta"] == [0.0, 0.0]
+        assert is_untouched == (run.way.name == "plain_gated"), "no passage names a taught subject"
     assert execute.pending(setting, results) == []
     path = table.write_tables(setting)
     text = path.read_text(encoding="utf-8")
@@ -167,6 +186,32 @@ def test_bounds_are_judged_by_their_direction():
     assert str(known) == "other known facts kept: at least 25.0 above plain"
 
 
+@pytest.mark.parametrize(
+    ("values", "limit", "said"),
+    [
+        ([[1.0] * 40], 0.5, "yes"),
+        ([[1.0] * 21 + [0.0] * 19], 0.5, "in the mean, not beyond chance"),
+        ([[1.0] * 19 + [0.0] * 21], 0.5, "**no**"),
+    ],
+)
+def test_a_bound_is_met_by_the_whole_interval_or_in_the_mean(values, limit, said):
+    measured = table.MEASURES["known"].of(np.array(values))
+    assert table.Bound("known", limit).judged(measured) == said
+
+
+def test_a_neighbour_that_facts_share_is_one_of_the_draws():
+    """Neighbours of 40 facts: twice the same twenty give the interval of twenty, not of forty."""
+    ids = [fact.id for fact in given_facts("world") if fact.neighborhood]
+    prompts = [table._neighbour_of()[one] for one in ids]
+    shared = next(prompt for prompt in prompts if prompts.count(prompt) > 1)
+    twice = [one for one, prompt in zip(ids, prompts, strict=True) if prompt == shared][:2]
+    found = [{"fact_id": twice * 20, "neighbours": [1.0, 1.0] * 20, "recalled": [1.0, 0.0] * 20}]
+    neighbours, recalled = (table.mean_of(found, table.MEASURES[name]) for name in ("neighbours", "recalled"))
+    assert len(set(table._clusters(found, table.MEASURES["neighbours"]))) == 1
+    assert table._clusters(found, table.MEASURES["recalled"]) is None
+    assert (neighbours.value, recalled.value) == (1.0, 0.5)
+
+
 def test_unknown_settings_end_with_an_error(tmp_path, capsys):
     path = tmp_path / "odd.yaml"
     path.write_text(json.dumps({**TINY, "models": [], "size": 3}), encoding="utf-8")
@@ -178,7 +223,9 @@ def test_unknown_settings_end_with_an_error(tmp_path, capsys):
 @pytest.mark.parametrize(("texts", "said"), [([[0.1, 0.3]], "+0.20 [one seed]"), ([[0.1], [0.3]], "+0.20 [")])
 def test_one_seed_has_no_interval_over_seeds(texts, said):
     found = [{"text_nll_delta": one} for one in texts]
-    told = table._row([{name: [1.0] for name in table.MEASURES} | one for one in found])["unrelated text, nats"]
+    told = table._row([{"fact_id": ["f"]} | {name: [1.0] for name in table.MEASURES} | one for one in found])[
+        "unrelated text, nats"
+    ]
     assert told.startswith(said)
     assert "inf" not in told
 

@@ -58,6 +58,23 @@ def test_the_slow_path_equals_a_plain_loop():
         assert float(found[row]) == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_each_step_may_have_another_text(one_by_one):
+    """Two rows that are asked the same, after the same texts in another order, against each row in a run of its own."""
+    model = with_adapter(tiny_llama(), at_init=True)
+    first, second, third = encoded_facts(3)
+    asked = collate([first, first], range(2), pad_id=0)
+    texts = [collate([second, third], range(2), pad_id=0), collate([third, second], range(2), pad_id=0)]
+    found = train_alone(model, asked, RATES[:2], ADAMW, one_by_one=one_by_one, texts=texts)
+    for row, own in enumerate(([second, third], [third, second])):
+        single = [collate([text], [0], pad_id=0) for text in own]
+        alone = train_alone(model, collate([first], [0], pad_id=0), RATES[:2], ADAMW, one_by_one=True, texts=single)
+        torch.testing.assert_close(found[row], alone[0], rtol=1e-3, atol=1e-3)
+    assert abs(found[0] - found[1]) > 1e-3, "the order of the texts counts"
+    with pytest.raises(ValueError, match="`texts`"):
+        train_alone(model, asked, RATES[:3], ADAMW, texts=texts)
+
+
 @pytest.mark.parametrize(
     ("config", "optimizer"),
     [

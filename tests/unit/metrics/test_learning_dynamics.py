@@ -29,7 +29,7 @@ def assert_says(metric, whole):
         since = recalled[recalled.index(True) :] if True in recalled else []
         expected = sum(since) / len(since) if since else math.nan
         assert float(result["stability"][fact]) == pytest.approx(expected, nan_ok=True)
-    assert result["num_measured_epochs"].tolist() == [len(whole)] * whole.shape[1]
+    assert result["num_measured"].tolist() == [len(whole)] * whole.shape[1]
 
 
 def feed(metric, recalled, size=7):
@@ -43,7 +43,7 @@ def test_streaming_equals_the_whole_history():
     metric = LearningDynamics(30)
     for epoch, recalled in enumerate(history()):
         feed(metric, recalled)
-        metric.end_epoch()
+        metric.end_validation()
         assert_says(metric, history()[: epoch + 1])  # also that nothing stale is cached
 
 
@@ -52,7 +52,7 @@ def test_repeated_facts_change_nothing():
     for recalled in history():
         feed(metric, recalled)
         metric.update(recalled[:3], torch.arange(3))
-        metric.end_epoch()
+        metric.end_validation()
     assert_says(metric, history())
 
 
@@ -60,34 +60,34 @@ def test_a_resumed_run_continues():
     metric = LearningDynamics(30)
     for recalled in history()[:3]:
         feed(metric, recalled)
-        metric.end_epoch()
+        metric.end_validation()
     resumed = LearningDynamics(30)
     resumed.load_state_dict(metric.state_dict())
     assert_says(resumed, history()[:3])
     for recalled in history()[3:]:
         feed(resumed, recalled)
-        resumed.end_epoch()
+        resumed.end_validation()
     assert_says(resumed, history())
 
 
 def test_what_is_not_measured_keeps_its_state():
     metric = LearningDynamics(2)
     metric.update(torch.tensor([True]), torch.tensor([0]))
-    metric.end_epoch()
-    metric.end_epoch()
+    metric.end_validation()
+    metric.end_validation()
     metric.update(torch.tensor([False]), torch.tensor([0]))
-    metric.end_epoch()
+    metric.end_validation()
     result = metric.compute()
     assert result["first_learned"].tolist() == [0, -1]
     assert result["forgetting_events"].tolist() == [1, 0]
-    assert result["num_measured_epochs"].tolist() == [2, 0]
+    assert result["num_measured"].tolist() == [2, 0]
 
 
-def test_epochs_may_carry_the_trainers_number():
+def test_validations_may_carry_the_trainers_epoch():
     metric = LearningDynamics(1)
     for epoch, recalled in ((0, False), (5, False), (10, True)):
         metric.update(torch.tensor([recalled]), torch.tensor([0]))
-        metric.end_epoch(epoch)
+        metric.end_validation(epoch)
     assert metric.compute()["first_learned"].tolist() == [10]
     with pytest.raises(ValueError, match="epoch"):
-        metric.end_epoch(-1)
+        metric.end_validation(-1)

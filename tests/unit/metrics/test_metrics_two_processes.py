@@ -47,7 +47,7 @@ def history(rows_of_epoch):
     for epoch in range(5):
         rows = rows_of_epoch(epoch)
         dynamics.update(value(10 + epoch)[rows] > 0.5, rows)
-        dynamics.end_epoch()
+        dynamics.end_validation()
     return dynamics
 
 
@@ -86,7 +86,7 @@ def _work(rank, folder):
     try:
         objects = metrics()
         feed(objects, rank_rows(rank), torch.arange(4)[rank::WORLD_SIZE])
-        # In epoch 3 one rank has nothing: end_epoch is a collective all the same.
+        # In epoch 3 one rank has nothing: end_validation is a collective all the same.
         dynamics = history(
             lambda epoch: torch.arange(NUM_FACTS)[: NUM_FACTS * (rank == 1)] if epoch == 3 else rank_rows(rank)
         )

@@ -10,6 +10,7 @@ from lit_semantic_peft.reports.html import build_report
 from lit_semantic_peft.reports.records import (
     EpochRecord,
     Estimate,
+    GateRecord,
     Repetition,
     RetentionRecord,
     ScoreRecord,
@@ -78,6 +79,9 @@ CASES = {
 }
 
 
+DAMAGE = tuple(CASES[name][1] for name in ("known", "unrelated", "neighbours"))
+
+
 def shown(summary):
     console = Console(width=200, file=io.StringIO(), force_terminal=True)
     console.print(terminal_summary(summary))
@@ -91,11 +95,25 @@ def test_a_run_within_the_thresholds_has_no_warning():
 
 @pytest.mark.parametrize(("changes", "begin"), CASES.values(), ids=CASES)
 def test_each_damage_is_named_with_what_helps(changes, begin):
-    (line,) = verdict(replace(HARMLESS, **changes))
+    line, *more = verdict(replace(HARMLESS, **changes))
     assert line.startswith(begin)
+    is_damage = line.startswith(DAMAGE)
+    assert [one.partition(" can be ")[0] for one in more] == ["An adapter that need not be merged"] * is_damage
     text = shown(replace(HARMLESS, **changes))
     assert "\x1b[33m" in text  # yellow
     assert text.index("What to look at") < text.index("facts kept")
+
+
+def test_a_gated_run_is_judged_through_its_gate():
+    """What the gate protects is named as what is lost without it, and no gate is recommended."""
+    ruined = {"retention": RetentionRecord(nll_before=3.0, nll_after=4.5), "scores": (after("efficacy", 0.9),)}
+    gate = GateRecord("subjects", 4, {}, {}, (after("efficacy", 0.9),), RetentionRecord(nll_before=3.0, nll_after=3.0))
+    assert verdict(replace(HARMLESS, **ruined, gate=gate)) == [
+        "Without its gate, as plain peft loads the adapter: unrelated text moved: its loss rose by 1.50 nats per "
+        "token, from 3.00 to 4.50."
+    ]
+    lost = replace(gate, scores=(after("efficacy", 0.25),))
+    assert verdict(replace(HARMLESS, gate=lost))[0].startswith("Only 25 % of the kept facts are recalled")
 
 
 def test_thresholds_can_be_set():

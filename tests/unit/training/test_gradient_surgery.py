@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from lit_semantic_peft.callbacks import Refine
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts.forms import Question, Reversed
 from lit_semantic_peft.models import fact_nll
 from lit_semantic_peft.training import GradientSurgery
 from lit_semantic_peft.training.interference_aware import gradient_surgery
@@ -12,6 +14,8 @@ from lit_semantic_peft.training.interference_aware.gradient_surgery import surge
 from fixtures.training import CONTRADICTING, WEIGHTED, assert_same_adapter, fit, is_same_adapter, losses
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
+
+FORMS = {"sources": [Question(0.4), Reversed(0.4)]}
 
 
 def pcgrad(gradients: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -112,12 +116,13 @@ def test_the_minority_is_learned_better_than_in_the_plain_run(tiny_model, contra
     assert run.of("train/group_conflicts")[-1] == 1
 
 
+@pytest.mark.parametrize("forms", [{}, FORMS], ids=["own prompts", "forms"])
 @pytest.mark.parametrize(("micro_batch_size", "accumulate"), [(8, 1), (2, 4)])
-def test_without_conflict_it_is_the_plain_run(tiny_model, facts_file, micro_batch_size, accumulate, monkeypatch):
+def test_without_conflict_it_is_the_plain_run(tiny_model, facts_file, micro_batch_size, accumulate, forms, monkeypatch):
     """12 facts in steps of 8, so that there is a partial step too; coefficients 1 stand for no conflict."""
     monkeypatch.setattr(gradient_surgery, "surgery_coefficients", lambda dot, *_, **__: np.ones(len(dot)))
     settings = {
-        "data": {"micro_batch_size": micro_batch_size, **WEIGHTED},
+        "data": {"micro_batch_size": micro_batch_size, **WEIGHTED, **forms},
         "trainer": {"accumulate_grad_batches": accumulate},
     }
     plain_run = fit(tiny_model, facts_file, **settings)
@@ -126,6 +131,64 @@ def test_without_conflict_it_is_the_plain_run(tiny_model, facts_file, micro_batc
     same = run.module
     assert_same_adapter(plain, same)
     assert run.of("train/grad_norm") == pytest.approx(plain_run.of("train/grad_norm"), rel=1e-5)
+
+
+def test_a_second_pass_is_that_of_the_plain_run(tiny_model, facts_file, monkeypatch):
+    """Its steps are in the forms of several epochs, and some of their facts in their own prompts."""
+    monkeypatch.setattr(gradient_surgery, "surgery_coefficients", lambda dot, *_, **__: np.ones(len(dot)))
+
+    def run(*callbacks):
+        trainer = {"max_epochs": -1, "max_steps": 9, "accumulate_grad_batches": 2}
+        return fit(
+            tiny_model,
+            facts_file,
+            data={"micro_batch_size": 2, "append_eos": True, **FORMS},
+            trainer=trainer,
+            callbacks=[Refine(num_steps=4), *callbacks],
+        )
+
+    plain, same = run(), run(GradientSurgery())
+    assert same.data.second_pass.own_prompts
+    assert len(plain.losses) == len(same.losses) == 9
+    assert_same_adapter(plain.module, same.module)
+
+
+class GradientsOfTexts(GradientSurgery):
+    """Also computes the gradient of each fact of a step, from a row of its own that is encoded by hand."""
+
+    steps = ()
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        forms = pl_module.data.prepared.forms
+        rows = pl_module.loss_weights.of_step().fact_index.tolist()
+        texts = [forms.texts[forms.text_of(row, trainer.current_epoch)] for row in sorted(rows)]
+        parameters = [parameter for parameter in pl_module.model.parameters() if parameter.requires_grad]
+        gradients = []
+        for text in texts:
+            ids = [*text.prompt_ids, *text.target_ids, *text.end_ids]
+            labels = torch.tensor([[-100] * len(text.prompt_ids) + ids[len(text.prompt_ids) :]])
+            loss = pl_module.model(input_ids=torch.tensor([ids]), labels=labels).loss
+            of_parameters = torch.autograd.grad(loss, parameters)
+            gradients.append(torch.cat([one.flatten() for one in of_parameters]).double().numpy())
+        # A generator of its own, with the seed of the step.
+        expected = pcgrad(np.stack(gradients), np.random.default_rng((0, trainer.global_step))) / len(rows)
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        self.steps = (*self.steps, [expected, None])
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if self.steps and self.steps[-1][1] is None:
+            found = [parameter.grad for parameter in pl_module.model.parameters() if parameter.requires_grad]
+            self.steps[-1][1] = torch.cat([one.flatten() for one in found]).numpy()
+
+
+@pytest.mark.parametrize("append_eos", [False, True])
+def test_the_gradients_are_those_of_the_forms_that_the_step_teaches(tiny_model, facts_file, append_eos):
+    surgery = GradientsOfTexts("fact")
+    data = {"micro_batch_size": 3, "append_eos": append_eos, **FORMS}
+    fit(tiny_model, facts_file, data=data, trainer={"accumulate_grad_batches": 2}, callbacks=[surgery])
+    assert len(surgery.steps) == 4
+    for expected, found in surgery.steps:
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("groups", ["relation", "conflict", "fact"])

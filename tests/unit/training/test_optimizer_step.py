@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import BaseModel, adapter_state_dict, fact_nll
 from lit_semantic_peft.semantics import Proximity
@@ -148,3 +148,9 @@ def test_the_data_module_takes_the_base_model_of_whatever_module_is_trained(tiny
     assert scores[0] == scores[2] != scores[1]
     with pytest.raises(InputError, match="`base_model` is missing: without a trainer"):
         build_data(tiny_model, facts_file, base_model=None).setup("fit")
+
+
+def test_a_schedule_of_micro_batches_is_refused(tiny_model, facts_file):
+    """Steps, rate and progress are planned for one number of them; Lightning would only count otherwise."""
+    with pytest.raises(InputError, match=r"Set `trainer\.accumulate_grad_batches`"):
+        fit_ramped(tiny_model, facts_file, callbacks=[GradientAccumulationScheduler({0: 1, 1: 3})])

@@ -17,7 +17,13 @@ from lit_semantic_peft.semantics import (
     Strata,
     TokenDistance,
 )
-from lit_semantic_peft.training import ConflictAwareBatching, GradientSurgery, InterferenceWeighting, RetainSplit
+from lit_semantic_peft.training import (
+    ConflictAwareBatching,
+    GradientSurgery,
+    InterferenceWeighting,
+    RetainSplit,
+    SemanticPeftModule,
+)
 from peft import AdaLoraConfig
 
 from fixtures.training import WEIGHTED, build, build_trainer, fit, is_same_adapter, with_retained
@@ -87,6 +93,41 @@ class CutOff(Callback):
             raise RuntimeError("cut off")
 
 
+@pytest.mark.parametrize("cut", [1, 2])
+def test_several_validations_an_epoch_are_each_counted_once(tiny_model, facts_file, cut):
+    """3 steps an epoch, a validation after each; none is lost where training was cut off, and none is made again."""
+
+    def run(folder, *callbacks, ckpt_path=None):
+        trainer = {
+            "enable_checkpointing": True,
+            "default_root_dir": folder,
+            "limit_val_batches": None,
+            "val_check_interval": 1,
+        }
+        every_step = AdapterCheckpoint(every_n_steps=1)
+        model = optimizer_of(torch.optim.AdamW, lr=0.05)
+        return fit(
+            tiny_model,
+            facts_file,
+            model=model,
+            trainer=trainer,
+            callbacks=[every_step, *callbacks],
+            ckpt_path=ckpt_path,
+        )
+
+    whole = run("whole").module
+    history = whole.dynamics.compute()
+    assert history["num_measured"].tolist() == [6] * 12
+    assert set(history["first_learned"].tolist()) <= {-1, 0, 1}, "epochs, not validations"
+    with pytest.raises(RuntimeError, match="cut off"):
+        run("cut", CutOff(micro_batch=cut))
+    resumed = run("cut", ckpt_path="cut/checkpoints/last.ckpt").module
+    assert is_same_adapter(whole, resumed)
+    again = resumed.dynamics.compute()
+    for name, values in history.items():
+        assert torch.equal(values.nan_to_num(), again[name].nan_to_num()), name
+
+
 def test_objects_that_were_used_before_train_as_new_ones(tiny_model, facts_file):
     """As in a notebook: measured first, cut off within a step, resumed; then the data module for another training."""
 
@@ -114,7 +155,7 @@ def test_objects_that_were_used_before_train_as_new_ones(tiny_model, facts_file)
         trainer("cut", CutOff(micro_batch=3)).fit(module, datamodule=data)
     trainer("cut").fit(module, datamodule=data, ckpt_path="cut/checkpoints/last.ckpt")
     assert is_same_adapter(module, whole)
-    assert module.dynamics.compute()["num_measured_epochs"].tolist() == [1] * 12
+    assert module.dynamics.compute()["num_measured"].tolist() == [1] * 12
     assert module.loss_weights.used() == whole.loss_weights.used()
 
     again = new_module()
@@ -292,3 +333,12 @@ def test_a_changed_length_is_said(tiny_model, facts_file, tmp_path, caplog):
     caplog.clear()
     run(3, None)
     assert "was to have" not in caplog.text
+
+
+def test_a_module_is_loaded_from_a_checkpoint_without_a_trainer(tiny_model, facts_file):
+    checkpoints = {"enable_checkpointing": True, "default_root_dir": "whole", "max_epochs": 1}
+    run = fit(tiny_model, facts_file, trainer=checkpoints, callbacks=[AdapterCheckpoint()])
+    load = partial(SemanticPeftModule.load_from_checkpoint, "whole/checkpoints/last.ckpt", base_model=str(tiny_model))
+    assert is_same_adapter(run.module, load(peft_config=run.module.peft_config))
+    with pytest.raises(InputError, match=r"peft_config"):
+        load(peft_config=AdaLoraConfig(total_step=10, target_modules=["q_proj"]))
