@@ -72,6 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _say(said)
         return 2
+    except ValueError as error:  # a path from a configuration; a command line cannot hold the character
+        if "embedded null" not in str(error):
+            raise
+        _say("The name of a file or folder holds a NUL character, which no file system takes. Write it without.")
+        return 2
     except KeyboardInterrupt:
         return 130
     return status

@@ -164,7 +164,7 @@ def _parents_of(path: Path) -> Iterator[None]:
         yield
     except BaseException:
         for one in missing:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 one.rmdir()
         raise
 
@@ -251,6 +251,28 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def read_text(path: str | os.PathLike[str], setting: str) -> str:
+    """The text of a file that a user named, behind a byte order mark.
+
+    Args:
+        path: The file.
+        setting: Where it was named, such as `` `watch` ``.
+
+    Raises:
+        InputError: If it is no file, cannot be read or is not UTF-8. A pipe is not waited for.
+    """
+    path = Path(path).expanduser()
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise InputError(f"{setting}: {path} is a pipe or a device. Expected a file.")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{setting}: {path}: line {line}: expected UTF-8. Save the file as UTF-8.") from error
+    except OSError as error:
+        raise InputError(f"{setting}: {path} cannot be read: {os_reason(error)}. Expected a file.") from error
 
 
 def write_text(path: str | os.PathLike[str], text: str, kind: str | None = None) -> None:

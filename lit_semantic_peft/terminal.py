@@ -12,8 +12,8 @@ from typing_extensions import override
 LONGEST_MESSAGE = 4_000
 """Characters that are shown of a message."""
 
-# C0 and C1 without tab and line feed, and what turns the direction of the text around it.
-_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# C0 and C1 without tab and line feed, what turns the direction of the text around it, and halves of characters.
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:

@@ -17,6 +17,7 @@ ORDER = [
 ]
 GROUND = [  # below all
     *("lazy", "errors", "files", "locks", "terminal", "statistics", "stopwatch", "cache", "situation", "compatibility"),
+    "yaml_text",
 ]
 REACHES = {("cache", "files"), ("compatibility", "situation")}  # all that a module of the ground asks of another
 TOP = ["__main__"]

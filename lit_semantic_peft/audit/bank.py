@@ -120,7 +120,10 @@ def read_bank(folder: str | os.PathLike[str], own: str | Path | None = None) -> 
     for path in sorted(root.rglob(CONFIG_FILE)):
         weights = path.parent / WEIGHTS_FILE
         if weights.is_file() and file_sha256(weights) != except_for:
-            found = measure_weights(read_adapter(path.parent, safetensors_only=True)).signature
+            try:
+                found = measure_weights(read_adapter(path.parent, safetensors_only=True)).signature
+            except InputError as error:
+                raise InputError(f"`bank`, {path.parent}: {error}") from error
             if found:
                 signatures[str(path.parent.relative_to(root))] = found
     return signatures

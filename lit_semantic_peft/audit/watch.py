@@ -15,14 +15,16 @@ from peft import PeftModel
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation import Comparison, EvaluationPlan, Evaluator, fact_questions
 from lit_semantic_peft.facts import Fact, Probe
-from lit_semantic_peft.files import os_reason
+from lit_semantic_peft.files import read_text
 from lit_semantic_peft.semantics import Surprisal
 from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.statistics import Interval, bootstrap_interval
 from lit_semantic_peft.tokens import EncodedFact, FactEncoder, collate
+from lit_semantic_peft.yaml_text import parsed_yaml
 
 _SLOT = "{group}"
 _BATCH = 64
+_KEYS = {"prompt", "answer", "aliases", "name", "groups", "prompts", "answers"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +179,12 @@ def read_watch_list(file: str | Path) -> WatchList:
     Raises:
         InputError: If it cannot be read, or has another form; the message names the entry.
     """
+    text = read_text(file, "`watch`")
     try:
-        found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"`watch` {file} cannot be read: {os_reason(error)}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        found = parsed_yaml(text, f"`watch` {file}")
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"`watch` {file} is no YAML: {str(error).splitlines()[0]}") from error
     return _watch_list(found, str(file))
 
@@ -207,7 +210,7 @@ def _held(model: PeftModel, encoder: FactEncoder, asked: Sequence[HeldAnswer]) -
     # A neighbour of itself, so that the evaluator measures its divergence.
     facts = [
         Fact(
-            f"watch-{number}",
+            f"must_hold[{number}]",
             one.prompt,
             one.answer,
             aliases=one.aliases,
@@ -291,11 +294,15 @@ def _watch_list(found: object, where: str) -> WatchList:
 
 def _group_comparison(entry: Mapping[str, Any], place: str) -> GroupComparison:
     groups = _texts(entry, "groups", place, least=2)
+    if len({*groups}) < len(groups):
+        raise InputError(f"{place}: `groups` must differ from each other, got {groups!r}")
     prompts = []
     for where, one in _entries(entry, "prompts", place):
         prompt, answers = _text(one, "prompt", where), _texts(one, "answers", where, least=2)
-        if _SLOT not in prompt or len(answers) != 2:
-            raise InputError(f"{where}: expected a `prompt` with {_SLOT} in it and two `answers`, got {one!r}")
+        if _SLOT not in prompt or len({*answers}) != 2 or len(answers) != 2:
+            raise InputError(
+                f"{where}: expected a `prompt` with {_SLOT} in it and two different `answers`, got {one!r}"
+            )
         prompts.append(GroupPrompt(prompt, *answers))
     if len(prompts) < 2:
         raise InputError(f"{place}: expected at least two `prompts`, since an interval is taken over them")
@@ -318,6 +325,8 @@ def _text(entry: Mapping[str, Any], name: str, where: str) -> str:
 
 def _texts(entry: Mapping[str, Any], name: str, where: str, least: int) -> list[str]:
     values = entry.get(name, [])
+    if unknown := [f"`{one}`" for one in entry if one not in _KEYS]:
+        raise InputError(f"{where}: unknown {', '.join(unknown)}; an entry may have {', '.join(sorted(_KEYS))}.")
     if not isinstance(values, list) or len(values) < least or not all(isinstance(one, str) for one in values):
         raise InputError(
             f"{where}: `{name}` must be a list of at least {least} texts, got {values!r}. Quote words such as yes and "

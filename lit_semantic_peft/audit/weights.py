@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.peft_settings import lora_scaling
 from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
 from lit_semantic_peft.models.saved_adapter import SavedAdapter
@@ -117,6 +118,9 @@ def measure_weights(saved: SavedAdapter) -> WeightFindings:
 
     Args:
         saved: The adapter.
+
+    Raises:
+        InputError: If a factor is not finite.
     """
     kind, config, tensors = peft_type_name(saved.config), saved.config, dict(saved.tensors)
     if (convert := traits_of(config).as_lora) is not None:
@@ -141,6 +145,10 @@ def _measured(path: str, inner: Tensor, outer: Tensor, config: Any) -> LayerUpda
         config: Of LoRA.
     """
     a, b = inner.double().flatten(1), lora_scaling(path, config) * outer.double().flatten(1)
+    if not bool(a.isfinite().all() and b.isfinite().all()):
+        raise InputError(
+            f"the weights of {path} are not finite, so the adapter cannot be used: train it anew, or leave it out."
+        )
     if a.shape[0] != b.shape[1]:  # an embedding's factors stand the other way round
         a, b = a.T, b.T
     sigma = torch.linalg.svdvals(torch.linalg.qr(b, mode="r").R @ torch.linalg.qr(a.T, mode="r").R.T)

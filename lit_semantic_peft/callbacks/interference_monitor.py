@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lit_semantic_peft.data import StepPlan
 from lit_semantic_peft.data.loaders import text_batches
-from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.errors import InputError, require_seed
 from lit_semantic_peft.files import write_json
 from lit_semantic_peft.interference import (
     fact_log_probability,
@@ -115,6 +115,7 @@ class InterferenceMonitor(FreshCallback):
                 raise InputError(f"`{name}` must be at least {least}, got {value}")
         if not 0 < time_budget < 1:
             raise InputError(f"`time_budget` must be in (0, 1), got {time_budget}")
+        require_seed(seed)
         self.num_facts: int | Literal["auto", "all"] = num_facts
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps

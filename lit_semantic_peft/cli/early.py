@@ -2,17 +2,21 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_semantic_peft.errors import InputError
+
+if TYPE_CHECKING:
+    from lit_semantic_peft.cli.options import KnownOptions
 
 DEFAULT_RUN = "runs/default"
 """The run folder where none is named."""
 
-_CONFIGURATIONS = {".yaml", ".yml", ".json"}
 _NO_RUN = ("help_all", "print_config", "ckpt_path", "trainer.fast_dev_run", "trainer")
 """Options with which a command runs nothing, goes on with a run, or sets the folder in another way."""
+_RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 _UNSET = (None, False, "null", "false", "0")
 _FOLDER = "trainer.default_root_dir"
 
@@ -27,9 +31,17 @@ def refuse_early(arguments: Sequence[str]) -> None:
         arguments: The command and its options.
 
     Raises:
-        InputError: If a configuration file does not exist, an option or a key of a file does not, or the run folder of
-            a new training has a run in it.
+        InputError: If a configuration file does not exist, or means something else than it says; if an option or a key
+            of a file does not exist; if the run folder of a new training has a run in it; or if a variable of the
+            environment is no number.
     """
+    from lit_semantic_peft.cli.configuration import is_file, read_configuration, refuse_option
+    from lit_semantic_peft.cli.options import KnownOptions
+
+    for name in _RANKS:
+        if not os.environ.get(name, "0").isdecimal():
+            raise InputError(f"The environment variable {name} must be a number, got {os.environ[name]!r}. Unset it.")
+    known = KnownOptions()
     command, options = arguments[0], list(_options(arguments[1:]))
     settings: dict[str, Any] = {}
     asked: list[str] = []
@@ -37,14 +49,18 @@ def refuse_early(arguments: Sequence[str]) -> None:
         if name != "config":
             asked.append(name)
             settings[name] = True if value is None else value
+            if value is not None:
+                refuse_option(name, value, known.groups)
         elif value is not None:
-            of_file = dict(_flat(_configuration(value)))
-            _refuse_unknown(command, list(of_file), f"{value}: " if _is_file(value) else "")
+            of_file = dict(_flat(read_configuration(value, known.groups)))
+            _refuse_unknown(known, command, list(of_file), f"{value}: " if is_file(value) else "")
             settings.update(of_file)
-    _refuse_unknown(command, asked)
+    _refuse_unknown(known, command, asked)
     if command != "fit" or rank() != 0 or any(settings.get(name) not in _UNSET for name in _NO_RUN):
         return
     folder = Path(str(settings.get(_FOLDER) or DEFAULT_RUN))
+    with suppress(RuntimeError):  # a user that there is not
+        folder = folder.expanduser()
     if any((folder / name).is_file() for name in OF_A_TRAINING):
         raise run_exists(folder)
 
@@ -62,41 +78,17 @@ def run_exists(folder: Path) -> InputError:
 
 
 def rank() -> int:
-    """This process's number in a job of torchrun, SLURM or Lightning; 0 where it is alone."""
-    return int(next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0"))
+    """This process's number in a job of torchrun, SLURM or Lightning; 0 where it is alone, or that is no number."""
+    given = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
+    return int(given) if given.isdecimal() else 0
 
 
-def _refuse_unknown(command: str, keys: Sequence[str], place: str = "") -> None:
-    from lit_semantic_peft.cli.options import KnownOptions
-
-    known = KnownOptions()
+def _refuse_unknown(known: "KnownOptions", command: str, keys: Sequence[str], place: str = "") -> None:
     if unknown := known.unknown(command, keys):
         from lit_semantic_peft.cli.unknown import unknown_setting
 
         valid = {*known.defaults, *known.of_command(command), *known.groups}
         raise InputError(unknown_setting(unknown, valid, place))
-
-
-def _is_file(value: str) -> bool:
-    return Path(value).suffix in _CONFIGURATIONS and "\n" not in value
-
-
-def _configuration(value: str) -> Any:
-    """What a configuration says; nothing where it cannot be read, which the parser explains."""
-    import yaml
-
-    if _is_file(value):
-        path = Path(value)
-        if not path.exists():
-            raise InputError(f"`--config`: {value} does not exist in {Path.cwd()}.")
-        try:
-            value = path.read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            return None
-    try:
-        return yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
-        return None
 
 
 def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,10 +31,11 @@ from lit_semantic_peft.callbacks import (
     StepBar,
 )
 from lit_semantic_peft.cli.early import DEFAULT_RUN, run_exists
+from lit_semantic_peft.cli.lightning_refusals import lightning_refusals, require_other_nodes
 from lit_semantic_peft.cli.lightning_words import words
 from lit_semantic_peft.cli.ownership import OwnedFolder
 from lit_semantic_peft.cli.recipe import RecipeName, apply_recipe
-from lit_semantic_peft.cli.run_checks import checkpoint_of, inputs_of, refuse_what_would_be_ignored
+from lit_semantic_peft.cli.run_checks import checkpoint_of, inputs_of, local_folder, refuse_what_would_be_ignored
 from lit_semantic_peft.cli.short_settings import short_settings
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import FULL, UnwritableError, mark, no_space, remove_leftovers, write_text
@@ -134,6 +136,22 @@ class SemanticPeftCLI(LightningCLI):
         )
 
     @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the options.
+
+        Raises:
+            InputError: If a module that one names ends the program.
+        """
+        try:
+            super().parse_arguments(parser, args)
+        except SystemExit as error:
+            if not error.code:  # after `--help` and `--print_config`
+                raise
+            raise InputError(
+                f"A class that a setting names ends the program when it is imported ({error!r})."
+            ) from error
+
+    @override
     def _parse_ckpt_path(self) -> None:
         """Nothing: checkpoints hold no hyperparameters; the configuration is in the run folder."""
 
@@ -149,7 +167,7 @@ class SemanticPeftCLI(LightningCLI):
         """Checks the settings that belong to the command line, and chooses the run folder."""
         config = self.config[self.subcommand]
         refuse_what_would_be_ignored(str(self.subcommand), config)
-        config.trainer.default_root_dir = config.trainer.default_root_dir or DEFAULT_RUN
+        config.trainer.default_root_dir = local_folder(config.trainer.default_root_dir or DEFAULT_RUN)
         self.run_folder = self._earlier = RunFolder(config.trainer.default_root_dir)
         if config.trainer.fast_dev_run:  # a trial leaves a run as it is, and nothing of itself
             self.run_folder = RunFolder(f"{self.run_folder.path}.fast_dev_run")
@@ -171,7 +189,9 @@ class SemanticPeftCLI(LightningCLI):
             InputError: If a setting is refused by its class.
         """
         try:
-            super().instantiate_classes()
+            with lightning_refusals():
+                super().instantiate_classes()
+            require_other_nodes(self.trainer)
             environment = getattr(self.trainer.strategy, "cluster_environment", None)
             if environment is not None:  # what torchrun or SLURM has started must be what the trainer expects
                 strategy: Any = self.trainer.strategy
@@ -239,7 +259,8 @@ class SemanticPeftCLI(LightningCLI):
     @override
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            with _ended_wandb_runs(self.trainer):  # an open one would make its folder again
+            # An open run of W&B would make its folder again.
+            with _ended_wandb_runs(self.trainer), lightning_refusals():
                 super()._run_subcommand(subcommand)
         except (InputError, OSError) as error:
             if not self._has_results():
@@ -271,7 +292,16 @@ class SemanticPeftCLI(LightningCLI):
         """Asks the trained model every fact and its probes; the report callback writes the answers down.
 
         Where that fails, the report of the training is written before the error goes on.
+
+        Raises:
+            InputError: If nothing was trained.
         """
+        if self.trainer.global_step == 0 and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise InputError(
+                "The training ended before its first optimizer step, so there is nothing to report. See "
+                "`trainer.max_steps`, `max_epochs`, `max_time` and `limit_train_batches`; `score` measures without "
+                "training."
+            )
         try:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         except BaseException:
@@ -371,4 +401,18 @@ def _own_words(error: BaseException) -> InputError:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, InputError):
         cause = cause.__cause__ or cause.__context__
-    return cause or InputError(str(error))
+    return cause or InputError(_without_namespace(error))
+
+
+def _without_namespace(error: BaseException) -> str:
+    """What jsonargparse says of a class that cannot be made, without all of its settings."""
+    text = str(error)
+    found, reasons = re.search(r"class_path='([\w.]+)'", text), text.partition("Errors:\n  - ")[2]
+    if not found or not reasons:
+        return text
+    last = error
+    while following := last.__cause__ or last.__context__:
+        last = following
+    kind = "" if isinstance(last, ValueError | TypeError) or str(last) not in reasons else f"{type(last).__name__}: "
+    reason = next((line.strip(" -") for line in reasons.splitlines() if not line.endswith(":")), reasons)
+    return f"{found[1]} cannot be made: {kind}{reason}"

@@ -1,10 +1,12 @@
 """What is checked before anything is loaded: settings that would be ignored, and the checkpoint."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import InvalidVersion, Version
 
 from lit_semantic_peft.compatibility import refuse_incompatible
 from lit_semantic_peft.errors import InputError
@@ -12,6 +14,17 @@ from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.situation import Situation
 
 logger = logging.getLogger(__name__)
+
+_LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "min_epochs": 0, "min_steps": 0}
+
+_OWN, _VERSION = "lit_semantic_peft", "pytorch-lightning_version"
+_FORM = {
+    **dict.fromkeys((_OWN, "state_dict", "loops", "callbacks"), dict),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
+    **dict.fromkeys(("epoch", "global_step"), int),
+    _VERSION: str,
+}
+"""What Lightning's and our entries of a checkpoint are."""
 
 # The callbacks that every run has, by class name, and their sections of the YAML.
 _SECTIONS = {
@@ -32,7 +45,14 @@ def refuse_what_would_be_ignored(command: str, config: Any) -> None:
     Raises:
         InputError: If there is one.
     """
+    if config.data.get("prompts") == []:
+        raise InputError("`data.prompts` is empty. Write a prompt into it, or leave it out to ask the facts.")
     has_none = config.trainer.get("enable_checkpointing") is False or bool(config.trainer.get("barebones"))
+    for name, least in _LEAST.items():
+        if (value := config.trainer.get(name)) is not None and value < least:
+            raise InputError(f"`trainer.{name}` must be at least {least}, got {value}")
+    if config.trainer.get("val_check_interval") == 0:
+        raise InputError("`trainer.val_check_interval` must be above 0; leave it out for one validation an epoch.")
     refuse_incompatible(Situation(stage=command, is_command_line=True, writes_checkpoints=not has_none))
     callbacks = config.trainer.get("callbacks") or []
     for one in callbacks if isinstance(callbacks, list) else [callbacks]:
@@ -42,6 +62,26 @@ def refuse_what_would_be_ignored(command: str, config: Any) -> None:
                 f"`trainer.callbacks` names {one.class_path}, which every run has already. Its settings are the "
                 f"section `{section}`."
             )
+
+
+def local_folder(name: str) -> str:
+    """The run folder, with `~` as the user's home.
+
+    Args:
+        name: As it was given.
+
+    Raises:
+        InputError: If it is not on this machine, or its name is no text, which not every library takes.
+    """
+    path: Path | None
+    try:
+        path = Path(name).expanduser()
+        os.fspath(path).encode()
+    except (RuntimeError, UnicodeEncodeError):
+        path = None
+    if path is None or "://" in name or "\0" in name:
+        raise InputError(f"`trainer.default_root_dir`: expected a folder on this machine, named by text, got {name!a}.")
+    return str(path)
 
 
 def inputs_of(config: Any) -> list[str]:
@@ -84,14 +124,38 @@ def checkpoint_of(command: str, ckpt_path: str | None, run_folder: RunFolder) ->
         )
     elif not path.is_file():
         raise InputError(f"`ckpt_path` {str(path)!r} is no checkpoint file.")
-    _check_readable(path)
+    _check_readable(path, is_resumed=command == "fit")
     return str(path)
 
 
-def _check_readable(path: Path) -> None:
+def _check_readable(path: Path, is_resumed: bool) -> None:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a truncated zip, a pickle of another tool, text: each has its own type
         raise InputError(f"`ckpt_path` {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(checkpoint, dict) or "lit_semantic_peft" not in checkpoint:
+    if not isinstance(checkpoint, dict) or checkpoint.get(_OWN) is None:
         raise InputError(f"`ckpt_path` {str(path)!r} was not written by lit-semantic-peft.")
+    lacking = [name for name in _FORM if is_resumed and name not in checkpoint]
+    if damage := f"it lacks `{lacking[0]}`" if lacking else _damage(checkpoint):
+        raise InputError(f"`ckpt_path` {str(path)!r} is damaged: {damage}. Take another checkpoint.")
+
+
+def _damage(checkpoint: dict[str, Any]) -> str | None:
+    """What in a checkpoint is not as it is written."""
+    for name, kind in _FORM.items():
+        if name in checkpoint and not isinstance(checkpoint[name], kind):
+            return f"`{name}` is of type {type(checkpoint[name]).__name__}, not {kind.__name__}"
+    if not isinstance(checkpoint[_OWN].get("base_fingerprint"), str):
+        return f"`{_OWN}` names no base model"
+    for name in ("optimizer_states", "lr_schedulers"):
+        if not all(isinstance(one, dict) for one in checkpoint.get(name, [])):
+            return f"`{name}` holds something else than states"
+    if not all(isinstance(one, torch.Tensor) for one in checkpoint.get("state_dict", {}).values()):
+        return "`state_dict` holds something else than tensors"
+    if min(checkpoint.get("epoch", 0), checkpoint.get("global_step", 0)) < 0:
+        return "its numbers of epochs and steps are below 0"
+    try:
+        Version(checkpoint.get(_VERSION, "0"))
+    except InvalidVersion:
+        return f"`{_VERSION}` is no version"
+    return None

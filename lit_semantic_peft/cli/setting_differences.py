@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from lit_semantic_peft.yaml_text import parsed_yaml
+
 _OF_THE_PLACE = ("trainer.default_root_dir", "trainer.logger")
 """Settings by which any runs differ."""
 _NOT_SET = "(not set)"
@@ -42,7 +44,7 @@ def settings_of_runs(configurations: Sequence[Path]) -> dict[str, list[str]]:
 
 def _read(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parsed_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, ValueError, yaml.YAMLError):
         return None
 

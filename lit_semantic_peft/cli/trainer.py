@@ -110,6 +110,10 @@ class KnowledgeTrainer(Trainer):
             raise InputError(f"`warmup_steps` must be at least 0, got {warmup_steps}")
         if num_conflict_facts < 2:
             raise InputError(f"`num_conflict_facts` must be at least 2, got {num_conflict_facts}")
+        if output is not None and not output.strip():
+            raise InputError(
+                "`output`: expected a folder, got an empty text. Leave it out for `score` in the run folder."
+            )
         folder = RunFolder(RunFolder(self.default_root_dir).paths.score if output is None else output)
         if folder.paths.manifest.is_file() or folder.paths.checkpoints.is_dir():
             raise InputError(

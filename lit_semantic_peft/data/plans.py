@@ -26,6 +26,10 @@ class EncodingPlan:
     max_length: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 2:
+            raise InputError(f"`encoding.max_length` must be at least 2, a prompt and a target, got {self.max_length}")
+
 
 @dataclass(frozen=True)
 class FormsPlan:

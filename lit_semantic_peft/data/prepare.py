@@ -18,7 +18,7 @@ from lit_semantic_peft.data.prepared import PreparedFacts, is_deferrable
 from lit_semantic_peft.data.ranks import from_first_rank
 from lit_semantic_peft.data.scoring import all_distances, cached_scores, context_of
 from lit_semantic_peft.data.self_checks import SelfChecks
-from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.errors import InputError, require_seed
 from lit_semantic_peft.evaluation.neutral_text import NEUTRAL_TEXTS, read_passages
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
 from lit_semantic_peft.evaluation.questions import Question, fact_questions
@@ -99,8 +99,7 @@ class Preparation:
     may_keep_none: bool = False
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise InputError(f"`seed` must be at least 0, got {self.seed}")
+        require_seed(self.seed)
 
     @cached_property
     def distances(self) -> list[Distance]:

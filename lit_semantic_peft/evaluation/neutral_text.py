@@ -4,9 +4,8 @@ Written for this project, under its licence. Everyday prose, a dialogue, instruc
 person, product or organisation is named.
 """
 
-from pathlib import Path
-
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.files import read_text
 
 NEUTRAL_TEXTS: tuple[str, ...] = (
     "In the morning the kitchen was cold, so she put on a thick jumper, lit the stove and waited for the "
@@ -54,15 +53,7 @@ def read_passages(file: str, setting: str) -> list[str]:
     Raises:
         InputError: If the file cannot be read or holds no text.
     """
-    try:
-        text = Path(file).expanduser().read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(
-            f"`{setting}`: {file} cannot be read: {error.strerror or error}. Expected a text file."
-        ) from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{file}: line {line}: expected UTF-8. Save the file as UTF-8.") from error
+    text = read_text(file, f"`{setting}`")
     lines = "\n".join(line.strip() for line in text.splitlines())
     found = [" ".join(passage.split()) for passage in lines.split("\n\n") if passage.strip()]
     if not found:

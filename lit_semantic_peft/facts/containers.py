@@ -26,6 +26,8 @@ SUFFIXES: tuple[str, ...] = (
 HeaderCheck = Callable[[list[str], str], str | None]
 """Takes a header and its separator; returns what is wrong with the header, None if nothing is."""
 
+DEFAULT_DATASET_SPLIT = "train"
+
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -62,6 +64,7 @@ def open_source(source: str, dataset_split: str, header_problem: HeaderCheck) ->
     path = Path(source).expanduser()
     try:
         if path.is_file():
+            require_default_split(source, dataset_split)
             return [_open_file(source, path, header_problem)]
         if path.is_dir():
             return _open_folder(source, path, dataset_split, header_problem)
@@ -74,10 +77,30 @@ def open_source(source: str, dataset_split: str, header_problem: HeaderCheck) ->
     raise InputError(_missing(source, path))
 
 
+def require_default_split(source: str, dataset_split: str) -> None:
+    """Refuses to read all of a source that has no splits where one of them was asked for.
+
+    Args:
+        source: What was named.
+        dataset_split: As of `open_source`.
+
+    Raises:
+        InputError: If it is not the default.
+    """
+    if dataset_split != DEFAULT_DATASET_SPLIT:
+        raise InputError(
+            f"`dataset_split` is {dataset_split!r}, but {source} has no splits and would be read whole. Leave it out."
+        )
+
+
 def _open_folder(source: str, path: Path, dataset_split: str, header_problem: HeaderCheck) -> list[Table]:
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
         return [Table(source, saved_dataset_rows(source, path, dataset_split))]
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
+    named = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and not file.is_dir())
+    if others := [file for file in named if not file.is_file()]:
+        raise InputError(f"{others[0]}: expected a file, got a broken link, a pipe or a device. Remove it.")
+    files = named
+    require_default_split(source, dataset_split)
     if not files:
         raise InputError(
             f"{source}: expected a folder written by `datasets.save_to_disk`, or one with files that end in "
@@ -97,6 +120,8 @@ def _longest_first(suffixes: Iterable[str]) -> list[str]:
 
 
 def _missing(source: str, path: Path) -> str:
+    if source in BUILTIN:
+        return f"`facts`: the built-in set {source!r} is read alone. Write it into a file by `convert {source} OUT`."
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=3)
     near_names = [str(path.parent / name) for name in near] + difflib.get_close_matches(source, BUILTIN, n=1)

@@ -22,6 +22,9 @@ SPLIT_SYNONYMS: Mapping[str, Split] = {
 }
 """Names of splits in published sets, and the split of the contract that each one maps to."""
 
+MOST_HOPS = 1_000
+"""Facts that a question may have to put together."""
+
 _TEXT_FIELDS = ("id", "subject", "relation", "prompt", "target", "joiner", "target_true", "question", "split", "source")
 _LIST_FIELDS = ("aliases", "paraphrases")
 _PROBE_FIELDS = ("neighborhood", "portability", "yes_no")
@@ -229,8 +232,8 @@ class _RowChecker:
             hops = item.get("hops")
             needs = item.get("needs") or []
             trainable = False if item.get("trainable") is None else item["trainable"]
-            if hops is not None and not (_is_number(hops) and hops >= 1):
-                self.problem(f"{place}.hops", "a whole number of at least 1", described(hops))
+            if hops is not None and not (_is_number(hops) and 1 <= hops <= MOST_HOPS):
+                self.problem(f"{place}.hops", f"a whole number from 1 to {MOST_HOPS:,}", described(hops))
             elif not isinstance(needs, list | tuple) or not all(
                 isinstance(one, str) or _is_number(one) for one in needs
             ):

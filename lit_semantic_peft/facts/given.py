@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts.containers import DEFAULT_DATASET_SPLIT
 from lit_semantic_peft.facts.readers import read_facts
 from lit_semantic_peft.facts.schema import Fact, FactSet
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_DATASET_SPLIT = "train"
 
 GivenFacts = str | os.PathLike[str] | FactSet | Sequence[Fact]
 """A source that `read_facts` takes, what it returned, or facts."""

@@ -29,7 +29,7 @@ def jsonl_rows(reading: Reading, file: str, path: Path) -> Iterator[Row]:
                 continue
             place = Place(file, number, "line")
             try:
-                row = json.loads(line.rstrip(b"\n").decode("utf-8"))
+                row = json.loads(line.rstrip(b"\n").decode("utf-8"), object_pairs_hook=_unrepeated)
             except UnicodeDecodeError as error:
                 reading.problem(place, not_utf8(line, error))
             except (ValueError, RecursionError) as error:
@@ -94,7 +94,7 @@ class _Window:
     def __init__(self, file: str, stream: BufferedReader) -> None:
         self._file, self._stream = file, stream
         self._bytes = getincrementaldecoder("utf-8")()
-        self._json = json.JSONDecoder()
+        self._json = json.JSONDecoder(object_pairs_hook=_unrepeated)
         self._size = 0  # bytes read
         self._line, self._column = 1, 0  # where the text begins
         self._text, self._position = "", 0
@@ -195,7 +195,21 @@ def _object_row(reading: Reading, place: Place, row: Any) -> Iterator[Row]:
         reading.problem(place, f'expected a JSON object such as {{"prompt": ..., "target": ...}}, got {shown(row)}')
 
 
+class _RepeatedNameError(ValueError):
+    """An object has a name twice; Python would take the value of the last."""
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RepeatedNameError(shown(next(name for name in names if names.count(name) > 1)))
+    return found
+
+
 def _broken_json(error: ValueError | RecursionError) -> str:
+    if isinstance(error, _RepeatedNameError):
+        return f"one that names {error} more than once"
     if isinstance(error, RecursionError):
         return "JSON that is nested too deeply"
     if isinstance(error, json.JSONDecodeError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.libraries import label_names, named_labels
 from lit_semantic_peft.facts.opened import opened, require_size
-from lit_semantic_peft.facts.reading import Place, Reading, Row
+from lit_semantic_peft.facts.reading import Place, Reading, Row, listed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,6 +36,10 @@ def parquet_rows(reading: Reading, file: str, path: Path) -> Iterator[Row]:
     try:
         with pq.ParquetFile(path) as table:
             require_size(file, _least_size(table))
+            columns = table.schema_arrow.names
+            if len({*columns}) < len(columns):
+                repeated = sorted({name for name in columns if columns.count(name) > 1})
+                raise InputError(f"{file}: expected columns of different names, got {listed(repeated)} more than once.")
             names = label_names(table.schema_arrow)
             flat, nested = _text_columns(table)
         if nested:
@@ -51,6 +55,8 @@ def parquet_rows(reading: Reading, file: str, path: Path) -> Iterator[Row]:
                         fields = row.as_py()
                     except UnicodeDecodeError:
                         reading.problem(place, "expected text in UTF-8, got other bytes. Write the table anew.")
+                    except (ValueError, OverflowError) as error:  # a date that Python does not have
+                        reading.problem(place, f"expected values that can be read, got one that cannot: {error}")
                     else:
                         yield Row(place, named_labels(fields, names))
     except (pa.ArrowException, OSError) as error:

@@ -13,7 +13,13 @@ from lit_semantic_peft.facts import opened
 from lit_semantic_peft.facts.builtin import BUILTIN, builtin_facts, choose
 from lit_semantic_peft.facts.checks import find_contradictions
 from lit_semantic_peft.facts.columns import ColumnMap, renamed_fields, tidy, with_names
-from lit_semantic_peft.facts.containers import Table, open_source, short_name
+from lit_semantic_peft.facts.containers import (
+    DEFAULT_DATASET_SPLIT,
+    Table,
+    open_source,
+    require_default_split,
+    short_name,
+)
 from lit_semantic_peft.facts.contract import FIELDS, contract_facts, near_field
 from lit_semantic_peft.facts.formats import (
     FORMATS,
@@ -48,7 +54,7 @@ def read_facts(
     *,
     num_facts: int | None = None,
     seed: int = 0,
-    dataset_split: str = "train",
+    dataset_split: str = DEFAULT_DATASET_SPLIT,
     contradictions: Contradictions = "error",
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
@@ -105,8 +111,9 @@ def read_facts(
     if format is not None and format not in FORMAT_NAMES:
         raise InputError(f"`format`: expected one of {listed(FORMAT_NAMES)}, got {format!r}")
     column_map = ColumnMap(columns) if columns else None
-    sources = [source] if isinstance(source, str) else list(source)
+    sources = _sources(source)
     if len(sources) == 1 and sources[0] in BUILTIN:
+        require_default_split(sources[0], dataset_split)
         return FactSet(tuple(builtin_facts(sources[0], num_facts, seed)), name=sources[0])
 
     name = ", ".join(sources)
@@ -142,6 +149,15 @@ def read_facts(
         sentence = "a question that needs a fact which is not among those read, left out"
         warnings += (f"{name}: {sentence} ({poorer[0].location}{more})",)
     return FactSet(tuple(facts), warnings, ", ".join(map(short_name, sources)), conversion)
+
+
+def _sources(source: object) -> list[str]:
+    """What to read, in any case as a list."""
+    if isinstance(source, str):
+        return [source]
+    if not isinstance(source, Sequence) or not source or not all(isinstance(one, str) for one in source):
+        raise InputError(f"`facts`: expected the name of a set, a file or a folder, or a list of them, got {source!r}")
+    return list(source)
 
 
 def _answerable(facts: Iterable[Fact]) -> tuple[list[Fact], list[Fact]]:
@@ -233,7 +249,11 @@ def _composed(reading: Reading, rows: Iterable[Row]) -> Iterator[Row]:
                 f"{row.place}: expected at most {opened.MOST_RECORDS:,} records in all, got more. Split the "
                 "source, or read a part of it (of a dataset `dataset_split: 'train[:1000000]'`)."
             )
-        fields = composed(row.fields)
+        try:
+            fields = composed(row.fields)
+        except RecursionError:
+            reading.problem(row.place, "expected a record, got one that is nested too deeply")
+            continue
         if fields != row.fields:
             reading.note(row.place, "letters with separate accents, read as composed ones (Unicode NFC)")
         yield replace(row, fields=fields)

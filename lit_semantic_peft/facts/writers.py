@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def output_path(output: str) -> Path:
     path = Path(output).expanduser()
     if not path.name.endswith(OUTPUT_SUFFIXES):
         raise InputError(f"`OUT`: expected a file that ends in {listed(OUTPUT_SUFFIXES)}, got {output!r}")
-    if path.exists():
+    if os.path.lexists(path):
         raise InputError(f"`OUT`: {output} exists already. Remove it, or name another file.")
     return path
 

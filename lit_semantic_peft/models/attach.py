@@ -15,7 +15,7 @@ from lit_semantic_peft.models.adapter_state import adapter_state_dict, load_expo
 from lit_semantic_peft.models.base_files import BaseModelSource, first_line
 from lit_semantic_peft.models.export import base_of
 from lit_semantic_peft.models.peft_bounds import BoundedMemory, refuse_unbounded
-from lit_semantic_peft.models.peft_settings import start_that_embeddings_lack, training_obstacle
+from lit_semantic_peft.models.peft_settings import setting_of_nothing, start_that_embeddings_lack, training_obstacle
 from lit_semantic_peft.models.peft_traits import trained_tokens, traits_of
 from lit_semantic_peft.models.quantized import refuse_packed_reading
 from lit_semantic_peft.models.saved_adapter import read_adapter
@@ -38,7 +38,7 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
 
     Raises:
         InputError: If PEFT refuses the configuration for this model; the message has its reason, and `target_modules`
-            that would work. If a name in `target_modules` matches nothing, nothing is trained, the method would not be
+            that would work. If a name in a setting matches nothing, nothing is trained, the method would not be
             trained wholly (`training_obstacle`), an embedding layer lacks `init_lora_weights`, or something is trained
             that is not float32 or that a checkpoint would not hold.
     """
@@ -51,6 +51,8 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     if outside := [token for token in trained_tokens(peft_config) if not 0 <= token < num_embeddings]:
         raise InputError(f"`peft_config`: {outside[0]} is no token id of the base model: 0 to {num_embeddings - 1}")
     model = _wrapped(base, peft_config)
+    if nothing := setting_of_nothing(base, peft_config):
+        raise InputError(f"`peft_config`: {nothing} names nothing in the base model. Correct it, or leave it out.")
     _require_start(model, peft_config)
     constants = traits_of(model).constants
     for name, parameter in model.named_parameters():

@@ -167,12 +167,18 @@ class BaseModel:
         """Loads the tokenizer.
 
         Raises:
-            InputError: If the folder has no tokenizer.
+            InputError: If the folder has no tokenizer, or one that is not the model's.
         """
         folder = self.source.folder
         with reading(f"`base_model`: no tokenizer in {folder}"):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=self.trust_remote_code
+            )
+        size = getattr(self._load_config().get_text_config(), "vocab_size", None)
+        if isinstance(size, int) and tokenizer.vocab_size > size:
+            raise InputError(
+                f"`base_model`: the tokenizer in {folder} has {tokenizer.vocab_size:,} tokens, the model {size:,} "
+                "(`vocab_size`). They do not belong together: copy both from one model."
             )
         return tokenizer
 

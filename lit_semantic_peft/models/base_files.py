@@ -97,8 +97,13 @@ def folder_fingerprint(folder: Path) -> str:
 
     Args:
         folder: As `save_pretrained` writes it.
+
+    Raises:
+        InputError: If one of them is no file.
     """
-    files = sorted(path for path in folder.iterdir() if path.suffix in _FINGERPRINTED)
+    files = sorted(path for path in folder.iterdir() if path.suffix in _FINGERPRINTED and not path.is_dir())
+    if others := [path for path in files if not path.is_file()]:
+        raise InputError(f"`base_model`: {others[0]} is a broken link, a pipe or a device. Copy the model again.")
     return content_key([[path.name, _digest(path)] for path in files])
 
 

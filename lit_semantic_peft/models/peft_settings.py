@@ -6,6 +6,7 @@ from typing import Any
 
 from peft import PeftConfig
 from peft.utils.other import get_pattern_key
+from torch import nn
 
 from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
 
@@ -28,6 +29,7 @@ _NOT_TRAINED_WHOLLY: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "needs directions that are found from data beforehand (`initialize_lora_eva_weights`), which is not done here",
     ),
     "monteclora_config": (bool, "adds a variational loss to each forward pass, which the loss here does not contain"),
+    "target_r": (lambda rank: rank < 1, "leaves no rank to train"),
     "token_indices": (lambda ids: not ids, "names no token"),
     "use_asa": (bool, "moves its budget of subspaces by gradients of which a checkpoint holds nothing"),
     "auxiliary_loss_weight": (
@@ -126,6 +128,41 @@ def setting_without_effect(peft_config: PeftConfig) -> str | None:
     return next((name for name in ("lora_alpha", "alpha") if getattr(peft_config, name, None) == 0), None)
 
 
+def setting_of_nothing(base: nn.Module, peft_config: PeftConfig) -> str | None:
+    """What a setting besides `target_modules` names that the model does not have: PEFT would go on without it.
+
+    Args:
+        base: The base model, with or without the adapter.
+        peft_config: The configuration, whose patterns PEFT has taken.
+
+    Returns:
+        The setting and its value, such as `` `modules_to_save`: 'head' ``; None where everything is there.
+    """
+    modules = [name for name, _ in base.named_modules()]
+    parameters = [name for name, _ in base.named_parameters()]
+    checks: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+        ("modules_to_save", lambda one: any(name.endswith(one) for name in modules)),
+        ("exclude_modules", lambda one: any(f".{name}".endswith(f".{one}") for name in modules)),
+        ("target_parameters", lambda one: any(one.rpartition(".")[0] in name for name in parameters)),
+        ("layers_to_transform", lambda one: any(str(one) in name.split(".") for name in modules)),
+        ("rank_pattern", lambda one: any(_fits(one, name) for name in modules + parameters)),
+        ("alpha_pattern", lambda one: any(_fits(one, name) for name in modules + parameters)),
+    )
+    for setting, is_named in checks:
+        given = getattr(peft_config, setting, None)
+        if isinstance(given, dict):  # AdaLoRA writes lists into it
+            given = [key for key, value in given.items() if not isinstance(value, list)]
+        for one in [given] if isinstance(given, int) else given if isinstance(given, list | set | tuple) else []:
+            if not is_named(one):
+                return f"`{setting}`: {one!r}"
+    return None
+
+
+def _fits(pattern: str, name: str) -> bool:
+    found: str = get_pattern_key([pattern], name)
+    return found == pattern
+
+
 def training_obstacle(peft_config: PeftConfig) -> str | None:
     """Why an adapter of this configuration would not be trained as its method says.
 
@@ -149,6 +186,9 @@ def training_obstacle(peft_config: PeftConfig) -> str | None:
             f"`peft_config` with `{nothing}: 0` cannot be trained: all that the adapter adds is multiplied by it, so "
             "that it would learn nothing. Set it to a number above 0, such as twice the rank."
         )
+    for name, value in vars(peft_config).items():
+        if name.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
+            return f"`peft_config` with `{name}: {value}` cannot be trained: a share that is left out is in [0, 1)."
     for name, (is_so, reason) in _NOT_TRAINED_WHOLLY.items():
         if (value := getattr(peft_config, name, None)) is not None and is_so(value):
             return f"`peft_config` with `{name}: {value}` cannot be trained: it {reason}."

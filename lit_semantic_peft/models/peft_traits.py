@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lit_semantic_peft.adapters import as_lora
 from lit_semantic_peft.adapters.balance import end_step, loads, set_loads
+from lit_semantic_peft.errors import InputError
 
 Feature = Literal[
     "use", "merge", "gradient_checkpointing", "reuse_frozen_layers", "prompt_cache", "loss_scaling", "mix_rows"
@@ -331,8 +332,15 @@ def peft_type_name(of: PeftConfig | PeftModel) -> str:
 
     Args:
         of: A configuration of `peft`, or a model with an adapter.
+
+    Raises:
+        InputError: If it is a configuration of no method.
     """
     config = of.active_peft_config if isinstance(of, PeftModel) else of
+    if config.peft_type is None:
+        raise InputError(
+            f"`peft_config`: {type(config).__name__} is no method of its own. Name one, such as LoraConfig."
+        )
     return str(config.peft_type.value)
 
 

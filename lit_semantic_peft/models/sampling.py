@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 from typing_extensions import override
 
-from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.errors import InputError, require_seed
 from lit_semantic_peft.models.generation import greedy_answers
 
 
@@ -34,6 +34,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise InputError(f"`num_samples` must be at least 1, got {self.num_samples}")
+        require_seed(self.seed)
         if not 0 < self.temperature < float("inf"):
             raise InputError(
                 f"`temperature` must be a finite number above 0, got {self.temperature!r}. "

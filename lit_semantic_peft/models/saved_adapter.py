@@ -87,7 +87,7 @@ def _config(folder: Path) -> PeftConfig:
     settings = read_json_object(path)
     kinds = {str(kind.value): of_kind for kind, of_kind in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     kind = settings.get("peft_type")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise InputError(f"{path}: `peft_type` must be one of {', '.join(sorted(kinds))}, got {kind!r}")
     known = inspect.signature(kinds[kind]).parameters
     # A newer peft may have written a setting that is off.

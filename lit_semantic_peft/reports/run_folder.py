@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import pyarrow as pa
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.files import WRITTEN_BY, refuse_foreign, write_json
+from lit_semantic_peft.files import WRITTEN_BY, read_text, refuse_foreign, write_json
 from lit_semantic_peft.interference.matrix import InterferenceMatrix
 from lit_semantic_peft.reports.records import Manifest, Summary
 from lit_semantic_peft.reports.score_records import Distances, Doubtful, Findings, ScoreContents
@@ -244,9 +244,9 @@ class RunFolder:
         """The configuration as text.
 
         Raises:
-            InputError: The file is missing.
+            InputError: The file is missing, or is no text.
         """
-        return self._existing(self.paths.config).read_text(encoding="utf-8")
+        return self._text(self.paths.config)
 
     def read(self) -> RunContents:
         """Everything that a report shows, each file once.
@@ -348,14 +348,17 @@ class RunFolder:
         )
 
     def _read_json(self, path: Path) -> Any:
-        text = self._existing(path).read_text(encoding="utf-8")
+        text = self._text(path)
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"`{path}`: expected JSON, got: {error}") from error
         if isinstance(value, dict):
             value.pop(WRITTEN_BY, None)
         return value
+
+    def _text(self, path: Path) -> str:
+        return read_text(self._existing(path), f"`{self.path}`")
 
     def _existing(self, path: Path) -> Path:
         if not self.path.is_dir():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from typing_extensions import override
 
-from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.errors import InputError, require_seed
 from lit_semantic_peft.semantics.keep import num_kept, require_keep, rows_by
 from lit_semantic_peft.semantics.table import BoolArray, FloatArray, ScoredFacts
 
@@ -290,6 +290,7 @@ class RandomFilter(FactFilter):
 
     def __init__(self, keep: float = 0.75, seed: int = 0) -> None:
         require_keep(keep)
+        require_seed(seed)
         self.keep = keep
         self.seed = seed
 

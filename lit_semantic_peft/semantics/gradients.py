@@ -11,7 +11,7 @@ from peft import LoraConfig
 from typing_extensions import override
 
 from lit_semantic_peft.cache import cache_folder
-from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.errors import InputError, require_seed
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.interference import folder_if_large, gradient_matrix, gradient_sketch, warm_up
 from lit_semantic_peft.models import attach_adapter
@@ -70,6 +70,7 @@ class WarmGradients(Feature):
         ):
             if value < least:
                 raise InputError(f"`{name}` must be at least {least}, got {value}")
+        require_seed(seed)
         self.warmup_steps = warmup_steps
         self.learning_rate = learning_rate
         self.rank = rank

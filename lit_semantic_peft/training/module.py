@@ -132,6 +132,8 @@ class SemanticPeftModule(EvaluatingModule):
         for name, value, kind in (("normalization", normalization, Normalization), ("schedule", schedule, Schedule)):
             if value not in get_args(kind):
                 raise InputError(f"`{name}` must be one of {', '.join(get_args(kind))}, got {value!r}")
+        if adapter is not None and not adapter.strip():
+            raise InputError("`adapter`: expected the folder of an adapter, got an empty text. Leave it out.")
         self.base_model = BaseModel.of(base_model)
         self.peft_config = peft_config or LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
         self.adapter = adapter

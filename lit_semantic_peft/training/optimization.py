@@ -55,12 +55,15 @@ def check_optimizer(optimizer: OptimizerCallable) -> None:
         optimizer: Makes an optimizer of parameters.
 
     Raises:
-        InputError: With the optimizer's own words, or if its learning rate is not a finite number above 0.
+        InputError: With the optimizer's own words, if it takes no gradients of an adapter, or if its learning rate is
+            not a finite number above 0.
     """
     try:
         made = optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
     except (TypeError, ValueError) as error:
         raise InputError(f"`optimizer`: {error}") from error
+    if isinstance(made, torch.optim.SparseAdam):
+        raise InputError("`optimizer`: SparseAdam takes sparse gradients, but an adapter's are dense. Choose AdamW.")
     rates = [float(group["lr"]) for group in made.param_groups if "lr" in group]
     if not all(0 < rate < math.inf for rate in rates):
         raise InputError(f"`optimizer.lr` must be a finite number above 0, got {rates[0]}")

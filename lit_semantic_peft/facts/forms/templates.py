@@ -12,6 +12,8 @@ import yaml
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.reading import shown
 from lit_semantic_peft.facts.schema import Fact, Form
+from lit_semantic_peft.files import read_text
+from lit_semantic_peft.yaml_text import parsed_yaml
 
 SUBJECT, TARGET = "{subject}", "{target}"
 _ENDING = re.compile(r"(\s*)(\{subject\}|\{target\})[.!]?\s*$")
@@ -84,13 +86,9 @@ def read_templates(file: str) -> TemplatesByRelation:
         InputError: If the file cannot be read or a template cannot be used; names the file, the relation or line, and
             what was expected.
     """
-    path = Path(file).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"`templates`: {file} cannot be read: {error}") from error
+    text = read_text(file, "`templates`")
     found: dict[str, list[Template]] = {}
-    rows = _jsonl_rows(file, text) if path.suffix == ".jsonl" else _yaml_rows(file, text)
+    rows = _jsonl_rows(file, text) if file.endswith(".jsonl") else _yaml_rows(file, text)
     for place, relation, template in rows:
         try:
             found.setdefault(relation, []).append(Template.parse(template))
@@ -131,8 +129,10 @@ def _jsonl_rows(file: str, text: str) -> Iterator[tuple[str, str, str]]:
 
 def _yaml_rows(file: str, text: str) -> Iterator[tuple[str, str, str]]:
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        content = parsed_yaml(text, file)
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{file}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected a list of templates for each relation, got {shown(text)}")

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lit_semantic_peft.data.loaders import text_batches
-from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.errors import InputError, require_seed
 from lit_semantic_peft.interference import gradient_cosine
 from lit_semantic_peft.models import fact_nll
 from lit_semantic_peft.training.identity import TrainingCallback
@@ -127,6 +127,7 @@ class GradientSurgery(TrainingCallback):
         for name, value, least in (("num_facts", num_facts, 2), ("every_n_epochs", every_n_epochs, 1)):
             if value < least:
                 raise InputError(f"`{name}` must be at least {least}, got {value}")
+        require_seed(seed)
         self.groups: Groups = groups
         self.project = project
         self.unit_norm = unit_norm

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
 from lit_semantic_peft.data.ranks import from_first_rank
-from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.errors import InputError, require_seed
 from lit_semantic_peft.models import target_logits
 from lit_semantic_peft.tokens import EncodedFact
 from lit_semantic_peft.training.retain.context import RetainContext
@@ -59,6 +59,7 @@ class InputDirections(HeldStill):
         self.seed = seed
         if not 0 < energy < 1:
             raise InputError(f"`{self.kind}.energy` must be in (0, 1), got {energy}. To hold none leave it out.")
+        require_seed(seed, f"{self.kind}.seed")
         self.require_at_least(1, "num_samples")
         self.require_at_least(3, "length")
 

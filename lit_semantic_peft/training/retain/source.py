@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from lit_semantic_peft.data import PreparedFacts
-from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.errors import InputError, require_seed
 from lit_semantic_peft.tokens import EncodedFact
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class RetainSource(HeldStill):
             raise InputError(
                 f"`{self.kind}.weight` must be a finite number above 0, got {weight}. To retain nothing leave it out."
             )
+        require_seed(seed, f"{self.kind}.seed")
         self.require_at_least(1, "batch_size", "top_k", "every")
 
     @property

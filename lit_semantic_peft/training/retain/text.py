@@ -45,8 +45,10 @@ class Text(RetainSource):
         self.file = file
         self.length = length
         self.require_at_least(2, "length")
-        if not Path(file).expanduser().is_file():
-            raise InputError(f"`{self.kind}.file`: expected a text file, got {file!r}, which is not there")
+        path = Path(file).expanduser()
+        if not path.is_file():
+            what = "no file but a folder, a pipe or a device" if path.exists() else "not there"
+            raise InputError(f"`{self.kind}.file`: expected a text file, got {file!r}, which is {what}")
 
     @override
     def texts(self, context: RetainContext) -> Sequence[RetainedText]:

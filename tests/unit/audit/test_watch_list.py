@@ -150,7 +150,7 @@ def test_what_is_no_list_is_refused(tmp_path, text, said):
 
 
 def test_a_list_that_is_not_there_is_refused():
-    with pytest.raises(InputError, match=r"`watch` none.yaml cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"`watch`: none.yaml cannot be read: No such file"):
         read_watch_list("none.yaml")
 
 

@@ -243,7 +243,7 @@ GOOD = {"prompt": "It is", "target": "one"}
         ({**GOOD, "portability": [{"prompt": "a", "target": ""}]},
          "field `portability[0].target`: expected text that is not empty, got ''"),
         ({**GOOD, "portability": [{"prompt": "a", "target": "b", "hops": 0}]},
-         "field `portability[0].hops`: expected a whole number of at least 1, got the number 0"),
+         "field `portability[0].hops`: expected a whole number from 1 to 1,000, got the number 0"),
         ({**GOOD, "split": "holdout"},
          "field `split`: expected one of `inject`, `retain`, `probe` (`train` for `inject`, `edit` for `inject`, "
          "`test` for `probe`, `val` for `probe`, `validation` for `probe`, `eval` for `probe`), got 'holdout'"),
