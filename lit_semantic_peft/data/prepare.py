@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Literal
@@ -115,8 +116,8 @@ class Preparation:
 
     @cached_property
     def weighting(self) -> Weighting:
-        """From distance to loss weight."""
-        return self.selection.weighting or Uniform()
+        """From distance to loss weight; a copy, since it learns of the facts that it is prepared for."""
+        return deepcopy(self.selection.weighting or Uniform())
 
     @cached_property
     def strata(self) -> Strata | None:

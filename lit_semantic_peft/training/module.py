@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Any, get_args
 
 import torch
@@ -133,7 +134,8 @@ class SemanticPeftModule(EvaluatingModule):
             if value not in get_args(kind):
                 raise InputError(f"`{name}` must be one of {', '.join(get_args(kind))}, got {value!r}")
         self.base_model = BaseModel.of(base_model)
-        self.peft_config = peft_config or LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+        # A copy, since PEFT writes the base model and the modules that it finds into what it is given.
+        self.peft_config = deepcopy(peft_config or LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
         self.adapter = adapter
         self.optimizer_of = optimizer or default_optimizer(self.peft_config)
         check_optimizer(self.optimizer_of)
