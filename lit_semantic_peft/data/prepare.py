@@ -10,7 +10,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from lit_semantic_peft.arguments import require_instance, require_whole_number
 from lit_semantic_peft.cache import ContentCache
+from lit_semantic_peft.data.encoders import require_plan
 from lit_semantic_peft.data.features import MeasuredFeatures
 from lit_semantic_peft.data.forms import PreparedForms, prepare_forms
 from lit_semantic_peft.data.planned_weights import PlannedWeights
@@ -100,8 +102,12 @@ class Preparation:
     may_keep_none: bool = False
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise InputError(f"`seed` must be at least 0, got {self.seed}")
+        require_whole_number("seed", self.seed, 0)
+        require_plan(self.encoding)
+        require_instance("forms", self.forms, FormsPlan, "FormsPlan(sources=[Given()])")
+        require_instance("selection", self.selection, SelectionPlan, "SelectionPlan(filters=[KnownFilter()])")
+        require_instance("batches", self.batches, BatchPlan, "BatchPlan(micro_batch_size=4)")
+        require_instance("evaluation", self.evaluation, EvaluationPlan, "EvaluationPlan(retention=False)")
 
     @cached_property
     def distances(self) -> list[Distance]:
