@@ -22,7 +22,7 @@ from lit_semantic_peft.data.questions import answer_manifest, final_questions, o
 from lit_semantic_peft.data.ranks import agreed
 from lit_semantic_peft.data.scoring import default_device
 from lit_semantic_peft.data.self_checks import verdict_cache
-from lit_semantic_peft.data.settings import ConfiguredDataModule
+from lit_semantic_peft.data.settings import ConfiguredDataModule, FactsSetting
 from lit_semantic_peft.data.situation import check_adapter, check_trainer, prefix_tree_setting
 from lit_semantic_peft.data.steps import planned_steps
 from lit_semantic_peft.errors import InputError
@@ -47,7 +47,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
 
     Args:
         facts: A built-in set (`world`, `counterfactual`, `fictional`), a file (.jsonl, .csv, .parquet, each also
-            .gz where it is text), a folder of `datasets`, or a Hub data set.
+            .gz where it is text), a folder of `datasets`, or a Hub data set; from Python whatever `read_facts` takes.
         num_facts: How many facts to take, chosen by `seed`; None for all (`fictional`: how many to make up).
         contradictions: `error` refuses facts with the same prompt and different targets, `keep` takes them.
         dataset_split: Which split of a `datasets` folder or Hub data set.
@@ -72,7 +72,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
     @refuse_moved("data")
     def __init__(
         self,
-        facts: str = "world",
+        facts: FactsSetting = "world",
         num_facts: int | None = None,
         contradictions: Literal["error", "keep"] = "error",
         dataset_split: str = "train",
