@@ -16,8 +16,8 @@ ORDER = [
     *("semantics", "evaluation", "data", "training", "reports", "audit", "callbacks", "cli"),
 ]
 GROUND = [  # below all
-    *("lazy", "errors", "files", "locks", "terminal", "statistics", "stopwatch", "cache", "situation", "compatibility"),
-    "yaml_text",
+    *("lazy", "errors", "arguments", "files", "locks", "terminal", "statistics", "stopwatch", "cache"),
+    *("situation", "compatibility", "yaml_text"),
 ]
 REACHES = {("cache", "files"), ("compatibility", "situation")}  # all that a module of the ground asks of another
 TOP = ["__main__"]

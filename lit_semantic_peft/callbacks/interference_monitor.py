@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lit_semantic_peft.arguments import require_seed
 from lit_semantic_peft.data import StepPlan
 from lit_semantic_peft.data.loaders import text_batches
-from lit_semantic_peft.errors import InputError, require_seed
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import write_json
 from lit_semantic_peft.interference import (
     fact_log_probability,

@@ -15,6 +15,7 @@ from lit_semantic_peft.compatibility import refuse_incompatible
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
 from lit_semantic_peft.data.situation import situation_of
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import names_of
 from lit_semantic_peft.models import traits_of
 from lit_semantic_peft.reports import RunFolder
 from lit_semantic_peft.terminal import TextConsole
@@ -125,7 +126,7 @@ class KnowledgeTrainer(Trainer):
         warm_up = WarmUp(warmup_steps, warmup_learning_rate, num_conflict_facts) if warmup_steps else None
         device = self.strategy.root_device
         with OwnedFolder(folder):
-            folder.refuse_foreign_files([datamodule.preparation.facts])
+            folder.refuse_foreign_files(names_of(datamodule.preparation.facts) or [])
             found = score_into(folder, model, datamodule, device, warm_up, run)
         print_scores(found)
         TextConsole().print(f"Written: {folder.paths.report.absolute()}", soft_wrap=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_semantic_peft.arguments import require_instance
 from lit_semantic_peft.data.plans import EncodingPlan
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.base import BaseModel, num_positions, stop_ids
@@ -23,8 +24,7 @@ def require_plan(encoding: object) -> None:
     Raises:
         InputError: If it is something else.
     """
-    if not isinstance(encoding, EncodingPlan):
-        raise InputError(f"`encoding`: expected an `EncodingPlan`, such as `EncodingPlan('chat')`, got {encoding!r}")
+    require_instance("encoding", encoding, EncodingPlan, "EncodingPlan('chat')")
 
 
 def encoder_of(base: BaseModel, encoding: EncodingPlan) -> FactEncoder:

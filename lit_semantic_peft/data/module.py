@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from lit_semantic_peft.arguments import require_instances, require_whole_number
 from lit_semantic_peft.cache import ContentCache, cache_folder
 from lit_semantic_peft.data.encoders import encoder_of
 from lit_semantic_peft.data.loaders import FactBatches, fact_batches, loader, question_loader, validation_loader
@@ -17,16 +18,16 @@ from lit_semantic_peft.data.moved import refuse_moved
 from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, FormsPlan, SelectionPlan
 from lit_semantic_peft.data.prepare import Preparation, ReadFacts, base_model_of
 from lit_semantic_peft.data.prepared import PreparedFacts
-from lit_semantic_peft.data.questions import answer_manifest, final_questions
+from lit_semantic_peft.data.questions import answer_manifest, final_questions, own_questions
 from lit_semantic_peft.data.ranks import agreed
 from lit_semantic_peft.data.scoring import default_device
 from lit_semantic_peft.data.self_checks import verdict_cache
-from lit_semantic_peft.data.settings import ConfiguredDataModule
+from lit_semantic_peft.data.settings import ConfiguredDataModule, FactsSetting
 from lit_semantic_peft.data.situation import check_adapter, check_trainer, prefix_tree_setting
 from lit_semantic_peft.data.steps import planned_steps
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
-from lit_semantic_peft.evaluation.questions import Question, fact_questions, prompt_questions
+from lit_semantic_peft.evaluation.questions import Question, prompt_questions
 from lit_semantic_peft.models.base import BaseModel
 from lit_semantic_peft.stopwatch import Stopwatch
 from lit_semantic_peft.tokens import Batch, FactEncoder
@@ -46,7 +47,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
 
     Args:
         facts: A built-in set (`world`, `counterfactual`, `fictional`), a file (.jsonl, .csv, .parquet, each also
-            .gz where it is text), a folder of `datasets`, or a Hub data set.
+            .gz where it is text), a folder of `datasets`, or a Hub data set; from Python whatever `read_facts` takes.
         num_facts: How many facts to take, chosen by `seed`; None for all (`fictional`: how many to make up).
         contradictions: `error` refuses facts with the same prompt and different targets, `keep` takes them.
         dataset_split: Which split of a `datasets` folder or Hub data set.
@@ -71,7 +72,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
     @refuse_moved("data")
     def __init__(
         self,
-        facts: str = "world",
+        facts: FactsSetting = "world",
         num_facts: int | None = None,
         contradictions: Literal["error", "keep"] = "error",
         dataset_split: str = "train",
@@ -88,8 +89,8 @@ class KnowledgeDataModule(ConfiguredDataModule):
         self_check: bool = True,
     ) -> None:
         super().__init__()
-        if max_new_tokens < 1:
-            raise InputError(f"`max_new_tokens` must be at least 1, got {max_new_tokens}")
+        require_instances("prompts", prompts, str, "'The capital of France is'")
+        require_whole_number("max_new_tokens", max_new_tokens, 1)
         cache = ContentCache(cache_dir or cache_folder() / "scores")
         self.preparation = Preparation(
             facts, num_facts, contradictions, dataset_split, seed,
@@ -171,9 +172,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
         if self.prompts:
             questions = prompt_questions(self.prompts, self.encoder, self.max_new_tokens)
         else:
-            prepared, only_facts = self.prepared, EvaluationPlan(probes=[])
-            of_facts = fact_questions(prepared.facts, self.encoder, only_facts, encoded=prepared.encoded)
-            questions = [one for one in of_facts if one.kind == "fact"]
+            questions = own_questions(self.prepared, self.encoder)
         return question_loader(questions, self.batches, **self._ranks)
 
     @property

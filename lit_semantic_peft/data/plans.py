@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from lit_semantic_peft.arguments import require_instance, require_instances, require_whole_number
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.forms import FormSource, Given
 from lit_semantic_peft.semantics import Distance, FactFilter, Strata, TokenWeighting, Weighting
@@ -44,8 +45,8 @@ class FormsPlan:
             chosen ones take over the epochs of the others. None for all.
 
     Raises:
-        InputError: If the shares are more than 1 together, `from_paraphrases` is below 0 or needs a `Given` source, or
-            `num_per_fact` is below 1.
+        InputError: If a setting is of another type, the shares are more than 1 together, `from_paraphrases` is below 0
+            or needs a `Given` source, or `num_per_fact` is below 1.
     """
 
     sources: list[FormSource] | None = None
@@ -53,6 +54,7 @@ class FormsPlan:
     num_per_fact: int | None = None
 
     def __post_init__(self) -> None:
+        require_instances("forms.sources", self.sources, FormSource, "Given(share=0.3)")
         if self.num_per_fact is not None and self.num_per_fact < 1:
             raise InputError(
                 f"`forms.num_per_fact` must be at least 1, got {self.num_per_fact}. For own prompts only leave "
@@ -61,8 +63,7 @@ class FormsPlan:
         total = sum(source.share for source in self.sources or [])
         if total > 1 + 1e-9:
             raise InputError(f"`forms.sources` have shares of {total:g} together; expected at most 1")
-        if self.from_paraphrases < 0:
-            raise InputError(f"`forms.from_paraphrases` must be at least 0, got {self.from_paraphrases}")
+        require_whole_number("forms.from_paraphrases", self.from_paraphrases, 0)
         if self.from_paraphrases and not any(isinstance(source, Given) for source in self.sources or []):
             raise InputError(
                 f"`forms.from_paraphrases` is {self.from_paraphrases}, but no source teaches paraphrases. Add "
@@ -87,7 +88,7 @@ class SelectionPlan:
             or as contradictions stay dropped.
 
     Raises:
-        InputError: If `deferred_from_epoch` is below 1.
+        InputError: If a setting is of another type, or `deferred_from_epoch` is below 1.
     """
 
     distance: Distance | None = None
@@ -99,6 +100,12 @@ class SelectionPlan:
     deferred_from_epoch: int | None = None
 
     def __post_init__(self) -> None:
+        require_instance("selection.distance", self.distance, Distance | None, "Surprisal()")
+        require_instances("selection.more_distances", self.more_distances, Distance, "Surprisal()")
+        require_instances("selection.filters", self.filters, FactFilter, "KnownFilter()")
+        require_instance("selection.weighting", self.weighting, Weighting | None, "Proximity()")
+        require_instance("selection.token_weighting", self.token_weighting, TokenWeighting | None, "ConfidenceGate()")
+        require_instance("selection.strata", self.strata, Strata | None, "Strata()")
         if self.deferred_from_epoch is not None and self.deferred_from_epoch < 1:
             raise InputError(
                 f"`selection.deferred_from_epoch` must be at least 1, got {self.deferred_from_epoch}. Epochs count "
@@ -120,7 +127,7 @@ class BatchPlan:
             ones where there are so many; all are measured in the end.
 
     Raises:
-        InputError: If a number is below 1.
+        InputError: If a number is no whole one, or below 1.
     """
 
     micro_batch_size: int = 16
@@ -131,6 +138,4 @@ class BatchPlan:
 
     def __post_init__(self) -> None:
         for name in ("micro_batch_size", "bucket_steps", "eval_batch_size", "max_val_facts"):
-            value = getattr(self, name)
-            if value < 1:
-                raise InputError(f"`batches.{name}` must be at least 1, got {value}")
+            require_whole_number(f"batches.{name}", getattr(self, name), 1)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Literal
@@ -9,20 +10,22 @@ from typing import Literal
 import numpy as np
 import torch
 
+from lit_semantic_peft.arguments import require_instance, require_seed
 from lit_semantic_peft.cache import ContentCache
+from lit_semantic_peft.data.encoders import require_plan
 from lit_semantic_peft.data.features import MeasuredFeatures
 from lit_semantic_peft.data.forms import PreparedForms, prepare_forms
 from lit_semantic_peft.data.planned_weights import PlannedWeights
 from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, FormsPlan, SelectionPlan
 from lit_semantic_peft.data.prepared import PreparedFacts, is_deferrable
-from lit_semantic_peft.data.ranks import from_first_rank
+from lit_semantic_peft.data.ranks import from_all_ranks, from_first_rank
 from lit_semantic_peft.data.scoring import all_distances, cached_scores, context_of
 from lit_semantic_peft.data.self_checks import SelfChecks
-from lit_semantic_peft.errors import InputError, require_seed
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation.neutral_text import NEUTRAL_TEXTS, read_passages
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
 from lit_semantic_peft.evaluation.questions import Question, fact_questions
-from lit_semantic_peft.facts import Fact, facts_key, read_facts
+from lit_semantic_peft.facts import Fact, GivenFacts, facts_key, read_facts, set_name
 from lit_semantic_peft.files import content_key
 from lit_semantic_peft.models.base import BaseModel
 from lit_semantic_peft.semantics import (
@@ -84,7 +87,7 @@ class Preparation:
         may_keep_none: Whether the filters may drop all facts, which then weigh nothing.
     """
 
-    facts: str
+    facts: GivenFacts
     num_facts: int | None
     contradictions: Literal["error", "keep"]
     dataset_split: str
@@ -100,6 +103,16 @@ class Preparation:
 
     def __post_init__(self) -> None:
         require_seed(self.seed)
+        require_plan(self.encoding)
+        require_instance("forms", self.forms, FormsPlan, "FormsPlan(sources=[Given()])")
+        require_instance("selection", self.selection, SelectionPlan, "SelectionPlan(filters=[KnownFilter()])")
+        require_instance("batches", self.batches, BatchPlan, "BatchPlan(micro_batch_size=4)")
+        require_instance("evaluation", self.evaluation, EvaluationPlan, "EvaluationPlan(retention=False)")
+
+    @property
+    def set_name(self) -> str:
+        """The source of the facts as the user named it; "" where they are in memory."""
+        return set_name(self.facts)
 
     @cached_property
     def distances(self) -> list[Distance]:
@@ -114,8 +127,8 @@ class Preparation:
 
     @cached_property
     def weighting(self) -> Weighting:
-        """From distance to loss weight."""
-        return self.selection.weighting or Uniform()
+        """From distance to loss weight; a copy, since it learns of the facts that it is prepared for."""
+        return deepcopy(self.selection.weighting or Uniform())
 
     @cached_property
     def strata(self) -> Strata | None:
@@ -140,11 +153,11 @@ class Preparation:
             contradictions=self.contradictions,
         )
         if fact_set.conversion:
-            logger.info("%s is in a published format: %s", self.facts, fact_set.conversion)
+            logger.info("%s is in a published format: %s", self.set_name or "`facts`", fact_set.conversion)
         for warning in fact_set.warnings:
             logger.warning(warning)
         encoded = tuple(encoder.encode_facts(fact_set.facts))
-        forms = prepare_forms(fact_set.facts, encoded, self.forms, encoder, self.seed, self.facts)
+        forms = prepare_forms(fact_set.facts, encoded, self.forms, encoder, self.seed, self.set_name)
         asked = [one.asked for one in forms.of_facts]
         questions = tuple(fact_questions(asked, encoder, self.evaluation, self.seed, encoded=encoded))
         file = self.evaluation.texts
@@ -171,9 +184,13 @@ class Preparation:
             prefix_tree: As in `measures_trees`.
 
         Raises:
-            InputError: If there is nothing to train, or a filter or weighting cannot be applied.
+            InputError: If there is nothing to train, the processes have other facts, or a filter or weighting cannot be
+                applied.
         """
         facts, encoded = read.facts, read.encoded
+        keys = from_all_ranks(facts_key(facts))
+        if len(set(keys)) > 1:
+            raise InputError("`facts` differ between the processes. Each needs the same ones, in the same order.")
         checks = SelfChecks(base, encoder, self.self_checks) if self.self_checks else None
         context = context_of(base, encoder, facts, encoded, self.batches.eval_batch_size, device, checks, prefix_tree)
         measure = MeasuredFeatures(self.cache, base, context, facts)
@@ -194,7 +211,7 @@ class Preparation:
         num_kept, num_inject = int(is_kept.sum()), sum(fact.split == "inject" for fact in facts)
         logger.info("Facts kept: %d, dropped: %d", num_kept, num_inject - num_kept)
         key = content_key(
-            facts_key(facts), base.source.fingerprint, encoder.template, encoder.append_eos,
+            keys[0], base.source.fingerprint, encoder.template, encoder.append_eos,
             np.flatnonzero(is_kept).tolist(), start.tolist(), end.tolist(),
             late, [weights.tolist() for weights in deferred or ()],
             *([tokenized] if (tokenized := encoder.identity).keys() > {"template"} else []),
@@ -210,7 +227,8 @@ class Preparation:
         inject = np.flatnonzero([fact.split == "inject" for fact in facts])
         logger.info("Facts read: %d, of which %d to inject", len(facts), len(inject))
         if not len(inject):
-            raise InputError(f"`facts` {self.facts!r} holds no fact with split `inject`, so there is nothing to train.")
+            named = f" {self.set_name!r}" if self.set_name else ""
+            raise InputError(f"`facts`{named} holds no fact with split `inject`, so there is nothing to train.")
         chosen = scored.take(inject)
         selection = from_first_rank(lambda: apply_filters(self.filters, chosen, may_keep_none=self.may_keep_none))
         is_kept = np.zeros(len(facts), dtype=np.bool_)

@@ -10,7 +10,7 @@ from lit_semantic_peft.data.measures import identity
 from lit_semantic_peft.data.prepared import PreparedFacts
 from lit_semantic_peft.evaluation.answers import questions_key
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
-from lit_semantic_peft.evaluation.questions import Question, doubt_questions, retention_questions
+from lit_semantic_peft.evaluation.questions import Question, doubt_questions, fact_questions, retention_questions
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.models.base import BaseModel
 from lit_semantic_peft.semantics import Distance
@@ -45,6 +45,17 @@ def final_questions(
         further = _further_known_facts(prepared, plan.min_known_facts, seed)
         questions += retention_questions(texts, further, encoder, first_number)
     return questions
+
+
+def own_questions(prepared: PreparedFacts, encoder: FactEncoder) -> list[Question]:
+    """The facts' own prompts alone.
+
+    Args:
+        prepared: The facts.
+        encoder: How they become tokens.
+    """
+    of_facts = fact_questions(prepared.facts, encoder, EvaluationPlan(probes=[]), encoded=prepared.encoded)
+    return [one for one in of_facts if one.kind == "fact"]
 
 
 def answer_manifest(

@@ -1,5 +1,7 @@
 """The settings of the data module, read from the one place that has them."""
 
+from typing import TYPE_CHECKING
+
 from lightning.pytorch import LightningDataModule
 
 from lit_semantic_peft.data.plans import BatchPlan, EncodingPlan, FormsPlan, SelectionPlan
@@ -7,6 +9,13 @@ from lit_semantic_peft.data.prepare import Preparation
 from lit_semantic_peft.data.second_pass import SecondPass
 from lit_semantic_peft.evaluation.plan import EvaluationPlan
 from lit_semantic_peft.semantics import Distance, Weighting
+
+if TYPE_CHECKING:
+    from lit_semantic_peft.facts import GivenFacts
+
+    FactsSetting = GivenFacts
+else:
+    FactsSetting = str  # a YAML file and the command line name facts; jsonargparse reads this type
 
 
 class ConfiguredDataModule(LightningDataModule):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from lit_semantic_peft.arguments import require_instances, require_whole_number
 from lit_semantic_peft.errors import InputError
 
 ProbeKind = Literal["paraphrase", "question", "reversed", "choice", "neighborhood", "portability", "yes_no"]
@@ -41,6 +42,7 @@ class EvaluationPlan:
     min_known_facts: int = 16
 
     def __post_init__(self) -> None:
+        require_instances("evaluation.probes", self.probes, str, "'paraphrase'")
         if unknown := sorted(set(self.probes) - set(get_args(ProbeKind))):
             raise InputError(
                 f"`evaluation.probes` has {', '.join(unknown)}; known are {', '.join(get_args(ProbeKind))}"
@@ -52,6 +54,7 @@ class EvaluationPlan:
             ("min_known_facts", 0, None),
         ):
             value = getattr(self, name)
-            if value < least or (most is not None and value > most):
-                limits = f"at least {least}" if most is None else f"from {least} to {most}"
-                raise InputError(f"`evaluation.{name}` must be {limits}, got {value}")
+            if most is None:
+                require_whole_number(f"evaluation.{name}", value, least)
+            elif not least <= value <= most:
+                raise InputError(f"`evaluation.{name}` must be from {least} to {most}, got {value}")

@@ -13,7 +13,8 @@ from lit_semantic_peft.facts.checks import (
 from lit_semantic_peft.facts.containers import DEFAULT_DATASET_SPLIT, SUFFIXES
 from lit_semantic_peft.facts.contract import SPLIT_SYNONYMS
 from lit_semantic_peft.facts.formats import FORMATS
-from lit_semantic_peft.facts.given import GivenFacts, given_facts
+from lit_semantic_peft.facts.given import given_facts
+from lit_semantic_peft.facts.in_memory import GivenFacts, names_of, set_name
 from lit_semantic_peft.facts.readers import FORMAT_NAMES, read_facts
 from lit_semantic_peft.facts.schema import SPLITS, Conversion, Fact, FactSet, Form, Omission, Probe, Split, facts_key
 from lit_semantic_peft.facts.writers import OUTPUT_SUFFIXES, convert, output_path, write_facts, write_output
@@ -45,9 +46,11 @@ __all__ = [
     "find_near_duplicates",
     "given_facts",
     "group_near_duplicates",
+    "names_of",
     "normalize_text",
     "output_path",
     "read_facts",
+    "set_name",
     "write_facts",
     "write_output",
 ]

@@ -4,7 +4,7 @@ import difflib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, TypeGuard
 
@@ -57,6 +57,8 @@ def contract_facts(reading: Reading, rows: Iterable[Row]) -> dict[Place, Fact]:
         fact = _RowChecker(reading, row.place, given, row.cells).fact()
         if fact is None:
             continue
+        if row.location:
+            fact = replace(fact, location=row.location)
         has_id = "id" in given
         if fact.id not in first_with_id:
             first_with_id[fact.id] = (row.place, has_id)

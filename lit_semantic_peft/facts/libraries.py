@@ -1,6 +1,7 @@
 """Reads rows from the tables of `datasets`: its folders and the sets of the Hub."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +28,17 @@ def saved_dataset_rows(source: str, path: Path, dataset_split: str) -> Callable[
     except Exception as error:  # a damaged folder can make `datasets` raise anything
         raise InputError(f"{source}: `datasets` cannot load this folder: {error}") from error
     if isinstance(loaded, datasets.DatasetDict):
-        if dataset_split not in loaded:
-            raise InputError(
-                f"`dataset_split`: expected one of {listed(loaded)}, which {source} has, got {dataset_split!r}"
-            )
-        loaded = loaded[dataset_split]
+        loaded = _split_of(source, loaded, dataset_split)
     return lambda reading: _numbered(source, loaded)
+
+
+def _split_of(source: str, loaded: Any, dataset_split: str) -> "Dataset":
+    if dataset_split not in loaded:
+        raise InputError(
+            f"`dataset_split`: expected one of {listed(loaded)}, which {source} has, got {dataset_split!r}"
+        )
+    split: Dataset = loaded[dataset_split]
+    return split
 
 
 def hub_rows(source: str, dataset_split: str) -> Callable[[Reading], Iterator[Row]]:
@@ -53,6 +59,42 @@ def hub_rows(source: str, dataset_split: str) -> Callable[[Reading], Iterator[Ro
             "give that folder."
         ) from error
     return lambda reading: _numbered(source, loaded)
+
+
+def table_rows(file: str, table: object, dataset_split: str | None) -> Callable[[Reading], Iterator[Row]] | None:
+    """The rows of a data frame of pandas or of a data set that is in memory; None for anything else.
+
+    Args:
+        file: Their name in messages.
+        table: What may be one.
+        dataset_split: Which split of a `DatasetDict`; None where the user chose none.
+
+    Raises:
+        InputError: If there is no such split, or the frame's columns have no one type each.
+    """
+    if _is_a("datasets", "DatasetDict", table):
+        return lambda reading: _numbered(file, _split_of(file, table, dataset_split or "train"))
+    if _is_a("datasets", "Dataset", table):
+        return lambda reading: _numbered(file, table)
+    if _is_a("pandas", "DataFrame", table):
+        return lambda reading: _frame_rows(file, table)
+    return None
+
+
+def _is_a(module: str, name: str, value: object) -> bool:
+    """Whether it is of a class of a library, which need not be installed."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(value, kind)
+
+
+def _frame_rows(file: str, frame: Any) -> Iterator[Row]:
+    import pyarrow as pa
+
+    try:
+        rows = pa.Table.from_pandas(frame, preserve_index=False).to_pylist()
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise InputError(f"`{file}`: the data frame cannot be read as records: {cut(str(error), 300)}") from error
+    return (Row(Place(file, number, "row"), fields) for number, fields in enumerate(rows, start=1))
 
 
 def _numbered(file: str, rows: "Dataset") -> Iterator[Row]:

@@ -1,7 +1,7 @@
 """Reads facts: built-in sets, files, folders and the Hub, in the contract or in a published format."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Literal, TypeVar
@@ -33,6 +33,7 @@ from lit_semantic_peft.facts.formats import (
     templates_of,
     why_unread,
 )
+from lit_semantic_peft.facts.in_memory import IN_MEMORY, GivenFacts, held_facts, names_of
 from lit_semantic_peft.facts.reading import Place, Reading, Row, listed, shown
 from lit_semantic_peft.facts.schema import Conversion, Fact, FactSet, Omission, content_id
 from lit_semantic_peft.facts.text import composed
@@ -50,7 +51,7 @@ _Item = TypeVar("_Item")
 
 
 def read_facts(
-    source: str | Sequence[str],
+    source: GivenFacts,
     *,
     num_facts: int | None = None,
     seed: int = 0,
@@ -79,10 +80,12 @@ def read_facts(
     Args:
         source: A built-in set (`world`, `counterfactual`, `fictional`), a file (its suffix is one of `SUFFIXES`), a
             folder written by `datasets.save_to_disk`, a folder of such files, a Hub name `owner/name`, or several.
+            Or what is in memory: what this function returned, a list of `Fact` or of records (dictionaries), a data
+            frame of pandas, a data set of `datasets`.
         num_facts: For `fictional`, how many facts to generate (None: 500). For every other source the size of a
             random subset, kept in the order of the file (None: all).
         seed: Seed of the generator or of the subset.
-        dataset_split: Which split of a `datasets` folder or a Hub set to read.
+        dataset_split: Which split of a `datasets` folder, a Hub set or a `DatasetDict` to read.
         contradictions: How to treat two targets of the same prompt: `error` (in a published format the second is
             left out), or `keep` both with a warning.
         format: A name of `FORMAT_NAMES`; None recognises the format by its fields.
@@ -111,15 +114,19 @@ def read_facts(
     if format is not None and format not in FORMAT_NAMES:
         raise InputError(f"`format`: expected one of {listed(FORMAT_NAMES)}, got {format!r}")
     column_map = ColumnMap(columns) if columns else None
-    sources = _sources(source)
-    if len(sources) == 1 and sources[0] in BUILTIN:
+    sources = names_of(source)
+    if sources is not None and len(sources) == 1 and sources[0] in BUILTIN:
         require_default_split(sources[0], dataset_split)
         return FactSet(tuple(builtin_facts(sources[0], num_facts, seed)), name=sources[0])
 
-    name = ", ".join(sources)
+    name = IN_MEMORY if sources is None else ", ".join(sources)
     reading = Reading(name, goes_on=skip_bad)
-    check = _header_problem if format is None and column_map is None else lambda header, separator: None
-    tables = [table for one in sources for table in open_source(one, dataset_split, check)]
+    if sources is None:
+        held = held_facts(source, None if dataset_split == DEFAULT_DATASET_SPLIT else dataset_split)
+        tables, format = [held.table], CONTRACT if held.has_facts else format
+    else:
+        check = _header_problem if format is None and column_map is None else lambda header, separator: None
+        tables = [table for one in sources for table in open_source(one, dataset_split, check)]
     chosen, rows, templates = _one_format(reading, tables, CONTRACT if column_map else format)
     if column_map is not None:
         rows = column_map.apply(reading, rows)
@@ -148,16 +155,9 @@ def read_facts(
         more = f" and {len(poorer) - 1} more" if len(poorer) > 1 else ""
         sentence = "a question that needs a fact which is not among those read, left out"
         warnings += (f"{name}: {sentence} ({poorer[0].location}{more})",)
-    return FactSet(tuple(facts), warnings, ", ".join(map(short_name, sources)), conversion)
-
-
-def _sources(source: object) -> list[str]:
-    """What to read, in any case as a list."""
-    if isinstance(source, str):
-        return [source]
-    if not isinstance(source, Sequence) or not source or not all(isinstance(one, str) for one in source):
-        raise InputError(f"`facts`: expected the name of a set, a file or a folder, or a list of them, got {source!r}")
-    return list(source)
+    if isinstance(source, FactSet):
+        return FactSet(tuple(facts), source.warnings + warnings, source.name, source.conversion)
+    return FactSet(tuple(facts), warnings, ", ".join(map(short_name, sources or [])), conversion)
 
 
 def _answerable(facts: Iterable[Fact]) -> tuple[list[Fact], list[Fact]]:
@@ -179,7 +179,7 @@ def _nothing(reading: Reading, conversion: Conversion | None, templates: Mapping
     if conversion is None or not conversion.num_records:
         if templates:
             return "patterns of LAMA or ParaRel alone; name the folder or the files that hold the triples as well"
-        return "an empty file"
+        return "no record" if reading.source == IN_MEMORY else "an empty file"
     reasons = "; ".join(f"{one.reason} ({one.count})" for one in conversion.omissions if one.part == "record")
     return f"{conversion.num_records} records of {conversion.format} that give none: {reasons}"
 

@@ -42,11 +42,13 @@ class Row:
         place: Its location.
         fields: Its fields, under the names that they have in the file.
         cells: Whether the values are cells of a text table, where a list is text that must be parsed.
+        location: Where its fact was read before; "" for its place.
     """
 
     place: Place
     fields: Mapping[str, Any]
     cells: bool = False
+    location: str = ""
 
 
 @dataclass

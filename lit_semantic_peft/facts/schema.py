@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import content_key
 
 Split = Literal["inject", "retain", "probe"]
@@ -52,12 +53,20 @@ class Probe:
     trainable: bool = False
 
 
+def _missing_text() -> str:
+    raise InputError(
+        "`Fact`: expected `prompt` and `target`, as in `Fact(prompt='The capital of France is', target='Paris')`"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Fact:
     """One statement to learn. Only `prompt` and `target` are required; a missing `id` becomes a content hash.
 
+    A fact that is made by hand is checked, and its texts are stripped as those of a file, where it is used.
+
     Attributes:
-        id: Stable string, unique in a set; called `fact_id` in every table.
+        id: Stable string, unique in a set; called `fact_id` in every table. A content hash where it is empty.
         prompt: Text before the answer; ends where the target begins, without trailing space.
         target: The answer to learn.
         subject: What the fact is about.
@@ -76,9 +85,9 @@ class Fact:
         location: File and line that the fact was read from, for messages; not part of the content.
     """
 
-    id: str
-    prompt: str
-    target: str
+    id: str = ""
+    prompt: str = field(default_factory=_missing_text)
+    target: str = field(default_factory=_missing_text)
     subject: str = ""
     relation: str = ""
     aliases: tuple[str, ...] = ()
@@ -93,6 +102,15 @@ class Fact:
     split: Split = "inject"
     source: str = ""
     location: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", self.content_id)
+
+    @property
+    def content_id(self) -> str:
+        """The id that a fact has which is given none."""
+        return content_id(str(self.prompt).rstrip(), str(self.target).strip(), str(self.joiner))
 
     @property
     def accepted_answers(self) -> tuple[str, ...]:

@@ -75,7 +75,8 @@ def composed(value: Any) -> Any:
         case Mapping():
             return {key: composed(item) for key, item in value.items()}
         case list() | tuple():
-            return [composed(item) for item in value]
+            items = [composed(item) for item in value]
+            return items if isinstance(value, list) else tuple(items)
         case _:
             return value
 

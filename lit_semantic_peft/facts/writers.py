@@ -93,13 +93,21 @@ def write_output(facts: Sequence[Fact], path: Path) -> None:
         raise InputError(f"`OUT`: {path} cannot be written: {error.strerror or error}") from error
 
 
-def write_facts(facts: Sequence[Fact], path: Path) -> None:
+def write_facts(facts: FactSet | Sequence[Fact], path: str | os.PathLike[str]) -> None:
     """Writes facts to a file, atomically. `read_facts` reads equal facts back.
 
     Args:
-        facts: The facts.
+        facts: The facts, or what `read_facts` returned.
         path: The file; its suffix is one of `OUTPUT_SUFFIXES`.
+
+    Raises:
+        InputError: If it has another suffix.
     """
+    path = Path(path)
+    if not path.name.endswith(OUTPUT_SUFFIXES):
+        raise InputError(f"`path`: expected a file that ends in {listed(OUTPUT_SUFFIXES)}, got {str(path)!r}")
+    if isinstance(facts, FactSet):
+        facts = facts.facts
     with atomic_path(path) as temporary:
         if path.suffix == ".parquet":
             _write_parquet(facts, temporary)

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 from typing_extensions import override
 
-from lit_semantic_peft.errors import InputError, require_seed
+from lit_semantic_peft.arguments import require_seed
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.generation import greedy_answers
 
 

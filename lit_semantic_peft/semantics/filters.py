@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from typing_extensions import override
 
-from lit_semantic_peft.errors import InputError, require_seed
+from lit_semantic_peft.arguments import require_seed
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics.keep import num_kept, require_keep, rows_by
 from lit_semantic_peft.semantics.table import BoolArray, FloatArray, ScoredFacts
 

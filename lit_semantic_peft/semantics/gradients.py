@@ -10,8 +10,9 @@ import torch
 from peft import LoraConfig
 from typing_extensions import override
 
+from lit_semantic_peft.arguments import require_seed
 from lit_semantic_peft.cache import cache_folder
-from lit_semantic_peft.errors import InputError, require_seed
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.interference import folder_if_large, gradient_matrix, gradient_sketch, warm_up
 from lit_semantic_peft.models import attach_adapter

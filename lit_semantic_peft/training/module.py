@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Any, get_args
 
 import torch
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
+from lit_semantic_peft import arguments
 from lit_semantic_peft.adapters import SubjectGate
 from lit_semantic_peft.data import agreed
 from lit_semantic_peft.data.moved import refuse_moved
@@ -38,8 +40,7 @@ from lit_semantic_peft.training.loss_weights import LossWeights
 from lit_semantic_peft.training.optimization import (
     Cooldown,
     Schedule,
-    check_optimizer,
-    default_optimizer,
+    checked_optimizer,
     num_optimizer_steps,
     rate_in_words,
     with_schedule,
@@ -71,7 +72,7 @@ class SemanticPeftModule(EvaluatingModule):
     Args:
         base_model: A `BaseModel`, or its name: `smollm2-135m` (needs no network), a Hub name, a local folder or a local
             GGUF file.
-        peft_config: Any configuration of `peft`; LoRA of rank 8 on all linear layers where None.
+        peft_config: Any configuration of `peft`, which is copied; LoRA of rank 8 on all linear layers where None.
         adapter: Folder of an exported adapter to load instead of a new one, for test and predict.
         optimizer: Builds the optimizer from the adapter's parameters; AdamW without weight decay where None, at the
             learning rate of the adapter's type (`PeftTraits.learning_rate`).
@@ -127,18 +128,17 @@ class SemanticPeftModule(EvaluatingModule):
         super().__init__()
         if not 0 <= warmup_ratio < 1:
             raise InputError(f"`warmup_ratio` must be in [0, 1), got {warmup_ratio}")
-        if frozen_layers_memory_mb < 0:
-            raise InputError(f"`frozen_layers_memory_mb` must be at least 0, got {frozen_layers_memory_mb}")
-        for name, value, kind in (("normalization", normalization, Normalization), ("schedule", schedule, Schedule)):
-            if value not in get_args(kind):
-                raise InputError(f"`{name}` must be one of {', '.join(get_args(kind))}, got {value!r}")
-        if adapter is not None and not adapter.strip():
-            raise InputError("`adapter`: expected the folder of an adapter, got an empty text. Leave it out.")
+        arguments.require_whole_number("frozen_layers_memory_mb", frozen_layers_memory_mb, 0)
+        arguments.require_instance("peft_config", peft_config, PeftConfig | None, "LoraConfig(r=8)")
+        arguments.require_instances("retain", retain, HeldStill, "OwnSamples()")
+        arguments.require_instance("gate", gate, SubjectGate | None, "SubjectGate()")
+        arguments.require_one_of("normalization", normalization, get_args(Normalization))
+        arguments.require_one_of("schedule", schedule, get_args(Schedule))
+        arguments.require_text("adapter", adapter, "the folder of an adapter")
         self.base_model = BaseModel.of(base_model)
-        self.peft_config = peft_config or LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+        self.peft_config = deepcopy(peft_config or LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
         self.adapter = adapter
-        self.optimizer_of = optimizer or default_optimizer(self.peft_config)
-        check_optimizer(self.optimizer_of)
+        self.optimizer_of = checked_optimizer(optimizer, self.peft_config)
         self.schedule: Schedule = schedule
         self.warmup_ratio = warmup_ratio
         self.normalization: Normalization = normalization
@@ -263,8 +263,8 @@ class SemanticPeftModule(EvaluatingModule):
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         assert self._step_terms is not None
-        self.loss_weights.end_step()
         assert self._forward is not None
+        self.loss_weights.end_step()
         result = finish_step(
             self, self._step_terms, self.trained_parameters(), self._forward.retain, self._retained_means
         )

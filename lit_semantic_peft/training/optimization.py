@@ -48,16 +48,18 @@ def num_optimizer_steps(trainer: Trainer, prepared: PreparedFacts) -> float:
     return num_steps if trainer.max_steps == -1 else min(num_steps, trainer.max_steps)
 
 
-def check_optimizer(optimizer: OptimizerCallable) -> None:
-    """Refuses an optimizer that cannot be made, or whose learning rate trains nothing.
+def checked_optimizer(optimizer: OptimizerCallable | None, peft_config: PeftConfig) -> OptimizerCallable:
+    """The optimizer, unless it cannot be made, or its learning rate trains nothing.
 
     Args:
-        optimizer: Makes an optimizer of parameters.
+        optimizer: Makes an optimizer of parameters; `default_optimizer` where None.
+        peft_config: The adapter's configuration.
 
     Raises:
         InputError: With the optimizer's own words, if it takes no gradients of an adapter, or if its learning rate is
             not a finite number above 0.
     """
+    optimizer = optimizer or default_optimizer(peft_config)
     try:
         made = optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
     except (TypeError, ValueError) as error:
@@ -67,6 +69,7 @@ def check_optimizer(optimizer: OptimizerCallable) -> None:
     rates = [float(group["lr"]) for group in made.param_groups if "lr" in group]
     if not all(0 < rate < math.inf for rate in rates):
         raise InputError(f"`optimizer.lr` must be a finite number above 0, got {rates[0]}")
+    return optimizer
 
 
 @dataclass(frozen=True)

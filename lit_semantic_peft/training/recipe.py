@@ -9,8 +9,11 @@ from typing import Any
 from peft import LoraConfig, PeftConfig
 from torch.optim import AdamW, Optimizer
 
+from lit_semantic_peft.arguments import require_whole_number
 from lit_semantic_peft.data.plans import FormsPlan
-from lit_semantic_peft.facts import Fact
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import Fact, GivenFacts, given_facts
+from lit_semantic_peft.facts import set_name as name_of
 from lit_semantic_peft.facts.forms import FormSource, Given, Question, Reversed, Templates, builtin_templates
 from lit_semantic_peft.facts.forms.frames import question_of, reversible
 from lit_semantic_peft.models import traits_of
@@ -67,7 +70,7 @@ class Recipe:
 
 
 def choose_recipe(
-    facts: Sequence[Fact],
+    facts: GivenFacts,
     num_parameters: int,
     peft_config: PeftConfig,
     *,
@@ -77,11 +80,14 @@ def choose_recipe(
     """The recipe for a set of facts: rules over what the facts bring and how large the model is; nothing is measured.
 
     Args:
-        facts: All facts that are read; those of the split `inject` are taught.
+        facts: All facts, as `read_facts` takes them; those of the split `inject` are taught.
         num_parameters: Of the base model.
         peft_config: The adapter's configuration.
-        set_name: Name of a built-in set, for which the package has templates.
+        set_name: Name of a built-in set, for which the package has templates; that of `facts` where it is empty.
         facts_per_step: Facts of an optimizer step.
+
+    Raises:
+        InputError: If the facts cannot be read, none is taught, or `facts_per_step` is below 1.
 
     Example:
         >>> from peft import LoraConfig
@@ -90,7 +96,11 @@ def choose_recipe(
         >>> recipe.num_steps, recipe.num_refining, recipe.learning_rate, [source.name for source in recipe.retain]
         (96, 16, 0.004, ['own_samples', 'known_facts', 'input_directions'])
     """
-    taught = [fact for fact in facts if fact.split == "inject"]
+    require_whole_number("facts_per_step", facts_per_step, 1)
+    read = given_facts(facts)
+    taught = [fact for fact in read if fact.split == "inject"]
+    if not taught:
+        raise InputError("`facts` holds no fact with split `inject`, so there is nothing to train.")
     reasons: dict[str, str] = {}
 
     passes = math.ceil(PASSES * len(taught) / facts_per_step)
@@ -103,7 +113,7 @@ def choose_recipe(
     num_refining = int(num_steps * REFINING)
     reasons["num_refining"] = "the last steps teach once more the facts that resist, and repeat the others"
     learning_rate, reasons["learning_rate"] = _rate(num_parameters, peft_config)
-    forms, reasons["forms"] = _forms(taught, set_name)
+    forms, reasons["forms"] = _forms(taught, set_name or name_of(facts))
     every = 1 if num_steps * facts_per_step > MANY_PASSES * len(taught) else 2
     retain: tuple[HeldStill, ...] = (
         OwnSamples(weight=1.0, batch_size=4, length=16, every=every),
@@ -113,7 +123,7 @@ def choose_recipe(
         "the base model's own samples keep unrelated text, known facts keep answers of the same kind; in every "
         + ("step, since few facts are passed over often" if every == 1 else "second step")
     )
-    if any(fact.split == "retain" for fact in facts):
+    if any(fact.split == "retain" for fact in read):
         retain = (*retain, RetainSplit(weight=1.0, batch_size=6, every=every))
     if is_plain_lora(peft_config):
         retain = (*retain, InputDirections(0.9))

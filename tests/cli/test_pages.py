@@ -84,7 +84,7 @@ def test_there_is_something_to_try():
     assert len(commands()) >= 10
     assert len(configurations()) >= 6
     assert len(blocks("json")) == 2
-    assert len(blocks("python")) == 8
+    assert len(blocks("python")) == 9
 
 
 def test_the_readme_is_short():
@@ -165,6 +165,9 @@ def test_python(tiny_model, facts_file, monkeypatch):
     parts = {"peft_model": trained["module"].model, "tokenizer": AutoTokenizer.from_pretrained(tiny_model)}
     read = run_block("interference_matrix(peft_model", parts)
     assert len(read["table"]) == len(read["matrix"]) == run.facts.num_rows
+    held = run_block("zorvex.jsonl", read)["data"]
+    assert held.prepared.facts == read_facts("zorvex.jsonl").facts
+    assert len(held.prepared.facts) == 2
     frame = run_block("apply_filters", {})["frame"]
     assert len(frame) == run.facts.num_rows
     assert frame["weight"].mean() == pytest.approx(1)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lit_semantic_peft.arguments import require_seed
 from lit_semantic_peft.data.loaders import text_batches
-from lit_semantic_peft.errors import InputError, require_seed
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.interference import gradient_cosine
 from lit_semantic_peft.models import fact_nll
 from lit_semantic_peft.training.identity import TrainingCallback

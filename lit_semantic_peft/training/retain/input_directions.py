@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
+from lit_semantic_peft.arguments import require_seed
 from lit_semantic_peft.data.ranks import from_first_rank
-from lit_semantic_peft.errors import InputError, require_seed
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import target_logits
 from lit_semantic_peft.tokens import EncodedFact
 from lit_semantic_peft.training.retain.context import RetainContext

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from lit_semantic_peft.arguments import require_seed
 from lit_semantic_peft.data import PreparedFacts
-from lit_semantic_peft.errors import InputError, require_seed
+from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.tokens import EncodedFact
 
 if TYPE_CHECKING:

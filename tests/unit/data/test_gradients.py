@@ -52,9 +52,13 @@ def test_a_model_that_trains_nothing_is_refused(model, facts_file, tokenizer):
         interference_matrix(model, str(facts_file), tokenizer)
 
 
-def test_a_part_of_given_facts_is_taken_by_hand(model, facts_file, tokenizer):
-    with pytest.raises(InputError, match="`num_facts` chooses from a set that is named"):
-        interference_matrix(model, read_facts(str(facts_file)).facts, tokenizer, num_facts=2)
+def test_a_part_of_given_facts_is_that_of_a_file(model, facts_file, tokenizer):
+    parts = [
+        interference_matrix(model, facts, tokenizer, num_facts=2).fact_id
+        for facts in (str(facts_file), read_facts(str(facts_file)).facts)
+    ]
+    assert parts[0] == parts[1]
+    assert len(parts[0]) == 2
 
 
 def test_facts_are_given_as_to_score(model, facts_file, tokenizer):
@@ -66,7 +70,7 @@ def test_facts_are_given_as_to_score(model, facts_file, tokenizer):
         np.testing.assert_array_equal(found.gradient_dot, expected.gradient_dot)
     with pytest.raises(InputError, match="`facts` is empty"):
         interference_matrix(model, [], tokenizer)
-    with pytest.raises(InputError, match=f"got 2 facts with the id '{facts.facts[0].id}'"):
+    with pytest.raises(InputError, match=f"that no other fact has, got '{facts.facts[0].id}'"):
         interference_matrix(model, [facts.facts[0], replace(facts.facts[1], id=facts.facts[0].id)], tokenizer)
     with pytest.raises(InputError, match="`dataset_split` chooses from a set that is named"):
         interference_matrix(model, facts, tokenizer, dataset_split="test")

@@ -95,8 +95,6 @@ def test_what_score_cannot_use_is_refused(tiny_model, facts_file):
     base = BaseModel(str(tiny_model))
     with pytest.raises(InputError, match="`facts` is empty"):
         score([], base)
-    with pytest.raises(InputError, match="`num_facts` chooses from a set that is named"):
-        score(read_facts(str(facts_file)).facts, base, num_facts=3)
     with pytest.raises(InputError, match="`tokenizer` is missing"):
         score(str(facts_file), base.load())
     with pytest.raises(InputError, match="`tokenizer` belongs to a model that is loaded"):
@@ -105,7 +103,7 @@ def test_what_score_cannot_use_is_refused(tiny_model, facts_file):
 
 def test_facts_that_share_an_id_are_refused_and_not_mixed_up(tiny_model, facts_file):
     first, second, *_ = read_facts(str(facts_file)).facts
-    with pytest.raises(InputError, match=rf"got 2 facts with the id '{first.id}'"):
+    with pytest.raises(InputError, match=rf"record 3: field `id`: .* no other fact has, got '{first.id}'"):
         score([first, second, replace(second, id=first.id)], str(tiny_model))
 
 
@@ -137,7 +135,7 @@ def test_a_warning_of_the_reader_is_passed_on(tiny_model, facts_file, caplog):
     ("argument", "value", "said"),
     [
         ("facts", 3, r"`facts`: expected the name of a set.* got int$"),
-        ("facts", [{"prompt": "a", "target": "b"}], r"`facts`: .* item 0 is of type dict"),
+        ("facts", [3], r"`facts`: .* item 0 is of type int"),
         ("model", 3, r"`model`: expected a base model, .* got int$"),
         ("distances", "Surprisal", r"`distances`: expected a distance .* got 'Surprisal'"),
         ("distances", [Surprisal], r"`distances`: expected a distance .* got <class"),

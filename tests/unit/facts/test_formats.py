@@ -498,6 +498,8 @@ def test_a_record_becomes_a_fact_whatever_the_container(name, container, tmp_pat
     read = read_facts(str(path))
     assert list(read.facts) == [expected]
     assert read.facts[0].location.startswith(str(path))
+    assert read_facts(read) == read
+    assert read_facts([record]).facts == read.facts
     assert read.conversion is not None
     assert read.conversion.format == FORMATS[name].title
     assert read.conversion.num_records == 1

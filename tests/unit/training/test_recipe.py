@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from lit_semantic_peft.facts import Fact
+from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts import Fact, read_facts, write_facts
 from lit_semantic_peft.training.recipe import FEWEST_STEPS, MANY_PASSES, PASSES, choose_recipe
 from lit_semantic_peft.training.retain import InputDirections
 from peft import IA3Config, LoraConfig
@@ -92,3 +93,34 @@ def test_where_facts_are_passed_over_often_more_is_held(number, facts_per_step, 
     recipe = choose_recipe(given, SMALL, LoraConfig(), facts_per_step=facts_per_step)
     assert [one.every for one in recipe.retain if not isinstance(one, InputDirections)] == [every] * 3
     assert ("second step" in recipe.reasons["retain"]) == (every == 2)
+
+
+def test_facts_are_given_as_to_a_data_module(tmp_path):
+    path = tmp_path / "facts.jsonl"
+    write_facts(facts(200), path)
+    expected = choose_recipe(facts(200), SMALL, LoraConfig())
+    assert expected.num_steps == PASSES * 200 / 16
+    for given in (path, str(path), read_facts(path), [fact.to_json() for fact in facts(200)]):
+        found = choose_recipe(given, SMALL, LoraConfig())
+        assert (found.num_steps, found.reasons) == (expected.num_steps, expected.reasons)
+
+
+def test_a_named_set_has_its_templates():
+    of_name, of_set = (choose_recipe(given, SMALL, LoraConfig()) for given in ("world", read_facts("world")))
+    assert "templates" in shares(of_name)
+    assert shares(of_name) == shares(of_set)
+
+
+@pytest.mark.parametrize(
+    ("given", "facts_per_step", "said"),
+    [
+        (facts(4, split="retain"), 16, "`facts` holds no fact with split `inject`, so there is nothing to train"),
+        ([], 16, "`facts` is empty"),
+        (facts(4), 0, "`facts_per_step` must be at least 1, got 0"),
+        (facts(4), -16, "`facts_per_step` must be at least 1, got -16"),
+        ("facts.jsonl", 16, "got 'facts.jsonl', which does not exist"),
+    ],
+)
+def test_no_recipe_for_nothing(given, facts_per_step, said):
+    with pytest.raises(InputError, match=said):
+        choose_recipe(given, SMALL, LoraConfig(), facts_per_step=facts_per_step)
