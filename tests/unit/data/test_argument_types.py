@@ -69,7 +69,7 @@ from peft import LoraConfig
             "peft_config",
             {"r": 8},
             "`peft_config`: expected a `PeftConfig`, got {'r': 8}. "
-            "Write it as in `LoraConfig(r=8, target_modules='all-linear')`.",
+            "Write it as in `LoraConfig(r=8)`.",
         ),
         (
             SemanticPeftModule,
