@@ -68,8 +68,7 @@ from peft import LoraConfig
             SemanticPeftModule,
             "peft_config",
             {"r": 8},
-            "`peft_config`: expected a `PeftConfig`, got {'r': 8}. "
-            "Write it as in `LoraConfig(r=8)`.",
+            "`peft_config`: expected a `PeftConfig`, got {'r': 8}. Write it as in `LoraConfig(r=8)`.",
         ),
         (
             SemanticPeftModule,
