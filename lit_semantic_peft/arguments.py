@@ -1,6 +1,8 @@
 """Checks of an argument's type where it is given, not where it is used: Python's own error would come much later."""
 
+import os
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from types import UnionType
 from typing import get_args
 
@@ -67,13 +69,13 @@ def require_whole_number(name: str, value: object, least: int) -> None:
     Raises:
         InputError: Naming the argument and what was given.
     """
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise InputError(f"`{name}` must be a whole number, got {_described(value)}")
     if value < least:
         raise InputError(f"`{name}` must be at least {least}, got {value}")
 
 
-def require_text(name: str, value: str | None, expected: str) -> None:
+def require_text(name: str, value: str | os.PathLike[str] | None, expected: str) -> None:
     """Refuses a text that is empty, which is not the same as none.
 
     Args:
@@ -84,7 +86,7 @@ def require_text(name: str, value: str | None, expected: str) -> None:
     Raises:
         InputError: Naming the argument.
     """
-    if value is not None and not value.strip():
+    if value is not None and not os.fspath(value).strip():
         raise InputError(f"`{name}`: expected {expected}, got an empty text. Leave it out.")
 
 
@@ -98,7 +100,7 @@ def require_seed(seed: object, name: str = "seed") -> None:
     Raises:
         InputError: If it is no whole number in [0, `LARGEST_SEED`].
     """
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= LARGEST_SEED:
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= int(seed) <= LARGEST_SEED:
         raise InputError(f"`{name}` must be a whole number from 0 to {LARGEST_SEED}, got {_described(seed)}")
 
 

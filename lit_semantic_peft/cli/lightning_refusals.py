@@ -1,5 +1,6 @@
 """What Lightning refuses: settings of its trainer and callbacks that show only once they are used."""
 
+import linecache
 import os
 import traceback
 from collections.abc import Iterator, Sequence
@@ -22,34 +23,37 @@ _CONNECTING = str(Path(_THEIRS, "fabric", "utilities", "distributed.py"))
 _CHECKPOINTS = str(Path(_THEIRS, "pytorch", "trainer", "connectors", "checkpoint_connector.py"))
 _CALLBACKS = str(Path(_THEIRS, "pytorch", "callbacks")) + os.sep
 _HERE = ("127.0.0.1", "localhost")
-_OF_VALUES = (MisconfigurationException, ValueError, TypeError, RuntimeError, ZeroDivisionError, AssertionError)
+_OF_VALUES = (MisconfigurationException, ValueError, TypeError, ZeroDivisionError, AssertionError)
 
 
 @contextmanager
 def lightning_refusals() -> Iterator[None]:
     """Turns what Lightning raises of its settings into an input error; errors of anything else go on.
 
-    An error is Lightning's where it says so by its type, where its own code raises it of a value, where one of its
-    callbacks fails on this module, where processes cannot be connected, or where it takes up a checkpoint.
+    An error is Lightning's where it says so by its type, where its own code raises it of a value, where the code of one
+    of its callbacks fails on this module, where processes cannot be connected, or where it takes up a checkpoint.
 
     Raises:
         InputError: With Lightning's words, and the callback's name where it is one's.
     """
     try:
         yield
-    except (InputError, OSError):
+    except (InputError, OSError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        frames, lines = zip(*traceback.walk_tb(error.__traceback__), strict=True)
         known = [frame for frame in frames if frame.f_code.co_filename.startswith((_OURS, _THEIRS))]
-        if any(_restores(frame) for frame in frames) and not isinstance(error, torch.OutOfMemoryError):
+        if any(_restores(frame) for frame in frames):
             said = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
             raise InputError(f"`ckpt_path`: the checkpoint cannot be restored: {said}. Take another.") from error
         last = known[-1] if known else None
         if last is None or not last.f_code.co_filename.startswith(_THEIRS):
             raise
-        callback = _callback_of(known)
-        is_about_values = last is frames[-1] and isinstance(error, _OF_VALUES)
+        is_own = last is frames[-1]
+        callback = _callback_of(known) if is_own else None
+        # A tensor that cannot be moved or has no memory is a RuntimeError too, but of no `raise` of Lightning's.
+        is_raised = linecache.getline(last.f_code.co_filename, lines[-1]).lstrip().startswith("raise")
+        is_about_values = is_own and isinstance(error, (*_OF_VALUES, RuntimeError) if is_raised else _OF_VALUES)
         is_about_processes = last.f_code.co_filename == _CONNECTING
         if not (callback or is_about_values or is_about_processes or isinstance(error, MisconfigurationException)):
             raise

@@ -13,6 +13,17 @@ NO_DAMAGE = "No damage beyond the thresholds was measured."
 """Said where what was measured outside of the taught facts is as it was."""
 
 
+_TAUGHT = {
+    "efficacy": "own prompts",
+    "generalization": "paraphrases",
+    "generalization_question": "questions",
+    "generalization_reversed": "reversed questions",
+}
+"""Scores of what was taught, and what is asked."""
+_SHUT = 0.05
+"""Share of the questions that a gate may keep shut before it is said."""
+
+
 @dataclass(frozen=True, slots=True)
 class Thresholds:
     """From where on something is said.
@@ -42,16 +53,16 @@ def verdict(summary: Summary, thresholds: Thresholds | None = None) -> list[str]
         thresholds: From where on something is said.
 
     Returns:
-        Plain sentences. What was not measured is not judged. Where there is a gate, what it lets through is judged,
-        and damage without it is named as such.
+        Plain sentences. What was not measured is not judged. Where there is a gate, damage is judged through it, and
+        damage without it is named as such; what was learned is judged without it, and what it keeps shut through it.
     """
     limits = thresholds or Thresholds()
-    judged_by = _through_gate(summary)
     return [
-        *_damage(judged_by, limits),
+        *_damage(_through_gate(summary), limits),
         *_gate(summary, limits),
-        *_recall(judged_by, limits),
-        *_paraphrases(judged_by, limits),
+        *_recall(summary, limits),
+        *_paraphrases(summary, limits),
+        *_shut(summary),
         *_majority(summary, limits),
         *_retain(summary),
     ]
@@ -95,7 +106,22 @@ def _gate(summary: Summary, limits: Thresholds) -> list[str]:
         return []
     return [
         "An adapter that need not be merged can be kept from prompts that name nothing taught: `model.gate` "
-        "(`SubjectGate`)."
+        "(`SubjectGate`), where each fact has a `subject`."
+    ]
+
+
+def _shut(summary: Summary) -> list[str]:
+    """The questions whose answer the adapter knows and the gate keeps from it."""
+    found = []
+    for name, questions in _TAUGHT.items():
+        own, gated = (one.score(name).kept.after for one in (summary, _through_gate(summary)))
+        if own is not None and gated is not None and own.mean - gated.mean > _SHUT:
+            found.append(f"{questions} {percent(own.mean)} without the gate, {percent(gated.mean)} through it")
+    if not found:
+        return []
+    return [
+        f"The gate stays shut where the adapter knows the answer: {'; '.join(found)}. It opens for more names with "
+        "`model.gate.aliases`, and for questions in the other direction with `match: subjects_and_targets`."
     ]
 
 

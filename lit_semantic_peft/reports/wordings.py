@@ -38,14 +38,14 @@ def find_weak_wordings(kept: Sequence[_Row], probes: pa.Table | None) -> tuple[i
         How many wordings there are, weak or not, None where there are none; and the weak ones.
     """
     fact_of = {row["fact_id"]: row for row in kept}
-    asked: dict[_Wording, list[_Row]] = defaultdict(list)
+    asked: dict[_Wording, dict[str, _Row]] = defaultdict(dict)
     for row in probes.to_pylist() if probes is not None else []:
         fact = fact_of.get(row["fact_id"])
         if fact is not None and row["kind"] in _KINDS and row["correct_after"] is not None:
             wording = _without_name(row["prompt"], fact["target" if row["kind"] == "reversed" else "subject"])
             if wording is not None:
-                asked[row["kind"], fact["relation"] or "", wording].append(row)
-    shared = {wording: rows for wording, rows in asked.items() if len({row["fact_id"] for row in rows}) >= _FEWEST}
+                asked[row["kind"], fact["relation"] or "", wording].setdefault(row["fact_id"], row)
+    shared = {wording: list(of_fact.values()) for wording, of_fact in asked.items() if len(of_fact) >= _FEWEST}
     weak = [one for wording, rows in shared.items() if (one := _measured(wording, rows)).share_recalled < _WEAK]
     return len(shared) or None, sorted(weak, key=lambda one: (one.share_recalled, -one.num_facts))
 
@@ -54,7 +54,8 @@ def _without_name(prompt: str, name: str | None) -> str | None:
     """The prompt with … for the name and its article; None where the name is not in it."""
     if not name:
         return None
-    wording, found = re.subn(rf"(?:\b[Tt]he )?{re.escape(name.removeprefix('the '))}", _GAP, prompt)
+    bare = re.sub(r"^the ", "", name, flags=re.IGNORECASE)
+    wording, found = re.subn(rf"(?<!\w)(?:the )?{re.escape(bare)}(?!\w)", _GAP, prompt, flags=re.IGNORECASE)
     return wording if found else None
 
 

@@ -1,6 +1,7 @@
 """Templates of relations: sentences with {subject} and {target} that state any fact of a relation."""
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def builtin_templates(name: str) -> TemplatesByRelation:
     return _of_builtin().get(name, {})
 
 
-def read_templates(file: str) -> TemplatesByRelation:
+def read_templates(file: str | os.PathLike[str]) -> TemplatesByRelation:
     """Reads templates of a user.
 
     Args:
@@ -86,9 +87,10 @@ def read_templates(file: str) -> TemplatesByRelation:
         InputError: If the file cannot be read or a template cannot be used; names the file, the relation or line, and
             what was expected.
     """
-    text = read_text(file, "`templates`")
+    name = os.fspath(file)
+    text = read_text(name, "`templates`")
     found: dict[str, list[Template]] = {}
-    rows = _jsonl_rows(file, text) if file.endswith(".jsonl") else _yaml_rows(file, text)
+    rows = _jsonl_rows(name, text) if name.endswith(".jsonl") else _yaml_rows(name, text)
     for place, relation, template in rows:
         try:
             found.setdefault(relation, []).append(Template.parse(template))

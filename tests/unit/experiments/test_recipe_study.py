@@ -199,17 +199,22 @@ def test_a_bound_is_met_by_the_whole_interval_or_in_the_mean(values, limit, said
     assert table.Bound("known", limit).judged(measured) == said
 
 
-def test_a_neighbour_that_facts_share_is_one_of_the_draws():
-    """Neighbours of 40 facts: twice the same twenty give the interval of twenty, not of forty."""
-    ids = [fact.id for fact in given_facts("world") if fact.neighborhood]
-    prompts = [table._neighbour_of()[one] for one in ids]
-    shared = next(prompt for prompt in prompts if prompts.count(prompt) > 1)
-    twice = [one for one, prompt in zip(ids, prompts, strict=True) if prompt == shared][:2]
-    found = [{"fact_id": twice * 20, "neighbours": [1.0, 1.0] * 20, "recalled": [1.0, 0.0] * 20}]
+def test_a_neighbour_that_facts_share_is_one_of_the_draws(monkeypatch):
+    """Forty facts that share twenty neighbours have the interval of twenty, which is wider than that of forty."""
+    ids = [f"f{number}" for number in range(40)]
+    monkeypatch.setattr(table, "_neighbour_of", lambda: {one: f"n{number // 2}" for number, one in enumerate(ids)})
+    values = [float(number // 2 % 2) for number in range(40)]
+    found = [{"fact_id": ids, "neighbours": values, "recalled": values}]
     neighbours, recalled = (table.mean_of(found, table.MEASURES[name]) for name in ("neighbours", "recalled"))
-    assert len(set(table._clusters(found, table.MEASURES["neighbours"]))) == 1
-    assert table._clusters(found, table.MEASURES["recalled"]) is None
-    assert (neighbours.value, recalled.value) == (1.0, 0.5)
+    assert neighbours.value == recalled.value == 0.5
+    widths = [high - low for low, high in (neighbours.interval(), recalled.interval())]
+    assert widths[0] / widths[1] == pytest.approx(2**0.5, rel=0.15)
+
+
+def test_the_neighbours_of_the_facts_are_known():
+    known = table._neighbour_of()
+    assert any(list(known.values()).count(prompt) > 1 for prompt in list(known.values())[:50])
+    assert all(fact.id in known for fact in given_facts(str(facts.INVENTED["report"])) if fact.neighborhood)
 
 
 def test_unknown_settings_end_with_an_error(tmp_path, capsys):

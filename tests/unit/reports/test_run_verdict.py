@@ -112,8 +112,13 @@ def test_a_gated_run_is_judged_through_its_gate():
         "Without its gate, as plain peft loads the adapter: unrelated text moved: its loss rose by 1.50 nats per "
         "token, from 3.00 to 4.50."
     ]
-    lost = replace(gate, scores=(after("efficacy", 0.25),))
-    assert verdict(replace(HARMLESS, gate=lost))[0].startswith("Only 25 % of the kept facts are recalled")
+
+
+def test_what_a_gate_keeps_shut_is_no_lack_of_training():
+    shut = GateRecord("subjects", 4, {}, {}, (after("efficacy", 0.9), after("generalization", 0.2)))
+    (line,) = verdict(replace(HARMLESS, gate=shut))
+    assert line.startswith("The gate stays shut where the adapter knows the answer: paraphrases 70 % without the gate,")
+    assert "20 % through it. It opens for more names with `model.gate.aliases`" in line
 
 
 def test_thresholds_can_be_set():

@@ -4,6 +4,7 @@ import pytest
 from lit_semantic_peft.reports import fact_table, summarize
 from lit_semantic_peft.reports.tables import PROBE_COLUMNS, _build_table
 from lit_semantic_peft.reports.terminal import _weak_wordings
+from lit_semantic_peft.reports.wordings import _without_name
 
 SUBJECTS = ("the Bahamas", "Chad", "Fiji (islands)", "Peru")
 TARGETS = ("Nassau", "N'Djamena", "Suva", "Lima")
@@ -68,6 +69,26 @@ def test_what_is_not_weak(probes, number):
     summary = summary_of(probes)
     assert (summary.num_wordings, summary.weak_wordings) == (number, ())
     assert _weak_wordings(summary) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name", "wording"),
+    [
+        ("Also, Al is king", "Al", "Also, … is king"),
+        ("Piano was made by", "piano", "… was made by"),
+        ("Who are the Beatles?", "The Beatles", "Who are …?"),
+        ("Articles say", "Art", None),
+        ("Where is it?", None, None),
+    ],
+)
+def test_a_name_is_whole_words_in_any_case(prompt, name, wording):
+    assert _without_name(prompt, name) == wording
+
+
+def test_a_fact_that_is_asked_twice_in_a_wording_counts_once():
+    twice = [*asked("Where is {}?", set()), *((row, *rest) for row, *rest in asked("Where is the {}?", set()))]
+    (one,) = summary_of(twice).weak_wordings
+    assert (one.wording, one.num_facts) == ("Where is …?", 4)
 
 
 def test_dropped_facts_and_other_relations_are_no_part():
