@@ -50,7 +50,8 @@ def lightning_refusals() -> Iterator[None]:
         if last is None or not last.f_code.co_filename.startswith(_THEIRS):
             raise
         is_own = last is frames[-1]
-        callback = _callback_of(known) if is_own else None
+        # Misses something on the module, which torch says, or fails itself; what a logger's server says is not of it.
+        callback = _callback_of(known) if is_own or isinstance(error, AttributeError) else None
         # A tensor that cannot be moved or has no memory is a RuntimeError too, but of no `raise` of Lightning's.
         is_raised = linecache.getline(last.f_code.co_filename, lines[-1]).lstrip().startswith("raise")
         is_about_values = is_own and isinstance(error, (*_OF_VALUES, RuntimeError) if is_raised else _OF_VALUES)
