@@ -33,6 +33,7 @@ def own_module(text: str):
         Path("own_kind.py").write_text(text, encoding="utf-8")
         place.monkeypatch.syspath_prepend(str(Path.cwd()))
         place.monkeypatch.delitem(sys.modules, "own_kind", raising=False)
+        place.monkeypatch.setattr(sys, "dont_write_bytecode", True)  # it would be found as left behind
 
     return make
 
