@@ -12,7 +12,7 @@ from pathlib import Path
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.builtin import BUILTIN
 from lit_semantic_peft.facts.json_files import json_rows, jsonl_rows
-from lit_semantic_peft.facts.libraries import hub_rows, saved_dataset_rows
+from lit_semantic_peft.facts.libraries import hub_rows, require_default_split, saved_dataset_rows
 from lit_semantic_peft.facts.opened import LARGEST_LINE, lines, not_utf8, opened, require_records
 from lit_semantic_peft.facts.parquet import parquet_rows
 from lit_semantic_peft.facts.reading import Place, Reading, Row, cut, listed
@@ -25,8 +25,6 @@ SUFFIXES: tuple[str, ...] = (
 
 HeaderCheck = Callable[[list[str], str], str | None]
 """Takes a header and its separator; returns what is wrong with the header, None if nothing is."""
-
-DEFAULT_DATASET_SPLIT = "train"
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -75,22 +73,6 @@ def open_source(source: str, dataset_split: str, header_problem: HeaderCheck) ->
     if _HUB_NAME.fullmatch(source) and not source.endswith(SUFFIXES) and not path.parent.is_dir():
         return [Table(source, hub_rows(source, dataset_split))]
     raise InputError(_missing(source, path))
-
-
-def require_default_split(source: str, dataset_split: str) -> None:
-    """Refuses to read all of a source that has no splits where one of them was asked for.
-
-    Args:
-        source: What was named.
-        dataset_split: As of `open_source`.
-
-    Raises:
-        InputError: If it is not the default.
-    """
-    if dataset_split != DEFAULT_DATASET_SPLIT:
-        raise InputError(
-            f"`dataset_split` is {dataset_split!r}, but {source} has no splits and would be read whole. Leave it out."
-        )
 
 
 def _open_folder(source: str, path: Path, dataset_split: str, header_problem: HeaderCheck) -> list[Table]:

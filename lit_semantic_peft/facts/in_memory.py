@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.containers import Table
 from lit_semantic_peft.facts.contract import FIELDS
-from lit_semantic_peft.facts.libraries import table_rows
+from lit_semantic_peft.facts.libraries import require_default_split, table_rows
 from lit_semantic_peft.facts.reading import Place, Row
 from lit_semantic_peft.facts.schema import Fact, FactSet, Form, Probe
 
@@ -72,12 +72,12 @@ def set_name(source: GivenFacts) -> str:
     return names[0] if names is not None and len(names) == 1 else ""
 
 
-def held_facts(source: object, dataset_split: str | None) -> Held:
+def held_facts(source: object, dataset_split: str) -> Held:
     """The rows of facts in memory.
 
     Args:
         source: A set that was read, facts, records, a data frame or a data set.
-        dataset_split: Which split of a `DatasetDict`; None where the user chose none.
+        dataset_split: Which split of a `DatasetDict`.
 
     Raises:
         InputError: If it is something else, or empty.
@@ -85,8 +85,7 @@ def held_facts(source: object, dataset_split: str | None) -> Held:
     rows = table_rows(IN_MEMORY, source, dataset_split)
     if rows is not None:
         return Held(Table(IN_MEMORY, rows))
-    if dataset_split is not None:
-        raise InputError("`dataset_split` chooses from a set that is named; take a part of the facts instead.")
+    require_default_split(f"`{IN_MEMORY}`", dataset_split)
     items = source.facts if isinstance(source, FactSet) else source
     if not isinstance(items, Sequence) or isinstance(items, str | bytes):
         hint = "; put it in a list" if isinstance(items, Fact | Mapping) else ""

@@ -13,13 +13,7 @@ from lit_semantic_peft.facts import opened
 from lit_semantic_peft.facts.builtin import BUILTIN, builtin_facts, choose
 from lit_semantic_peft.facts.checks import find_contradictions
 from lit_semantic_peft.facts.columns import ColumnMap, renamed_fields, tidy, with_names
-from lit_semantic_peft.facts.containers import (
-    DEFAULT_DATASET_SPLIT,
-    Table,
-    open_source,
-    require_default_split,
-    short_name,
-)
+from lit_semantic_peft.facts.containers import Table, open_source, short_name
 from lit_semantic_peft.facts.contract import FIELDS, contract_facts, near_field
 from lit_semantic_peft.facts.formats import (
     FORMATS,
@@ -34,6 +28,7 @@ from lit_semantic_peft.facts.formats import (
     why_unread,
 )
 from lit_semantic_peft.facts.in_memory import IN_MEMORY, GivenFacts, held_facts, names_of
+from lit_semantic_peft.facts.libraries import DEFAULT_DATASET_SPLIT, require_default_split
 from lit_semantic_peft.facts.reading import Place, Reading, Row, listed, shown
 from lit_semantic_peft.facts.schema import Conversion, Fact, FactSet, Omission, content_id
 from lit_semantic_peft.facts.text import composed
@@ -122,7 +117,7 @@ def read_facts(
     name = IN_MEMORY if sources is None else ", ".join(sources)
     reading = Reading(name, goes_on=skip_bad)
     if sources is None:
-        held = held_facts(source, None if dataset_split == DEFAULT_DATASET_SPLIT else dataset_split)
+        held = held_facts(source, dataset_split)
         tables, format = [held.table], CONTRACT if held.has_facts else format
     else:
         check = _header_problem if format is None and column_map is None else lambda header, separator: None

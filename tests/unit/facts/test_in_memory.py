@@ -59,6 +59,20 @@ def test_a_split_of_a_data_set_dictionary_is_chosen():
         read_facts(splits, dataset_split="x")
 
 
+@pytest.mark.parametrize("form", [list, data_frame, data_set, lambda records: read_facts(records)])
+def test_a_split_of_what_has_none_is_refused(form):
+    with pytest.raises(InputError, match=r"`dataset_split` is 'test', but `facts` has no splits"):
+        read_facts(form(RECORDS), dataset_split="test")
+
+
+def test_a_split_of_a_folder_of_one_data_set_is_refused(tmp_path):
+    folder = tmp_path / "saved"
+    data_set(RECORDS).save_to_disk(folder)
+    assert len(read_facts(folder)) == 2
+    with pytest.raises(InputError, match=r"`dataset_split` is 'test', but .*saved has no splits"):
+        read_facts(folder, dataset_split="test")
+
+
 def test_a_set_that_was_read_keeps_its_name_warnings_and_places(of_file):
     again = read_facts(of_file)
     assert (again.facts, again.name, again.warnings) == (of_file.facts, "given", of_file.warnings)
