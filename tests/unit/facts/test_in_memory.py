@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.facts import Fact, FactSet, Form, Probe, given_facts, read_facts, set_name, write_facts
+from lit_semantic_peft.facts import Fact, FactSet, Form, Probe, given_facts, read_facts, readers, set_name, write_facts
 
 RECORDS = [
     {"prompt": "The capital of France is ", "target": " Paris", "relation": "capital", "paraphrases": ["France has"]},
@@ -78,6 +78,40 @@ def test_a_set_that_was_read_keeps_its_name_warnings_and_places(of_file):
     assert (again.facts, again.name, again.warnings) == (of_file.facts, "given", of_file.warnings)
     assert [fact.location for fact in again.facts] == [fact.location for fact in of_file.facts]
     assert read_facts(of_file.facts).facts[1].location.endswith("given.jsonl:2")
+
+
+def test_what_was_read_is_neither_checked_nor_warned_of_again(tmp_path, monkeypatch):
+    other = {"prompt": "The capital of France is", "target": "Lyon"}
+    path = in_a_file(tmp_path, [*RECORDS, other])
+    first = read_facts(path, contradictions="keep")
+    assert len(first.warnings) == 4
+    with pytest.raises(InputError, match=r"facts, record 3: field `target`: contradiction"):
+        read_facts(first)
+    monkeypatch.setattr(readers, "contract_facts", None)
+    again = read_facts(read_facts(first, contradictions="keep"), contradictions="keep")
+    assert (again, again.is_checked) == (first, True)
+    part = read_facts(first, num_facts=2, seed=3, contradictions="keep")
+    assert part.facts == given_facts(first, num_facts=2, seed=3)
+    assert part.warnings == first.warnings
+
+
+def test_a_part_of_what_was_read_is_asked_what_it_can_answer(tmp_path):
+    needs = [{"prompt": "It leads to", "target": "z", "needs": [str(one)]} for one in range(4)]
+    records = [
+        {"id": str(one), "prompt": f"Door {one} opens by", "target": "K", "portability": [needs[one - 1]]}
+        for one in range(4)
+    ]
+    read = read_facts(in_a_file(tmp_path, records))
+    part = read_facts(read, num_facts=2, seed=1)
+    assert sum(len(fact.portability) for fact in part.facts) < 2
+    assert len(part.warnings) == 1
+    assert read_facts(part) == part
+
+
+def test_a_set_that_was_changed_by_hand_is_checked(of_file):
+    changed = replace(of_file, facts=(replace(of_file.facts[0], target=" "),))
+    with pytest.raises(InputError, match=r"facts, record 1: field `target`: expected text that is not empty"):
+        read_facts(changed)
 
 
 @pytest.mark.parametrize("name", ["world", "counterfactual", "fictional"])
