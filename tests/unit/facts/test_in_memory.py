@@ -1,12 +1,25 @@
 """Facts in memory are read as those of a file: checked, stripped, and told of in the same words."""
 
 import json
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.facts import Fact, FactSet, Form, Probe, given_facts, read_facts, readers, set_name, write_facts
+from lit_semantic_peft.facts import (
+    Fact,
+    FactSet,
+    Form,
+    Probe,
+    given_facts,
+    names_of,
+    read_facts,
+    readers,
+    set_name,
+    write_facts,
+)
 
 RECORDS = [
     {"prompt": "The capital of France is ", "target": " Paris", "relation": "capital", "paraphrases": ["France has"]},
@@ -29,6 +42,10 @@ def by_hand(records):
     return [Fact(**record) for record in records]
 
 
+def by_number(records):
+    return dict(enumerate(records)).values()
+
+
 def data_frame(records):
     return pytest.importorskip("pandas").DataFrame(records)
 
@@ -38,7 +55,7 @@ def data_set(records):
     return pytest.importorskip("datasets").Dataset.from_list([{**names, **record} for record in records])
 
 
-@pytest.mark.parametrize("form", [list, tuple, by_hand, data_frame, data_set])
+@pytest.mark.parametrize("form", [list, tuple, by_hand, data_frame, data_set, np.array, by_number])
 def test_every_form_of_the_same_records_gives_the_facts_of_a_file(of_file, form):
     read = read_facts(form(RECORDS))
     assert read.facts == of_file.facts
@@ -49,6 +66,9 @@ def test_every_form_of_the_same_records_gives_the_facts_of_a_file(of_file, form)
 def test_a_path_and_several_are_names(tmp_path, of_file):
     path = tmp_path / "given.jsonl"
     assert read_facts(str(path)) == read_facts(path) == read_facts([path]) == of_file
+    name = str(path)
+    assert read_facts(np.array([name])) == read_facts({name: 1}.keys()) == read_facts(deque([name])) == of_file
+    assert type(names_of(np.array([name]))[0]) is str
 
 
 def test_a_split_of_a_data_set_dictionary_is_chosen():
@@ -180,8 +200,10 @@ def test_a_published_format_is_recognised_in_memory():
         ([], r"`facts` is empty"),
         (3, r"`facts`: expected the name of a set.* got int$"),
         ({"prompt": "a", "target": "b"}, r"got dict; put it in a list$"),
-        ({"a", "b"}, r"got set$"),
-        ((record for record in RECORDS), r"got generator$"),
+        ({"a", "b"}, r"got set; put them in a list$"),
+        ((record for record in RECORDS), r"got generator; put them in a list$"),
+        ((name for name in ("a", "b")), r"got generator; put them in a list$"),
+        (np.array([["world"]]), r"got ndarray$"),
         ([RECORDS[0], 3], r"got a list whose item 1 is of type int$"),
         (
             [{"question": "a"}],
