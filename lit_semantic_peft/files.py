@@ -272,7 +272,10 @@ def read_text(path: str | os.PathLike[str], setting: str) -> str:
         is_open = str(path).startswith(_DESCRIPTORS)
         if path.exists() and not path.is_file() and not path.is_dir() and not is_open:
             raise InputError(f"{setting}: {path} is a pipe or a device. Expected a file.")
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
+        if is_open and not text:
+            raise InputError(f"{setting}: {path} holds nothing, or was read before. Write its text into a file.")
+        return text
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{setting}: {path}: line {line}: expected UTF-8. Save the file as UTF-8.") from error

@@ -48,6 +48,8 @@ def test_what_a_shell_hands_on_is_read_and_a_named_pipe_is_not_waited_for(tmp_pa
     os.write(writable, "\ufeffgrün".encode())
     os.close(writable)
     assert read_text(f"/dev/fd/{readable}", "`watch`") == "grün"
+    with pytest.raises(InputError, match=r"holds nothing, or was read before. Write its text into a file"):
+        read_text(f"/dev/fd/{readable}", "`watch`")
     os.close(readable)
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/zero"):
