@@ -253,6 +253,10 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
             path.unlink(missing_ok=True)
 
 
+_DESCRIPTORS = ("/dev/fd/", "/proc/self/fd/")
+"""Where a shell names what it reads from another command, as in `<(command)`."""
+
+
 def read_text(path: str | os.PathLike[str], setting: str) -> str:
     """The text of a file that a user named, behind a byte order mark.
 
@@ -261,13 +265,17 @@ def read_text(path: str | os.PathLike[str], setting: str) -> str:
         setting: Where it was named, such as `` `watch` ``.
 
     Raises:
-        InputError: If it is no file, cannot be read or is not UTF-8. A pipe is not waited for.
+        InputError: If it is no file, cannot be read or is not UTF-8. A pipe is not waited for, except that of a shell.
     """
     path = Path(path).expanduser()
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
+        is_open = str(path).startswith(_DESCRIPTORS)
+        if path.exists() and not path.is_file() and not path.is_dir() and not is_open:
             raise InputError(f"{setting}: {path} is a pipe or a device. Expected a file.")
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
+        if is_open and not text:
+            raise InputError(f"{setting}: {path} holds nothing, or was read before. Write its text into a file.")
+        return text
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{setting}: {path}: line {line}: expected UTF-8. Save the file as UTF-8.") from error

@@ -77,11 +77,17 @@ class _Check:
                 name, line = (key.tag, key.value), key.start_mark.line + 1
                 if name in lines:
                     where = "twice" if lines[name] == line else f"in line {lines[name]} as well"
-                    raise self._refusal(key, f"`{key.value}` stands {where}. Leave one of them out.")
+                    raise self._refusal(key, f"`{key.value}` stands {where}. {_remedy(key)}")
                 lines[name] = line
 
     def _refusal(self, node: yaml.Node, reason: str) -> InputError:
         return InputError(f"{self._place}, line {node.start_mark.line + 1}: {reason}")
+
+
+def _remedy(key: yaml.ScalarNode) -> str:
+    """What to do about a key that stands twice: mappings are merged by one key."""
+    is_merge = key.tag == "tag:yaml.org,2002:merge"
+    return "Write one for both: `<<: [*a, *b]`." if is_merge else "Leave one of them out."
 
 
 def _children(node: yaml.Node) -> Iterator[yaml.Node]:

@@ -15,6 +15,7 @@ from peft import PeftModel
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation import Comparison, EvaluationPlan, Evaluator, fact_questions
 from lit_semantic_peft.facts import Fact, Probe
+from lit_semantic_peft.facts.reading import listed
 from lit_semantic_peft.files import read_text
 from lit_semantic_peft.semantics import Surprisal
 from lit_semantic_peft.semantics.scoring import score_targets
@@ -24,7 +25,11 @@ from lit_semantic_peft.yaml_text import parsed_yaml
 
 _SLOT = "{group}"
 _BATCH = 64
-_KEYS = {"prompt", "answer", "aliases", "name", "groups", "prompts", "answers"}
+_KEYS = {
+    "must_hold": ("prompt", "answer", "aliases"),
+    "must_not_diverge": ("name", "groups", "prompts"),
+    "prompts": ("prompt", "answers"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +318,11 @@ def _entries(found: Mapping[str, Any], name: str, where: str) -> list[tuple[str,
     entries = found.get(name, [])
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
         raise InputError(f"`watch` {where}: `{name}` must be a list of mappings, got {entries!r}")
-    return [(f"{where}: `{name}[{number}]`", entry) for number, entry in enumerate(entries)]
+    placed = [(f"{where}: `{name}[{number}]`", entry) for number, entry in enumerate(entries)]
+    for place, entry in placed:
+        if unknown := [str(key) for key in entry if key not in _KEYS[name]]:
+            raise InputError(f"{place}: unknown {listed(unknown)}; such an entry may have {listed(_KEYS[name])}.")
+    return placed
 
 
 def _text(entry: Mapping[str, Any], name: str, where: str) -> str:
@@ -325,8 +334,6 @@ def _text(entry: Mapping[str, Any], name: str, where: str) -> str:
 
 def _texts(entry: Mapping[str, Any], name: str, where: str, least: int) -> list[str]:
     values = entry.get(name, [])
-    if unknown := [f"`{one}`" for one in entry if one not in _KEYS]:
-        raise InputError(f"{where}: unknown {', '.join(unknown)}; an entry may have {', '.join(sorted(_KEYS))}.")
     if not isinstance(values, list) or len(values) < least or not all(isinstance(one, str) for one in values):
         raise InputError(
             f"{where}: `{name}` must be a list of at least {least} texts, got {values!r}. Quote words such as yes and "

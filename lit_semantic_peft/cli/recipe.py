@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero
 from peft import LoraConfig, PeftConfig
 
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.facts.given import given_facts
+from lit_semantic_peft.facts import FactSet, read_facts
 from lit_semantic_peft.models import BaseModel
 from lit_semantic_peft.models.peft_settings import base_changing_setting
 from lit_semantic_peft.training.recipe import Recipe, choose_recipe
@@ -90,11 +90,17 @@ def _obstacle_to_retaining(config: Namespace, peft_config: PeftConfig) -> str | 
 
 def _recipe_for(config: Namespace, peft_config: PeftConfig) -> Recipe:
     data = config.data
-    facts = given_facts(data.facts, num_facts=data.num_facts, seed=data.seed, dataset_split=data.dataset_split)
+    read = read_facts(
+        data.facts,
+        num_facts=data.num_facts,
+        seed=data.seed,
+        dataset_split=data.dataset_split,
+        contradictions="keep",
+    )
     base = BaseModel(**vars(config.model.base_model))
     per_process = data.batches.micro_batch_size * (config.trainer.accumulate_grad_batches or 1)
     return choose_recipe(
-        facts,
+        FactSet.checked(read.facts),  # without its warnings, which the run itself logs when it reads
         base.count_parameters(),
         peft_config,
         set_name=data.facts,

@@ -10,11 +10,12 @@ from lit_semantic_peft.facts.checks import (
     group_near_duplicates,
     normalize_text,
 )
-from lit_semantic_peft.facts.containers import DEFAULT_DATASET_SPLIT, SUFFIXES
+from lit_semantic_peft.facts.containers import SUFFIXES
 from lit_semantic_peft.facts.contract import SPLIT_SYNONYMS
 from lit_semantic_peft.facts.formats import FORMATS
 from lit_semantic_peft.facts.given import given_facts
 from lit_semantic_peft.facts.in_memory import GivenFacts, names_of, set_name
+from lit_semantic_peft.facts.libraries import DEFAULT_DATASET_SPLIT
 from lit_semantic_peft.facts.readers import FORMAT_NAMES, read_facts
 from lit_semantic_peft.facts.schema import SPLITS, Conversion, Fact, FactSet, Form, Omission, Probe, Split, facts_key
 from lit_semantic_peft.facts.writers import OUTPUT_SUFFIXES, convert, output_path, write_facts, write_output

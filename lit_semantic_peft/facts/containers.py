@@ -12,7 +12,7 @@ from pathlib import Path
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.builtin import BUILTIN
 from lit_semantic_peft.facts.json_files import json_rows, jsonl_rows
-from lit_semantic_peft.facts.libraries import hub_rows, saved_dataset_rows
+from lit_semantic_peft.facts.libraries import hub_rows, require_default_split, saved_dataset_rows
 from lit_semantic_peft.facts.opened import LARGEST_LINE, lines, not_utf8, opened, require_records
 from lit_semantic_peft.facts.parquet import parquet_rows
 from lit_semantic_peft.facts.reading import Place, Reading, Row, cut, listed
@@ -25,8 +25,6 @@ SUFFIXES: tuple[str, ...] = (
 
 HeaderCheck = Callable[[list[str], str], str | None]
 """Takes a header and its separator; returns what is wrong with the header, None if nothing is."""
-
-DEFAULT_DATASET_SPLIT = "train"
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -54,7 +52,7 @@ def open_source(source: str, dataset_split: str, header_problem: HeaderCheck) ->
         header_problem: Checks the header of a text table.
 
     Returns:
-        The files. Those of a folder are sorted by name.
+        The files. Those of a folder are sorted by name; names that begin with a full stop are skipped.
 
     Raises:
         InputError: If there is nothing to read.
@@ -77,29 +75,12 @@ def open_source(source: str, dataset_split: str, header_problem: HeaderCheck) ->
     raise InputError(_missing(source, path))
 
 
-def require_default_split(source: str, dataset_split: str) -> None:
-    """Refuses to read all of a source that has no splits where one of them was asked for.
-
-    Args:
-        source: What was named.
-        dataset_split: As of `open_source`.
-
-    Raises:
-        InputError: If it is not the default.
-    """
-    if dataset_split != DEFAULT_DATASET_SPLIT:
-        raise InputError(
-            f"`dataset_split` is {dataset_split!r}, but {source} has no splits and would be read whole. Leave it out."
-        )
-
-
 def _open_folder(source: str, path: Path, dataset_split: str, header_problem: HeaderCheck) -> list[Table]:
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
         return [Table(source, saved_dataset_rows(source, path, dataset_split))]
-    named = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and not file.is_dir())
-    if others := [file for file in named if not file.is_file()]:
+    files = sorted(file for file in path.rglob("*") if _is_of_facts(file, path))
+    if others := [file for file in files if not file.is_file()]:
         raise InputError(f"{others[0]}: expected a file, got a broken link, a pipe or a device. Remove it.")
-    files = named
     require_default_split(source, dataset_split)
     if not files:
         raise InputError(
@@ -107,6 +88,12 @@ def _open_folder(source: str, path: Path, dataset_split: str, header_problem: He
             f"{listed(SUFFIXES)}, got one that holds neither."
         )
     return [_open_file(str(Path(source) / file.relative_to(path)), file, header_problem) for file in files]
+
+
+def _is_of_facts(file: Path, folder: Path) -> bool:
+    """Whether its name says that it holds facts; what editors and notebooks keep beside it begins with a full stop."""
+    is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.name.endswith(SUFFIXES) and not is_hidden and not file.is_dir()
 
 
 def short_name(source: str) -> str:

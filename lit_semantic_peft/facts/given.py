@@ -2,8 +2,8 @@
 
 import logging
 
-from lit_semantic_peft.facts.containers import DEFAULT_DATASET_SPLIT
 from lit_semantic_peft.facts.in_memory import GivenFacts
+from lit_semantic_peft.facts.libraries import DEFAULT_DATASET_SPLIT
 from lit_semantic_peft.facts.readers import read_facts
 from lit_semantic_peft.facts.schema import Fact
 

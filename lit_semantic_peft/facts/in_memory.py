@@ -1,14 +1,14 @@
 """Facts that are in memory, as the rows that a file would have: made by hand, records, a data frame, a data set."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.containers import Table
 from lit_semantic_peft.facts.contract import FIELDS
-from lit_semantic_peft.facts.libraries import table_rows
+from lit_semantic_peft.facts.libraries import require_default_split, table_rows
 from lit_semantic_peft.facts.reading import Place, Row
 from lit_semantic_peft.facts.schema import Fact, FactSet, Form, Probe
 
@@ -29,7 +29,7 @@ class Tabular(Protocol):
         ...
 
 
-GivenFacts = str | os.PathLike[str] | FactSet | Tabular | Sequence[str | os.PathLike[str] | Fact | Mapping[str, Any]]
+GivenFacts = str | os.PathLike[str] | FactSet | Tabular | Collection[str | os.PathLike[str] | Fact | Mapping[str, Any]]
 """A built-in set, a file, a folder or a Hub data set, or several; what `read_facts` returned; facts; records."""
 
 
@@ -54,9 +54,15 @@ def names_of(source: GivenFacts) -> list[str] | None:
     """
     if isinstance(source, str | os.PathLike):
         return [os.fspath(source)]
-    if isinstance(source, list | tuple) and source and all(isinstance(one, str | os.PathLike) for one in source):
-        return list(map(os.fspath, source))
+    if _has_items(source) and len(source) and all(isinstance(one, str | os.PathLike) for one in source):
+        return [str(os.fspath(one)) for one in source]
     return None
+
+
+def _has_items(source: object) -> TypeGuard[Collection[Any]]:
+    """Whether it holds one thing after the other: no text, mapping or table, and no set, which has no order."""
+    is_other = isinstance(source, str | bytes | Mapping | set | frozenset) or getattr(source, "ndim", 1) != 1
+    return isinstance(source, Collection) and not is_other
 
 
 def set_name(source: GivenFacts) -> str:
@@ -72,12 +78,12 @@ def set_name(source: GivenFacts) -> str:
     return names[0] if names is not None and len(names) == 1 else ""
 
 
-def held_facts(source: object, dataset_split: str | None) -> Held:
+def held_facts(source: object, dataset_split: str) -> Held:
     """The rows of facts in memory.
 
     Args:
         source: A set that was read, facts, records, a data frame or a data set.
-        dataset_split: Which split of a `DatasetDict`; None where the user chose none.
+        dataset_split: Which split of a `DatasetDict`.
 
     Raises:
         InputError: If it is something else, or empty.
@@ -85,21 +91,21 @@ def held_facts(source: object, dataset_split: str | None) -> Held:
     rows = table_rows(IN_MEMORY, source, dataset_split)
     if rows is not None:
         return Held(Table(IN_MEMORY, rows))
-    if dataset_split is not None:
-        raise InputError("`dataset_split` chooses from a set that is named; take a part of the facts instead.")
+    require_default_split(f"`{IN_MEMORY}`", dataset_split)
     items = source.facts if isinstance(source, FactSet) else source
-    if not isinstance(items, Sequence) or isinstance(items, str | bytes):
-        hint = "; put it in a list" if isinstance(items, Fact | Mapping) else ""
+    if not _has_items(items):
+        is_one, are_several = isinstance(items, Fact | Mapping), isinstance(items, Iterator | set | frozenset)
+        hint = "; put it in a list" if is_one else "; put them in a list" if are_several else ""
         raise InputError(f"`facts`: {_EXPECTED}, got {type(items).__name__}{hint}")
     for number, item in enumerate(items):
         if not isinstance(item, Fact | Mapping):
             raise InputError(f"`facts`: {_EXPECTED}, got a list whose item {number} is of type {type(item).__name__}")
-    if not items:
+    if not len(items):
         raise InputError("`facts` is empty; expected at least one fact")
     return Held(Table(IN_MEMORY, lambda _: _rows(items)), any(isinstance(item, Fact) for item in items))
 
 
-def _rows(items: Sequence[Fact | Mapping[str, Any]]) -> Iterator[Row]:
+def _rows(items: Collection[Fact | Mapping[str, Any]]) -> Iterator[Row]:
     for number, item in enumerate(items, start=1):
         place = Place(IN_MEMORY, number, "record")
         yield _row(place, item) if isinstance(item, Fact) else Row(place, item)

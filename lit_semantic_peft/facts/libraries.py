@@ -14,12 +14,30 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
+DEFAULT_DATASET_SPLIT = "train"
+
+
+def require_default_split(source: str, dataset_split: str) -> None:
+    """Refuses to read all of a source that has no splits where one of them was asked for.
+
+    Args:
+        source: What was named.
+        dataset_split: Which split was asked for.
+
+    Raises:
+        InputError: If it is not the default.
+    """
+    if dataset_split != DEFAULT_DATASET_SPLIT:
+        raise InputError(
+            f"`dataset_split` is {dataset_split!r}, but {source} has no splits and would be read whole. Leave it out."
+        )
+
 
 def saved_dataset_rows(source: str, path: Path, dataset_split: str) -> Callable[[Reading], Iterator[Row]]:
     """Loads a folder written by `datasets.save_to_disk`; what is returned gives its rows.
 
     Raises:
-        InputError: If the folder cannot be loaded, or has no such split.
+        InputError: If the folder cannot be loaded, or has no such split or none at all.
     """
     import datasets
 
@@ -29,6 +47,8 @@ def saved_dataset_rows(source: str, path: Path, dataset_split: str) -> Callable[
         raise InputError(f"{source}: `datasets` cannot load this folder: {error}") from error
     if isinstance(loaded, datasets.DatasetDict):
         loaded = _split_of(source, loaded, dataset_split)
+    else:
+        require_default_split(source, dataset_split)
     return lambda reading: _numbered(source, loaded)
 
 
@@ -61,22 +81,24 @@ def hub_rows(source: str, dataset_split: str) -> Callable[[Reading], Iterator[Ro
     return lambda reading: _numbered(source, loaded)
 
 
-def table_rows(file: str, table: object, dataset_split: str | None) -> Callable[[Reading], Iterator[Row]] | None:
+def table_rows(file: str, table: object, dataset_split: str) -> Callable[[Reading], Iterator[Row]] | None:
     """The rows of a data frame of pandas or of a data set that is in memory; None for anything else.
 
     Args:
         file: Their name in messages.
         table: What may be one.
-        dataset_split: Which split of a `DatasetDict`; None where the user chose none.
+        dataset_split: Which split of a `DatasetDict`.
 
     Raises:
-        InputError: If there is no such split, or the frame's columns have no one type each.
+        InputError: If there is no such split or none at all, or the frame's columns have no one type each.
     """
     if _is_a("datasets", "DatasetDict", table):
-        return lambda reading: _numbered(file, _split_of(file, table, dataset_split or "train"))
+        return lambda reading: _numbered(file, _split_of(file, table, dataset_split))
     if _is_a("datasets", "Dataset", table):
+        require_default_split(f"`{file}`", dataset_split)
         return lambda reading: _numbered(file, table)
     if _is_a("pandas", "DataFrame", table):
+        require_default_split(f"`{file}`", dataset_split)
         return lambda reading: _frame_rows(file, table)
     return None
 

@@ -1,7 +1,7 @@
 """Reads facts: built-in sets, files, folders and the Hub, in the contract or in a published format."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Literal, TypeVar
@@ -13,13 +13,7 @@ from lit_semantic_peft.facts import opened
 from lit_semantic_peft.facts.builtin import BUILTIN, builtin_facts, choose
 from lit_semantic_peft.facts.checks import find_contradictions
 from lit_semantic_peft.facts.columns import ColumnMap, renamed_fields, tidy, with_names
-from lit_semantic_peft.facts.containers import (
-    DEFAULT_DATASET_SPLIT,
-    Table,
-    open_source,
-    require_default_split,
-    short_name,
-)
+from lit_semantic_peft.facts.containers import Table, open_source, short_name
 from lit_semantic_peft.facts.contract import FIELDS, contract_facts, near_field
 from lit_semantic_peft.facts.formats import (
     FORMATS,
@@ -34,6 +28,7 @@ from lit_semantic_peft.facts.formats import (
     why_unread,
 )
 from lit_semantic_peft.facts.in_memory import IN_MEMORY, GivenFacts, held_facts, names_of
+from lit_semantic_peft.facts.libraries import DEFAULT_DATASET_SPLIT, require_default_split
 from lit_semantic_peft.facts.reading import Place, Reading, Row, listed, shown
 from lit_semantic_peft.facts.schema import Conversion, Fact, FactSet, Omission, content_id
 from lit_semantic_peft.facts.text import composed
@@ -117,12 +112,15 @@ def read_facts(
     sources = names_of(source)
     if sources is not None and len(sources) == 1 and sources[0] in BUILTIN:
         require_default_split(sources[0], dataset_split)
-        return FactSet(tuple(builtin_facts(sources[0], num_facts, seed)), name=sources[0])
+        return FactSet.checked(builtin_facts(sources[0], num_facts, seed), name=sources[0])
+    if isinstance(source, FactSet) and source.is_checked and column_map is None:
+        require_default_split(f"`{IN_MEMORY}`", dataset_split)
+        return _read_again(source, num_facts, seed, contradictions)
 
     name = IN_MEMORY if sources is None else ", ".join(sources)
     reading = Reading(name, goes_on=skip_bad)
     if sources is None:
-        held = held_facts(source, None if dataset_split == DEFAULT_DATASET_SPLIT else dataset_split)
+        held = held_facts(source, dataset_split)
         tables, format = [held.table], CONTRACT if held.has_facts else format
     else:
         check = _header_problem if format is None and column_map is None else lambda header, separator: None
@@ -151,13 +149,32 @@ def read_facts(
         number = len(reading.problems)
         what = "1 problem, its record left out" if number == 1 else f"{number} problems, their records left out"
         warnings += (f"{name}: {what}:\n{reading.problem_report()}",)
-    if poorer:
-        more = f" and {len(poorer) - 1} more" if len(poorer) > 1 else ""
-        sentence = "a question that needs a fact which is not among those read, left out"
-        warnings += (f"{name}: {sentence} ({poorer[0].location}{more})",)
+    warnings += _less_asked(name, poorer)
     if isinstance(source, FactSet):
-        return FactSet(tuple(facts), source.warnings + warnings, source.name, source.conversion)
-    return FactSet(tuple(facts), warnings, ", ".join(map(short_name, sources or [])), conversion)
+        return FactSet.checked(facts, source.warnings + warnings, source.name, source.conversion)
+    return FactSet.checked(facts, warnings, ", ".join(map(short_name, sources or [])), conversion)
+
+
+def _read_again(source: FactSet, num_facts: int | None, seed: int, contradictions: Contradictions) -> FactSet:
+    """A set that this module returned: of its checks, only that of contradictions may have been laxer."""
+    if contradictions == "error":
+        reading = Reading(IN_MEMORY)
+        by_place = {Place(IN_MEMORY, number, "record"): fact for number, fact in enumerate(source.facts, start=1)}
+        _check_contradictions(reading, by_place, contradictions)
+        if reading.problems:
+            raise InputError(reading.problem_report())
+    facts = list(source.facts) if num_facts is None else choose(source.facts, num_facts, seed, IN_MEMORY)
+    facts, poorer = _answerable(facts)
+    return FactSet.checked(facts, source.warnings + _less_asked(IN_MEMORY, poorer), source.name, source.conversion)
+
+
+def _less_asked(source: str, poorer: Sequence[Fact]) -> tuple[str, ...]:
+    """The warning of what `_answerable` left out."""
+    if not poorer:
+        return ()
+    more = f" and {len(poorer) - 1} more" if len(poorer) > 1 else ""
+    sentence = "a question that needs a fact which is not among those read, left out"
+    return (f"{source}: {sentence} ({poorer[0].location}{more})",)
 
 
 def _answerable(facts: Iterable[Fact]) -> tuple[list[Fact], list[Fact]]:

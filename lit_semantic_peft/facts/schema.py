@@ -236,6 +236,32 @@ class FactSet:
     warnings: tuple[str, ...] = ()
     name: str = ""
     conversion: Conversion | None = None
+    _is_checked: bool = field(default=False, init=False, repr=False, compare=False)
+
+    @classmethod
+    def checked(
+        cls,
+        facts: Iterable[Fact],
+        warnings: tuple[str, ...] = (),
+        name: str = "",
+        conversion: Conversion | None = None,
+    ) -> "FactSet":
+        """A set of facts that the reader has checked, so that it does not check them again.
+
+        Args:
+            facts: From `read_facts`.
+            warnings: As above.
+            name: As above.
+            conversion: As above.
+        """
+        made = cls(tuple(facts), warnings, name, conversion)
+        object.__setattr__(made, "_is_checked", True)
+        return made
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether the reader has checked these facts; false of a set that was made by hand or by `replace`."""
+        return self._is_checked
 
     def __len__(self) -> int:
         return len(self.facts)

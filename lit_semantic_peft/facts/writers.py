@@ -103,7 +103,7 @@ def write_facts(facts: FactSet | Sequence[Fact], path: str | os.PathLike[str]) -
     Raises:
         InputError: If it has another suffix.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.name.endswith(OUTPUT_SUFFIXES):
         raise InputError(f"`path`: expected a file that ends in {listed(OUTPUT_SUFFIXES)}, got {str(path)!r}")
     if isinstance(facts, FactSet):

@@ -15,7 +15,12 @@ from lit_semantic_peft.models.adapter_state import adapter_state_dict, load_expo
 from lit_semantic_peft.models.base_files import BaseModelSource, first_line
 from lit_semantic_peft.models.export import base_of
 from lit_semantic_peft.models.peft_bounds import BoundedMemory, refuse_unbounded
-from lit_semantic_peft.models.peft_settings import setting_of_nothing, start_that_embeddings_lack, training_obstacle
+from lit_semantic_peft.models.peft_settings import (
+    exceptions_of_nothing,
+    setting_of_nothing,
+    start_that_embeddings_lack,
+    training_obstacle,
+)
 from lit_semantic_peft.models.peft_traits import trained_tokens, traits_of
 from lit_semantic_peft.models.quantized import refuse_packed_reading
 from lit_semantic_peft.models.saved_adapter import read_adapter
@@ -53,6 +58,8 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     model = _wrapped(base, peft_config)
     if nothing := setting_of_nothing(base, peft_config):
         raise InputError(f"`peft_config`: {nothing} names nothing in the base model. Correct it, or leave it out.")
+    for name in exceptions_of_nothing(base, peft_config):
+        logger.warning("`peft_config`: `exclude_modules`: %r names nothing in the base model.", name)
     _require_start(model, peft_config)
     constants = traits_of(model).constants
     for name, parameter in model.named_parameters():

@@ -142,7 +142,6 @@ def setting_of_nothing(base: nn.Module, peft_config: PeftConfig) -> str | None:
     parameters = [name for name, _ in base.named_parameters()]
     checks: tuple[tuple[str, Callable[[Any], bool]], ...] = (
         ("modules_to_save", lambda one: any(name.endswith(one) for name in modules)),
-        ("exclude_modules", lambda one: any(f".{name}".endswith(f".{one}") for name in modules)),
         ("target_parameters", lambda one: any(one.rpartition(".")[0] in name for name in parameters)),
         ("layers_to_transform", lambda one: any(str(one) in name.split(".") for name in modules)),
         ("rank_pattern", lambda one: any(_fits(one, name) for name in modules + parameters)),
@@ -156,6 +155,19 @@ def setting_of_nothing(base: nn.Module, peft_config: PeftConfig) -> str | None:
             if not is_named(one):
                 return f"`{setting}`: {one!r}"
     return None
+
+
+def exceptions_of_nothing(base: nn.Module, peft_config: PeftConfig) -> list[str]:
+    """The names in `exclude_modules` that the model does not have, which does no harm but may be a slip.
+
+    Args:
+        base: The base model, with or without the adapter.
+        peft_config: Any configuration of `peft`.
+    """
+    excluded = getattr(peft_config, "exclude_modules", None)
+    modules = [f".{name}" for name, _ in base.named_modules()]
+    names = excluded if isinstance(excluded, list | set | tuple) else ()
+    return sorted(one for one in names if not any(name.endswith(f".{one}") for name in modules))
 
 
 def _fits(pattern: str, name: str) -> bool:

@@ -58,6 +58,14 @@ def test_the_configuration_of_a_run_is_whole(fit):
     assert again == config
 
 
+def test_what_reading_repairs_is_said_once(fit, tmp_path):
+    facts = tmp_path / "two.jsonl"
+    facts.write_text('{"prompt": "It is ", "target": "one"}\n{"prompt": "It is", "target": "two"}\n')
+    _, said = fit("--trainer.max_steps=1", f"--data.facts={facts}", "--data.contradictions=keep", "--refine=0")
+    assert said.count("white space at the end of `prompt`, stripped") == 1
+    assert said.count("another target, kept") == 1
+
+
 def test_steps_that_refine_come_after_the_others(fit):
     """The configuration says both, so that a run from it has as many."""
     config, said = fit("--trainer.max_steps=2", "--refine=3")

@@ -9,6 +9,7 @@ from lit_semantic_peft.files import (
     atomic_path,
     content_key,
     file_sha256,
+    read_text,
     refuse_foreign,
     write_json,
     write_text,
@@ -40,6 +41,20 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path):
         write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_shell_hands_on_is_read_and_a_named_pipe_is_not_waited_for(tmp_path):
+    readable, writable = os.pipe()
+    os.write(writable, "\ufeffgrün".encode())
+    os.close(writable)
+    assert read_text(f"/dev/fd/{readable}", "`watch`") == "grün"
+    with pytest.raises(InputError, match=r"holds nothing, or was read before. Write its text into a file"):
+        read_text(f"/dev/fd/{readable}", "`watch`")
+    os.close(readable)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(InputError, match="is a pipe or a device"):
+            read_text(path, "`watch`")
 
 
 def test_permissions_follow_the_umask(tmp_path):

@@ -28,7 +28,11 @@ def test_as_the_library_reads_it(text):
     [
         ("a:\n  b: 1\n  c: 2\n  b: 3", "a.yaml, line 4: `b` stands in line 2 as well"),
         ("[{a: 1, a: 1}]", "a.yaml, line 1: `a` stands twice"),
-        ("base: &base {r: 1}\nown: {<<: *base, <<: *base}", "line 2: `<<` stands twice"),
+        (
+            "base: &base {r: 1}\nown: {<<: *base, <<: *base}",
+            "line 2: `<<` stands twice. Write one for both: `<<: [*a, *b]`.",
+        ),
+        ("{'<<': 1, '<<': 2}", "line 1: `<<` stands twice. Leave one of them out."),
         ("a: &a\n  b: {c: *a}", "a.yaml, line 1: a value contains itself"),
         ("[" * 62 + "]" * 62, "nested deeper than 60 levels"),
         ("[" * 400 + "]" * 400, "nested deeper than 60 levels"),

@@ -124,7 +124,6 @@ ADAPTERS = [
         "a parameter that is not there", f"`target_parameters`: 'experts.w' {NAMELESS}", target_parameters=["experts.w"]
     ),
     peft("one layer too far", f"`layers_to_transform`: 99 {NAMELESS}", layers_to_transform=[0, 99]),
-    peft("an exception of nothing", f"`exclude_modules`: 'qproj' {NAMELESS}", exclude_modules=["qproj"]),
     BadInput(
         "no rank at the end",
         ["fit", "--model.peft_config={class_path: peft.AdaLoraConfig, init_args: {target_r: -1, total_step: 9}}"],

@@ -140,6 +140,13 @@ GROUPS = "must_not_diverge: [{name: n, groups: [a, b], prompts: [%s]}]"
         (GROUPS % "{prompt: x, answers: [a, b]}", r"`prompts\[0\]`: expected a `prompt` with {group} in it"),
         (GROUPS % "{prompt: '{group}', answers: [a, b]}", "at least two `prompts`"),
         (GROUPS % "{prompt: '{group}', answers: [a]}", "`answers` must be a list of at least 2 texts"),
+        ("must_hold: [{prompt: p, answer: a, answers: [b]}]", r"`must_hold\[0\]`: unknown `answers`; .* `aliases`"),
+        ("must_hold: [{prompt: p, answer: a, groups: [b]}]", "unknown `groups`"),
+        (
+            "must_not_diverge: [{name: n, answer: z, groups: [a, b]}]",
+            r"unknown `answer`; .* `name`, `groups`, `prompts`",
+        ),
+        (GROUPS % "{prompt: '{group}', answer: a}", r"`prompts\[0\]`: unknown `answer`; .* `prompt`, `answers`"),
     ],
 )
 def test_what_is_no_list_is_refused(tmp_path, text, said):

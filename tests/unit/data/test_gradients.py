@@ -72,7 +72,7 @@ def test_facts_are_given_as_to_score(model, facts_file, tokenizer):
         interference_matrix(model, [], tokenizer)
     with pytest.raises(InputError, match=f"that no other fact has, got '{facts.facts[0].id}'"):
         interference_matrix(model, [facts.facts[0], replace(facts.facts[1], id=facts.facts[0].id)], tokenizer)
-    with pytest.raises(InputError, match="`dataset_split` chooses from a set that is named"):
+    with pytest.raises(InputError, match=r"`dataset_split` is .* but `facts` has no splits"):
         interference_matrix(model, facts, tokenizer, dataset_split="test")
     with pytest.raises(InputError, match="`encoding`: expected an `EncodingPlan`"):
         interference_matrix(model, facts, tokenizer, encoding={"template": "chat"})

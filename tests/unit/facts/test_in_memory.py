@@ -1,12 +1,25 @@
 """Facts in memory are read as those of a file: checked, stripped, and told of in the same words."""
 
 import json
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.facts import Fact, FactSet, Form, Probe, given_facts, read_facts, set_name, write_facts
+from lit_semantic_peft.facts import (
+    Fact,
+    FactSet,
+    Form,
+    Probe,
+    given_facts,
+    names_of,
+    read_facts,
+    readers,
+    set_name,
+    write_facts,
+)
 
 RECORDS = [
     {"prompt": "The capital of France is ", "target": " Paris", "relation": "capital", "paraphrases": ["France has"]},
@@ -29,6 +42,10 @@ def by_hand(records):
     return [Fact(**record) for record in records]
 
 
+def by_number(records):
+    return dict(enumerate(records)).values()
+
+
 def data_frame(records):
     return pytest.importorskip("pandas").DataFrame(records)
 
@@ -38,7 +55,7 @@ def data_set(records):
     return pytest.importorskip("datasets").Dataset.from_list([{**names, **record} for record in records])
 
 
-@pytest.mark.parametrize("form", [list, tuple, by_hand, data_frame, data_set])
+@pytest.mark.parametrize("form", [list, tuple, by_hand, data_frame, data_set, np.array, by_number])
 def test_every_form_of_the_same_records_gives_the_facts_of_a_file(of_file, form):
     read = read_facts(form(RECORDS))
     assert read.facts == of_file.facts
@@ -49,6 +66,9 @@ def test_every_form_of_the_same_records_gives_the_facts_of_a_file(of_file, form)
 def test_a_path_and_several_are_names(tmp_path, of_file):
     path = tmp_path / "given.jsonl"
     assert read_facts(str(path)) == read_facts(path) == read_facts([path]) == of_file
+    name = str(path)
+    assert read_facts(np.array([name])) == read_facts({name: 1}.keys()) == read_facts(deque([name])) == of_file
+    assert type(names_of(np.array([name]))[0]) is str
 
 
 def test_a_split_of_a_data_set_dictionary_is_chosen():
@@ -59,11 +79,59 @@ def test_a_split_of_a_data_set_dictionary_is_chosen():
         read_facts(splits, dataset_split="x")
 
 
+@pytest.mark.parametrize("form", [list, data_frame, data_set, lambda records: read_facts(records)])
+def test_a_split_of_what_has_none_is_refused(form):
+    with pytest.raises(InputError, match=r"`dataset_split` is 'test', but `facts` has no splits"):
+        read_facts(form(RECORDS), dataset_split="test")
+
+
+def test_a_split_of_a_folder_of_one_data_set_is_refused(tmp_path):
+    folder = tmp_path / "saved"
+    data_set(RECORDS).save_to_disk(folder)
+    assert len(read_facts(folder)) == 2
+    with pytest.raises(InputError, match=r"`dataset_split` is 'test', but .*saved has no splits"):
+        read_facts(folder, dataset_split="test")
+
+
 def test_a_set_that_was_read_keeps_its_name_warnings_and_places(of_file):
     again = read_facts(of_file)
     assert (again.facts, again.name, again.warnings) == (of_file.facts, "given", of_file.warnings)
     assert [fact.location for fact in again.facts] == [fact.location for fact in of_file.facts]
     assert read_facts(of_file.facts).facts[1].location.endswith("given.jsonl:2")
+
+
+def test_what_was_read_is_neither_checked_nor_warned_of_again(tmp_path, monkeypatch):
+    other = {"prompt": "The capital of France is", "target": "Lyon"}
+    path = in_a_file(tmp_path, [*RECORDS, other])
+    first = read_facts(path, contradictions="keep")
+    assert len(first.warnings) == 4
+    with pytest.raises(InputError, match=r"facts, record 3: field `target`: contradiction"):
+        read_facts(first)
+    monkeypatch.setattr(readers, "contract_facts", None)
+    again = read_facts(read_facts(first, contradictions="keep"), contradictions="keep")
+    assert (again, again.is_checked) == (first, True)
+    part = read_facts(first, num_facts=2, seed=3, contradictions="keep")
+    assert part.facts == given_facts(first, num_facts=2, seed=3)
+    assert part.warnings == first.warnings
+
+
+def test_a_part_of_what_was_read_is_asked_what_it_can_answer(tmp_path):
+    needs = [{"prompt": "It leads to", "target": "z", "needs": [str(one)]} for one in range(4)]
+    records = [
+        {"id": str(one), "prompt": f"Door {one} opens by", "target": "K", "portability": [needs[one - 1]]}
+        for one in range(4)
+    ]
+    read = read_facts(in_a_file(tmp_path, records))
+    part = read_facts(read, num_facts=2, seed=1)
+    assert sum(len(fact.portability) for fact in part.facts) < 2
+    assert len(part.warnings) == 1
+    assert read_facts(part) == part
+
+
+def test_a_set_that_was_changed_by_hand_is_checked(of_file):
+    changed = replace(of_file, facts=(replace(of_file.facts[0], target=" "),))
+    with pytest.raises(InputError, match=r"facts, record 1: field `target`: expected text that is not empty"):
+        read_facts(changed)
 
 
 @pytest.mark.parametrize("name", ["world", "counterfactual", "fictional"])
@@ -132,8 +200,10 @@ def test_a_published_format_is_recognised_in_memory():
         ([], r"`facts` is empty"),
         (3, r"`facts`: expected the name of a set.* got int$"),
         ({"prompt": "a", "target": "b"}, r"got dict; put it in a list$"),
-        ({"a", "b"}, r"got set$"),
-        ((record for record in RECORDS), r"got generator$"),
+        ({"a", "b"}, r"got set; put them in a list$"),
+        ((record for record in RECORDS), r"got generator; put them in a list$"),
+        ((name for name in ("a", "b")), r"got generator; put them in a list$"),
+        (np.array([["world"]]), r"got ndarray$"),
         ([RECORDS[0], 3], r"got a list whose item 1 is of type int$"),
         (
             [{"question": "a"}],

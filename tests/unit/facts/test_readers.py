@@ -456,6 +456,16 @@ def test_a_folder_of_files_is_read_in_the_order_of_names(tmp_path):
     ]
 
 
+def test_what_editors_and_notebooks_keep_in_a_folder_is_no_fact(tmp_path):
+    folder = tmp_path / ".facts"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    lines(folder / "a.jsonl", {"prompt": "It is", "target": "one"})
+    (folder / ".#a.jsonl").symlink_to("someone@somewhere.1")
+    for name in ("._a.jsonl", ".ipynb_checkpoints/a-checkpoint.jsonl"):
+        (folder / name).write_text("no facts")
+    assert [fact.location for fact in read_facts(str(folder)).facts] == [f"{folder}/a.jsonl:1"]
+
+
 def test_tab_separated_values(tmp_path):
     (tmp_path / "a.tsv").write_text('prompt\ttarget\taliases\nIt is\tone, or 1\t"[""uno""]"\n', "utf-8")
     (fact,) = read_facts(str(tmp_path / "a.tsv")).facts

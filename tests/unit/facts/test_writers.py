@@ -37,6 +37,12 @@ def test_written_facts_are_read_back_equal_and_written_alike(suffix, tmp_path, m
     assert again.read_bytes() == first.read_bytes()
 
 
+def test_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_facts([Fact("a", "It is", "one")], "~/out.jsonl")
+    assert len(read_facts("~/out.jsonl")) == len(read_facts(tmp_path / "out.jsonl")) == 1
+
+
 def test_an_output_that_cannot_be_used_is_refused_and_left_alone(tmp_path):
     source = tmp_path / "in.jsonl"
     write_facts(FACTS, source)

@@ -195,3 +195,12 @@ def test_a_token_that_the_model_does_not_have_is_named(config, token):
 def test_no_token_is_refused():
     with pytest.raises(InputError, match=r"`token_indices: \[\]` cannot be trained: it names no token"):
         attach_adapter(tiny_llama(), TrainableTokensConfig(token_indices=[], target_modules=["embed_tokens"]))
+
+
+def test_an_exception_of_nothing_is_said_and_does_no_harm(caplog):
+    model = attach_adapter(
+        tiny_llama(), LoraConfig(target_modules=["q_proj"], exclude_modules=["qproj", "0.self_attn.q_proj"])
+    )
+    assert caplog.messages == ["`peft_config`: `exclude_modules`: 'qproj' names nothing in the base model."]
+    adapted = [name for name, _ in model.named_modules() if name.endswith("lora_A")]
+    assert len(adapted) == model.config.num_hidden_layers - 1
