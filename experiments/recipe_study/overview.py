@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "recipe.md"
 CHOSEN = ("plain", "recipe", "half_scaled_back")
 """Ways of the first table: on the facts by which the recipe was chosen."""
 
-OF_SUBJECTS = Measure("known_of_subjects", "other facts of the taught subjects kept")
+OF_SUBJECTS = Measure("known_of_subjects", "facts of taught subjects kept")
 """Asked where the adapter is routed: there it acts on them."""
 
 COMPARED = ("plain", "recipe")
@@ -139,6 +139,8 @@ def _beside(setting: Setting) -> list[str]:
 
 def _routed(setting: Setting) -> list[str]:
     """Ways whose adapter acts on some prompts only, beside the recipe, with what was known of the taught subjects."""
+    shown = [one for name, one in MEASURES.items() if name != "neighbours"]  # none of which names a taught subject
+    shown.insert(-1, OF_SUBJECTS)
     rows = []
     for model in setting.models:
         for kind in setting.num_facts:
@@ -146,8 +148,8 @@ def _routed(setting: Setting) -> list[str]:
             ways = [way for way in ways if finished(setting, model, kind, way)]
             for way in [RECIPE, *ways] if ways else []:
                 found = finished(setting, model, kind, way)
-                cells = {one.label: _cell(found, one) for one in (*MEASURES.values(), OF_SUBJECTS)}
-                rows.append({"": f"{model.name}, {kind} facts, `{way}`", "seeds": str(len(found)), **cells})
+                cells = {one.label: _cell(found, one) for one in shown}
+                rows.append({"": f"{model.name}, {kind}: `{way}`", "seeds": str(len(found)), **cells})
     return markdown(rows) if rows else ["No run is finished yet."]
 
 
