@@ -11,6 +11,10 @@ _MOST_LEVELS = 60
 _MOST_VALUES = 1_000_000
 
 
+class NotYaml(InputError):
+    """A text that is no YAML at all."""
+
+
 def parsed_yaml(text: str, place: str) -> Any:
     r"""The value of a text of YAML.
 
@@ -21,14 +25,22 @@ def parsed_yaml(text: str, place: str) -> Any:
     Raises:
         InputError: If a key stands twice, a value contains itself, is nested too deeply or unfolds to too many values,
             or a text holds half a character.
-        yaml.YAMLError: If it is no YAML.
-        ValueError: If a number cannot be read.
+        NotYaml: If it is no YAML, or a number in it cannot be read.
 
     Example:
         >>> parsed_yaml("a: 1\na: 2", "fit.yaml")
         Traceback (most recent call last):
         lit_semantic_peft.errors.InputError: fit.yaml, line 2: `a` stands in line 1 as well. Leave one of them out.
     """
+    try:
+        return _value(text, place)
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
+        raise NotYaml(f"{place} is no YAML: {' '.join(str(error).split())}") from error
+
+
+def _value(text: str, place: str) -> Any:
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()

@@ -185,13 +185,7 @@ def read_watch_list(file: str | Path) -> WatchList:
         InputError: If it cannot be read, or has another form; the message names the entry.
     """
     text = read_text(file, "`watch`")
-    try:
-        found = parsed_yaml(text, f"`watch` {file}")
-    except InputError:
-        raise
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"`watch` {file} is no YAML: {str(error).splitlines()[0]}") from error
-    return _watch_list(found, str(file))
+    return _watch_list(parsed_yaml(text, f"`watch` {file}"), str(file))
 
 
 def measure_watch(model: PeftModel, encoder: FactEncoder, watch: WatchList) -> WatchFindings:

@@ -4,10 +4,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.yaml_text import parsed_yaml
+from lit_semantic_peft.yaml_text import NotYaml, parsed_yaml
 
 _SUFFIXES = {".yaml", ".yml", ".json"}
 _OF_A_CLASS = {"class_path", "init_args", "dict_kwargs"}
@@ -71,9 +69,7 @@ def _parsed(text: str, place: str) -> Any:
     """The YAML's value; None where it cannot be parsed."""
     try:
         return parsed_yaml(text, place)
-    except InputError:
-        raise
-    except (yaml.YAMLError, ValueError):
+    except NotYaml:
         return None
 
 

@@ -45,7 +45,7 @@ def settings_of_runs(configurations: Sequence[Path]) -> dict[str, list[str]]:
 def _read(path: Path) -> Any:
     try:
         return parsed_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError):
         return None
 
 

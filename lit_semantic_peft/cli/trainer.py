@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ProgressBar
 from typing_extensions import override
 
+from lit_semantic_peft.arguments import require_text
 from lit_semantic_peft.callbacks import AnswerWriter, Conversation
 from lit_semantic_peft.cli.ownership import OwnedFolder
 from lit_semantic_peft.cli.score_folder import WarmUp, score_into
@@ -111,10 +112,7 @@ class KnowledgeTrainer(Trainer):
             raise InputError(f"`warmup_steps` must be at least 0, got {warmup_steps}")
         if num_conflict_facts < 2:
             raise InputError(f"`num_conflict_facts` must be at least 2, got {num_conflict_facts}")
-        if output is not None and not output.strip():
-            raise InputError(
-                "`output`: expected a folder, got an empty text. Leave it out for `score` in the run folder."
-            )
+        require_text("output", output, "a folder")
         folder = RunFolder(RunFolder(self.default_root_dir).paths.score if output is None else output)
         if folder.paths.manifest.is_file() or folder.paths.checkpoints.is_dir():
             raise InputError(

@@ -6,25 +6,12 @@ from collections.abc import Sequence
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_semantic_peft.arguments import require_instance
 from lit_semantic_peft.data.plans import EncodingPlan
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.base import BaseModel, num_positions, stop_ids
 from lit_semantic_peft.tokens import FactEncoder
 
 logger = logging.getLogger(__name__)
-
-
-def require_plan(encoding: object) -> None:
-    """Refuses what is no `EncodingPlan`.
-
-    Args:
-        encoding: What was given.
-
-    Raises:
-        InputError: If it is something else.
-    """
-    require_instance("encoding", encoding, EncodingPlan, "EncodingPlan('chat')")
 
 
 def encoder_of(base: BaseModel, encoding: EncodingPlan) -> FactEncoder:

@@ -4,7 +4,8 @@ import numpy as np
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from lit_semantic_peft.data.encoders import encoder_of_loaded, require_plan
+from lit_semantic_peft.arguments import require_instance
+from lit_semantic_peft.data.encoders import encoder_of_loaded
 from lit_semantic_peft.data.plans import EncodingPlan
 from lit_semantic_peft.data.scoring import require_loaded
 from lit_semantic_peft.errors import InputError
@@ -48,7 +49,7 @@ def interference_matrix(
         InputError: If an argument cannot be used, two facts share an id, or the model trains nothing.
     """
     facts = given_facts(facts, num_facts=num_facts, seed=seed, dataset_split=dataset_split)
-    require_plan(encoding)
+    require_instance("encoding", encoding, EncodingPlan, "EncodingPlan('chat')")
     require_loaded(model, "a loaded model of peft")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(

@@ -12,7 +12,6 @@ import torch
 
 from lit_semantic_peft.arguments import require_instance, require_seed
 from lit_semantic_peft.cache import ContentCache
-from lit_semantic_peft.data.encoders import require_plan
 from lit_semantic_peft.data.features import MeasuredFeatures
 from lit_semantic_peft.data.forms import PreparedForms, prepare_forms
 from lit_semantic_peft.data.planned_weights import PlannedWeights
@@ -103,7 +102,7 @@ class Preparation:
 
     def __post_init__(self) -> None:
         require_seed(self.seed)
-        require_plan(self.encoding)
+        require_instance("encoding", self.encoding, EncodingPlan, "EncodingPlan('chat')")
         require_instance("forms", self.forms, FormsPlan, "FormsPlan(sources=[Given()])")
         require_instance("selection", self.selection, SelectionPlan, "SelectionPlan(filters=[KnownFilter()])")
         require_instance("batches", self.batches, BatchPlan, "BatchPlan(micro_batch_size=4)")

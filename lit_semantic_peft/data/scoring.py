@@ -14,8 +14,9 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_semantic_peft.arguments import require_instance
 from lit_semantic_peft.cache import ContentCache, cache_folder
-from lit_semantic_peft.data.encoders import encoder_of, encoder_of_loaded, require_plan
+from lit_semantic_peft.data.encoders import encoder_of, encoder_of_loaded
 from lit_semantic_peft.data.measures import identity
 from lit_semantic_peft.data.plans import EncodingPlan
 from lit_semantic_peft.data.ranks import agreed, from_all_ranks, from_first_rank, my_share
@@ -130,7 +131,7 @@ def score(
     facts = given_facts(facts, num_facts=num_facts, seed=seed, dataset_split=dataset_split)
     first, *more = _given_distances(distances)
     measured = all_distances(first, more)
-    require_plan(encoding)
+    require_instance("encoding", encoding, EncodingPlan, "EncodingPlan('chat')")
     if isinstance(model, BaseModel | str | os.PathLike):
         if tokenizer is not None:
             raise InputError(

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.yaml_text import parsed_yaml
+from lit_semantic_peft.yaml_text import NotYaml, parsed_yaml
 
 VALID = [
     "",
@@ -45,8 +45,11 @@ def test_what_says_two_things_or_none(text, said):
     assert said in str(refused.value)
 
 
-def test_what_is_no_yaml_is_left_to_the_caller():
-    with pytest.raises(yaml.YAMLError):
-        parsed_yaml("a: [", "a.yaml")
-    with pytest.raises(ValueError, match="digits"):
-        parsed_yaml("9" * 5000, "a.yaml")
+@pytest.mark.parametrize(("text", "reason"), [("a: [", "line 1, column 5"), ("9" * 5000, "digits")])
+def test_what_is_no_yaml_is_told_from_what_is_refused(text, reason):
+    """A caller that explains bad YAML itself can tell it from YAML that says two things."""
+    with pytest.raises(NotYaml, match=rf"^a\.yaml is no YAML: .*{reason}"):
+        parsed_yaml(text, "a.yaml")
+    with pytest.raises(InputError) as refused:
+        parsed_yaml("a: 1\na: 2", "a.yaml")
+    assert not isinstance(refused.value, NotYaml)

@@ -130,12 +130,7 @@ def _jsonl_rows(file: str, text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _yaml_rows(file: str, text: str) -> Iterator[tuple[str, str, str]]:
-    try:
-        content = parsed_yaml(text, file)
-    except InputError:
-        raise
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{file}: not valid YAML: {error}") from error
+    content = parsed_yaml(text, file)
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected a list of templates for each relation, got {shown(text)}")
     for relation, templates in content.items():

@@ -201,7 +201,7 @@ def test_templates_of_a_user(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("t.yaml", "capital: {subject} is", r"t\.yaml: not valid YAML"),
+        ("t.yaml", "capital: {subject} is", r"t\.yaml is no YAML"),
         ("t.yaml", "- a", r"t\.yaml: expected a list of templates for each relation"),
         ("t.yaml", "capital: text", r"t\.yaml: relation 'capital': expected a list of texts"),
         (
