@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from experiments.recipe_study.facts import INVENTED
 from experiments.recipe_study.passages import Role
-from experiments.recipe_study.plan import PLAIN, FactKind, Model, Setting, runs_of
+from experiments.recipe_study.plan import PLAIN, FactKind, Model, Setting, Way, runs_of
 from experiments.studies import markdown, with_section
 from experiments.study.plan import ROOT
 from experiments.study.results import ResultFolder
@@ -315,6 +315,10 @@ def is_published(setting: Setting) -> bool:
     return setting.results == ROOT / "experiments" / "results" / "recipe_study"
 
 
+def _colour(way: Way) -> str:
+    return "C2" if way.is_routed else "C1" if way.is_recipe else "C0"
+
+
 def _draw(setting: Setting, path: Path) -> None:
     """Held-out paraphrases, and known facts, against what unrelated text lost: a point per way."""
     results = ResultFolder(setting.results)
@@ -329,9 +333,13 @@ def _draw(setting: Setting, path: Path) -> None:
                 for run, found in ((run, found) for run, found in done if run.model == model):
                     place = (mean_of([found], MEASURES[one]).value for one in ("text_nll_delta", name))
                     marker = "o" if run.role == "report" else "x"
-                    axes.plot(*([value] for value in place), marker, color="C1" if run.way.is_recipe else "C0")
+                    axes.plot(*([value] for value in place), marker, color=_colour(run.way))
                 axes.set(title=model.name, ylabel=f"{MEASURES[name].label}, share", xscale="symlog", ylim=(0, 1.03))
                 axes.set_xlabel("unrelated text, nats per token (0: unchanged)")
-        figure.suptitle("Blue: plain LoRA; orange: the recipe. Crosses: facts that choose; dots: reported.", fontsize=9)
+        figure.suptitle(
+            "Blue: plain LoRA; orange: the recipe and parts of it; green: behind a gate.\n"
+            "Crosses: facts that choose; dots: reported.",
+            fontsize=9,
+        )
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=100, metadata={"Software": None})
