@@ -101,6 +101,7 @@ def _run(arguments: list[str]) -> int:
         from lit_semantic_peft.cli.early import refuse_early
 
         refuse_early(arguments)
+        _say_loading()
         from lit_semantic_peft.cli.run import run
 
         run(arguments, _LIGHTNING_COMMANDS)
@@ -113,6 +114,14 @@ def _run(arguments: list[str]) -> int:
         hint = f"did you mean {near[0]!r}?" if near else "see lit-semantic-peft --help"
         raise InputError(f"there is no command {command!r}; {hint}")
     return 0
+
+
+def _say_loading() -> None:
+    """Says on the first rank what takes the next seconds, where it is not loaded yet."""
+    from lit_semantic_peft.cli.early import rank
+
+    if rank() == 0 and "torch" not in sys.modules:
+        print("Loading torch, transformers, peft and Lightning …", file=sys.stderr, flush=True)
 
 
 def _say(error: str) -> None:

@@ -1,7 +1,7 @@
 // On a narrow window a table that does not fit shows each row as a card: its first cell as the head, and every other
 // cell beside the name of its column. Any other table that does not fit scrolls, and its first column stays in sight.
 (() => {
-  const MOST_COLUMNS = 8, MOST_ROWS_OF_MARKS = 40, LONGEST_MARK = 12;
+  const MOST_COLUMNS = 12, MOST_ROWS_OF_MARKS = 40, LONGEST_MARK = 12;
   const narrow = window.matchMedia("(max-width: 46em)");
 
   function describe(table) {

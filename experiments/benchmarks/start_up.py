@@ -29,6 +29,8 @@ CALLS = {
     "a configuration that is not there": (["fit", "--config", "nowhere.yaml"], 2),
     "an option that is not there": (["fit", "--data.num_fact", "3"], 2),
     "a key that is not there": (["fit", "--config", "typo.yaml"], 2),
+    "facts that are not there": (["fit", "--data.facts", "nowhere.jsonl"], 2),
+    "an adapter that is not there": (["predict", "--model.adapter", "nowhere"], 2),
     "a run folder that exists": (["fit", "--config", "run.yaml"], 2),
     "help of every key": (["fit", "--help_all"], 0),
 }

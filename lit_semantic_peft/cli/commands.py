@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lit_semantic_peft.cli.command_parser import CommandParser
 from lit_semantic_peft.cli.compare import compare_command
+from lit_semantic_peft.cli.early import refuse_no_adapter, refuse_no_runs
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.terminal import TextConsole, visible
 
@@ -35,6 +36,7 @@ def export_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--base_model", help="with --merge: the base model; by default the name in the adapter")
     options = parser.parse_args(arguments)
 
+    refuse_no_adapter(options.run, may_be_run=True)
     from lit_semantic_peft.reports.export import export_run
 
     export_run(
@@ -60,6 +62,7 @@ def report_command(arguments: Sequence[str]) -> None:
     parser.add_argument("run", help="a run folder")
     options = parser.parse_args(arguments)
 
+    refuse_no_runs([options.run])
     from lit_semantic_peft.cli.ownership import OwnedFolder
     from lit_semantic_peft.reports import RunFolder, build_report
 
@@ -101,6 +104,7 @@ def inspect_command(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(arguments)
 
+    refuse_no_adapter(options.adapter, may_be_run=True)
     from lit_semantic_peft.audit import inspect, write_inspection
     from lit_semantic_peft.audit.inspection import NUM_BUILTIN_FACTS, output_folder
     from lit_semantic_peft.audit.wording import findings, signal_table, verdict_text

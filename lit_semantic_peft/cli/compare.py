@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_semantic_peft.cli.command_parser import CommandParser
+from lit_semantic_peft.cli.early import refuse_no_runs
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.terminal import TextConsole, visible
 
@@ -38,6 +39,7 @@ def compare_command(arguments: Sequence[str]) -> None:
     if options.show < 0:
         raise InputError(f"`--show` must be at least 0, got {options.show}")
     runs = [options.first, options.second, *options.more]
+    refuse_no_runs(runs)
     if options.more:
         if options.output:
             raise InputError(f"`--output` holds the facts of two runs, got {len(runs)} runs")

@@ -1,10 +1,10 @@
-"""What can be refused before anything heavy is imported: a file or key that is not there, a run folder that is."""
+"""What can be refused before anything heavy is imported: a file, folder or key that is not there, a run that is."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lit_semantic_peft.errors import InputError
 
@@ -16,9 +16,12 @@ DEFAULT_RUN = "runs/default"
 
 _NO_RUN = ("help_all", "print_config", "ckpt_path", "trainer.fast_dev_run", "trainer")
 """Options with which a command runs nothing, goes on with a run, or sets the folder in another way."""
+_SHOWN = ("help_all", "print_config")
+"""Options with which a command shows settings and reads no file that they name."""
 _RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 _UNSET = (None, False, "null", "false", "0")
 _FOLDER = "trainer.default_root_dir"
+_ADAPTER_CONFIG = "adapter_config.json"
 
 OF_A_TRAINING = ("manifest.json", "config.yaml", "summary.json")
 """Files of a run folder that show that a training was in it, as `RunPaths` names them."""
@@ -32,8 +35,8 @@ def refuse_early(arguments: Sequence[str]) -> None:
 
     Raises:
         InputError: If a configuration file does not exist, or means something else than it says; if an option or a key
-            of a file does not exist; if the run folder of a new training has a run in it; or if a variable of the
-            environment is no number.
+            of a file does not exist; if facts, an adapter or a checkpoint are not where they are said to be; if the run
+            folder of a new training has a run in it; or if a variable of the environment is no number.
     """
     from lit_semantic_peft.cli.configuration import is_file, read_configuration, refuse_option
     from lit_semantic_peft.cli.options import KnownOptions
@@ -56,6 +59,8 @@ def refuse_early(arguments: Sequence[str]) -> None:
             _refuse_unknown(known, command, list(of_file), f"{value}: " if is_file(value) else "")
             settings.update(of_file)
     _refuse_unknown(known, command, asked)
+    if not any(name in settings for name in _SHOWN):
+        _refuse_missing(command, settings)
     if command != "fit" or rank() != 0 or any(settings.get(name) not in _UNSET for name in _NO_RUN):
         return
     folder = Path(str(settings.get(_FOLDER) or DEFAULT_RUN))
@@ -63,6 +68,59 @@ def refuse_early(arguments: Sequence[str]) -> None:
         folder = folder.expanduser()
     if any((folder / name).is_file() for name in OF_A_TRAINING):
         raise run_exists(folder)
+
+
+def refuse_no_adapter(path: str, *, may_be_run: bool) -> None:
+    """Refuses a folder without an adapter.
+
+    Args:
+        path: The folder.
+        may_be_run: Whether it may also be the folder of a run that exported one.
+
+    Raises:
+        InputError: If there is none in it.
+    """
+    inside = ("", "adapter", "adapter_best") if may_be_run else ("",)
+    if not any(Path(path, folder, _ADAPTER_CONFIG).is_file() for folder in inside):
+        also = ", and is no run with one" if may_be_run else ""
+        raise InputError(f"`adapter` {path!r} holds no adapter ({_ADAPTER_CONFIG} is missing){also}.")
+
+
+def refuse_no_runs(paths: Sequence[str]) -> None:
+    """Refuses paths that are no folders.
+
+    Args:
+        paths: Of runs.
+
+    Raises:
+        InputError: If one of them is none.
+    """
+    for path in paths:
+        if not Path(path).is_dir():
+            raise InputError(
+                f"`{path}`: expected a run folder, but there is none; `lit-semantic-peft fit --config FILE` makes one"
+            )
+
+
+def _refuse_missing(command: str, settings: Mapping[str, Any]) -> None:
+    """Refuses facts, an adapter or a checkpoint that are not there; what is no plain text is left to the parser."""
+    facts, adapter, checkpoint = (settings.get(name) for name in ("data.facts", "model.adapter", "ckpt_path"))
+    reads_facts = command != "predict" or not any(settings.get(name) for name in ("data.prompts", "chat"))
+    if _is_path(facts) and reads_facts:
+        from lit_semantic_peft.facts.builtin import BUILTIN
+        from lit_semantic_peft.facts.containers import located
+
+        if facts not in BUILTIN:
+            located(facts)
+    if _is_path(adapter):
+        refuse_no_adapter(adapter, may_be_run=False)
+    if _is_path(checkpoint) and checkpoint != "last" and not Path(checkpoint).exists():
+        raise InputError(f"`ckpt_path` {checkpoint!r} is no checkpoint file.")
+
+
+def _is_path(value: Any) -> TypeGuard[str]:
+    """Whether a setting is a text that can name a file: not null, and no YAML of another kind."""
+    return isinstance(value, str) and value != "null" and value.strip()[:1] not in ("", "{", "[", "'", '"')
 
 
 def run_exists(folder: Path) -> InputError:

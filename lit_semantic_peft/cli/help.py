@@ -65,7 +65,7 @@ _SELECTION = Group(
     {
         "data.selection.distance": (
             "CLASS",
-            "ExpectedEmbeddingDistance, Surprisal, HiddenStateDistance, TokenDistance",
+            "ExpectedEmbeddingDistance, Surprisal, HiddenStateDistance, ResponseDistance, SentenceDistance",
         ),
         "data.selection.filters": (
             "CLASSES",

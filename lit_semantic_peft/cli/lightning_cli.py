@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -237,8 +238,10 @@ class SemanticPeftCLI(LightningCLI):
         if self.config[self.subcommand].scale_back and self.subcommand == "fit":
             callbacks = [*callbacks, ScaleBack()]
         given = [*callbacks, *(config.get("callbacks") or [])]
-        if config.get("enable_progress_bar") in (None, True) and not any(isinstance(one, ProgressBar) for one in given):
-            callbacks = [*callbacks, StepBar()]
+        if not any(isinstance(one, ProgressBar) for one in given):
+            if config.get("enable_progress_bar") is None:  # in a log `ProgressLog` says how far it is
+                config["enable_progress_bar"] = sys.stdout.isatty()
+            callbacks = [*callbacks, *([StepBar()] if config["enable_progress_bar"] else [])]
         chosen: Any = config.get("logger")
         is_default = chosen in (None, True)
         remote = [one for one in (chosen if isinstance(chosen, list) else [chosen]) if isinstance(one, WandbLogger)]

@@ -57,22 +57,44 @@ def open_source(source: str, dataset_split: str, header_problem: HeaderCheck) ->
     Raises:
         InputError: If there is nothing to read.
     """
-    if not source.strip():
-        raise InputError("`facts`: expected a file, a folder or a name, got an empty text.")
-    path = Path(source).expanduser()
+    path = located(source)
+    if path is None:
+        return [Table(source, hub_rows(source, dataset_split))]
     try:
         if path.is_file():
             require_default_split(source, dataset_split)
             return [_open_file(source, path, header_problem)]
-        if path.is_dir():
-            return _open_folder(source, path, dataset_split, header_problem)
+        return _open_folder(source, path, dataset_split, header_problem)
+    except OSError as error:
+        raise _unreadable(source, error) from error
+
+
+def located(source: str) -> Path | None:
+    """The file or folder that a source names; None for a name of the Hub.
+
+    Args:
+        source: As of `open_source`.
+
+    Raises:
+        InputError: If it names nothing.
+    """
+    if not source.strip():
+        raise InputError("`facts`: expected a file, a folder or a name, got an empty text.")
+    path = Path(source).expanduser()
+    try:
+        if path.is_file() or path.is_dir():
+            return path
         if path.exists():
             raise InputError(f"`facts`: expected a file or a folder, got {source!r}, which is neither.")
     except OSError as error:
-        raise InputError(f"`facts`: {cut(source, 300)!r} cannot be read: {error.strerror or error}") from error
+        raise _unreadable(source, error) from error
     if _HUB_NAME.fullmatch(source) and not source.endswith(SUFFIXES) and not path.parent.is_dir():
-        return [Table(source, hub_rows(source, dataset_split))]
+        return None
     raise InputError(_missing(source, path))
+
+
+def _unreadable(source: str, error: OSError) -> InputError:
+    return InputError(f"`facts`: {cut(source, 300)!r} cannot be read: {error.strerror or error}")
 
 
 def _open_folder(source: str, path: Path, dataset_split: str, header_problem: HeaderCheck) -> list[Table]:

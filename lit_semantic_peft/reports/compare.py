@@ -155,7 +155,9 @@ def difference_table(comparison: RunComparison, first: str, second: str) -> Tabl
         second: Name of the second run.
     """
     table = Table(
-        Column("score", overflow="fold"), first, second, "difference (95 % interval)", "n", title_justify="left"
+        Column("score", no_wrap=True, overflow="fold"),
+        *(first, second, "difference (95 % interval)", "n"),
+        title_justify="left",
     )
     for one in comparison.scores:
         score = next(score for score in SCORES if score.name == one.name)

@@ -4,9 +4,11 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from lit_semantic_peft.cli.early import refuse_early
+from lit_semantic_peft.__main__ import main
+from lit_semantic_peft.cli.early import refuse_early, refuse_no_adapter
 from lit_semantic_peft.cli.options import KnownOptions
 from lit_semantic_peft.errors import InputError
 
@@ -24,6 +26,22 @@ CALLS = {
     "a run that a configuration names": (["fit", "--config", "a.yaml"], 2, "The run folder runs/a exists already."),
     "no such command": (["fitt"], 2, "did you mean 'fit'?"),
     "no such configuration": (["fit", "--config", "nowhere.yaml"], 2, "`--config`: nowhere.yaml does not exist in "),
+    "no such facts": (["fit", "--data.facts", "fact.jsonl"], 2, "got 'fact.jsonl', which does not exist. Did you mean"),
+    "no such facts in a file": (["score", "--config={data: {facts: fact.jsonl}}"], 2, "which does not exist."),
+    "no such adapter": (["predict", "--model.adapter", "nowhere"], 2, "`adapter` 'nowhere' holds no adapter"),
+    "no such checkpoint": (
+        ["test", "--ckpt_path=nowhere.ckpt"],
+        2,
+        "'nowhere.ckpt' is no checkpoint file.",
+    ),
+    "an export of nothing": (["export", "nowhere", "out"], 2, "'nowhere' holds no adapter"),
+    "an audit of nothing": (
+        ["inspect", "nowhere"],
+        2,
+        "(adapter_config.json is missing), and is no run with one",
+    ),
+    "a report of nothing": (["report", "nowhere"], 2, "`nowhere`: expected a run folder, but there is none"),
+    "a comparison with nothing": (["compare", "runs/a", "nowhere"], 2, "`nowhere`: expected a run folder"),
     "a run that exists": (
         ["fit", "--trainer.default_root_dir=runs/a", "--data.facts", "facts.jsonl"],
         2,
@@ -36,6 +54,9 @@ CALLS = {
 def _a_run():
     Path("runs/a").mkdir(parents=True)
     Path("runs/a/manifest.json").write_text("{}")
+    Path("facts.jsonl").write_text("{}")
+    Path("runs/a/adapter").mkdir()
+    Path("runs/a/adapter/adapter_config.json").write_text("{}")
     Path("fit.yaml").write_text("{}")
     Path("a.yaml").write_text("trainer: {default_root_dir: runs/a, fast_dev_run: false}\nckpt_path: null\n")
     Path("typo.yaml").write_text(
@@ -55,6 +76,18 @@ def test_what_needs_no_library_imports_none(arguments, status, said):
     assert done.returncode == status
     assert said in done.stdout + done.stderr
     assert "imported: []" in done.stdout
+    assert "Loading" not in done.stderr
+
+
+def test_what_takes_long_to_load_is_said_before(monkeypatch, capsys):
+    def load(*_):
+        assert "Loading torch" in capsys.readouterr().err
+        raise InputError("loaded")
+
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setitem(sys.modules, "lit_semantic_peft.cli.run", SimpleNamespace(run=load))
+    assert main(["fit", "--data.facts=world"]) == 2
+    assert "error: loaded" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -72,6 +105,9 @@ def test_what_needs_no_library_imports_none(arguments, status, said):
         ["--trainer.default_root_dir", "runs/a", "--trainer.default_root_dir", "runs/b"],
         ["--trainer.default_root_dir=runs/a", "--ckpt_path=last"],
         ["--trainer.default_root_dir=runs/a", "--trainer.fast_dev_run", "true"],
+        ["--data.facts=fact.jsonl", "--print_config"],
+        ["--data.facts=facts.jsonl", "--model.adapter=runs/a/adapter", "--ckpt_path", "last"],
+        ["--data.facts=owner/name", "--model.adapter=null", "--ckpt_path=runs"],
         [],
     ],
     ids=" ".join,
@@ -99,3 +135,17 @@ def test_other_commands_write_into_a_run():
     refuse_early(["test", "--trainer.default_root_dir=runs/a"])
     with pytest.raises(InputError, match=r"nowhere.yaml does not exist"):
         refuse_early(["test", "-c", "nowhere.yaml"])
+
+
+def test_free_prompts_need_no_facts():
+    refuse_early(["predict", "--data.facts=fact.jsonl", "--data.prompts=[Zorvex is in]"])
+    refuse_early(["predict", "--data.facts=fact.jsonl", "--chat"])
+    with pytest.raises(InputError, match="does not exist"):
+        refuse_early(["predict", "--data.facts=fact.jsonl"])
+
+
+def test_a_run_or_its_adapter_is_taken():
+    refuse_no_adapter("runs/a", may_be_run=True)
+    refuse_no_adapter("runs/a/adapter", may_be_run=False)
+    with pytest.raises(InputError, match=r"holds no adapter \(adapter_config.json is missing\)\.$"):
+        refuse_no_adapter("runs/a", may_be_run=False)

@@ -61,6 +61,11 @@ def test_no_key_of_ours_is_missing(content):
 
 
 def test_every_class_that_help_names_exists():
+    kinds = {
+        "data.selection.distance": semantics.Distance,
+        "data.selection.filters": semantics.FactFilter,
+        "data.selection.weighting": semantics.Weighting,
+    }
     homes = (semantics, training, facts.forms, callbacks, peft, torch.optim, loggers)
     for groups in _OF_COMMAND.values():
         for key, (_, said) in ((key, line) for group in groups for key, line in group.lines.items()):
@@ -69,6 +74,8 @@ def test_every_class_that_help_names_exists():
                 assert names
                 for name in names:
                     assert any(hasattr(home, name) for home in homes), name
+                    if kind := kinds.get(key):
+                        assert issubclass(getattr(semantics, name), kind), name
 
 
 def test_all_help_contradicts_no_default(capsys):

@@ -16,8 +16,7 @@ def fit(tiny_model, monkeypatch, capsys):
 
     def run(*facts: dict) -> tuple[RunFolder, str]:
         Path("facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts), encoding="utf-8")
-        settings = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
-        settings.append("--recipe=plain")
+        settings = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--recipe=plain"]
         where = [f"--model.base_model={tiny_model}", "--data.facts=facts.jsonl", "--trainer.default_root_dir=run"]
         status = main(["fit", *where, *settings, "--data.evaluation.retention=false"])
         output = capsys.readouterr()
@@ -37,6 +36,13 @@ def test_what_needs_two_facts_is_not_measured_of_one(fit, drawn_plots):
     assert "Pairs in conflict</span><strong>not measured" in page
     assert "price ($_{USD) in $" in page
     assert "Left out of this report" not in page
+
+
+def test_a_log_has_lines_and_no_bar(fit):
+    _, shown = fit({"prompt": "The seat of Zorvex is in", "target": "Lund"})
+    assert "Epoch 1 of 1 ended, step 1 of 1" in shown
+    assert "it/s" not in shown
+    assert "enable_progress_bar: null" in Path("run/config.yaml").read_text(encoding="utf-8")
 
 
 def test_a_report_that_cannot_be_made_costs_nothing_else(fit, monkeypatch):

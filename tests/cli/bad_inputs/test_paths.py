@@ -123,8 +123,9 @@ CASES = [
     BadInput("an export of nothing", "export nowhere out", ["holds no adapter"]),
     BadInput(
         "a base model without a merge",
-        "export nowhere out --base_model elsewhere",
+        "export adapter out --base_model elsewhere",
         ["`base_model` is only needed with `merge`"],
+        {"adapter/adapter_config.json": "{}"},
     ),
     BadInput(
         "the best of a folder that is one adapter",

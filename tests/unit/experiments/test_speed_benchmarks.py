@@ -140,6 +140,8 @@ def test_scale_measures_each_stage_and_fits_an_exponent():
         ("filter", 200),
         ("plan", 50),
         ("plan", 200),
+        ("trees", 50),
+        ("trees", 200),
     ]
     assert all(row["seconds"] > 0 and row["peak_memory_gb"] > 0 for row in result["rows"])
     rows = [{"stage": "filter", "num_facts": 10**n, "seconds": 3.0 * 10 ** (1.5 * n)} for n in (2, 3, 4)]
