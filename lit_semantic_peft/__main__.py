@@ -101,10 +101,12 @@ def _run(arguments: list[str]) -> int:
         from lit_semantic_peft.cli.early import refuse_early
 
         refuse_early(arguments)
-        _say_loading()
-        from lit_semantic_peft.cli.run import run
+        if arguments[1:] == ["--help_all"]:
+            from lit_semantic_peft.cli.full_help import show_full_help
 
-        run(arguments, _LIGHTNING_COMMANDS)
+            show_full_help(command, lambda: _run_by_parser(arguments))
+        else:
+            _run_by_parser(arguments)
     elif command in _OTHER_COMMANDS:
         from lit_semantic_peft.cli.commands import COMMANDS
 
@@ -116,12 +118,15 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def _say_loading() -> None:
-    """Says on the first rank what takes the next seconds, where it is not loaded yet."""
+def _run_by_parser(arguments: list[str]) -> None:
+    """Runs a command of Lightning's; says before, on the first rank, what takes seconds to load."""
     from lit_semantic_peft.cli.early import rank
 
     if rank() == 0 and "torch" not in sys.modules:
         print("Loading torch, transformers, peft and Lightning …", file=sys.stderr, flush=True)
+    from lit_semantic_peft.cli.run import run
+
+    run(arguments, _LIGHTNING_COMMANDS)
 
 
 def _say(error: str) -> None:

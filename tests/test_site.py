@@ -93,6 +93,7 @@ def test_a_page_asks_no_network_says_nothing_and_fits(site, tmp_path, name, widt
     [
         ("evaluation", 390, {"stacked"}),
         ("evaluation", 1280, set()),
+        ("recipe_results", 390, {"stacked"}),
         ("sweep", 390, {"scrolls"}),
         ("study_results", 390, {"stacked", "scrolls"}),
     ],

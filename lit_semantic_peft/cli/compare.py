@@ -39,10 +39,11 @@ def compare_command(arguments: Sequence[str]) -> None:
     if options.show < 0:
         raise InputError(f"`--show` must be at least 0, got {options.show}")
     runs = [options.first, options.second, *options.more]
-    refuse_no_runs(runs)
+    if options.more and options.output:
+        raise InputError(f"`--output` holds the facts of two runs, got {len(runs)} runs")
+    if not options.output:  # which is looked at first
+        refuse_no_runs(runs)
     if options.more:
-        if options.output:
-            raise InputError(f"`--output` holds the facts of two runs, got {len(runs)} runs")
         _show_many(runs, options.only_kept)
     else:
         _show_two(options.first, options.second, options.only_kept, options.output, options.show)

@@ -1,6 +1,7 @@
 """Help says what the parsers know, on two screens, and nothing of Lightning's that is otherwise here."""
 
 import re
+import shutil
 import sys
 from importlib.metadata import version
 
@@ -11,7 +12,8 @@ import yaml
 from lightning.pytorch import loggers
 from lit_semantic_peft import callbacks, facts, semantics, training
 from lit_semantic_peft.__main__ import _LIGHTNING_COMMANDS, main
-from lit_semantic_peft.cli import options
+from lit_semantic_peft.cli import full_help, options
+from lit_semantic_peft.cli.full_help import show_full_help
 from lit_semantic_peft.cli.help import _OF_COMMAND, described, help_text
 
 RENEW = "python -m lit_semantic_peft.cli.options writes the file of options anew"
@@ -79,9 +81,7 @@ def test_every_class_that_help_names_exists():
 
 
 def test_all_help_contradicts_no_default(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", "--help_all"])
-    assert stopped.value.code == 0
+    assert main(["fit", "--help_all"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "--trainer.inference_mode" in text
     assert "Default: `" not in text
@@ -104,3 +104,32 @@ def test_print_config_shows_what_differs(capsys):
 
 def test_main_help_names_the_commands_that_have_help():
     assert set(_LIGHTNING_COMMANDS) == set(options.COMMANDS) == set(_OF_COMMAND)
+
+
+def test_all_help_is_kept_until_what_it_follows_from_changes(monkeypatch, capsys):
+    asked = []
+
+    def show():
+        asked.append(shutil.get_terminal_size().columns)
+        print(f"help {len(asked)}")
+        raise SystemExit(0)
+
+    for columns, said in ((80, 1), (80, 1), (100, 2), (80, 1)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        show_full_help("fit", show)
+        assert capsys.readouterr().out == f"help {said}\n"
+    monkeypatch.setattr(full_help, "version", lambda name: "0")
+    show_full_help("fit", show)
+    show_full_help("score", show)
+    assert asked == [80, 100, 80, 80]
+
+
+def test_help_that_fails_is_not_kept(capsys):
+    def show():
+        print("half of it")
+        raise SystemExit(2)
+
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            show_full_help("fit", show)
+        assert capsys.readouterr().out == "half of it\n"

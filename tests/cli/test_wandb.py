@@ -410,11 +410,12 @@ def test_in_a_process_of_its_own(settings, tmp_path):
     W&B writes once more when the process ends.
     """
     refused = tmp_path / "runs" / "refused"
-    missing = [*(one for one in settings if not one.startswith("--data.facts=")), "--data.facts=missing.jsonl"]
+    Path("bad.jsonl").write_text("{}\n")
+    bad = [*(one for one in settings if not one.startswith("--data.facts=")), "--data.facts=bad.jsonl"]
     calls = [
         (0, ["score", *settings, "--output=scores"]),
         (0, ["fit", *settings, "--trainer.default_root_dir=runs/one"]),
-        (2, ["fit", *missing, *WANDB, f"--trainer.default_root_dir={refused}"]),
+        (2, ["fit", *bad, *WANDB, f"--trainer.default_root_dir={refused}"]),
     ]
     program = (
         "import sys\n"
