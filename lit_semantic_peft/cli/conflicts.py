@@ -1,10 +1,12 @@
 """Which facts conflict after a few training steps of a throw-away adapter."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
@@ -72,7 +74,17 @@ def find_conflicts(
     features = folder_if_large(model, len(sample), folder)
     metric.update(gradient_matrix(model, fact_batches(prepared, sample, size, pad_id), features))
     cosine = metric.compute()["gradient_cosine"].numpy()
-    rows, columns = np.triu_indices(len(sample), k=1)
-    worst = np.argsort(cosine[rows, columns], kind="stable")[:_SHOWN]
-    pairs = [(sample[rows[at]], sample[columns[at]], float(cosine[rows[at], columns[at]])) for at in worst]
-    return Conflicts(metric, pairs, steps)
+    return Conflicts(metric, worst_pairs(cosine, sample), steps)
+
+
+def worst_pairs(cosine: NDArray[np.floating], facts: Sequence[int]) -> list[tuple[int, int, float]]:
+    """The few pairs of facts whose gradients point most against each other; none that help each other.
+
+    Args:
+        cosine: Of the gradients, `(n, n)`.
+        facts: Their numbers, `(n,)`.
+    """
+    rows, columns = np.triu_indices(len(facts), k=1)
+    order = np.argsort(cosine[rows, columns], kind="stable")[:_SHOWN]
+    pairs = [(facts[rows[at]], facts[columns[at]], float(cosine[rows[at], columns[at]])) for at in order]
+    return [pair for pair in pairs if pair[2] < 0]
