@@ -17,10 +17,7 @@ def next_steps(folder: RunFolder) -> list[str]:
     if not paths.adapter.is_dir() or not paths.config.is_file():
         return []
     command = f"lit-semantic-peft predict --config {paths.config} --model.adapter {paths.adapter}"
-    return [
-        f"Adapter: {paths.adapter.absolute()}",
-        f"Ask it: {command} --data.prompts \"['The capital of Mongolia is']\"",
-    ]
+    return [f"Adapter: {paths.adapter.absolute()}", f"Ask it: {command} --chat"]
 
 
 def show(trainer: Trainer, pl_module: LightningModule, *lines: RenderableType) -> None:
