@@ -256,6 +256,9 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
 _DESCRIPTORS = ("/dev/fd/", "/proc/self/fd/")
 """Where a shell names what it reads from another command, as in `<(command)`."""
 
+_of_pipes: dict[int, str] = {}
+"""What pipes held that this process has read, by the number of the pipe, which gives its text once."""
+
 
 def read_text(path: str | os.PathLike[str], setting: str) -> str:
     """The text of a file that a user named, behind a byte order mark.
@@ -265,7 +268,8 @@ def read_text(path: str | os.PathLike[str], setting: str) -> str:
         setting: Where it was named, such as `` `watch` ``.
 
     Raises:
-        InputError: If it is no file, cannot be read or is not UTF-8. A pipe is not waited for, except that of a shell.
+        InputError: If it is no file, cannot be read or is not UTF-8. A pipe is not waited for, except that of a shell,
+            whose text is kept to be read again.
     """
     path = Path(path).expanduser()
     try:
@@ -273,8 +277,12 @@ def read_text(path: str | os.PathLike[str], setting: str) -> str:
         if path.exists() and not path.is_file() and not path.is_dir() and not is_open:
             raise InputError(f"{setting}: {path} is a pipe or a device. Expected a file.")
         text = path.read_text(encoding="utf-8-sig")
-        if is_open and not text:
-            raise InputError(f"{setting}: {path} holds nothing, or was read before. Write its text into a file.")
+        if not is_open or path.is_file():
+            return text
+        pipe = path.stat().st_ino
+        _of_pipes[pipe] = text = text or _of_pipes.get(pipe, "")
+        if not text:
+            raise InputError(f"{setting}: {path} holds nothing. Write its text into a file.")
         return text
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +247,9 @@ class SemanticPeftCLI(LightningCLI):
         elif is_default or (remote and remote in (chosen, [chosen])):  # the run folder has its numbers in any case
             # A resumed run logs into another file: Lightning's logger would overwrite the earlier one.
             logs = self.run_folder.paths.logs
-            config["logger"] = [*remote, CSVLogger(folder, name=logs.name, version=_next_version(logs))]
+            log = CSVLogger(folder, name=logs.name, version=_next_version(logs))
+            self._at_end.callback(_remove_empty, Path(log.log_dir))
+            config["logger"] = [*remote, log]
         trainer = super()._instantiate_trainer(config, callbacks)
         for one in trainer.loggers:
             if isinstance(one, WandbLogger):
@@ -356,6 +358,12 @@ class RunConfig(SaveConfigCallback):
     @rank_zero_only
     def _write(self, path: Path, text: str) -> None:
         write_text(path, text, RunPaths.config.kind)
+
+
+def _remove_empty(logs: Path) -> None:
+    """Removes the folder that a logger makes before anything is logged, where nothing was."""
+    with suppress(OSError):  # it holds something, or is not there
+        logs.rmdir()
 
 
 def _next_version(logs: Path) -> str:
