@@ -157,9 +157,10 @@ def atomic_folder(folder: str | os.PathLike[str], sign: str | None = None) -> It
 @contextmanager
 def _parents_of(path: Path) -> Iterator[None]:
     """Makes the folders above a path; after an exception those that it made and that are empty are gone."""
-    missing = [one for one in path.parents if not one.exists()]
+    missing: list[Path] = []
     try:
         with _writing(path):
+            missing = [one for one in path.parents if not one.exists()]
             path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
@@ -237,11 +238,19 @@ def disk_space(folder: Path) -> tuple[int, int]:
     Args:
         folder: A folder on it, which need not exist yet.
     """
-    there = next((one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir()), Path.cwd())
+    there = next((one for one in (folder.absolute(), *folder.absolute().parents) if _is_folder(one)), Path.cwd())
     if not hasattr(os, "statvfs"):
         return shutil.disk_usage(there).free, 0
     found = os.statvfs(there)
     return found.f_bavail * found.f_frsize, found.f_favail
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a folder; one whose name no file system takes is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:

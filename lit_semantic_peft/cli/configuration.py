@@ -43,6 +43,8 @@ def read_configuration(value: str, sections: Collection[str]) -> Any:
             value = path.read_text(encoding="utf-8")
         except (OSError, ValueError):
             return None
+        if all(line.lstrip().startswith("#") or not line.strip() for line in value.splitlines()):
+            raise InputError(f"`--config`: {place} holds no settings. Write them, or leave the option out.")
     found = _parsed(value, place)
     if isinstance(found, Mapping):
         for name, one in found.items():
