@@ -3,8 +3,9 @@
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -247,9 +248,7 @@ class SemanticPeftCLI(LightningCLI):
         elif is_default or (remote and remote in (chosen, [chosen])):  # the run folder has its numbers in any case
             # A resumed run logs into another file: Lightning's logger would overwrite the earlier one.
             logs = self.run_folder.paths.logs
-            log = CSVLogger(folder, name=logs.name, version=_next_version(logs))
-            self._at_end.callback(_remove_empty, Path(log.log_dir))
-            config["logger"] = [*remote, log]
+            config["logger"] = [*remote, CSVLogger(folder, name=logs.name, version=_next_version(logs))]
         trainer = super()._instantiate_trainer(config, callbacks)
         for one in trainer.loggers:
             if isinstance(one, WandbLogger):
@@ -267,6 +266,8 @@ class SemanticPeftCLI(LightningCLI):
         except (InputError, OSError) as error:
             if not self._has_results():
                 self._remove_what_is_new()
+            elif subcommand == "fit" and is_first_process():
+                self._remove_log_of_nothing()
             if isinstance(error, OSError) and error.filename is None and error.errno in FULL:  # as loggers leave it
                 place = f"A file in {self.run_folder.path}, or what is printed,"
                 raise UnwritableError(f"{place} cannot be written: {no_space(self.run_folder.path)}") from error
@@ -327,6 +328,14 @@ class SemanticPeftCLI(LightningCLI):
             return False
         return self.trainer.global_step > 0 or self.run_folder.has_checkpoint()
 
+    def _remove_log_of_nothing(self) -> None:
+        """Removes the log of a run that was to go on, where this call came to no training."""
+        if any(isinstance(one, RunConfig) and one.has_begun for one in self.trainer.callbacks):  # type: ignore[attr-defined]
+            return
+        for one in self.trainer.loggers:
+            if isinstance(one, CSVLogger) and one.version:  # a new folder beside the logs of earlier calls
+                shutil.rmtree(one.log_dir, ignore_errors=True)
+
     def _remove_what_is_new(self) -> None:
         """Removes what this call has made in the run folder."""
         # For every command: what the logger of a failed `predict` has made must not block a later `fit`.
@@ -336,7 +345,13 @@ class SemanticPeftCLI(LightningCLI):
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes config.yaml into the run folder, once facts, base model, adapter and checkpoint are known to fit."""
+    """Writes config.yaml into the run folder, once facts, base model, adapter and checkpoint are known to fit.
+
+    Attributes:
+        has_begun: Whether the training has begun.
+    """
+
+    has_begun = False
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -344,6 +359,7 @@ class RunConfig(SaveConfigCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.has_begun = True
         config = self.config.clone()
         for name in _OF_THE_CALL:
             config.pop(name, None)
@@ -358,12 +374,6 @@ class RunConfig(SaveConfigCallback):
     @rank_zero_only
     def _write(self, path: Path, text: str) -> None:
         write_text(path, text, RunPaths.config.kind)
-
-
-def _remove_empty(logs: Path) -> None:
-    """Removes the folder that a logger makes before anything is logged, where nothing was."""
-    with suppress(OSError):  # it holds something, or is not there
-        logs.rmdir()
 
 
 def _next_version(logs: Path) -> str:
