@@ -325,7 +325,7 @@ class FactEncoder:
         if self.num_positions is not None and length > self.num_positions:
             raise InputError(
                 f"{what} {length} tokens, the base model takes {self.num_positions} "
-                "(`max_position_embeddings`). Shorten the prompt."
+                "(`max_position_embeddings`, less the virtual tokens of an adapter). Shorten the prompt."
             )
 
     def _end(self) -> int | None:
