@@ -36,6 +36,11 @@ from lit_semantic_peft.models.quantized import (
     run_exactly,
 )
 
+_LIKE_ROBERTA = "camembert data2vec-text roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod"
+_BEHIND_PADDING = {**dict.fromkeys(_LIKE_ROBERTA.split(), 1), "prophetnet": 2}
+"""Entries of the table of positions, by model type, that text does not reach, besides as many as the padding token's
+number."""
+
 BaseDtype = Literal["float32", "bfloat16", "float16", "nf4", "int8"]
 
 
@@ -236,5 +241,10 @@ def num_positions(config: PreTrainedConfig) -> int | None:
     Args:
         config: The model's configuration.
     """
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
+    text = config.get_text_config()
+    found = getattr(text, "max_position_embeddings", None)
+    if not isinstance(found, int) or found <= 0:
+        return None
+    if text.model_type in _BEHIND_PADDING:
+        found -= (text.pad_token_id or 0) + _BEHIND_PADDING[text.model_type]
+    return max(1, found)
