@@ -99,3 +99,10 @@ def test_other_commands_write_into_a_run():
     refuse_early(["test", "--trainer.default_root_dir=runs/a"])
     with pytest.raises(InputError, match=r"nowhere.yaml does not exist"):
         refuse_early(["test", "-c", "nowhere.yaml"])
+
+
+@pytest.mark.parametrize("name", ["@models/tiny", "a: b: c", "%tiny", "tiny: [x"])
+def test_a_base_model_whose_name_is_no_yaml_is_a_name(name):
+    refuse_early(["fit", f"--model.base_model={name}"])
+    with pytest.raises(InputError, match=r"`model.base_model` is a section: expected settings below it, got nothing"):
+        refuse_early(["fit", "--model.base_model=null"])
