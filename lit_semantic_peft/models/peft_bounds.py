@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models.peft_settings import replicated_spans
 
 LONGEST_PATTERN = 10_000
 """Characters of one name or pattern in a configuration."""
@@ -50,7 +51,7 @@ def refuse_unbounded(peft_config: PeftConfig, base: nn.Module) -> None:
     Raises:
         InputError: Naming the setting.
     """
-    spans = getattr(peft_config, "layer_replication", None) or []
+    spans = replicated_spans(peft_config)
     if not all(isinstance(one, list | tuple) and [type(number) for number in one] == [int, int] for one in spans):
         raise InputError("`peft_config`: `layer_replication` must be a list of pairs [first layer, last layer + 1].")
     if (layers := sum(max(0, end - start) for start, end in spans)) > MOST_REPLICATED:
