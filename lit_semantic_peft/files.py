@@ -157,9 +157,10 @@ def atomic_folder(folder: str | os.PathLike[str], sign: str | None = None) -> It
 @contextmanager
 def _parents_of(path: Path) -> Iterator[None]:
     """Makes the folders above a path; after an exception those that it made and that are empty are gone."""
-    missing = [one for one in path.parents if not one.exists()]
+    missing: list[Path] = []
     try:
         with _writing(path):
+            missing = [one for one in path.parents if not one.exists()]
             path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
@@ -237,11 +238,19 @@ def disk_space(folder: Path) -> tuple[int, int]:
     Args:
         folder: A folder on it, which need not exist yet.
     """
-    there = next((one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir()), Path.cwd())
+    there = next((one for one in (folder.absolute(), *folder.absolute().parents) if _is_folder(one)), Path.cwd())
     if not hasattr(os, "statvfs"):
         return shutil.disk_usage(there).free, 0
     found = os.statvfs(there)
     return found.f_bavail * found.f_frsize, found.f_favail
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a folder; one whose name no file system takes is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
@@ -256,6 +265,9 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
 _DESCRIPTORS = ("/dev/fd/", "/proc/self/fd/")
 """Where a shell names what it reads from another command, as in `<(command)`."""
 
+_of_pipes: dict[int, str] = {}
+"""What pipes held that this process has read, by the number of the pipe, which gives its text once."""
+
 
 def read_text(path: str | os.PathLike[str], setting: str) -> str:
     """The text of a file that a user named, behind a byte order mark.
@@ -265,7 +277,8 @@ def read_text(path: str | os.PathLike[str], setting: str) -> str:
         setting: Where it was named, such as `` `watch` ``.
 
     Raises:
-        InputError: If it is no file, cannot be read or is not UTF-8. A pipe is not waited for, except that of a shell.
+        InputError: If it is no file, cannot be read or is not UTF-8. A pipe is not waited for, except that of a shell,
+            whose text is kept to be read again.
     """
     path = Path(path).expanduser()
     try:
@@ -273,8 +286,12 @@ def read_text(path: str | os.PathLike[str], setting: str) -> str:
         if path.exists() and not path.is_file() and not path.is_dir() and not is_open:
             raise InputError(f"{setting}: {path} is a pipe or a device. Expected a file.")
         text = path.read_text(encoding="utf-8-sig")
-        if is_open and not text:
-            raise InputError(f"{setting}: {path} holds nothing, or was read before. Write its text into a file.")
+        if not is_open or path.is_file():
+            return text
+        pipe = path.stat().st_ino
+        _of_pipes[pipe] = text = text or _of_pipes.get(pipe, "")
+        if not text:
+            raise InputError(f"{setting}: {path} holds nothing. Write its text into a file.")
         return text
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1

@@ -3,9 +3,11 @@
 import argparse
 import logging
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
+from rich.segment import Segment
 from rich.text import Text
 from typing_extensions import override
 
@@ -51,6 +53,12 @@ class TextConsole(Console):
     @override
     def render_str(self, text: str, *arguments: Any, **settings: Any) -> Text:
         return super().render_str(visible(text), *arguments, **settings)
+
+    @override
+    def render(self, *arguments: Any, **settings: Any) -> Iterator[Segment]:
+        """What is printed of anything, also of a `Text` that was made elsewhere."""
+        for segment in super().render(*arguments, **settings):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 class TextFormatter(logging.Formatter):

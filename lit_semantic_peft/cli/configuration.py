@@ -1,6 +1,7 @@
 """A configuration as YAML, refused where a parser would take it for something else than it says."""
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def read_configuration(value: str, sections: Collection[str]) -> Any:
             value = path.read_text(encoding="utf-8")
         except (OSError, ValueError):
             return None
+        if all(line.lstrip().startswith("#") or not line.strip() for line in value.splitlines()):
+            raise InputError(f"`--config`: {place} holds no settings. Write them, or leave the option out.")
     found = _parsed(value, place)
     if isinstance(found, Mapping):
         for name, one in found.items():
@@ -62,7 +65,8 @@ def refuse_option(name: str, value: str, sections: Collection[str]) -> None:
         InputError: As `read_configuration`.
     """
     if name in sections or value.lstrip().startswith(_STARTS):
-        _require_value(name.removesuffix("+"), _parsed(value, f"`--{name}`"), sections, "")
+        with suppress(NotYaml):  # a name, or what the parser explains
+            _require_value(name.removesuffix("+"), parsed_yaml(value, f"`--{name}`"), sections, "")
 
 
 def _parsed(text: str, place: str) -> Any:

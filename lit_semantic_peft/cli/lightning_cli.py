@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -268,6 +269,8 @@ class SemanticPeftCLI(LightningCLI):
         except (InputError, OSError) as error:
             if not self._has_results():
                 self._remove_what_is_new()
+            elif subcommand == "fit" and is_first_process():
+                self._remove_log_of_nothing()
             if isinstance(error, OSError) and error.filename is None and error.errno in FULL:  # as loggers leave it
                 place = f"A file in {self.run_folder.path}, or what is printed,"
                 raise UnwritableError(f"{place} cannot be written: {no_space(self.run_folder.path)}") from error
@@ -328,6 +331,14 @@ class SemanticPeftCLI(LightningCLI):
             return False
         return self.trainer.global_step > 0 or self.run_folder.has_checkpoint()
 
+    def _remove_log_of_nothing(self) -> None:
+        """Removes the log of a run that was to go on, where this call came to no training."""
+        if any(isinstance(one, RunConfig) and one.has_begun for one in self.trainer.callbacks):  # type: ignore[attr-defined]
+            return
+        for one in self.trainer.loggers:
+            if isinstance(one, CSVLogger) and one.version:  # a new folder beside the logs of earlier calls
+                shutil.rmtree(one.log_dir, ignore_errors=True)
+
     def _remove_what_is_new(self) -> None:
         """Removes what this call has made in the run folder."""
         # For every command: what the logger of a failed `predict` has made must not block a later `fit`.
@@ -337,7 +348,13 @@ class SemanticPeftCLI(LightningCLI):
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes config.yaml into the run folder, once facts, base model, adapter and checkpoint are known to fit."""
+    """Writes config.yaml into the run folder, once facts, base model, adapter and checkpoint are known to fit.
+
+    Attributes:
+        has_begun: Whether the training has begun.
+    """
+
+    has_begun = False
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -345,6 +362,7 @@ class RunConfig(SaveConfigCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.has_begun = True
         config = self.config.clone()
         for name in _OF_THE_CALL:
             config.pop(name, None)

@@ -28,7 +28,7 @@ _UNKNOWN = (
 
 _OF_UNIONS = re.compile(
     r"\s*(?:- )?(?:Does not validate against any of|Subtypes: |Errors:$|Expected a <class 'NoneType'>|"
-    r"Given value type: |Expected a path but )"
+    r"Given value type: |Expected a path but |Subclass types expect one of|a class path \(|a dict with)"
 )
 _UNRECOGNIZED = re.compile(r"(?<=\s)--([\w.]+)")
 _UNKNOWN_CLASS = re.compile(
@@ -37,7 +37,12 @@ _UNKNOWN_CLASS = re.compile(
 _HOMES = (
     "lit_semantic_peft.semantics",
     "lit_semantic_peft.facts.forms",
+    "lit_semantic_peft.training",
+    "lit_semantic_peft.callbacks",
     "peft",
+    "torch.optim",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
 )  # of classes that are given without a module
 
 
@@ -183,13 +188,16 @@ def _nearest_class(message: str) -> str | None:
     found = _UNKNOWN_CLASS.search(message)
     if found is None:
         return None
-    for home in [found[1].rstrip(".")] if found[1] else _HOMES:
-        try:
-            names = dir(importlib.import_module(home))
-        except ImportError:
-            continue
-        if found[2] in names:  # it is there, so something else is wrong
-            return None
-        if near := difflib.get_close_matches(found[2], [name for name in names if name[0].isupper()], n=1):
-            return f"{home}.{near[0]}"
-    return None
+    homes = [found[1].rstrip(".")] if found[1] else _HOMES
+    classes = [(name, home) for home in homes for name in _names_in(home)]
+    if any(name == found[2] for name, _ in classes):  # it is there, so something else is wrong
+        return None
+    near = difflib.get_close_matches(found[2], [name for name, _ in classes if name[0].isupper()], n=1)
+    return next((f"{home}.{name}" for name, home in classes if [name] == near), None)
+
+
+def _names_in(module: str) -> list[str]:
+    try:
+        return dir(importlib.import_module(module))
+    except ImportError:
+        return []

@@ -15,7 +15,10 @@ from lit_semantic_peft.situation import Situation
 
 logger = logging.getLogger(__name__)
 
-_LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "min_epochs": 0, "min_steps": 0}
+_LEAST = {
+    **{"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "min_epochs": 0, "min_steps": 0},
+    "gradient_clip_val": 0,
+}
 
 _OWN, _VERSION = "lit_semantic_peft", "pytorch-lightning_version"
 _FORM = {
@@ -49,7 +52,7 @@ def refuse_what_would_be_ignored(command: str, config: Any) -> None:
         raise InputError("`data.prompts` is empty. Write a prompt into it, or leave it out to ask the facts.")
     has_none = config.trainer.get("enable_checkpointing") is False or bool(config.trainer.get("barebones"))
     for name, least in _LEAST.items():
-        if (value := config.trainer.get(name)) is not None and value < least:
+        if (value := config.trainer.get(name)) is not None and not value >= least:  # NaN is not, either
             raise InputError(f"`trainer.{name}` must be at least {least}, got {value}")
     if config.trainer.get("val_check_interval") == 0:
         raise InputError("`trainer.val_check_interval` must be above 0; leave it out for one validation an epoch.")

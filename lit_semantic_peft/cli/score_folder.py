@@ -104,7 +104,7 @@ def score_into(
     """
     base = base_model_of(data.base_model, module)
     learned = None if run is None else _learned(RunFolder(run), base)
-    encoder = encoder_of(base, data.encoding)
+    encoder = encoder_of(base, data.encoding, None if warm_up is None else module)
     if warm_up is not None:
         module.check_adapter()
     # A warm-up trains on what the filters leave.

@@ -3,28 +3,34 @@
 import logging
 from collections.abc import Sequence
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_semantic_peft.data.plans import EncodingPlan
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.models.base import BaseModel, num_positions, stop_ids
+from lit_semantic_peft.models.base import BaseModel, num_positions, num_tokens, stop_ids
+from lit_semantic_peft.models.peft_traits import positions_taken
+from lit_semantic_peft.models.saved_adapter import read_adapter
 from lit_semantic_peft.tokens import FactEncoder
 
 logger = logging.getLogger(__name__)
 
 
-def encoder_of(base: BaseModel, encoding: EncodingPlan) -> FactEncoder:
+def encoder_of(base: BaseModel, encoding: EncodingPlan, module: object = None) -> FactEncoder:
     """How facts become the tokens of a base model.
 
     Args:
         base: The base model.
         encoding: The user's settings.
+        module: What is trained or measured, whose adapter may take positions of the base model; None for nothing.
 
     Raises:
         InputError: If the model is not found, or the settings do not fit its tokenizer.
     """
-    encoder = _encoder(base.load_tokenizer(), encoding, base.load_stop_ids(), base.load_num_positions())
+    tokenizer, ends, positions = base.load_tokenizer(), base.load_stop_ids(), base.load_num_positions()
+    if positions is not None and (config := _adapter_config(module)) is not None:
+        positions = max(1, positions - positions_taken(config))
+    encoder = _encoder(tokenizer, encoding, ends, positions, base.load_num_tokens())
     if encoder.depends_on_the_day:
         logger.warning(
             "The chat template of %s prints the day's date: prompts differ from day to day, and scores and answers "
@@ -51,11 +57,23 @@ def encoder_of_loaded(
     """
     if tokenizer is None:
         raise InputError("`tokenizer` is missing: a model that is loaded needs the tokenizer that it was trained with.")
-    return _encoder(tokenizer, encoding, stop_ids(model.generation_config), num_positions(model.config))
+    ends, config = stop_ids(model.generation_config), model.config
+    return _encoder(tokenizer, encoding, ends, num_positions(config), num_tokens(config))
+
+
+def _adapter_config(module: object) -> PeftConfig | None:
+    """The configuration of the adapter that a module loads or attaches."""
+    folder: str | None = getattr(module, "adapter", None)
+    config: PeftConfig | None = getattr(module, "peft_config", None)
+    return read_adapter(folder).config if folder else config
 
 
 def _encoder(
-    tokenizer: PreTrainedTokenizerBase, encoding: EncodingPlan, stop_ids: Sequence[int], num_positions: int | None
+    tokenizer: PreTrainedTokenizerBase,
+    encoding: EncodingPlan,
+    stop_ids: Sequence[int],
+    num_positions: int | None,
+    num_tokens: int | None,
 ) -> FactEncoder:
     return FactEncoder(
         tokenizer,
@@ -65,4 +83,5 @@ def _encoder(
         stop_ids=stop_ids,
         num_positions=num_positions,
         chat_template_kwargs=encoding.chat_template_kwargs,
+        num_tokens=num_tokens,
     )

@@ -138,7 +138,8 @@ class KnowledgeDataModule(ConfiguredDataModule):
             base = agreed(self._find_base_model)
             if self._base is None or not self._base.is_same_as(base):
                 self._base, self._prepared, self._questions = base, None, None
-                self._encoder = agreed(lambda: encoder_of(base, self.encoding))
+                module = self.trainer.lightning_module if self.trainer else None
+                self._encoder = agreed(lambda: encoder_of(base, self.encoding, module))
             encoder = self.encoder
             if self._prepared is None and not (stage == "predict" and self.prompts):
                 self._read = read = agreed(lambda: self.preparation.read(encoder))

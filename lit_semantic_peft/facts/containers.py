@@ -12,10 +12,11 @@ from pathlib import Path
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.builtin import BUILTIN
 from lit_semantic_peft.facts.json_files import json_rows, jsonl_rows
-from lit_semantic_peft.facts.libraries import hub_rows, require_default_split, saved_dataset_rows
+from lit_semantic_peft.facts.libraries import hub_rows, require_default_split
 from lit_semantic_peft.facts.opened import LARGEST_LINE, lines, not_utf8, opened, require_records
 from lit_semantic_peft.facts.parquet import parquet_rows
 from lit_semantic_peft.facts.reading import Place, Reading, Row, cut, listed
+from lit_semantic_peft.facts.saved_datasets import saved_dataset_rows
 
 SUFFIXES: tuple[str, ...] = (
     *(".jsonl", ".jsonl.gz", ".json", ".json.gz"),

@@ -82,10 +82,16 @@ def contract_facts(reading: Reading, rows: Iterable[Row]) -> dict[Place, Fact]:
 
 @lru_cache(maxsize=1024)
 def near_field(name: str) -> str | None:
-    """The contract's field that a name probably misspells; None if the name is a field, or similar to none."""
+    """The contract's field that a name probably misspells; None if the name is a field, or similar to none.
+
+    A name within a list is written as `neighborhood[].prompt`.
+    """
     if name in FIELDS:
         return None
-    return next(iter(difflib.get_close_matches(str(name).strip().lower(), FIELDS, 1, 0.8)), None)
+    place, nested, own = str(name).rpartition("[].")
+    known = _fields_within(place) if nested else FIELDS
+    near = difflib.get_close_matches(own.strip().lower(), known, 1, 0.8)
+    return f"{place}{nested}{near[0]}" if near else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,11 +286,16 @@ def _unknown_fields(row: Row) -> Iterator[str]:
     """The names of the fields with a value that the contract does not have, also of those in probes."""
     for name, value in row.fields.items():
         if name in (*_PROBE_FIELDS, "forms") and isinstance(value, list):
-            known = {field.name for field in fields(Form if name == "forms" else Probe)}
+            known = _fields_within(name)
             keys = dict.fromkeys(key for item in value if isinstance(item, Mapping) for key in item)
             yield from (f"{name}[].{key}" for key in keys if key not in known)
         elif name not in FIELDS and not _is_absent(name, value, row.cells):
             yield name
+
+
+def _fields_within(name: str) -> list[str]:
+    """The fields of the items of a list."""
+    return [field.name for field in fields(Form if name == "forms" else Probe)]
 
 
 def _is_number(value: Any) -> bool:

@@ -1,9 +1,8 @@
-"""Reads rows from the tables of `datasets`: its folders and the sets of the Hub."""
+"""Reads rows from the tables of `datasets` and pandas."""
 
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_semantic_peft.errors import InputError
@@ -33,26 +32,17 @@ def require_default_split(source: str, dataset_split: str) -> None:
         )
 
 
-def saved_dataset_rows(source: str, path: Path, dataset_split: str) -> Callable[[Reading], Iterator[Row]]:
-    """Loads a folder written by `datasets.save_to_disk`; what is returned gives its rows.
+def split_of(source: str, loaded: Any, dataset_split: str) -> "Dataset":
+    """One split of a `DatasetDict`.
+
+    Args:
+        source: Its name in messages.
+        loaded: The `DatasetDict`.
+        dataset_split: Which split.
 
     Raises:
-        InputError: If the folder cannot be loaded, or has no such split or none at all.
+        InputError: If there is no such split.
     """
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # a damaged folder can make `datasets` raise anything
-        raise InputError(f"{source}: `datasets` cannot load this folder: {error}") from error
-    if isinstance(loaded, datasets.DatasetDict):
-        loaded = _split_of(source, loaded, dataset_split)
-    else:
-        require_default_split(source, dataset_split)
-    return lambda reading: _numbered(source, loaded)
-
-
-def _split_of(source: str, loaded: Any, dataset_split: str) -> "Dataset":
     if dataset_split not in loaded:
         raise InputError(
             f"`dataset_split`: expected one of {listed(loaded)}, which {source} has, got {dataset_split!r}"
@@ -78,7 +68,7 @@ def hub_rows(source: str, dataset_split: str) -> Callable[[Reading], Iterator[Ro
             f"({dataset_split!r}). Without network: load it where there is one, write it with `save_to_disk`, and "
             "give that folder."
         ) from error
-    return lambda reading: _numbered(source, loaded)
+    return lambda reading: dataset_rows(source, loaded)
 
 
 def table_rows(file: str, table: object, dataset_split: str) -> Callable[[Reading], Iterator[Row]] | None:
@@ -93,10 +83,10 @@ def table_rows(file: str, table: object, dataset_split: str) -> Callable[[Readin
         InputError: If there is no such split or none at all, or the frame's columns have no one type each.
     """
     if _is_a("datasets", "DatasetDict", table):
-        return lambda reading: _numbered(file, _split_of(file, table, dataset_split))
+        return lambda reading: dataset_rows(file, split_of(file, table, dataset_split))
     if _is_a("datasets", "Dataset", table):
         require_default_split(f"`{file}`", dataset_split)
-        return lambda reading: _numbered(file, table)
+        return lambda reading: dataset_rows(file, table)
     if _is_a("pandas", "DataFrame", table):
         require_default_split(f"`{file}`", dataset_split)
         return lambda reading: _frame_rows(file, table)
@@ -119,9 +109,24 @@ def _frame_rows(file: str, frame: Any) -> Iterator[Row]:
     return (Row(Place(file, number, "row"), fields) for number, fields in enumerate(rows, start=1))
 
 
-def _numbered(file: str, rows: "Dataset") -> Iterator[Row]:
+def dataset_rows(file: str, rows: "Dataset") -> Iterator[Row]:
+    """The rows of a data set, with the names of classes in place of their numbers.
+
+    Args:
+        file: Its name in messages.
+        rows: The data set.
+
+    Raises:
+        InputError: If a row cannot be read.
+    """
     names = label_names(rows.features.arrow_schema)
-    return (Row(Place(file, number, "row"), named_labels(fields, names)) for number, fields in enumerate(rows, start=1))
+    number = 0
+    try:
+        for number, fields in enumerate(rows, start=1):
+            yield Row(Place(file, number, "row"), named_labels(fields, names))
+    except Exception as error:  # a column is decoded by a library of its kind, such as of pictures
+        said = f"{type(error).__name__}: {cut(str(error), 300)}"
+        raise InputError(f"{Place(file, number + 1, 'row')}: expected values that can be read, got {said}") from error
 
 
 def label_names(schema: "pa.Schema") -> dict[str, list[str]]:

@@ -86,7 +86,7 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
                 for name in common
                 if not _stands_for(found[name].dtype, expected[name].dtype)
             ],
-            "not finite": [name for name in common if not bool(found[name].isfinite().all())],
+            "not finite": [name for name in common if not _is_finite(found[name])],
         }
     )
 
@@ -101,6 +101,12 @@ def _listed(kinds: Mapping[str, list[str]]) -> list[str]:
 
 def _stands_for(found: torch.dtype, expected: torch.dtype) -> bool:
     return found == expected or {found, expected} <= {torch.float32, torch.bfloat16, torch.float16}
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite, also of the types of 8 bits, for which torch cannot say it."""
+    values = tensor.float() if tensor.is_floating_point() else tensor
+    return bool(values.isfinite().all())
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -36,6 +36,11 @@ from lit_semantic_peft.models.quantized import (
     run_exactly,
 )
 
+_LIKE_ROBERTA = "camembert data2vec-text roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod"
+_BEHIND_PADDING = {**dict.fromkeys(_LIKE_ROBERTA.split(), 1), "prophetnet": 2}
+"""Entries of the table of positions, by model type, that text does not reach, besides as many as the padding token's
+number."""
+
 BaseDtype = Literal["float32", "bfloat16", "float16", "nf4", "int8"]
 
 
@@ -174,8 +179,8 @@ class BaseModel:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=self.trust_remote_code
             )
-        size = getattr(self._load_config().get_text_config(), "vocab_size", None)
-        if isinstance(size, int) and tokenizer.vocab_size > size:
+        size = self.load_num_tokens()
+        if size is not None and tokenizer.vocab_size > size:
             raise InputError(
                 f"`base_model`: the tokenizer in {folder} has {tokenizer.vocab_size:,} tokens, the model {size:,} "
                 "(`vocab_size`). They do not belong together: copy both from one model."
@@ -202,6 +207,14 @@ class BaseModel:
         """
         return num_positions(self._load_config())
 
+    def load_num_tokens(self) -> int | None:
+        """As `num_tokens`, before the model is loaded.
+
+        Raises:
+            InputError: If the folder's configuration is not that of a known model.
+        """
+        return num_tokens(self._load_config())
+
     def count_parameters(self) -> int:
         """Number of the model's parameters, without loading them; tied ones count once.
 
@@ -225,9 +238,25 @@ def stop_ids(settings: GenerationConfig) -> tuple[int, ...]:
 
     Args:
         settings: The model's settings for generation.
+
+    Raises:
+        InputError: If they hold something else than numbers.
     """
     found = settings.eos_token_id
-    return tuple(found) if isinstance(found, list) else () if found is None else (found,)
+    ids = tuple(found) if isinstance(found, list) else () if found is None else (found,)
+    if not all(isinstance(one, int) for one in ids):
+        raise InputError(f"`base_model`: `eos_token_id` of its settings for generation must be numbers, got {found!r}.")
+    return ids
+
+
+def num_tokens(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model has embeddings for; None where its configuration does not say it.
+
+    Args:
+        config: The model's configuration.
+    """
+    found = getattr(config.get_text_config(), "vocab_size", None)
+    return found if isinstance(found, int) else None
 
 
 def num_positions(config: PreTrainedConfig) -> int | None:
@@ -236,5 +265,10 @@ def num_positions(config: PreTrainedConfig) -> int | None:
     Args:
         config: The model's configuration.
     """
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
+    text = config.get_text_config()
+    found = getattr(text, "max_position_embeddings", None)
+    if not isinstance(found, int) or found <= 0:
+        return None
+    if text.model_type in _BEHIND_PADDING:
+        found -= (text.pad_token_id or 0) + _BEHIND_PADDING[text.model_type]
+    return max(1, found)

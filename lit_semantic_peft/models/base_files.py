@@ -7,12 +7,14 @@ is dequantised once into safetensors in the user's cache and loaded from there.
 import contextlib
 import json
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,6 +28,9 @@ from lit_semantic_peft.models.packaged import PACKAGED_MODELS, PackagedModel
 logger = logging.getLogger(__name__)
 
 DEFAULT_BASE_MODEL = "smollm2-135m"
+
+MOST_PARTS = 10_000
+"""Layers of a model, and experts of a layer."""
 
 _CONVERSION_VERSION = 1
 _CHECKSUMS = "checksums.json"
@@ -89,7 +94,31 @@ def find_base_model(name: str, revision: str | None = None) -> BaseModelSource:
 def _from_folder(name: str, folder: Path) -> BaseModelSource:
     if not (folder / "config.json").is_file():
         raise InputError(f"`base_model` {str(folder)!r} is a folder without config.json, so it holds no model.")
+    _require_buildable(folder / "config.json")
     return BaseModelSource(name, folder.resolve(), name, folder_fingerprint(folder))
+
+
+def _require_buildable(path: Path) -> None:
+    """Refuses a configuration of so many layers or experts that making them would never end.
+
+    What else is wrong with it, transformers says.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            found = list(_numbers_of_parts(json.load(file)))
+    except (OSError, ValueError, RecursionError):
+        return
+    for name, number in found:
+        if number > MOST_PARTS:
+            raise InputError(f"`base_model`: {path}: `{name}` is {number:,}, more than {MOST_PARTS:,}.")
+
+
+def _numbers_of_parts(settings: Any) -> Iterator[tuple[str, int]]:
+    """The settings that count layers or experts, also those of a part of the model."""
+    for name, value in settings.items() if isinstance(settings, dict) else ():
+        if isinstance(value, int) and re.search("layers?$|experts$", name):
+            yield name, value
+        yield from _numbers_of_parts(value)
 
 
 def folder_fingerprint(folder: Path) -> str:

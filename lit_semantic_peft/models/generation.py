@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from lit_semantic_peft.models.base import num_positions
 from lit_semantic_peft.models.fast_ways import fast_ways
 from lit_semantic_peft.models.library_versions import cache_argument, refuse_misread_cache
-from lit_semantic_peft.models.peft_traits import num_virtual_tokens, traits_of_forward
+from lit_semantic_peft.models.peft_traits import num_virtual_tokens, positions_taken, runs_adapter, traits_of_forward
 from lit_semantic_peft.models.prompts import of_prompts
 from lit_semantic_peft.tokens import PrefixTree
 
@@ -228,7 +228,7 @@ def _move_to_the_right(cache: DynamicCache, rows: Tensor, lengths: Tensor, tree:
 def _num_positions(model: PreTrainedModel | PeftModel) -> int:
     """Tokens that a model takes besides its virtual ones."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return (num_positions(base.config) or sys.maxsize) - num_virtual_tokens(model)
+    return (num_positions(base.config) or sys.maxsize) - (positions_taken(model) if runs_adapter(model) else 0)
 
 
 def _within(positions: int, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> list[int]:

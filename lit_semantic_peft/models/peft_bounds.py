@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models.peft_settings import replicated_spans
 
 LONGEST_PATTERN = 10_000
 """Characters of one name or pattern in a configuration."""
+MOST_REPLICATED = 1_000
+"""Layers that `layer_replication` may make."""
 SECONDS_FOR_PATTERNS = 10.0
 """Time for matching all patterns of a configuration once, the start of an interpreter included."""
 
@@ -36,7 +39,7 @@ _REPEATS = frozenset("*+?{|")  # what a pattern needs to be matched in more than
 
 
 def refuse_unbounded(peft_config: PeftConfig, base: nn.Module) -> None:
-    """Refuses a configuration whose numbers are not finite, or whose names and patterns cannot be matched in time.
+    """Refuses a configuration with numbers that are not finite, too many layers, or patterns that take too long.
 
     Python's `re` cannot be interrupted everywhere, so patterns are matched in a process that can be ended. It is
     started only where a text could be a pattern.
@@ -48,6 +51,11 @@ def refuse_unbounded(peft_config: PeftConfig, base: nn.Module) -> None:
     Raises:
         InputError: Naming the setting.
     """
+    spans = replicated_spans(peft_config)
+    if not all(isinstance(one, list | tuple) and [type(number) for number in one] == [int, int] for one in spans):
+        raise InputError("`peft_config`: `layer_replication` must be a list of pairs [first layer, last layer + 1].")
+    if (layers := sum(max(0, end - start) for start, end in spans)) > MOST_REPLICATED:
+        raise InputError(f"`peft_config`: `layer_replication` makes {layers:,} layers, more than {MOST_REPLICATED:,}.")
     names = [name for name, _ in base.named_modules()]
     patterns = []
     for setting, value in peft_config.to_dict().items():

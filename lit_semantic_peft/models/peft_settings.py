@@ -205,3 +205,12 @@ def training_obstacle(peft_config: PeftConfig) -> str | None:
         if (value := getattr(peft_config, name, None)) is not None and is_so(value):
             return f"`peft_config` with `{name}: {value}` cannot be trained: it {reason}."
     return None
+
+
+def replicated_spans(peft_config: PeftConfig) -> Any:
+    """What a configuration says of layers that stand in the model more than once; as it was written, empty for nothing.
+
+    Args:
+        peft_config: Any configuration of `peft`.
+    """
+    return getattr(peft_config, "layer_replication", None) or []

@@ -377,5 +377,14 @@ def num_virtual_tokens(model: nn.Module) -> int:
     return int(_config_of(model).num_virtual_tokens) if traits_of_forward(model).virtual_tokens == "input" else 0
 
 
+def positions_taken(of: PeftConfig | nn.Module) -> int:
+    """Positions of the base model that an adapter takes with its virtual tokens, before the input or in the cache.
+
+    Args:
+        of: As for `traits_of`.
+    """
+    return 0 if traits_of(of).virtual_tokens == "none" else int(_config_of(of).num_virtual_tokens)
+
+
 def _config_of(of: PeftConfig | nn.Module) -> Any:
     return of if isinstance(of, PeftConfig) else getattr(of, "active_peft_config", None)

@@ -4,12 +4,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from lit_semantic_peft.files import refuse_foreign, write_text
+from lit_semantic_peft.files import write_text
 from lit_semantic_peft.reports.answers import gate_note, score_rows, side_effect_view
 from lit_semantic_peft.reports.attempts import Attempts
-from lit_semantic_peft.reports.charts import CHARTS, describe_charts
+from lit_semantic_peft.reports.charts import describe_charts
 from lit_semantic_peft.reports.charts.kinds import Chart
-from lit_semantic_peft.reports.charts.png import PLOT
 from lit_semantic_peft.reports.environment import environment
 from lit_semantic_peft.reports.experts import experts_view
 from lit_semantic_peft.reports.page_parts import page_parts
@@ -43,9 +42,7 @@ def build_report(run_folder: str | Path | RunFolder, contents: RunContents | Non
     """
     folder = RunFolder(run_folder)
     run = contents or folder.read()
-    folder.refuse_foreign_files((), (RunPaths.report,))
-    for name in {entry.plot for entry in CHARTS}:
-        refuse_foreign(folder.paths.plot(name), PLOT)
+    folder.refuse_foreign_files((), (RunPaths.report, RunPaths.plots))
     attempts = Attempts()
     charts = describe_charts(run, attempts)
     write_plots(folder, charts, attempts)

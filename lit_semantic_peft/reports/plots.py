@@ -13,7 +13,7 @@ from lit_semantic_peft.reports.charts import CHARTS, Chart
 from lit_semantic_peft.reports.charts.kinds import PALETTE
 from lit_semantic_peft.reports.charts.png import INK, MUTED, draw_figure, new_figure, save_png, tidy, verbatim_text
 from lit_semantic_peft.reports.distances import DistanceComparison
-from lit_semantic_peft.reports.run_folder import RunFolder
+from lit_semantic_peft.reports.run_folder import DISTANCE_PLOT, RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,6 +95,6 @@ def write_distance_plot(folder: RunFolder, comparison: DistanceComparison) -> Pa
     Returns:
         The file.
     """
-    path = folder.paths.plot("distances")
+    path = folder.paths.plot(DISTANCE_PLOT)
     save_png(plot_distances(comparison), path)
     return path

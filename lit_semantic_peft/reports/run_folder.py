@@ -27,6 +27,9 @@ from lit_semantic_peft.reports.tables import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+DISTANCE_PLOT = "distances"
+"""The plot of `score` that is no chart of the report."""
+
 _FIT = "lit-semantic-peft fit --config FILE"
 _NAMES_OF_SUBJECTS = frozenset({"subject_gate.json", "anchors.json"})  # beside an adapter, of a gate and of experts
 
@@ -293,14 +296,20 @@ class RunFolder:
 
         Args:
             inputs: Files that are read, and folders whose files are.
-            entries: The files that may be written; all of a run where there is none.
+            entries: The files and folders that may be written; all of a run where there is none.
 
         Raises:
             InputError: If there is such a file.
         """
+        from lit_semantic_peft.reports.charts import CHARTS
+        from lit_semantic_peft.reports.charts.png import PLOT
+
         for entry in entries or ENTRIES:
             if entry.is_file:
                 refuse_foreign(self.path / entry.name, entry.kind, inputs=inputs)
+            elif entry.name == RunPaths.plots.name:
+                for name in (DISTANCE_PLOT, *sorted({chart.plot for chart in CHARTS})):
+                    refuse_foreign(self.paths.plot(name), PLOT, inputs=inputs)
 
     def is_used(self) -> bool:
         """Whether a training or an evaluation has left anything here, so that a new run must not write into it."""

@@ -65,6 +65,8 @@ class FactEncoder:
             is an error that names it.
         chat_template_kwargs: Arguments of the chat template besides the turns, such as `enable_thinking` or
             `date_string`; plain data.
+        num_tokens: Tokens that the model has embeddings for; None where that is not known. A text with another is an
+            error that names it.
 
     Attributes:
         stop_ids: All ids at which an answer ends, ascending: those given, the tokenizer's end token, and in a chat
@@ -85,6 +87,7 @@ class FactEncoder:
         stop_ids: Collection[int] = (),
         num_positions: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        num_tokens: int | None = None,
     ) -> None:
         if template == "chat" and not tokenizer.chat_template:
             raise InputError(
@@ -98,11 +101,13 @@ class FactEncoder:
                 "itself reads, such as `enable_thinking` or `date_string`."
             )
         self.tokenizer = tokenizer
+        self.num_tokens = num_tokens
         self.template: Template = template
         self.max_length = max_length
         self.num_positions = num_positions
         self._chat = chat_form(tokenizer, self.chat_template_kwargs) if template == "chat" else None
         end = self._end()
+        self._require_known(end or 0)
         if append_eos and end is None:
             raise InputError(
                 "`append_eos` is true, but the tokenizer has no end token. Set `append_eos: false`; "
@@ -253,6 +258,7 @@ class FactEncoder:
             stop_ids=self.stop_ids,
             num_positions=self.num_positions,
             chat_template_kwargs=self.chat_template_kwargs,
+            num_tokens=self.num_tokens,
         )
 
     def count_answer_tokens(self, answer: str, joiner: str = " ") -> int:
@@ -262,7 +268,7 @@ class FactEncoder:
             answer: The answer.
             joiner: Text before it; not used in a chat template.
         """
-        return len(self._ids(self._joined(answer, joiner)))
+        return len(self.tokenizer(self._joined(answer, joiner), add_special_tokens=False)["input_ids"])
 
     def encode_name(self, name: str) -> tuple[int, ...]:
         """Token ids of a name as it stands within a text.
@@ -325,7 +331,7 @@ class FactEncoder:
         if self.num_positions is not None and length > self.num_positions:
             raise InputError(
                 f"{what} {length} tokens, the base model takes {self.num_positions} "
-                "(`max_position_embeddings`). Shorten the prompt."
+                "(`max_position_embeddings`, less the virtual tokens of an adapter). Shorten the prompt."
             )
 
     def _end(self) -> int | None:
@@ -348,7 +354,16 @@ class FactEncoder:
         raise InputError(f"`target` {target!r} cannot be tokenized apart from the text before it by this tokenizer")
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        self._require_known(max(ids, default=0))
+        return ids
+
+    def _require_known(self, token: int) -> None:
+        if self.num_tokens is not None and token >= self.num_tokens:
+            raise InputError(
+                f"the tokenizer has added {self.tokenizer.convert_ids_to_tokens(token)!r} as token {token:,}, the base "
+                f"model knows {self.num_tokens:,} (`vocab_size`). Copy both from one model, or resize its embeddings."
+            )
 
     def _text(self, ids: Sequence[int]) -> str:
         return " ".join(str(self.tokenizer.decode(list(ids))).split())

@@ -57,7 +57,7 @@ def checked_optimizer(optimizer: OptimizerCallable | None, peft_config: PeftConf
 
     Raises:
         InputError: With the optimizer's own words, if it takes no gradients of an adapter, or if its learning rate is
-            not a finite number above 0.
+            not a finite number above 0, or another of its numbers is not finite.
     """
     optimizer = optimizer or default_optimizer(peft_config)
     try:
@@ -69,6 +69,9 @@ def checked_optimizer(optimizer: OptimizerCallable | None, peft_config: PeftConf
     rates = [float(group["lr"]) for group in made.param_groups if "lr" in group]
     if not all(0 < rate < math.inf for rate in rates):
         raise InputError(f"`optimizer.lr` must be a finite number above 0, got {rates[0]}")
+    for name, value in made.defaults.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"`optimizer.{name}` must be a finite number, got {value}")
     return optimizer
 
 

@@ -149,3 +149,10 @@ def test_a_run_or_its_adapter_is_taken():
     refuse_no_adapter("runs/a/adapter", may_be_run=False)
     with pytest.raises(InputError, match=r"holds no adapter \(adapter_config.json is missing\)\.$"):
         refuse_no_adapter("runs/a", may_be_run=False)
+
+
+@pytest.mark.parametrize("name", ["@models/tiny", "a: b: c", "%tiny", "tiny: [x"])
+def test_a_base_model_whose_name_is_no_yaml_is_a_name(name):
+    refuse_early(["fit", f"--model.base_model={name}"])
+    with pytest.raises(InputError, match=r"`model.base_model` is a section: expected settings below it, got nothing"):
+        refuse_early(["fit", "--model.base_model=null"])

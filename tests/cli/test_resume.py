@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.reports import RunFolder
 
+from fixtures.bad_inputs import contents
 from fixtures.facts import write_facts
 
 SETTINGS = [
@@ -134,7 +135,7 @@ def test_a_training_whose_evaluation_fails_has_its_report(fit):
 
 
 def test_another_run_is_refused_with_what_differs(of_a_run, tiny_model, capsys):
-    before = {path: path.read_bytes() for path in Path("runs/run").rglob("*") if path.is_file()}
+    before = contents(Path("runs"))
     other = Path("other")
     shutil.copytree(tiny_model, other)
     from safetensors.torch import load_file, save_file
@@ -153,7 +154,7 @@ def test_another_run_is_refused_with_what_differs(of_a_run, tiny_model, capsys):
         message = capsys.readouterr().err
         assert said in message, message
         assert "Traceback" not in message
-    assert {path: path.read_bytes() for path in before} == before
+    assert contents(Path("runs")) == before
 
 
 def test_an_adapter_of_another_strength_is_not_tested(of_a_run, capsys):

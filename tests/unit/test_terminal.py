@@ -7,6 +7,7 @@ import pytest
 from lit_semantic_peft.cli.run import _say_how_a_rank_ended
 from lit_semantic_peft.terminal import LONGEST_MESSAGE, TextArgumentParser, TextConsole, TextFormatter, message, visible
 from rich.table import Table
+from rich.text import Text
 
 HOSTILE = "\x1b[2J\x07a\rb\x9b31m\u202egnp.exe"
 SHOWN = r"\x1b[2J\x07a\rb\x9b31m\u202egnp.exe"
@@ -25,8 +26,10 @@ def test_tables_lines_and_titles_are_shown_as_they_are():
     console = TextConsole(file=stream, width=200)
     console.print(table)
     console.print(f"[bold]{HOSTILE}", soft_wrap=True)
+    console.print(Text(f"  {HOSTILE[:4]}", style="yellow"), Text(HOSTILE[-8:]))
     shown = stream.getvalue()
     assert shown.count(SHOWN) == 5
+    assert rf"  {SHOWN[:7]} \u202egnp.exe" in shown
     assert visible(shown) == shown
     assert "[bold]" in shown
 

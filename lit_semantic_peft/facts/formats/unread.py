@@ -57,6 +57,12 @@ UNREAD: tuple[Unread, ...] = (
         (fields("head", "relation", "tail"), fields("subject", "predicate", "object"), fields("sub_uri", "obj_uri")),
         "A triple has no sentence; map `prompt` to one with its fields in braces: `The {relation} of {head} is`.",
     ),
+    Unread(
+        "a whole set in one object (SQuAD's own file)",
+        (fields("version", "data"),),
+        "Its questions stand nested in `data`; write one a line with `question` and `answers`, or load the set of the "
+        "Hub.",
+    ),
 )
 """The kinds, in the order in which they are looked for."""
 

@@ -1,6 +1,7 @@
 """Charts drawn by matplotlib, which is imported when a chart is drawn; `pyplot` and its state never are."""
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,10 +34,14 @@ _SIZE: dict[type, tuple[float, float]] = {  # inches, one chart
 
 @contextmanager
 def verbatim_text() -> Iterator[None]:
-    """Within it a figure shows every text as it is: a `$` in the name of a relation begins no formula."""
+    """Within it a figure shows every text as it is: a `$` in the name of a relation begins no formula.
+
+    What the font lacks is a box; a warning for each such character, which holds it, would help nobody.
+    """
     import matplotlib
 
-    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 

@@ -131,12 +131,12 @@ def test_the_cache_is_done_without(tiny_model, facts_file, monkeypatch, caplog, 
     assert "Nothing is kept for later" in capsys.readouterr().err + caplog.text
 
 
-@pytest.mark.parametrize("spoil", ["file", "below a file"])
-def test_a_cache_folder_that_cannot_be_is_done_without(tmp_path, spoil):
+@pytest.mark.parametrize("folder", ["taken", "taken/below", "n" * 300], ids=["file", "below a file", "long name"])
+def test_a_cache_folder_that_cannot_be_is_done_without(tmp_path, folder):
     import numpy as np
 
     (tmp_path / "taken").write_text("mine")
-    cache = ContentCache(tmp_path / ("taken" if spoil == "file" else "taken/below"))
+    cache = ContentCache(tmp_path / folder)
     cache.store_array({"a": 1}, np.zeros(2))
     assert cache.load_array({"a": 1}) is None
     assert (tmp_path / "taken").read_text() == "mine"

@@ -171,6 +171,13 @@ KINDS = [
         "multiple choice",
         "`target`",
     ),
+    content(
+        "a whole set in one object",
+        "bad.json",
+        '{"version": "1.1", "data": [{"title": "x", "paragraphs": []}]}',
+        "SQuAD's own file",
+        "nested in `data`",
+    ),
     content("preferences", "bad.jsonl", '{"chosen": "x", "rejected": "y"}', "preferences"),
     content("running text", "bad.jsonl", '{"text": "x"}', "running text"),
     content("fields of no format", "bad.jsonl", '{"a": 1, "b": 2}', "`a`, `b`", "`popqa`"),

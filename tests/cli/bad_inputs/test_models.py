@@ -5,6 +5,7 @@ import struct
 from collections.abc import Callable
 
 import pytest
+from transformers import AutoTokenizer
 
 from fixtures.bad_inputs import RUN, BadInput, Place
 
@@ -47,6 +48,14 @@ def setting(name: str, value: object) -> Callable[[bytes], bytes]:
     return lambda content: json.dumps({**json.loads(content), name: value}).encode()
 
 
+def added_word(place: Place) -> None:
+    """A model whose tokenizer has a word of the facts as a token, for which it has no embedding."""
+    folder = place.copied_model()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([" capital"])
+    tokenizer.save_pretrained(folder)
+
+
 def index_of(shards: dict[str, str] | None) -> Callable[[Place], None]:
     """Weights in parts, by an index that names some that are not there, or is broken."""
 
@@ -77,6 +86,24 @@ BROKEN = [
     ("a size that is a text", "config.json", setting("hidden_size", "wide"), ["model"]),
     ("sizes that do not fit the weights", "config.json", setting("hidden_size", 64), ["model"]),
     ("a layer too many", "config.json", setting("num_hidden_layers", 3), ["model", "missing"]),
+    (
+        "layers without number",
+        "config.json",
+        setting("num_hidden_layers", 10**9),
+        ["`num_hidden_layers` is 1,000,000,000, more than 10,000"],
+    ),
+    (
+        "experts without number in a part",
+        "config.json",
+        setting("text_config", {"num_local_experts": 10**6}),
+        ["`num_local_experts` is 1,000,000"],
+    ),
+    (
+        "an end that is a text",
+        "generation_config.json",
+        setting("eos_token_id", "x"),
+        ["`eos_token_id`", "must be numbers, got 'x'"],
+    ),
     ("a broken tokenizer", "tokenizer.json", half, ["tokenizer", "model"]),
     ("a tokenizer that is no text", "tokenizer.json", lambda _: NOT_TEXT, ["tokenizer", "model"]),
     ("a tokenizer that is a list", "tokenizer.json", lambda _: b"[]", ["tokenizer", "model"]),
@@ -107,6 +134,12 @@ CASES = [
         )
     ),
     BadInput("a base model that is another file", "fit --model.base_model=facts.jsonl", ["not a GGUF file"]),
+    BadInput(
+        "words that the tokenizer has added and the model does not know",
+        "fit --model.base_model=model",
+        ["facts.jsonl:1", "the tokenizer has added ' capital' as token ", "the base model knows "],
+        make=added_word,
+    ),
     BadInput("a base model of no name", ["fit", "--model.base_model="], ["base_model"]),
     *(
         BadInput(

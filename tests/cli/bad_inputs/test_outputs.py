@@ -73,6 +73,15 @@ CASES = [
         )
         for name in ("facts.parquet", "summary.json", "distances.json", "report.html", "interference.safetensors")
     ),
+    *(
+        BadInput(
+            f"score over another's plot of {name}",
+            "score --output=out",
+            [f"out/plots/{name}.png exists", "did not write it"],
+            {f"out/plots/{name}.png": MINE},
+        )
+        for name in ("distances", "distance_histogram")
+    ),
     BadInput(
         "score into a run",
         "score --output=runs/a",

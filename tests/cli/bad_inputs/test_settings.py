@@ -17,6 +17,19 @@ CASES = [
         )
         for rate in ("-1", "nan", "inf", "0")
     ),
+    BadInput(
+        "an optimizer's number that is not finite",
+        "fit --model.optimizer=torch.optim.AdamW --model.optimizer.weight_decay=.inf",
+        ["`optimizer.weight_decay` must be a finite number, got inf"],
+    ),
+    *(
+        BadInput(
+            f"gradients clipped at {norm}",
+            f"fit --trainer.gradient_clip_val={norm}",
+            ["`trainer.gradient_clip_val` must be at least 0, got"],
+        )
+        for norm in (".nan", "-1")
+    ),
     BadInput("an optimizer's own limit", "fit --model.optimizer.weight_decay=-1", ["weight_decay"]),
     BadInput("a negative seed", "fit --seed_everything=-1", ["seed", "-1"]),
     BadInput("a negative seed of the data", "fit --data.seed=-1", ["`seed`", "-1"]),
@@ -68,6 +81,22 @@ CASES = [
         ["peft.LoraConfig"],
         {"bad.yaml": "model: {peft_config: {class_path: peft.LoraConfg, init_args: {r: 2}}}"},
     ),
+    *(
+        BadInput(f"a misspelled {what}", ["fit", argument], [f"Did you mean `{meant}`?"])
+        for what, argument, meant in (
+            (
+                "callback",
+                "--trainer.callbacks=[{class_path: EarlyStoping}]",
+                "lightning.pytorch.callbacks.EarlyStopping",
+            ),
+            ("logger", "--trainer.logger={class_path: WandbLoger}", "lightning.pytorch.loggers.WandbLogger"),
+            (
+                "source of held text",
+                "--model.retain=[{class_path: KnownFact}]",
+                "lit_semantic_peft.training.KnownFacts",
+            ),
+        )
+    ),
     BadInput(
         "a misspelled module",
         ["fit", "--model.peft_config={class_path: pefft.LoraConfig}"],
@@ -92,6 +121,12 @@ CASES = [
         "fit --config=bad.yaml",
         ["bad.yaml", "UTF-8"],
         {"bad.yaml": "data: {}".encode("utf-16")},
+    ),
+    *(
+        BadInput(
+            f"a configuration of {what}", "fit --config=bad.yaml", ["bad.yaml holds no settings"], {"bad.yaml": text}
+        )
+        for what, text in (("nothing", ""), ("blanks", " \n\n"), ("remarks", "# later\n  # more\n"))
     ),
     BadInput("a binary configuration", "fit --config=bad.yaml", ["bad.yaml"], {"bad.yaml": bytes(range(256))}),
     BadInput("broken YAML", "fit --config=bad.yaml", ["bad.yaml", "line 2"], {"bad.yaml": "data:\n\tseed: 1\n"}),

@@ -198,6 +198,22 @@ def test_a_field_that_is_nearly_known_is_a_warning(tmp_path):
     )
 
 
+def test_a_field_of_an_item_is_compared_with_those_of_items(tmp_path):
+    item = {"prompt": "x", "target": "y"}
+    row = {
+        **BARE,
+        "neighborhood": [{**item, "why": "z"}],
+        "portability": [{**item, "hop": 2}],
+        "forms": [{**item, "joint": ""}],
+    }
+    source = lines(tmp_path / "a.jsonl", row)
+    assert read_facts(source).warnings == (
+        f"{source}: unknown field `neighborhood[].why`, left out (line 1)",
+        f"{source}: unknown field `portability[].hop`, did you mean `portability[].hops`? (line 1)",
+        f"{source}: unknown field `forms[].joint`, left out (line 1)",
+    )
+
+
 @pytest.mark.parametrize(
     ("written", "meant"),
     [*((split, split) for split in SPLITS), ("train", "inject"), ("edit", "inject"), ("test", "probe"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from experiments.sweep.families import tiny_config
 from lit_semantic_peft.cache import cache_folder
 from lit_semantic_peft.data import EncodingPlan
 from lit_semantic_peft.data.encoders import encoder_of
@@ -12,8 +13,10 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import file_sha256, write_json
 from lit_semantic_peft.models import BaseModel
 from lit_semantic_peft.models import base_files as base_module
+from lit_semantic_peft.models.base import num_positions
 from lit_semantic_peft.models.base_files import find_base_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from fixtures.models import byte_level_bpe
 
@@ -252,3 +255,23 @@ def test_a_type_of_torch_is_refused_by_its_name_and_a_path_is_a_folder(folder):
     with pytest.raises(InputError, match=r"`base_model.name`: expected a text, got "):
         BaseModel(folder)
     assert BaseModel.of(folder) == BaseModel(str(folder))
+
+
+@pytest.mark.parametrize("pad_token_id", [0, 3])
+@pytest.mark.parametrize(
+    "family",
+    [
+        *("camembert", "data2vec-text", "prophetnet", "roberta", "roberta-prelayernorm", "xlm-roberta"),
+        *("xlm-roberta-xl", "xmod", "gpt2", "opt", "biogpt"),
+    ],
+)
+def test_the_longest_text_is_as_long_as_the_table_of_positions_allows(family, pad_token_id):
+    """RoBERTa and its like count positions from the padding token's number on."""
+    config = tiny_config(family)
+    config.pad_token_id = pad_token_id
+    model, most = AutoModelForCausalLM.from_config(config).eval(), num_positions(config)
+    ids = torch.full((1, most + 1), 7)
+    with torch.no_grad():
+        assert model(input_ids=ids[:, 1:], use_cache=False).logits.shape[1] == most
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=ids, use_cache=False)

@@ -8,6 +8,9 @@ from lit_semantic_peft.tokens import EncodedFact, collate, prefix_tree
 from fixtures.models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_mistral
 from fixtures.releases import answers_with_virtual_tokens
 
+VIRTUAL = [
+    pytest.param(name, marks=answers_with_virtual_tokens) for name in ("prompt_tuning", "prefix_tuning", "p_tuning")
+]
 LENGTHS = [3, 11, 1, 6, 6, 2, 9]
 MAX_NEW = [5, 2, 8, 1, 5, 3, 8]
 
@@ -65,16 +68,23 @@ def test_answers_end_where_the_positions_do(batch_size):
     assert greedy_continuations(small, cache, range(7), prompts(), MAX_NEW, stop_ids=()) == answers
 
 
+@pytest.mark.parametrize("adapter", VIRTUAL)
+def test_answers_end_before_the_positions_that_virtual_tokens_take(adapter):
+    """A model with learned positions has none behind the last: PEFT's three virtual tokens stand on the first ones."""
+    small = trained(tiny_gpt2(num_positions=17), ADAPTERS[adapter]())
+    allowed = [min(most, 14 - len(prompt) + 1) for prompt, most in zip(prompts(), MAX_NEW, strict=True)]
+    answers = greedy_answers(small, prompts(), MAX_NEW, pad_id=0, stop_ids=(), batch_size=3)
+    assert [len(answer) for answer in answers] == allowed
+    with small.disable_adapter():
+        answers = greedy_answers(small, prompts(), MAX_NEW, pad_id=0, stop_ids=(), batch_size=3)
+    assert [len(answer) for answer in answers] == MAX_NEW
+
+
 def test_the_end_token_may_be_the_padding():
     model = tiny_llama()
     end = expected(model)[0][1]
     answers = greedy_answers(model, prompts(), MAX_NEW, pad_id=end, stop_ids=[end], batch_size=4)
     assert answers == expected(model, [end])
-
-
-VIRTUAL = [
-    pytest.param(name, marks=answers_with_virtual_tokens) for name in ("prompt_tuning", "prefix_tuning", "p_tuning")
-]
 
 
 @pytest.mark.parametrize("adapter", ["lora", *VIRTUAL])

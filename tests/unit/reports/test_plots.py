@@ -8,7 +8,7 @@ from lit_semantic_peft.interference.matrix import InterferenceMatrix
 from lit_semantic_peft.reports.charts import CHARTS, describe_charts, heat_map
 from lit_semantic_peft.reports.charts.distance import distance_histogram
 from lit_semantic_peft.reports.charts.kinds import BeforeAfterChart, HeatMap, LineChart, Series
-from lit_semantic_peft.reports.charts.png import draw_figure
+from lit_semantic_peft.reports.charts.png import draw_figure, save_png
 from lit_semantic_peft.reports.charts.svg import draw_svg
 from lit_semantic_peft.reports.conflicts import worst_conflicts
 from lit_semantic_peft.reports.plots import write_plots
@@ -139,3 +139,11 @@ def test_a_gap_in_a_line_is_a_gap():
 def test_the_run_folder_plots_its_matrix(run_folder):
     figure = run_folder.plot_interference()
     assert figure.axes[0].get_title(loc="left").startswith("Gradient cosine between facts")
+
+
+@pytest.mark.filterwarnings("error")
+def test_characters_that_the_font_lacks_are_boxes_without_a_warning(tmp_path):
+    """A warning for each would hold it as it is, and a terminal would obey it."""
+    chart = LineChart("東京\x1b[2J", "", (1, 2), "\x07", "y", (Series("\x9b", (1.0, 2.0), "blue"),))
+    save_png(draw_figure([chart]), tmp_path / "plot.png")
+    assert imread(tmp_path / "plot.png").shape[0] > 300
