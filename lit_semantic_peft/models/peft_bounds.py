@@ -4,7 +4,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from peft import PeftConfig
@@ -35,7 +35,7 @@ for pattern in patterns:
 _REPEATS = frozenset("*+?{|")  # what a pattern needs to be matched in more than one way
 
 
-def refuse_unbounded(peft_config: PeftConfig, base: nn.Module) -> None:
+def refuse_unbounded(peft_config: PeftConfig, names: Sequence[str]) -> None:
     """Refuses a configuration whose numbers are not finite, or whose names and patterns cannot be matched in time.
 
     Python's `re` cannot be interrupted everywhere, so patterns are matched in a process that can be ended. It is
@@ -43,12 +43,11 @@ def refuse_unbounded(peft_config: PeftConfig, base: nn.Module) -> None:
 
     Args:
         peft_config: Any configuration of `peft`.
-        base: The model whose modules are matched.
+        names: Of the base model's modules, which the patterns are matched against.
 
     Raises:
         InputError: Naming the setting.
     """
-    names = [name for name, _ in base.named_modules()]
     patterns = []
     for setting, value in peft_config.to_dict().items():
         texts = []
