@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from lit_semantic_peft.adapters import Anchors, SubjectTable
 from lit_semantic_peft.audit.bank import BankComparison, compare_with_bank
 from lit_semantic_peft.audit.changes import ChangeFindings, measure_changes
 from lit_semantic_peft.audit.says import NeutralFindings, measure_neutral, neutral_ids
@@ -33,8 +34,10 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact, GivenFacts, given_facts, read_facts
 from lit_semantic_peft.files import file_sha256
 from lit_semantic_peft.models import BaseModel, base_changing_setting, load_adapter
-from lit_semantic_peft.models.export import GATE_FILE, base_of
+from lit_semantic_peft.models.export import base_of
+from lit_semantic_peft.models.gated import read_gate
 from lit_semantic_peft.models.modes import modes_restored
+from lit_semantic_peft.models.peft_traits import traits_of
 from lit_semantic_peft.models.saved_adapter import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -56,6 +59,8 @@ _REACHES_OUT: Mapping[str, tuple[object, str]] = {
     "shadow_model": ("mirror", "makes peft load another model that the adapter names"),
 }
 """Settings by which loading an adapter reads more than the adapter: the value that does not, and what others do."""
+
+_SHOWN_NAMES, _NAME_LENGTH = 10, 60  # of those that open an adapter
 
 _BASE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """What transformers reads before it looks for a pickle."""
@@ -341,12 +346,26 @@ def _remarks(saved: SavedAdapter, settings: dict[str, Any]) -> tuple[str, ...]:
     remarks = [f"`{name}` {what}." for name, what in _REMARKS.items() if settings.get(name)]
     if setting := base_changing_setting(saved.config):
         remarks.append(f"`{setting}` changes the base model as well, which the statistics of the weights do not cover.")
-    if (saved.folder / GATE_FILE).is_file():
-        remarks.append("It has a gate, and was measured without it: with the gate it acts on fewer prompts.")
+    if (gate := read_gate(saved.folder)) is not None:
+        remarks.append(
+            "It has a gate, and was measured without it: with the gate it acts only on prompts that name one of "
+            f"{_listed_names(gate)}."
+        )
+    if traits_of(saved.config).routes:
+        anchors: Anchors = saved.config.anchors
+        remarks.append(
+            f"It acts only on prompts that name one of {_listed_names(anchors.table)}, and was measured so: what names "
+            "none of them finds nothing. Ask about them by `--facts` and `--watch`."
+        )
     code = sorted(path.name for path in saved.folder.iterdir() if path.suffix in (".py", ".bin", ".pt", ".pkl", ".pth"))
     if code:
         remarks.append(f"Files that can run code lie beside it and were not read: {', '.join(code)}.")
     return tuple(remarks)
+
+
+def _listed_names(table: SubjectTable) -> str:
+    shown = ", ".join(repr(name[:_NAME_LENGTH]) for name in table.names[:_SHOWN_NAMES])
+    return f"{len(table.names):,} names: {shown}{', ...' if len(table.names) > _SHOWN_NAMES else ''}"
 
 
 def _require_base_as_it_was(folder: Path, model: PeftModel) -> None:

@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 import torch
+from lit_semantic_peft.adapters import KnowledgeMoEConfig
 from lit_semantic_peft.audit import inspect
 from lit_semantic_peft.errors import InputError
-from lit_semantic_peft.models import peft_bounds
+from lit_semantic_peft.facts import Fact
+from lit_semantic_peft.models import BaseModel, attach_adapter, export_adapter, peft_bounds
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -102,3 +104,30 @@ def test_a_base_model_that_has_no_name_is_refused(make_adapter, name, said):
     (folder / "lit_semantic_peft.json").write_text(json.dumps({"base_model": name}))
     with pytest.raises(InputError, match=said):
         inspect(folder, num_builtin=2)
+
+
+def test_what_acts_on_some_names_alone_says_which(make_adapter, tiny_model, tmp_path):
+    names = [f"Zorvex {number}" for number in range(12)]
+    facts = [Fact(name, f"The river of {name} is the", "Rhine", subject=name) for name in names]
+    base = BaseModel(str(tiny_model))
+    config = KnowledgeMoEConfig(r=2, target_modules=["down_proj"])
+    config.learn_names(facts, base.load_tokenizer())
+    model = attach_adapter(base.load(), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    export_adapter(model, tmp_path / "experts", base.source)
+    found = inspect(tmp_path / "experts", facts=facts, num_builtin=2)
+    assert found.neutral.kl.mean == found.builtin.flipped.mean == 0
+    assert found.given.flipped.mean > 0
+    (remark,) = found.remarks
+    assert "It acts only on prompts that name one of 12 names: 'Zorvex 0', 'Zorvex 1', " in remark
+    assert "'Zorvex 9', ..." in remark
+    assert "Zorvex 10" not in remark
+    gated = make_adapter()
+    table = {"format": 1, "match": "subjects", "names": ["Zorvex\x1b[2J"]}
+    (gated / "subject_gate.json").write_text(json.dumps(table))
+    assert inspect(gated, weights_only=True).remarks == (
+        "It has a gate, and was measured without it: with the gate it acts only on prompts that name one of 1 names: "
+        "'Zorvex\\x1b[2J'.",
+    )
