@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from lit_semantic_peft.adapters import Anchors, SubjectTable
 from lit_semantic_peft.audit.bank import BankComparison, compare_with_bank
 from lit_semantic_peft.audit.changes import ChangeFindings, measure_changes
 from lit_semantic_peft.audit.says import NeutralFindings, measure_neutral, neutral_ids
@@ -32,9 +33,11 @@ from lit_semantic_peft.data.self_checks import SelfChecks, verdict_cache
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact, GivenFacts, given_facts, read_facts
 from lit_semantic_peft.files import file_sha256
-from lit_semantic_peft.models import BaseModel, load_adapter
-from lit_semantic_peft.models.export import GATE_FILE, base_of
+from lit_semantic_peft.models import BaseModel, base_changing_setting, load_adapter
+from lit_semantic_peft.models.export import base_of
+from lit_semantic_peft.models.gated import read_gate
 from lit_semantic_peft.models.modes import modes_restored
+from lit_semantic_peft.models.peft_traits import traits_of
 from lit_semantic_peft.models.saved_adapter import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -51,7 +54,17 @@ logger = logging.getLogger(__name__)
 NUM_BUILTIN_FACTS = 192
 """Built-in facts that are asked where the user does not say how many."""
 
-_IMPORTS = "megatron_config"
+_REACHES_OUT: Mapping[str, tuple[object, str]] = {
+    "megatron_config": (None, "makes peft import a package that the adapter names"),
+    "shadow_model": ("mirror", "makes peft load another model that the adapter names"),
+}
+"""Settings by which loading an adapter reads more than the adapter: the value that does not, and what others do."""
+
+_SHOWN_NAMES, _NAME_LENGTH = 10, 60  # of those that open an adapter
+
+_BASE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+"""What transformers reads before it looks for a pickle."""
+
 _REMARKS = {
     "auto_mapping": "names a class that other loaders would import; it was not",
     "modules_to_save": "replaces whole modules of the base model, which the statistics of the weights do not cover",
@@ -184,6 +197,7 @@ def inspect(
     base = _base_of(folder, base_model)
     encoder = encoder_of(base, encoding or EncodingPlan())
     model = load_adapter(base.load(), folder, base.source).to(default_device(device)).eval()
+    _require_base_as_it_was(folder, model)
     checks = SelfChecks(base, encoder, verdict_cache(None))
     with model.disable_adapter():
         checks.check(model)
@@ -272,11 +286,9 @@ def _of_weights(folder: Path, bank: str | os.PathLike[str] | None) -> tuple[Insp
     stopwatch.start("weights")
     saved = read_adapter(folder, safetensors_only=True)
     settings = read_json_object(folder / CONFIG_FILE)
-    if settings.get(_IMPORTS):
-        raise InputError(
-            f"{folder / CONFIG_FILE}: `{_IMPORTS}` makes peft import a package that the adapter names, which an audit "
-            "does not do."
-        )
+    for name, (harmless, what) in _REACHES_OUT.items():
+        if settings.get(name, harmless) not in (None, harmless):
+            raise InputError(f"{folder / CONFIG_FILE}: `{name}` {what}, which an audit does not do.")
     weights = measure_weights(saved)
     compared = None if bank is None else compare_with_bank(weights.signature, bank, folder)
     found = Inspection(
@@ -332,12 +344,41 @@ def _of_behaviour(
 
 def _remarks(saved: SavedAdapter, settings: dict[str, Any]) -> tuple[str, ...]:
     remarks = [f"`{name}` {what}." for name, what in _REMARKS.items() if settings.get(name)]
-    if (saved.folder / GATE_FILE).is_file():
-        remarks.append("It has a gate, and was measured without it: with the gate it acts on fewer prompts.")
+    if setting := base_changing_setting(saved.config):
+        remarks.append(f"`{setting}` changes the base model as well, which the statistics of the weights do not cover.")
+    if (gate := read_gate(saved.folder)) is not None:
+        remarks.append(
+            "It has a gate, and was measured without it: with the gate it acts only on prompts that name one of "
+            f"{_listed_names(gate)}."
+        )
+    if traits_of(saved.config).routes:
+        anchors: Anchors = saved.config.anchors
+        remarks.append(
+            f"It acts only on prompts that name one of {_listed_names(anchors.table)}, and was measured so: what names "
+            "none of them finds nothing. Ask about them by `--facts` and `--watch`."
+        )
     code = sorted(path.name for path in saved.folder.iterdir() if path.suffix in (".py", ".bin", ".pt", ".pkl", ".pth"))
     if code:
         remarks.append(f"Files that can run code lie beside it and were not read: {', '.join(code)}.")
     return tuple(remarks)
+
+
+def _listed_names(table: SubjectTable) -> str:
+    shown = ", ".join(repr(name[:_NAME_LENGTH]) for name in table.names[:_SHOWN_NAMES])
+    return f"{len(table.names):,} names: {shown}{', ...' if len(table.names) > _SHOWN_NAMES else ''}"
+
+
+def _require_base_as_it_was(folder: Path, model: PeftModel) -> None:
+    """Refuses an adapter that stays in the base model when it is switched off: nothing would be left to compare with.
+
+    Raises:
+        InputError: Naming the setting.
+    """
+    if setting := base_changing_setting(model.active_peft_config):
+        raise InputError(
+            f"{folder / CONFIG_FILE}: `{setting}` changes the base model itself, also with the adapter off, so that an "
+            "audit would find little or no difference. Only its weights can be looked at: `--weights_only`."
+        )
 
 
 def _base_of(folder: Path, given: BaseModel | str | os.PathLike[str] | None) -> BaseModel:
@@ -347,12 +388,12 @@ def _base_of(folder: Path, given: BaseModel | str | os.PathLike[str] | None) -> 
     name, revision, _ = base_of(folder)
     if not name:
         raise InputError(f"{folder} does not name the base model it was trained on. Name it by `base_model`.")
-    if Path(name).exists() and Path(name).resolve().is_relative_to(folder.resolve()):
+    if os.path.lexists(name) and Path(name).resolve().is_relative_to(folder.resolve()):
         raise InputError(
             f"{folder} names a base model inside itself, {name!r}. Name it by `base_model` if you trust it."
         )
     base = BaseModel(name, revision)
-    if not any(base.source.folder.glob("*.safetensors")):
+    if not any((base.source.folder / name).is_file() for name in _BASE_WEIGHTS):
         raise InputError(
             f"The base model {name!r}, which the adapter names, is no safetensors. If you trust it, give it by "
             "`base_model`."

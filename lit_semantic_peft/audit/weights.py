@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models.base_files import first_line
+from lit_semantic_peft.models.peft_bounds import refuse_unbounded
 from lit_semantic_peft.models.peft_settings import lora_scaling
 from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
 from lit_semantic_peft.models.saved_adapter import SavedAdapter
@@ -120,18 +122,21 @@ def measure_weights(saved: SavedAdapter) -> WeightFindings:
         saved: The adapter.
 
     Raises:
-        InputError: If a factor is not finite.
+        InputError: If a factor is not finite, does not fit the other, or has a scale that cannot be computed.
     """
     kind, config, tensors = peft_type_name(saved.config), saved.config, dict(saved.tensors)
     if (convert := traits_of(config).as_lora) is not None:
         config, tensors = convert(config, tensors)
-    layers = []
-    for inner, outer in _FACTORS:
-        for name in [name for name in tensors if name.endswith(f".{inner}")]:
-            other = f"{name.removesuffix(inner)}{outer}"
-            if other in tensors and hasattr(config, "lora_alpha"):
-                path = name.removesuffix(f".{inner}").removeprefix(_PREFIX)
-                layers.append(_measured(path, tensors.pop(name), tensors.pop(other), config))
+    pairs = {
+        name.removesuffix(f".{inner}").removeprefix(_PREFIX): (name, f"{name.removesuffix(inner)}{outer}")
+        for inner, outer in _FACTORS
+        for name in tensors
+        if name.endswith(f".{inner}") and f"{name.removesuffix(inner)}{outer}" in tensors
+    }
+    if not hasattr(config, "lora_alpha"):
+        pairs = {}
+    refuse_unbounded(config, list(pairs))
+    layers = [_measured(path, tensors.pop(inner), tensors.pop(outer), config) for path, (inner, outer) in pairs.items()]
     return WeightFindings(kind, tuple(layers), tuple(sorted(tensors)))
 
 
@@ -144,16 +149,28 @@ def _measured(path: str, inner: Tensor, outer: Tensor, config: Any) -> LayerUpda
         outer: B, `(out, r)`.
         config: Of LoRA.
     """
-    a, b = inner.double().flatten(1), lora_scaling(path, config) * outer.double().flatten(1)
+    if inner.dim() < 2 or outer.dim() < 2 or not inner.numel() or not outer.numel():
+        raise _unfit(path, inner, outer)
+    try:
+        scaling = lora_scaling(path, config)
+    except Exception as error:  # any type where a number or a pattern belongs
+        raise InputError(f"`adapter`: the scale of {path} cannot be computed: {first_line(error)}.") from error
+    a, b = inner.double().flatten(1), scaling * outer.double().flatten(1)
     if not bool(a.isfinite().all() and b.isfinite().all()):
         raise InputError(
             f"the weights of {path} are not finite, so the adapter cannot be used: train it anew, or leave it out."
         )
     if a.shape[0] != b.shape[1]:  # an embedding's factors stand the other way round
         a, b = a.T, b.T
+    if a.shape[0] != b.shape[1]:
+        raise _unfit(path, inner, outer)
     sigma = torch.linalg.svdvals(torch.linalg.qr(b, mode="r").R @ torch.linalg.qr(a.T, mode="r").R.T)
     energy = sigma.square()
     total = float(energy.sum())
+    if not math.isfinite(total):
+        raise InputError(
+            f"`adapter`: the update of {path} is beyond the numbers of a computer, at a scale of {scaling:g}."
+        )
     share = sigma / sigma.sum() if total > 0 else sigma
     block = _BLOCK.search(f".{path}.")
     return LayerUpdate(
@@ -167,6 +184,11 @@ def _measured(path: str, inner: Tensor, outer: Tensor, config: Any) -> LayerUpda
         first_energy=float(energy[0]) / total if total > 0 else 0.0,
         kurtosis=_kurtosis(a, b),
     )
+
+
+def _unfit(path: str, inner: Tensor, outer: Tensor) -> InputError:
+    shapes = f"{tuple(inner.shape)} and {tuple(outer.shape)}"
+    return InputError(f"`adapter`: the factors of {path}, of the shapes {shapes}, are none of a low-rank update.")
 
 
 def _kurtosis(a: Tensor, b: Tensor) -> float:

@@ -165,7 +165,7 @@ def _wrapped(base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
         peft_config.task_type = "CAUSAL_LM"
     if peft_config.task_type != "CAUSAL_LM":
         raise InputError(f"`peft_config`: `task_type` must be CAUSAL_LM or left out, got {peft_config.task_type!r}")
-    refuse_unbounded(peft_config, base)
+    refuse_unbounded(peft_config, [name for name, _ in base.named_modules()])
     try:
         with _without_remarks(), BoundedMemory(base):
             model = get_peft_model(base, peft_config)

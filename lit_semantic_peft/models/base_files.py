@@ -77,11 +77,15 @@ def find_base_model(name: str, revision: str | None = None) -> BaseModelSource:
         InputError: If there is no such model, or it cannot be reached.
     """
     path = Path(name).expanduser()
-    if path.is_file():
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError:  # longer than any file's name
+        is_file = is_folder = False
+    if is_file:
         if path.suffix != ".gguf":
             raise InputError(f"`base_model` {name!r} is a file but not a GGUF file. Give its folder, or a .gguf file.")
         return _from_gguf(name, path)
-    if path.is_dir():
+    if is_folder:
         return _from_folder(name, path)
     packaged = PACKAGED_MODELS.get(name)
     if packaged is None:

@@ -112,14 +112,16 @@ def base_of(folder: str | Path) -> tuple[str | None, str | None, str | None]:
         fingerprint, None where another tool wrote the folder.
 
     Raises:
-        InputError: If the configuration of the adapter cannot be read.
+        InputError: If the configuration of the adapter cannot be read, or one of these is no text.
     """
     own = Path(folder) / BASE_FILE
     standard = read_json_object(Path(folder) / CONFIG_FILE)
     if own.is_file():
         about = read_json_object(own)
-        return about.get("base_model"), standard.get("revision"), about.get("base_fingerprint")
-    return standard.get("base_model_name_or_path"), standard.get("revision"), None
+        name, fingerprint = _text(own, about, "base_model"), _text(own, about, "base_fingerprint")
+    else:
+        name, fingerprint = _text(Path(folder) / CONFIG_FILE, standard, "base_model_name_or_path"), None
+    return name, _text(Path(folder) / CONFIG_FILE, standard, "revision"), fingerprint
 
 
 def quantized_dtype_of(folder: str | Path) -> str | None:
@@ -178,6 +180,13 @@ def export_merged(model: PeftModel, tokenizer: Any, folder: str | Path) -> None:
             _require_same_answers(expected, _logits(written, prompts), dtype)
     except NotImplementedError as error:
         raise _cannot_be_merged("transformers cannot write the quantised base once it is changed") from error
+
+
+def _text(path: Path, found: dict[str, Any], name: str) -> str | None:
+    value = found.get(name)
+    if not isinstance(value, str | None):
+        raise InputError(f"{path}: `{name}` must be a text, got {value!r}")
+    return value
 
 
 def _prompts(tokenizer: Any) -> list[Tensor]:

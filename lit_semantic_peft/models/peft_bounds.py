@@ -4,7 +4,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from peft import PeftConfig
@@ -38,7 +38,7 @@ for pattern in patterns:
 _REPEATS = frozenset("*+?{|")  # what a pattern needs to be matched in more than one way
 
 
-def refuse_unbounded(peft_config: PeftConfig, base: nn.Module) -> None:
+def refuse_unbounded(peft_config: PeftConfig, names: Sequence[str]) -> None:
     """Refuses a configuration with numbers that are not finite, too many layers, or patterns that take too long.
 
     Python's `re` cannot be interrupted everywhere, so patterns are matched in a process that can be ended. It is
@@ -46,7 +46,7 @@ def refuse_unbounded(peft_config: PeftConfig, base: nn.Module) -> None:
 
     Args:
         peft_config: Any configuration of `peft`.
-        base: The model whose modules are matched.
+        names: Of the base model's modules, which the patterns are matched against.
 
     Raises:
         InputError: Naming the setting.
@@ -56,7 +56,6 @@ def refuse_unbounded(peft_config: PeftConfig, base: nn.Module) -> None:
         raise InputError("`peft_config`: `layer_replication` must be a list of pairs [first layer, last layer + 1].")
     if (layers := sum(max(0, end - start) for start, end in spans)) > MOST_REPLICATED:
         raise InputError(f"`peft_config`: `layer_replication` makes {layers:,} layers, more than {MOST_REPLICATED:,}.")
-    names = [name for name, _ in base.named_modules()]
     patterns = []
     for setting, value in peft_config.to_dict().items():
         texts = []
