@@ -83,7 +83,7 @@ def order_of(run: Run, setting: Setting, rate: float | None) -> Order:
     )
     texts = texts_of(run.role, WORK / "facts")
     fingerprint, num_parameters = _base(run.model.name)
-    num_taught = setting.num_facts[run.kind]
+    num_taught = setting.num_taught(run.kind)
     every = facts_of(run.kind, run.role, run.model.name, setting, WORK / "facts")
     adapter = (run.way.config or {}).get("model", {}).get("peft_config", setting.adapter)
     recipe = choose_recipe(

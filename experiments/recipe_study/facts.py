@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import chain, zip_longest
 from pathlib import Path
 
+import yaml
 from experiments.recipe_study.passages import Role, passages
 from experiments.recipe_study.plan import FactKind, Setting
 from experiments.study.facts import StudyFacts, digest, pool_of
@@ -18,6 +19,9 @@ INVENTED: dict[Role, Path] = {
     "choose": ROOT / "experiments" / "invented_choose_facts.jsonl",
 }
 """Twenty invented facts of mixed kinds each. Those that are reported were written before anything was chosen."""
+
+OTHER_WORDINGS = Path(__file__).with_name("other_wordings.yaml")
+"""More wordings of the relations that choose."""
 
 
 def facts_of(
@@ -43,7 +47,8 @@ def facts_of(
         base_model: As in a user's YAML.
         setting: The setting.
         folder: Where to.
-        with_forms: Whether all paraphrases are there to be taught; else only the last one, which is asked.
+        with_forms: Whether all paraphrases are there to be taught; else only the last one, which is asked. Of the
+            reworded ones the further wordings are asked in both cases.
         of_subjects: Whether what the base model knows of the taught subjects is asked too.
 
     Raises:
@@ -51,7 +56,7 @@ def facts_of(
     """
     unknown, every_known = pool_of(base_model, "unknown", None)
     known = every_known
-    number = setting.num_facts[kind]
+    number = setting.num_taught(kind)
     if kind == "invented":
         taught = list(given_facts(str(INVENTED[role])))
     else:
@@ -65,6 +70,7 @@ def facts_of(
         )
     taught = taught[:number]
     subjects = {fact.subject for fact in taught}
+    more = yaml.safe_load(OTHER_WORDINGS.read_text(encoding="utf-8")) if kind == "reworded" else {}
     others = _ordered([fact for fact in known if fact.subject not in subjects])
     asked = [fact for fact in others if digest(fact.subject)[1] % 2][: setting.num_known]
     if of_subjects:
@@ -73,7 +79,10 @@ def facts_of(
         replace(
             fact,
             split="inject",
-            paraphrases=fact.paraphrases if with_forms else fact.paraphrases[-1:],
+            paraphrases=(
+                *(fact.paraphrases if with_forms else fact.paraphrases[-1:]),
+                *(one.format(subject=fact.subject) for one in more.get(fact.relation, ())),
+            ),
             neighborhood=fact.neighborhood[:1],
             portability=(),
         )

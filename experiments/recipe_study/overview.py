@@ -50,6 +50,7 @@ def sections(setting: Setting) -> dict[str, list[str]]:
     """
     return {
         "chosen": _table(_chosen(setting)),
+        "reworded": _reworded(setting),
         "reported": _table(_reported(setting, "real")),
         "by relation": _relations(setting),
         "beside the recipe": _beside(setting),
@@ -71,6 +72,18 @@ def _chosen(setting: Setting) -> dict[str, Results]:
             if one is not None and one["status"] == "done":
                 found[_column(model, run.way.name)] = [one]
     return found
+
+
+def _reworded(setting: Setting) -> list[str]:
+    """What was tried on the facts that choose, asked in more wordings: a row for each way."""
+    results = ResultFolder(setting.results)
+    rows = []
+    for run in (run for run in runs_of(setting, "choose") if run.kind == "reworded"):
+        found = results.read(run.name)
+        if found is not None and found["status"] == "done":
+            cells = {measure.label: _cell([found], measure) for measure in MEASURES.values()}
+            rows.append({"": _column(run.model, run.way.name), **cells})
+    return markdown(rows) if rows else ["No run is finished yet."]
 
 
 def _reported(setting: Setting, kind: FactKind) -> dict[str, Results]:

@@ -14,7 +14,8 @@ from lit_semantic_peft.errors import InputError
 
 HERE = Path(__file__).resolve().parent
 
-FactKind = Literal["real", "invented"]
+FactKind = Literal["real", "invented", "reworded"]
+"""Of the taught facts; `reworded` are the real ones that choose, asked in more wordings, and are not reported."""
 
 CHOOSE_SEED = 1000
 """Seed of the runs that choose; no reported run has it."""
@@ -66,12 +67,14 @@ class Model:
         rates: Of plain training, to choose from.
         tried: Ways that were tried on the real facts that choose, by name.
         tried_invented: The same of the invented ones.
+        tried_reworded: The same of the real ones, asked in more wordings.
     """
 
     name: str
     rates: tuple[float, ...]
     tried: tuple[str, ...] = ()
     tried_invented: tuple[str, ...] = ()
+    tried_reworded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Setting:
         models: The base models.
         ways: Ways that are reported, by name.
         tried: Ways that are tried on the facts that choose, by name.
-        num_facts: How many are taught, by kind.
+        num_facts: How many are taught, by kind of the reported ones.
         relations: Of the real facts, by role.
         num_known: How many facts that the base model knows are asked at most.
         seeds: Of the reported runs.
@@ -105,6 +108,14 @@ class Setting:
     facts_per_step: int
     adapter: Mapping[str, Any]
     accelerator: str
+
+    def num_taught(self, kind: FactKind) -> int:
+        """How many facts of a kind are taught.
+
+        Args:
+            kind: Of the facts; the reworded ones are the real ones.
+        """
+        return self.num_facts["real" if kind == "reworded" else kind]
 
 
 @dataclass(frozen=True)
@@ -155,6 +166,7 @@ def load_setting(name: str, results: Path | None = None) -> Setting:
                 tuple(one["rates"]),
                 tried=tuple(one.get("tried", ())),
                 tried_invented=tuple(one.get("tried_invented", ())),
+                tried_reworded=tuple(one.get("tried_reworded", ())),
             )
             for one in raw.pop("models")
         )
@@ -195,6 +207,7 @@ def runs_of(setting: Setting, role: Role) -> list[Run]:
                 *(Run(model, "real", role, plain, CHOOSE_SEED, rate) for rate in model.rates),
                 *(Run(model, "real", role, setting.tried[name], CHOOSE_SEED) for name in model.tried),
                 *(Run(model, "invented", role, setting.tried[name], CHOOSE_SEED) for name in model.tried_invented),
+                *(Run(model, "reworded", role, setting.tried[name], CHOOSE_SEED) for name in model.tried_reworded),
             )
         ]
     return [

@@ -99,6 +99,43 @@ def test_facts_that_choose_and_facts_that_are_reported_share_nothing(setting, tm
     assert [fact.paraphrases for fact in given_facts(str(plain.path))] == last
 
 
+def test_reworded_facts_are_those_that_choose_with_further_wordings_to_ask(setting, tmp_path, monkeypatch):
+    wordings = tmp_path / "wordings.yaml"
+    wordings.write_text("capital: ['{subject} is ruled from', 'Who rules {subject} lives in']\n", encoding="utf-8")
+    monkeypatch.setattr(facts, "OTHER_WORDINGS", wordings)
+    for with_forms in (True, False):
+        taught = {
+            kind: [
+                fact
+                for fact in given_facts(
+                    str(facts.facts_of(kind, "choose", "m", setting, tmp_path, with_forms=with_forms).path)
+                )
+                if fact.split == "inject"
+            ]
+            for kind in ("real", "reworded")
+        }
+        assert [fact.id for fact in taught["real"]] == [fact.id for fact in taught["reworded"]]
+        for real, reworded in zip(taught["real"], taught["reworded"], strict=True):
+            further = (f"{real.subject} is ruled from", f"Who rules {real.subject} lives in")
+            assert reworded.paraphrases == (*real.paraphrases, *further)
+
+
+def test_each_relation_that_chooses_has_further_wordings_which_are_not_among_its_own():
+    published = load_setting("cpu")
+    wordings = yaml.safe_load(facts.OTHER_WORDINGS.read_text(encoding="utf-8"))
+    assert published.relations is not None
+    assert set(wordings) == set(published.relations["choose"])
+    for fact in given_facts("world"):
+        further = {one.format(subject=fact.subject) for one in wordings.get(fact.relation or "", ())}
+        assert not further & {fact.prompt, *fact.paraphrases}
+    taught = {
+        name: way.config["data"]["forms"]["from_paraphrases"]
+        for name, way in published.tried.items()
+        if name.startswith("reworded") and way.teaches_forms and way.config
+    }
+    assert set(taught.values()) == {2}  # of three built-in paraphrases one, and all further wordings, are asked
+
+
 def test_too_few_facts_are_an_error(setting, tmp_path, monkeypatch):
     monkeypatch.setattr(facts, "pool_of", lambda *_: ([], []))
     with pytest.raises(InputError, match=r"4 real facts to choose, but m leaves 0 unknown"):
