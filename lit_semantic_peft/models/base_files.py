@@ -99,6 +99,7 @@ def _from_folder(name: str, folder: Path) -> BaseModelSource:
     if not (folder / "config.json").is_file():
         raise InputError(f"`base_model` {str(folder)!r} is a folder without config.json, so it holds no model.")
     _require_buildable(folder / "config.json")
+    _require_own_weights(folder)
     return BaseModelSource(name, folder.resolve(), name, folder_fingerprint(folder))
 
 
@@ -115,6 +116,21 @@ def _require_buildable(path: Path) -> None:
     for name, number in found:
         if number > MOST_PARTS:
             raise InputError(f"`base_model`: {path}: `{name}` is {number:,}, more than {MOST_PARTS:,}.")
+
+
+def _require_own_weights(folder: Path) -> None:
+    """Refuses an index that leads to weights elsewhere: their changes would not be seen, and old scores be reused."""
+    for path in sorted(folder.glob("*.index.json")):
+        try:
+            names = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+        except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            continue  # transformers says what is wrong with it
+        for name in names:
+            if isinstance(name, str) and Path(name).name != name:
+                raise InputError(
+                    f"`base_model`: {path}: `weight_map` names {name!r}, which lies outside this folder. Copy the "
+                    "weights into it."
+                )
 
 
 def _numbers_of_parts(settings: Any) -> Iterator[tuple[str, int]]:

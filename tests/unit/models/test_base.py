@@ -165,6 +165,16 @@ def test_weights_that_are_not_there_are_named_and_not_drawn_at_random(folder):
         BaseModel(str(folder)).load()
 
 
+@pytest.mark.parametrize("named", ["../other/model.safetensors", "sub/model.safetensors", "/other.safetensors"])
+def test_an_index_that_leads_out_of_the_folder_is_refused(folder, named):
+    index = folder / "model.safetensors.index.json"
+    write_json(index, {"metadata": {}, "weight_map": {"a": "model.safetensors"}})
+    assert find_base_model(str(folder)).folder == folder.resolve()
+    write_json(index, {"metadata": {}, "weight_map": {"a": "model.safetensors", "b": named}})
+    with pytest.raises(InputError, match=r"`weight_map` names '.*', which lies outside this folder\. Copy"):
+        find_base_model(str(folder))
+
+
 @pytest.mark.parametrize("damage", ["missing", "broken"])
 def test_a_folder_without_usable_tokenizer_is_refused(folder, damage):
     for name in ("tokenizer.json", "tokenizer_config.json"):
