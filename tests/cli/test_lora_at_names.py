@@ -89,7 +89,10 @@ def test_it_is_trained_resumed_asked_and_exported(settings, tiny_model, capsys, 
         (["--model.gate=lit_semantic_peft.adapters.SubjectGate"], "which has a gate of its own"),
         (["--model.gradient_checkpointing=true"], "needs the prompt"),
         (["--model.peft_config.init_args.aliases={Nowhere: [N]}"], "has 'Nowhere', which no taught fact has"),
-        (["--model.peft_config.init_args.match=names"], "Expected a typing.Literal['subjects', 'subjects_and_targets']"),
+        (
+            ["--model.peft_config.init_args.match=names"],
+            "Expected a typing.Literal['subjects', 'subjects_and_targets']",
+        ),
     ],
 )
 def test_what_it_cannot_do_is_refused(settings, given, said, capsys):
