@@ -126,7 +126,7 @@ class NamesModel(LoraModel):  # type: ignore[misc]
             raise ValueError(
                 "an adapter that acts by names cannot be switched within a batch (`adapter_names`): the prompt decides"
             )
-        has_input = input_of(arguments, settings) is not None
+        has_input = self.routing.prompts is not None or input_of(arguments, settings) is not None
         routed = self._routed(arguments, settings) if has_input else nullcontext()
         with super()._enable_peft_forward_hooks(*arguments, **settings), routed:
             yield

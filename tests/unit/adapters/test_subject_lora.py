@@ -6,6 +6,8 @@ from lit_semantic_peft.adapters import SubjectLoraConfig, prompts_are
 from lit_semantic_peft.adapters.subject_lora import NamedTokens
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
+from lit_semantic_peft.models import FrozenLayers, fact_nll
+from lit_semantic_peft.tokens import EncodedFact, collate
 from peft import PeftModel, PeftType, get_peft_model
 from safetensors.torch import load_file
 
@@ -184,6 +186,19 @@ def test_without_a_mask_the_places_are_counted_from_the_cache():
         cache = model(input_ids=ids[:, :cut], use_cache=True).past_key_values
         rest = model(input_ids=ids[:, cut:], past_key_values=cache).logits
     torch.testing.assert_close(rest, whole[:, cut:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["CAUSAL_LM", None])
+def test_on_outputs_of_frozen_layers_it_gives_what_the_whole_model_gives(task):
+    model = attached(at_names(layers_to_transform=[1], task_type=task))
+    rows = [EncodedFact(tuple(ids_of(fact.prompt)), tuple(ids_of(f" {fact.target}"))) for fact in FACTS]
+    facts = collate(rows, range(len(rows)), 0, with_end=False)
+    whole = fact_nll(model, facts)
+    for _ in range(2):  # computed, and from memory
+        upper = fact_nll(model, facts, frozen=FrozenLayers(model, int(facts.attention_mask.sum())))
+        torch.testing.assert_close(upper, whole, rtol=1e-5, atol=1e-5)
+    with model.disable_adapter():
+        assert not torch.allclose(fact_nll(model, facts), whole, atol=0.01)
 
 
 def test_a_name_among_the_targets_is_no_name_of_the_prompt():
