@@ -152,10 +152,14 @@ def test_a_phone_shows_every_column_of_the_scores(tmp_path, write_run_folder, da
         assert page.run(f"{cells}.filter((cell) => cell.scrollWidth > cell.clientWidth).length") == 0
         # So do the tables of texts: facts that resist, neighbours.
         boxes = "[...document.querySelectorAll('.scroll:has(.stacks)')]"
-        assert page.run(f"{boxes}.length") == 2
+        assert page.run(f"{boxes}.length") == 3
         assert page.run(f"{boxes}.filter((box) => box.scrollWidth > box.clientWidth + 1).length") == 0
         labels = "[...document.querySelectorAll('#neighbours td')].slice(0, 5).map((td) => td.dataset.label ?? '')"
         assert page.run(labels) == ["", "Right answer", "Before", "After", "Answer"]
+        # A cell without text is no label without a value.
+        cell = "document.querySelectorAll('#neighbours td')[2]"
+        assert page.run(f"{cell}.textContent = '', {cell}.getBoundingClientRect().height") == 0
+        assert page.run("document.querySelectorAll('#neighbours td')[3].getBoundingClientRect().height") > 0
         # Each number stands under the heading of its column.
         lefts = "(row) => [...row.cells].slice(1).map((cell) => Math.round(cell.getBoundingClientRect().left))"
         rows = page.run(f"[...document.querySelectorAll('.scores tr')].map({lefts})")
