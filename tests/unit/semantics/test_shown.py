@@ -40,6 +40,7 @@ def test_what_is_shown_makes_the_same(kind):
     assert repr(eval(shown, dict(vars(semantics)))) == shown
     for name in inspect.signature(kind).parameters:
         assert f"{name}=" in shown
+    assert shown.startswith(f"{kind.__name__}(")
 
 
 def test_settings_that_were_given_are_shown():
