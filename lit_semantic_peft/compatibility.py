@@ -129,22 +129,23 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "`model.gradient_checkpointing`",
-        "adapters that work through the key-value cache (prefix tuning, cartridges) or by the prompt (experts)",
+        "adapters that work through the key-value cache (prefix tuning, cartridges) or by the names in a prompt",
         "`gradient_checkpointing` cannot be used with {peft_config}, which {checkpointing_obstacle}. Leave it out.",
         lambda s: s.gradient_checkpointing and s.checkpointing_obstacle is not None,
         (*_ALWAYS, "score"),
     ),
     Rule(
         "`model.gate`",
-        "adapters that are routed by prompts (KnowledgeMoEConfig)",
+        "adapters that act by names (KnowledgeMoEConfig, SubjectLoraConfig)",
         "`gate` cannot be used with {peft_config}, which has a gate of its own. Use its `match` and `aliases`.",
         lambda s: s.has_gate and s.routes_by_prompts,
         (*_ALWAYS, "score"),
     ),
     Rule(
-        "adapters that are routed by prompts (KnowledgeMoEConfig)",
+        "adapters that act by names (KnowledgeMoEConfig, SubjectLoraConfig)",
         "a sharded base model",
-        f"{{peft_config}} reads embeddings, which no process of a sharded base model has whole. {_SHARDED_INSTEAD}",
+        f"{{peft_config}} reads prompts and embeddings, which no process of a sharded base model has whole. "
+        f"{_SHARDED_INSTEAD}",
         lambda s: s.is_sharded and s.routes_by_prompts,
         _EVALUATED,
     ),

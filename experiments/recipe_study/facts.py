@@ -21,7 +21,7 @@ INVENTED: dict[Role, Path] = {
 """Twenty invented facts of mixed kinds each. Those that are reported were written before anything was chosen."""
 
 OTHER_WORDINGS = Path(__file__).with_name("other_wordings.yaml")
-"""More wordings of the relations that choose."""
+"""More wordings of each relation."""
 
 
 def facts_of(

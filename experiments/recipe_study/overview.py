@@ -3,8 +3,10 @@
 import math
 from collections.abc import Mapping
 from statistics import fmean
+from typing import Any
 
 from experiments.recipe_study.execute import plain_rate
+from experiments.recipe_study.passages import Role
 from experiments.recipe_study.plan import FactKind, Model, Setting, runs_of
 from experiments.recipe_study.table import MEASURES, RECIPE, Measure, Results, finished, mean_of
 from experiments.studies import markdown, with_section
@@ -50,7 +52,8 @@ def sections(setting: Setting) -> dict[str, list[str]]:
     """
     return {
         "chosen": _table(_chosen(setting)),
-        "reworded": _reworded(setting),
+        "reworded": _reworded(setting, "choose"),
+        "reworded, reported": _reworded(setting, "report"),
         "reported": _table(_reported(setting, "real")),
         "by relation": _relations(setting),
         "beside the recipe": _beside(setting),
@@ -74,15 +77,19 @@ def _chosen(setting: Setting) -> dict[str, Results]:
     return found
 
 
-def _reworded(setting: Setting) -> list[str]:
-    """What was tried on the facts that choose, asked in more wordings: a row for each way."""
+def _reworded(setting: Setting, role: Role) -> list[str]:
+    """What was found on the facts of a role, asked in more wordings: a row for each way."""
     results = ResultFolder(setting.results)
-    rows = []
-    for run in (run for run in runs_of(setting, "choose") if run.kind == "reworded"):
+    by_way: dict[str, list[Mapping[str, Any]]] = {}
+    for run in (run for run in runs_of(setting, role) if run.kind == "reworded"):
         found = results.read(run.name)
         if found is not None and found["status"] == "done":
-            cells = {measure.label: _cell([found], measure) for measure in MEASURES.values()}
-            rows.append({"": _column(run.model, run.way.name), **cells})
+            by_way.setdefault(_column(run.model, run.way.name.removeprefix("reworded_")), []).append(found)
+    seeds = {name: {"seeds": str(len(found))} if role == "report" else {} for name, found in by_way.items()}
+    rows = [
+        {"": name, **seeds[name], **{one.label: _cell(found, one) for one in (*MEASURES.values(), OF_SUBJECTS)}}
+        for name, found in by_way.items()
+    ]
     return markdown(rows) if rows else ["No run is finished yet."]
 
 

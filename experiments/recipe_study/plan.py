@@ -15,7 +15,7 @@ from lit_semantic_peft.errors import InputError
 HERE = Path(__file__).resolve().parent
 
 FactKind = Literal["real", "invented", "reworded"]
-"""Of the taught facts; `reworded` are the real ones that choose, asked in more wordings, and are not reported."""
+"""Of the taught facts; `reworded` are the real ones, asked in more wordings."""
 
 CHOOSE_SEED = 1000
 """Seed of the runs that choose; no reported run has it."""
@@ -68,6 +68,7 @@ class Model:
         tried: Ways that were tried on the real facts that choose, by name.
         tried_invented: The same of the invented ones.
         tried_reworded: The same of the real ones, asked in more wordings.
+        reported_reworded: Ways, of those that are tried, on the real facts that are reported, asked in more wordings.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Model:
     tried: tuple[str, ...] = ()
     tried_invented: tuple[str, ...] = ()
     tried_reworded: tuple[str, ...] = ()
+    reported_reworded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ def load_setting(name: str, results: Path | None = None) -> Setting:
                 tried=tuple(one.get("tried", ())),
                 tried_invented=tuple(one.get("tried_invented", ())),
                 tried_reworded=tuple(one.get("tried_reworded", ())),
+                reported_reworded=tuple(one.get("reported_reworded", ())),
             )
             for one in raw.pop("models")
         )
@@ -210,13 +213,20 @@ def runs_of(setting: Setting, role: Role) -> list[Run]:
                 *(Run(model, "reworded", role, setting.tried[name], CHOOSE_SEED) for name in model.tried_reworded),
             )
         ]
-    return [
+    of_ways = [
         Run(model, kind, role, way, seed)
         for way in setting.ways.values()
         for model in setting.models
         for kind in setting.num_facts
         for seed in setting.seeds
     ]
+    reworded = [
+        Run(model, "reworded", role, setting.tried[name], seed)
+        for model in setting.models
+        for name in model.reported_reworded
+        for seed in setting.seeds
+    ]
+    return of_ways + reworded
 
 
 def config_of(

@@ -1,6 +1,7 @@
 """The knowledge anchors of a text: which taught names it has, found by the tokens that a model gets."""
 
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_semantic_peft.adapters.subjects import SubjectTable
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.facts.text import folded
 from lit_semantic_peft.files import write_json, write_text
 
 ANCHORS_FILE, TOKENIZER_FILE = "anchors.json", "tokenizer.json"
@@ -41,6 +43,7 @@ class Anchors:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_of_ids", lru_cache(_REMEMBERED)(self._find))
+        object.__setattr__(self, "_named_of", lru_cache(_REMEMBERED)(self._mark))
         object.__setattr__(self, "_ids_of", lru_cache(_REMEMBERED)(self._encode))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -83,6 +86,15 @@ class Anchors:
             ids: Its token ids, without padding.
         """
         found: tuple[str, ...] = self._of_ids(tuple(ids))  # type: ignore[attr-defined]
+        return found
+
+    def named_tokens(self, ids: Sequence[int]) -> tuple[bool, ...]:
+        """Which tokens of a text belong, whole or in part, to one of the names.
+
+        Args:
+            ids: Its token ids, without padding.
+        """
+        found: tuple[bool, ...] = self._named_of(tuple(ids))  # type: ignore[attr-defined]
         return found
 
     def tokens_of(self, name: str) -> tuple[int, ...]:
@@ -155,8 +167,23 @@ class Anchors:
         return cls.from_json(value, tokenizer, str(names_file))
 
     def _find(self, ids: tuple[int, ...]) -> tuple[str, ...]:
-        names = self.table.longest_names_in(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        names = self.table.longest_names_in(self._text(ids))
         return tuple(dict.fromkeys(self.same_as.get(name, name) for name in names))
+
+    def _mark(self, ids: tuple[int, ...]) -> tuple[bool, ...]:
+        def end(place: int) -> int:
+            """Where the text of the tokens up to this one ends, as the table folds it."""
+            return len(folded(self._text(ids[: place + 1])))
+
+        flags, places = [False] * len(ids), range(len(ids))
+        for _, start, stop in self.table.places_in(self._text(ids)):
+            first, last = bisect_right(places, start, key=end), bisect_left(places, stop, key=end)
+            flags[first : last + 1] = [True] * (last + 1 - first)
+        return tuple(flags[: len(ids)])
+
+    def _text(self, ids: tuple[int, ...]) -> str:
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
 
     def _encode(self, name: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(f" {name}", add_special_tokens=False).ids)

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor
 
-from lit_semantic_peft.adapters.knowledge_moe import RoutedLinear, routing_of
+from lit_semantic_peft.adapters.by_names import routing_of
+from lit_semantic_peft.adapters.knowledge_moe import RoutedLinear
 
 
 def balance_of(model: PeftModel, weight: Tensor) -> Tensor | None:

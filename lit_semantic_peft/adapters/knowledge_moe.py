@@ -1,27 +1,21 @@
 """Low-rank experts beside linear layers, routed by what a prompt names."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import hf_hub_download
-from peft import LoraConfig, PeftModel
-from peft.tuners import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
-from lit_semantic_peft.adapters.anchors import ANCHORS_FILE, TOKENIZER_FILE, Anchors
+from lit_semantic_peft.adapters.by_names import NamesConfig, NamesModel
 from lit_semantic_peft.adapters.registration import add_peft_type, refuse_foreign, register_method
-from lit_semantic_peft.adapters.routing import Routing, Rows, prompts_of, rows_of, tokens_in
-from lit_semantic_peft.adapters.subjects import Match, SubjectGate
+from lit_semantic_peft.adapters.routing import Routing, Rows, rows_of
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 
@@ -39,7 +33,7 @@ _NOT_MERGED = (
 
 
 @dataclass
-class KnowledgeMoEConfig(LoraConfig):  # type: ignore[misc]
+class KnowledgeMoEConfig(NamesConfig):
     """h = W x + λ Σ_{e ∈ top-k} G_e(R) B_e A_e x: experts, chosen by what the prompt names, beside linear layers.
 
     Our reading of MEMoE (Wang & Li 2024, arXiv 2405.19086), whose code and exact formulas were not available to us. R
@@ -93,14 +87,11 @@ class KnowledgeMoEConfig(LoraConfig):  # type: ignore[misc]
     top_k: int = 1
     router_noise: float = 0.1
     balance: float = 0.01
-    match: Match = "subjects"
-    aliases: dict[str, list[str]] = field(default_factory=dict)
     least_similarity: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = _KNOWLEDGE_MOE
-        self.anchors: Anchors | None = None
         refuse_foreign(self, _TAKEN_FROM_LORA, "that does not go with experts")
         for name, value, is_valid, expected in (
             ("num_experts", self.num_experts, self.num_experts >= 1, "at least 1"),
@@ -111,44 +102,12 @@ class KnowledgeMoEConfig(LoraConfig):  # type: ignore[misc]
         ):
             if not is_valid:
                 raise InputError(f"`peft_config.{name}` must be {expected}, got {value}")
-        SubjectGate(self.match)
 
+    @override
     def learn_names(self, facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase) -> None:
-        """Sets the anchors to the names of some facts.
-
-        Args:
-            facts: What is taught.
-            tokenizer: The base model's.
-
-        Raises:
-            InputError: If a fact has no subject, or its own prompt names none, or an alias is of no subject.
-        """
-        table = SubjectGate(self.match, self.aliases).table(facts)
-        same_as = {alias: subject for subject, aliases in self.aliases.items() for alias in aliases}
-        self.anchors = Anchors.of(table, tokenizer, same_as, self.least_similarity)
-
-    @override
-    def save_pretrained(self, save_directory: str, **settings: Any) -> None:
-        super().save_pretrained(save_directory, **settings)
-        if self.anchors is not None:
-            self.anchors.write(save_directory)
-
-    @classmethod
-    @override
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **settings: Any
-    ) -> "KnowledgeMoEConfig":
-        config: KnowledgeMoEConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder, **settings)
-        from_hub, _, _ = cls._split_kwargs(settings)
-
-        def found(name: str) -> Path:
-            local = Path(pretrained_model_name_or_path, subfolder or "", name)
-            if local.is_file() or Path(pretrained_model_name_or_path).is_dir():
-                return local
-            return Path(hf_hub_download(pretrained_model_name_or_path, name, subfolder=subfolder, **from_hub))
-
-        config.anchors = Anchors.read(found(ANCHORS_FILE), found(TOKENIZER_FILE))
-        return config
+        super().learn_names(facts, tokenizer)
+        assert self.anchors is not None
+        self.anchors = replace(self.anchors, least_similarity=self.least_similarity)
 
 
 class RoutedLinear(nn.Module):
@@ -250,14 +209,10 @@ class RoutedLinear(nn.Module):
         self.routing.notes.append((self, mean, (is_chosen & counted[..., None]).sum(dim=1)))
 
 
-class KnowledgeMoEModel(LoraModel):  # type: ignore[misc]
+class KnowledgeMoEModel(NamesModel):
     """LoRA's tuner, whose layers route by the anchors of prompts."""
 
-    @property
-    def routing(self) -> Routing:
-        """Shared with the routed layers; made when the first of them is, within peft's own constructor."""
-        routing: Routing = self.__dict__.setdefault("_routing", Routing())
-        return routing
+    not_merged = _NOT_MERGED
 
     @override
     def _create_and_replace(
@@ -288,119 +243,13 @@ class KnowledgeMoEModel(LoraModel):  # type: ignore[misc]
         return embed
 
     @override
-    def forward(self, *arguments: Any, **settings: Any) -> Any:
-        with self._routed(arguments, settings):
-            return super().forward(*arguments, **settings)
-
-    @override
-    def disable_adapter_layers(self) -> None:
-        self._is_off = True
-        super().disable_adapter_layers()
-
-    @override
-    def enable_adapter_layers(self) -> None:
-        self._is_off = False
-        super().enable_adapter_layers()
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *arguments: Any, **settings: Any) -> Iterator[None]:
-        """Around `generate`, and around `forward` where peft goes past this class; else without the input."""
-        if settings.get("adapter_names") is not None:
-            raise ValueError("experts cannot switch adapters within a batch (`adapter_names`): the prompt decides")
-        has_input = _input_of(arguments, settings) is not None
-        routed = self._routed(arguments, settings) if has_input else nullcontext()
-        with super()._enable_peft_forward_hooks(*arguments, **settings), routed:
-            yield
-
-    def _routed(self, arguments: tuple[Any, ...], settings: Mapping[str, Any]) -> AbstractContextManager[None]:
-        """The context of a pass; of one without the adapter nothing is needed."""
-        if self.__dict__.get("_is_off"):
-            return nullcontext()
-        self.routing.notes = []
-        ids, mask = _input_of(arguments, settings), settings.get("attention_mask")
-        is_token = self.routing.is_token
-        if is_token is None and mask is not None:
-            is_token = tokens_in(mask, mask.shape if ids is None else ids.shape)
-        return self.routing.of_rows(self._rows(self._prompts(arguments, settings), is_token))
-
-    def _prompts(self, arguments: tuple[Any, ...], settings: Mapping[str, Any]) -> Sequence[Sequence[int]] | None:
-        if self.routing.prompts is not None:
-            return self.routing.prompts
-        ids = _input_of(arguments, settings)
-        if ids is None or ids.dtype.is_floating_point:
-            return None
-        cache, mask = settings.get("past_key_values"), settings.get("attention_mask")
-        num_kept = 0 if cache is None else cache.get_seq_length()
-        has_all = ids.shape[1] > num_kept and mask is not None and mask.shape[1] == ids.shape[1]  # as for `generate`
-        if num_kept and not has_all:
-            raise InputError(
-                "Experts belong to a prompt, and a pass that continues a cache does not have it. Use `generate`, or "
-                "`with prompts_are(model, prompts):`."
-            )
-        return prompts_of(ids, mask, settings.get("labels"))
-
-    def _rows(self, prompts: Sequence[Sequence[int]] | None, is_token: Tensor | None) -> dict[str, Rows]:
-        adapters = {name: self.peft_config[name] for name in self.active_adapters}
-        routed = {name: one for name, one in adapters.items() if isinstance(one, KnowledgeMoEConfig)}
-        if prompts is None:
-            raise InputError(
-                "Experts find the anchors of a prompt by its `input_ids`, which were not given. Pass them, or use "
-                "`with prompts_are(model, prompts):`."
-            )
-        unknown = [name for name, one in routed.items() if one.anchors is None]
-        if unknown and torch.is_grad_enabled():
-            raise InputError(
-                f"`peft_config`: the adapter {unknown[0]!r} does not know what is taught, so that no expert would be "
-                "trained. Call `learn_names` of its configuration first."
-            )
-        return {name: rows_of(prompts, one.anchors, self._embedding(), is_token) for name, one in routed.items()}
-
-    @override
-    def _check_merge_allowed(self) -> None:
-        raise InputError(_NOT_MERGED)
-
-    def add_weighted_adapter(self, *_: Any, **__: Any) -> None:
-        """Refused: experts of different adapters have different routers.
-
-        Raises:
-            InputError: Always.
-        """
-        raise InputError("Experts of several adapters cannot be added up: each adapter has a router of its own.")
-
-
-def routing_of(model: PeftModel) -> Routing:
-    """The routing of a model with experts.
-
-    Args:
-        model: A `peft` model with a `KnowledgeMoEConfig`.
-    """
-    routing: Routing = model.base_model.routing
-    return routing
-
-
-def prompts_are(
-    model: PeftModel, prompts: Sequence[Sequence[int]], is_token: Tensor | None = None
-) -> AbstractContextManager[None]:
-    """A context in which the rows of every pass belong to these prompts: for passes that continue a cache.
-
-    Args:
-        model: A `peft` model with a `KnowledgeMoEConfig`.
-        prompts: Token ids of each row's prompt, without padding.
-        is_token: Which positions count for load and balance, bool `(B, T)`; those of the pass's mask where None.
-    """
-    return routing_of(model).of_prompts(prompts, is_token)
+    def of_prompts(self, config: Any, prompts: Sequence[Sequence[int]], is_token: Tensor | None) -> Rows:
+        return rows_of(prompts, config.anchors, self._embedding(), is_token)
 
 
 def scaled(value: Tensor) -> Tensor:
     """A vector divided by its root mean square; 0 stays 0."""
     return F.rms_norm(value, value.shape[-1:])
-
-
-def _input_of(arguments: tuple[Any, ...], settings: Mapping[str, Any]) -> Tensor | None:
-    given = settings.get("input_ids", settings.get("inputs"))
-    if given is None and arguments and isinstance(arguments[0], Tensor):
-        given = arguments[0]
-    return given if isinstance(given, Tensor) else None
 
 
 register_method(_KNOWLEDGE_MOE, KnowledgeMoEConfig, KnowledgeMoEModel)

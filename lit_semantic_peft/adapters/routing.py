@@ -42,14 +42,16 @@ class Routing:
     """What the routed layers of a model read in a pass, and what they note of it in training.
 
     Attributes:
-        rows: By adapter; empty outside of a pass.
+        rows: What the layers need to know of the rows of a pass, by adapter; empty outside of one.
+        named: Which positions of a pass are tokens of names, bool `(B, T)`, by adapter, for those that act there alone.
         prompts: Token ids of each row's prompt, where the caller knows better than the tokens of the pass.
         is_token: Which positions count for load and balance, where the caller knows better than the mask of the pass.
         notes: Of each routed layer in a training pass: the layer, its mean router probabilities `(B, E)` with their
             graph, and how many choices each expert got `(B, E)`.
     """
 
-    rows: dict[str, Rows] = field(default_factory=dict)
+    rows: dict[str, Any] = field(default_factory=dict)
+    named: dict[str, Tensor] = field(default_factory=dict)
     prompts: Sequence[Sequence[int]] | None = None
     is_token: Tensor | None = None
     notes: list[tuple[nn.Module, Tensor, Tensor]] = field(default_factory=list)
@@ -70,7 +72,7 @@ class Routing:
             self.prompts, self.is_token = before
 
     @contextmanager
-    def of_rows(self, rows: dict[str, Rows]) -> Iterator[None]:
+    def of_rows(self, rows: dict[str, Any]) -> Iterator[None]:
         """Within the block the routed layers see these rows.
 
         Args:
@@ -80,7 +82,7 @@ class Routing:
         try:
             yield
         finally:
-            self.rows = before
+            self.rows, self.named = before, {}
 
 
 def prompts_of(input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None) -> list[list[int]]:

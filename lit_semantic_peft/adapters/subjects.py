@@ -65,12 +65,24 @@ class SubjectTable:
             >>> SubjectTable(("York", "New York")).longest_names_in("From New York to")
             ('New York',)
         """
+        return tuple(dict.fromkeys(name for name, _, _ in self.places_in(text)))
+
+    def places_in(self, text: str) -> list[tuple[str, int, int]]:
+        """Each place of a name, without those that are a part of a longer one's: the name, its begin and its end.
+
+        Args:
+            text: Any text, such as a prompt. The places are those in the text as `facts.text.folded` gives it.
+
+        Example:
+            >>> SubjectTable(("York", "New York")).places_in("From NEW  York to")
+            [('New York', 5, 13)]
+        """
         kept: list[tuple[str, int, int]] = []
         # The longer one first of those that begin together, so that a later one is within an earlier one or reaches on.
         for name, start, end in sorted(self._found(text), key=lambda one: (one[1], -one[2])):
             if not kept or end > kept[-1][2]:
                 kept.append((name, start, end))
-        return tuple(dict.fromkeys(name for name, _, _ in kept))
+        return kept
 
     def opens(self, text: str) -> bool:
         """Whether a text has any of the names.

@@ -22,14 +22,14 @@ _MOST_NAMED = 5
 
 
 def measure_routing(module: SemanticPeftModule, matrix: InterferenceMatrix | None) -> RoutingRecord | None:
-    """What the experts of a run do with its kept facts, by their own prompts and targets.
+    """What opens an adapter that acts by names, and what its experts do with the kept facts, by their own prompts.
 
     Args:
         module: After its evaluation.
         matrix: The gradient matrix after training; None where it was not measured.
 
     Returns:
-        None where the adapter has no experts, or nothing was evaluated.
+        None where the adapter does not act by names, or nothing was evaluated.
     """
     if module.evaluation is None or not traits_of(module.model).routes:
         return None
@@ -39,17 +39,17 @@ def measure_routing(module: SemanticPeftModule, matrix: InterferenceMatrix | Non
     if anchors is None or not rows:
         return None
     batches = module.data.training_batches(rows, module.data.batches.micro_batch_size, with_end=False)
-    shares = expert_shares(module.model, batches)
+    shares = expert_shares(module.model, batches) if traits_of(module.model).has_experts else {}
     loads = {layer: _load(of_layer) for layer, of_layer in shares.items()}
     subjects = [prepared.facts[row].subject or "" for row in rows]
     opened, asked = _opened(anchors, module.model.get_input_embeddings(), module.data.questions)
-    pairs = {} if matrix is None else pairs_by_experts(list(shares.values()), rows, matrix)
+    pairs = pairs_by_experts(list(shares.values()), rows, matrix) if shares and matrix is not None else {}
     return RoutingRecord(
         match=anchors.table.match,
         num_names=len(anchors.table.names),
         num_opened=opened,
         num_asked=asked,
-        effective_experts=effective_experts(list(loads.values())),
+        effective_experts=effective_experts(list(loads.values())) if loads else None,
         experts=tuple(one for layer, load in loads.items() for one in _experts(layer, load, shares[layer], subjects)),
         same_experts=pairs.get(True),
         other_experts=pairs.get(False),

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lit_semantic_peft.adapters.flora import CoredLinear
 from lit_semantic_peft.adapters.knowledge_moe import RoutedLinear, scaled
+from lit_semantic_peft.adapters.subject_lora import LinearAtNames
 
 
 class Recorder(Protocol):
@@ -95,6 +96,29 @@ def _flora(layer: CoredLinear) -> LayerRule | None:
         recorder.add(layer.core, outer_products(gradient @ outer, activation))
 
     return _rule_of_input(layer, [layer.core, layer.outer], add)
+
+
+def _at_names(layer: LinearAtNames) -> LayerRule | None:
+    """Y_t = m_t A x_t, m_t whether t is of a name: ∂A = Σ_t m_t G_t ⊗ x_t. B has the rule of `nn.Linear`."""
+    weight = _trainable(layer.weight)
+    if weight is None:
+        return None
+
+    def install(recorder: Recorder) -> list[RemovableHandle]:
+        def on_forward(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+            x = arguments[0].detach()
+            if not _is_per_fact(x, output, recorder):
+                return
+            elsewhere = ~layer.at_names(x)[..., None]  # known in the pass only
+
+            def on_backward(gradient: Tensor) -> None:
+                recorder.add(weight, outer_products(gradient.masked_fill(elsewhere, 0.0), x))
+
+            _on_gradient(output, on_backward)
+
+        return [layer.register_forward_hook(on_forward)]
+
+    return LayerRule([weight], install)
 
 
 def _experts(layer: RoutedLinear) -> LayerRule | None:
@@ -239,6 +263,7 @@ _RULES: dict[type[nn.Module], Callable[[Any], LayerRule | None]] = {
     nn.Linear: _linear,
     CoredLinear: _flora,
     RoutedLinear: _experts,
+    LinearAtNames: _at_names,
     DoraLinearLayer: _dora_magnitude,
     SVDLinear: _adalora,
     IA3Linear: _ia3,

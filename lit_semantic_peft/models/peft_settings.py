@@ -105,6 +105,15 @@ def is_plain_lora(peft_config: PeftConfig) -> bool:
     return peft_type_name(peft_config) == "LORA" and not getattr(peft_config, "use_dora", False)
 
 
+def acts_at_names(peft_config: PeftConfig) -> bool:
+    """Whether the adapter acts at the tokens of taught names alone, so that it cannot change other text.
+
+    Args:
+        peft_config: Any configuration of `peft`.
+    """
+    return peft_type_name(peft_config) == "SUBJECT_LORA"
+
+
 def lora_scaling(path: str, peft_config: Any) -> float:
     """The factor s of ΔW = s·B·A: α/r, or α/√r with rsLoRA, by the patterns of the configuration.
 

@@ -110,6 +110,7 @@ class PeftTraits:
         after_optimizer_step: Called between an optimizer step and the end of its gradients, with the number of the
             step, from 0.
         routes: Whether it acts only on prompts that name what was taught, by the `anchors` of its configuration.
+        has_experts: Whether it has experts, which are to be equally busy.
         as_lora: Gives the configuration and the tensors of plain LoRA with the same update; None where there is no
             such LoRA, and for LoRA itself.
     """
@@ -121,6 +122,7 @@ class PeftTraits:
     may_lack_gradient: bool = True
     has_own_loss: bool = False
     routes: bool = False
+    has_experts: bool = False
     tensors: Callable[[PeftModel], dict[str, Tensor]] = exported_tensors
     load_tensors: Callable[[PeftModel, Mapping[str, Tensor]], None] = set_exported_tensors
     extra_state: Callable[[PeftModel], dict[str, Any]] = _no_state
@@ -281,6 +283,7 @@ _PECULIAR = {  # PEFT's name of the type; strings, since releases of PEFT have d
             "mix_rows": "decides by itself on which rows it acts",
         },
         routes=True,
+        has_experts=True,
         extra_state=loads,
         load_extra_state=set_loads,
         after_optimizer_step=lambda model, step: end_step(model),
@@ -297,6 +300,14 @@ _PECULIAR = {  # PEFT's name of the type; strings, since releases of PEFT have d
     "POLY": PeftTraits(cannot={"use": f"{_NEEDS_TASKS}; LoraConfig does not"}),
     "PREFIX_TUNING": _TOKENS_IN_THE_CACHE,
     "SHADOW": PeftTraits(cannot={"mix_rows": "runs a model of its own beside the base"}),
+    "SUBJECT_LORA": PeftTraits(
+        cannot={
+            "merge": "acts at the tokens of names, and one matrix would act at all tokens",
+            "gradient_checkpointing": "needs the prompt, which layers that the backward pass runs again do not have",
+            "mix_rows": "decides by itself where it acts",
+        },
+        routes=True,
+    ),
     "XLORA": PeftTraits(
         cannot={"use": "mixes LoRA adapters that were trained before, and PEFT saves the mixture without them"}
     ),

@@ -15,7 +15,7 @@ def experts_view(summary: Summary) -> dict[str, Any] | None:
         summary: The run's numbers.
     """
     routing = summary.routing
-    if routing is None:
+    if routing is None or routing.effective_experts is None:
         return None
     shown = routing.experts[:_MOST_ROWS]
     cut = "" if len(shown) == len(routing.experts) else f" The first {len(shown)} of {len(routing.experts)} are listed."

@@ -142,14 +142,15 @@ class PairsRecord(Record):
 
 @dataclass(frozen=True, slots=True, config=STRICT)
 class RoutingRecord(Record):
-    """Where an adapter of experts sends what, after training.
+    """What opens an adapter that acts by names, and where its experts, if it has any, send what, after training.
 
     Attributes:
         match: What opens it: `subjects` or `subjects_and_targets`.
         num_names: Names that open it.
         num_opened: Questions whose prompt has a name, by kind; on all others the model is the base model.
         num_asked: All questions, by kind.
-        effective_experts: exp of the entropy of the load, mean over layers, [1, E]: E where all are equally busy.
+        effective_experts: exp of the entropy of the load, mean over layers, [1, E]: E where all are equally busy; None
+            without experts.
         experts: Every expert of every layer.
         same_experts: Pairs of facts that choose most often the same expert in at least half of the layers.
         other_experts: All other pairs.
@@ -159,7 +160,7 @@ class RoutingRecord(Record):
     num_names: int
     num_opened: dict[str, int]
     num_asked: dict[str, int]
-    effective_experts: float
+    effective_experts: float | None
     experts: tuple[ExpertRecord, ...] = ()
     same_experts: PairsRecord | None = None
     other_experts: PairsRecord | None = None

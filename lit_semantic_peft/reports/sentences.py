@@ -107,9 +107,11 @@ def _routing(summary: Summary) -> list[str]:
         return []
     opened, asked = sum(routing.num_opened.values()), sum(routing.num_asked.values())
     sentences = [
-        f"Experts acted on {opened} of {asked} questions, those that name what was taught; all others were the base "
-        f"model's. {routing.effective_experts:.1f} experts of a layer were equally busy, in effect."
+        f"The adapter acted on {opened} of {asked} questions, those that name what was taught; all others were the "
+        "base model's."
     ]
+    if routing.effective_experts is not None:
+        sentences.append(f"{routing.effective_experts:.1f} experts of a layer were equally busy, in effect.")
     same, other = routing.same_experts, routing.other_experts
     if same is not None and other is not None and same.num_pairs and other.num_pairs:
         sentences.append(

@@ -36,4 +36,4 @@ def fact_penalty(model: PeftModel, weight: Tensor) -> Tensor | None:
     Returns:
         float32 `(B,)` with a graph, without unit; None for nothing.
     """
-    return balance_of(model, weight) if traits_of(model).routes else None
+    return balance_of(model, weight) if traits_of(model).has_experts else None

@@ -17,7 +17,7 @@ from lit_semantic_peft.facts import set_name as name_of
 from lit_semantic_peft.facts.forms import FormSource, Given, Question, Reversed, Templates, builtin_templates
 from lit_semantic_peft.facts.forms.frames import question_of, reversible
 from lit_semantic_peft.models import traits_of
-from lit_semantic_peft.models.peft_settings import is_plain_lora
+from lit_semantic_peft.models.peft_settings import acts_at_names, is_plain_lora
 from lit_semantic_peft.training.retain import HeldStill, InputDirections, KnownFacts, OwnSamples, RetainSplit
 
 PASSES = 16
@@ -115,14 +115,18 @@ def choose_recipe(
     learning_rate, reasons["learning_rate"] = _rate(num_parameters, peft_config)
     forms, reasons["forms"] = _forms(taught, set_name or name_of(facts))
     every = 1 if num_steps * facts_per_step > MANY_PASSES * len(taught) else 2
-    retain: tuple[HeldStill, ...] = (
-        OwnSamples(weight=1.0, batch_size=4, length=16, every=every),
-        KnownFacts(weight=2.0, batch_size=6, every=every),
-    )
-    reasons["retain"] = (
-        "the base model's own samples keep unrelated text, known facts keep answers of the same kind; in every "
-        + ("step, since few facts are passed over often" if every == 1 else "second step")
-    )
+    retain: tuple[HeldStill, ...] = ()
+    if acts_at_names(peft_config):
+        reasons["retain"] = "the adapter acts at the taught names alone, so that all other text runs the base model"
+    else:
+        retain = (
+            OwnSamples(weight=1.0, batch_size=4, length=16, every=every),
+            KnownFacts(weight=2.0, batch_size=6, every=every),
+        )
+        reasons["retain"] = (
+            "the base model's own samples keep unrelated text, known facts keep answers of the same kind; in every "
+            + ("step, since few facts are passed over often" if every == 1 else "second step")
+        )
     if any(fact.split == "retain" for fact in read):
         retain = (*retain, RetainSplit(weight=1.0, batch_size=6, every=every))
     if is_plain_lora(peft_config):

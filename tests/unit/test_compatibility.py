@@ -38,7 +38,7 @@ BROKEN = [
     ),
     (
         {**SHARDED, "routes_by_prompts": True, "peft_config": "KnowledgeMoEConfig"},
-        "KnowledgeMoEConfig reads embeddings, which no process",
+        "KnowledgeMoEConfig reads prompts and embeddings, which no process",
     ),
     (
         {"reads_gradients": True, "precision": "16-mixed", "peft_config": "AdaLoraConfig"},

@@ -11,6 +11,7 @@ from lit_semantic_peft.training.retain.own_samples import OwnSamples
 from lit_semantic_peft.training.retain.penalty import RetainPenalty
 from lit_semantic_peft.training.retain.retain_split import RetainSplit
 from lit_semantic_peft.training.retain.source import HeldStill, RetainedText, RetainSource
+from lit_semantic_peft.training.retain.subject_samples import SubjectSamples
 from lit_semantic_peft.training.retain.text import Text
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "RetainSource",
     "RetainSplit",
     "RetainedText",
+    "SubjectSamples",
     "Text",
     "held_still",
 ]

@@ -279,7 +279,7 @@ def test_merging_and_adding_up_are_refused_and_change_nothing():
     for attempt in (model.merge_and_unload, model.merge_adapter, lambda: model.merge_and_unload(safe_merge=True)):
         with pytest.raises(InputError, match=r"cannot be merged .* depends on the prompt"):
             attempt()
-    with pytest.raises(InputError, match="router of its own"):
+    with pytest.raises(InputError, match="each has names of its own"):
         model.add_weighted_adapter(["default"], [1.0], "both")
     with pytest.raises(ValueError, match="the prompt decides"):
         model(**batch(*TAUGHT), adapter_names=["default", "__base__", "default"])

@@ -120,11 +120,11 @@ def test_reworded_facts_are_those_that_choose_with_further_wordings_to_ask(setti
             assert reworded.paraphrases == (*real.paraphrases, *further)
 
 
-def test_each_relation_that_chooses_has_further_wordings_which_are_not_among_its_own():
+def test_each_relation_has_further_wordings_which_are_not_among_its_own():
     published = load_setting("cpu")
     wordings = yaml.safe_load(facts.OTHER_WORDINGS.read_text(encoding="utf-8"))
     assert published.relations is not None
-    assert set(wordings) == set(published.relations["choose"])
+    assert set(wordings) == {one for role in ("choose", "report") for one in published.relations[role]}
     for fact in given_facts("world"):
         further = {one.format(subject=fact.subject) for one in wordings.get(fact.relation or "", ())}
         assert not further & {fact.prompt, *fact.paraphrases}

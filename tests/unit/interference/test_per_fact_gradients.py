@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from lit_semantic_peft.adapters import FLoRAConfig, KnowledgeMoEConfig
+from lit_semantic_peft.adapters import FLoRAConfig, KnowledgeMoEConfig, SubjectLoraConfig
 from lit_semantic_peft.interference import gradient_matrix, gradient_sketch, layer_rules, one_backward_per_fact
 from lit_semantic_peft.interference.feature_store import OnDisk
 from lit_semantic_peft.models.disk_space import DiskSpaceError
@@ -60,6 +60,9 @@ class Names:
     def tokens_of(self, name):
         return (int(name), int(name) - 1)
 
+    def named_tokens(self, ids):
+        return tuple(place < 2 for place in range(len(ids)))
+
 
 def with_names(config):
     config.anchors = Names()
@@ -76,6 +79,7 @@ def fast_config(kind, architecture):
         "dora": LoraConfig(r=3, use_dora=True, target_modules=targets, lora_dropout=0.2),
         "flora": FLoRAConfig(r=3, lora_alpha=6, target_modules="all-linear", lora_dropout=0.2),
         "experts": with_names(KnowledgeMoEConfig(r=3, num_experts=4, top_k=2, target_modules="all-linear")),
+        "at_names": with_names(SubjectLoraConfig(r=3, target_modules="all-linear", lora_dropout=0.2)),
         "adalora": AdaLoraConfig(init_r=3, target_r=2, total_step=10, target_modules=targets, lora_dropout=0.2),
         "ia3": IA3Config(target_modules=targets, feedforward_modules=feed_forward),
     }[kind]
@@ -90,7 +94,9 @@ OTHER = {
 
 @pytest.mark.parametrize("at_init", [False, True], ids=["trained", "at_init"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kind", ["lora", "rslora", "lora_bias", "dora", "adalora", "ia3", "flora", "experts"])
+@pytest.mark.parametrize(
+    "kind", ["lora", "rslora", "lora_bias", "dora", "adalora", "ia3", "flora", "experts", "at_names"]
+)
 def test_hooks_equal_one_float64_backward_per_fact(architecture, kind, at_init, caplog):
     model = with_adapter(ARCHITECTURES[architecture](), at_init=at_init, config=fast_config(kind, architecture)).train()
     facts = encoded_facts(11)
