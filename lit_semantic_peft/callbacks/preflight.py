@@ -20,6 +20,7 @@ from lit_semantic_peft.data.situation import is_sharded
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.facts.checks import find_contradictions, normalize_text
 from lit_semantic_peft.models import target_logits
+from lit_semantic_peft.models.peft_settings import acts_at_names
 from lit_semantic_peft.models.undisturbed import undisturbed
 from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, FactEncoder
 from lit_semantic_peft.training import SemanticPeftModule
@@ -121,7 +122,11 @@ def about_training(num_steps: float, cost: Cost | None, module: SemanticPeftModu
     kinds = {source.kind for source in module.retain}
     held = ", ".join(source.in_short for source in module.retain) or "nothing"
     without = " and ".join(what for what, sources in _HOLDS.items() if not kinds & sources)
-    yield "held still", f"{held}; no source in `model.retain` for {without}: expect harm" if without else held
+    if acts_at_names(module.peft_config):
+        held += "; the adapter acts at the taught names alone, so that text without them stays as it is"
+    elif without:
+        held += f"; no source in `model.retain` for {without}: expect harm"
+    yield "held still", held
     trained = sum(parameter.numel() for parameter in module.trained_parameters())
     said = f"{num_steps:g} optimizer step{'' if num_steps == 1 else 's'} of {trained:,} parameters"
     if cost is not None:

@@ -88,7 +88,7 @@ _MODEL = Group(
         "model.gate": ("CLASS", "prompts that the adapter acts on: SubjectGate; null: all"),
         "model.retain": (
             "CLASSES",
-            "held still: OwnSamples, KnownFacts, Neighbours, Text, RetainSplit, InputDirections",
+            "held still: OwnSamples, KnownFacts, SubjectSamples, Text, RetainSplit, InputDirections",
         ),
     },
     ("model", "model.base_model"),

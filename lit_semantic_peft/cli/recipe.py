@@ -149,7 +149,7 @@ def _as_settings(recipe: Recipe, *, refines: bool) -> dict[str, tuple[Any, str, 
     )
     sources = recipe.forms.sources or []
     taught = ", ".join(f"{source.name} {source.share:.0%}" for source in sources) or "the facts' own prompts only"
-    held = ", ".join(source.in_short for source in recipe.retain)
+    held = ", ".join(source.in_short for source in recipe.retain) or "nothing"
     forms = Namespace(sources=[_described(one) for one in sources], from_paraphrases=recipe.forms.from_paraphrases)
     return {
         "trainer.max_steps": (num_ordinary, str(num_ordinary), in_all + recipe.reasons["num_steps"]),

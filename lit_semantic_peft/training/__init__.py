@@ -18,6 +18,7 @@ from lit_semantic_peft.training.retain import (
     OwnSamples,
     RetainSource,
     RetainSplit,
+    SubjectSamples,
     Text,
 )
 from lit_semantic_peft.training.sharding import ShardedBaseStrategy, whole_base
@@ -39,6 +40,7 @@ __all__ = [
     "RetainSplit",
     "SemanticPeftModule",
     "ShardedBaseStrategy",
+    "SubjectSamples",
     "Text",
     "choose_recipe",
     "whole_base",

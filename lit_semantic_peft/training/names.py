@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from peft import PeftModel
 
-from lit_semantic_peft.adapters import Anchors, KnowledgeMoEConfig
+from lit_semantic_peft.adapters import Anchors
+from lit_semantic_peft.adapters.by_names import NamesConfig
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.models import BaseModel, traits_of
@@ -15,7 +16,7 @@ from lit_semantic_peft.models import BaseModel, traits_of
 logger = logging.getLogger(__name__)
 
 
-def learn_names(peft_config: KnowledgeMoEConfig, taught: Sequence[Fact], data: KnowledgeDataModule) -> None:
+def learn_names(peft_config: NamesConfig, taught: Sequence[Fact], data: KnowledgeDataModule) -> None:
     """Sets the anchors of a configuration, and logs which taught forms have none, so that nothing learns from them.
 
     Args:
@@ -31,10 +32,11 @@ def learn_names(peft_config: KnowledgeMoEConfig, taught: Sequence[Fact], data: K
     forms = data.prepared.forms
     texts = [text for row in np.flatnonzero(data.prepared.is_trained).tolist() for text in forms.texts_of(row)]
     closed = sum(not peft_config.anchors.of_tokens(forms.texts[text].prompt_ids) for text in texts)
-    logger.info("Experts act on prompts with any of %d names", len(peft_config.anchors.table.names))
+    logger.info("The adapter acts on prompts with any of %d names", len(peft_config.anchors.table.names))
     if closed:
         logger.warning(
-            "%d of %d taught prompts name no subject, so that no expert learns from them; see docs/experts.md.",
+            "%d of %d taught prompts have none of these names, so that nothing is learned from them; see `match` and "
+            "`aliases` in docs/gate.md.",
             closed, len(texts),
         )  # fmt: skip
 

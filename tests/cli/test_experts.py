@@ -60,7 +60,7 @@ def test_experts_are_trained_resumed_asked_and_exported(settings, tiny_model, ca
     assert routing.same_experts.num_pairs + routing.other_experts.num_pairs == 12 * 11 / 2
     page = folder.paths.report.read_text(encoding="utf-8").replace("\u00a0", " ")
     assert "Which expert for what" in page
-    assert "Experts acted on" in page
+    assert "The adapter acted on" in page
     assert not any(one.anchors for one in summary.without_fact_text().routing.experts)
     for row in folder.probes.to_pylist():
         if row["kind"] in ("text", "neighborhood", "reversed"):

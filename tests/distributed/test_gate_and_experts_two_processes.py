@@ -1,4 +1,4 @@
-"""A gate and experts under two processes: trained and asked as in one."""
+"""A gate, experts and LoRA at names under two processes: trained and asked as in one."""
 
 import json
 from pathlib import Path
@@ -24,6 +24,12 @@ EXPERTS = {
         "init_args": {"r": 4, "num_experts": 3, "router_noise": 0.0, "balance": 1.0, "target_modules": "all-linear"},
     }
 }
+AT_NAMES = {
+    "peft_config": {
+        "class_path": "lit_semantic_peft.adapters.SubjectLoraConfig",
+        "init_args": {"r": 4, "match": "subjects", "target_modules": "all-linear"},
+    }
+}
 PROMPTS = ["The capital of Aro is", "The capital of Japan is", "The river of the town of Belvan is", "It is the", "In"]
 
 
@@ -32,7 +38,11 @@ def answers(folder: str) -> dict[str, str]:
     return {row["prompt"]: row["answer"] for row in map(json.loads, lines)}
 
 
-@pytest.mark.parametrize("guarded", [pytest.param(GATE, marks=pytest.mark.long), EXPERTS], ids=["gate", "experts"])
+@pytest.mark.parametrize(
+    "guarded",
+    [pytest.param(GATE, marks=pytest.mark.long), EXPERTS, AT_NAMES],
+    ids=["gate", "experts", "names"],
+)
 def test_two_processes_train_and_answer_as_one(guarded, tiny_model, facts_file, monkeypatch):
     monkeypatch.setattr("sys.argv", ["lit-semantic-peft"])
     weighting = {"class_path": "lit_semantic_peft.semantics.Remoteness", "init_args": {"gamma": 8}}
@@ -80,7 +90,7 @@ def test_two_processes_train_and_answer_as_one(guarded, tiny_model, facts_file, 
         assert guards.retention.nll_delta.mean == guards.retention.nll_delta.high == 0
         assert guards.score("locality").kept.after.mean == 1
         rows = RunFolder(f"runs/{name}").facts.to_pylist()
-        assert sum(row["nll_after"] - row["nll_before"] for row in rows) < -0.5
+        assert sum(row["nll_after"] - row["nll_before"] for row in rows) < (0 if guarded is AT_NAMES else -0.5)
     assert main(["predict", *one, *asked, "--trainer.default_root_dir=runs/alone"]) == 0
     assert answers("runs/both") == answers("runs/alone")
     assert len(answers("runs/both")) == len(PROMPTS)

@@ -9,6 +9,7 @@ import pytest
 from lit_semantic_peft.data.builtin_known import builtin_facts, prompts_of
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import read_facts
+from lit_semantic_peft.models.sampling import Sampling, sampled_answers
 from lit_semantic_peft.semantics import KnownFilter
 from lit_semantic_peft.tokens import EncodedFact
 from lit_semantic_peft.training import (
@@ -19,10 +20,12 @@ from lit_semantic_peft.training import (
     Neighbours,
     OwnSamples,
     RetainSplit,
+    SubjectSamples,
     Text,
 )
 from lit_semantic_peft.training.retain import holding
 from lit_semantic_peft.training.retain.context import RetainContext
+from lit_semantic_peft.training.retain.subject_samples import OPENINGS
 
 from fixtures.training import fit, with_retained
 
@@ -233,6 +236,36 @@ def test_neighbours_need_a_subject(retain, facts_file):
         retain(Neighbours())
 
 
+def test_samples_about_names_begin_with_subjects_and_targets_and_go_on_as_the_base_model_would(retain):
+    run, (texts,) = retain(SubjectSamples(per_name=2, length=5))
+    decode, prepared = run.data.encoder.tokenizer.decode, run.data.prepared
+    names = {name for fact in prepared.facts for name in (fact.subject, fact.target)}
+    prompts = [decode(one.prompt_ids) for one in texts]
+    assert len(set(prompts)) == len(prompts)
+    allowed = {opening.format(name) for name in names for opening in OPENINGS}
+    assert set(prompts) <= allowed
+    for name in names:
+        assert sum(prompt in {opening.format(name) for opening in OPENINGS} for prompt in prompts) >= 1, name
+    assert len(prompts) <= 2 * len(names)
+    with run.context.base_model() as model:
+        for one in texts[:3]:
+            (answers,) = sampled_answers(
+                model, [one.prompt_ids], [5], Sampling(1, 1.0, 0), pad_id=run.data.encoder.pad_id,
+                stop_ids=run.data.encoder.stop_ids,
+            )  # fmt: skip
+            assert one.target_ids == tuple(answers[0])
+    _, (others,) = retain(SubjectSamples(per_name=2, length=5, seed=1))
+    assert [one.prompt_ids for one in others] != [one.prompt_ids for one in texts]
+
+
+def test_samples_about_names_need_a_subject(retain, facts_file):
+    rows = [json.loads(line) for line in facts_file.read_text(encoding="utf-8").splitlines()]
+    text = "".join(json.dumps({"prompt": row["prompt"], "target": row["target"]}) + "\n" for row in rows)
+    facts_file.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="`SubjectSamples`: no fact in training has a `subject`"):
+        retain(SubjectSamples())
+
+
 def test_a_text_file_is_cut_into_pieces(retain, tmp_path):
     file = tmp_path / "own.txt"
     file.write_text("The capital of France\nis Paris.\n\n  \nThe yen is the currency of Japan.\n", encoding="utf-8")
@@ -281,6 +314,8 @@ def test_a_text_file_that_cannot_be_used(retain, tmp_path, content, message):
         (ContextTeacher, {"answers": "mine"}, "`ContextTeacher.answers` must be one of targets, own_words, got 'mine'"),
         (ContextTeacher, {"context": "x"}, "`ContextTeacher.context` 'x' has no `{fact}`"),
         (Neighbours, {"per_fact": 0}, "`Neighbours.per_fact` must be at least 1, got 0"),
+        (SubjectSamples, {"per_name": 0}, "`SubjectSamples.per_name` must be at least 1, got 0"),
+        (SubjectSamples, {"length": 0}, "`SubjectSamples.length` must be at least 1, got 0"),
         (Text, {"file": "x.txt", "length": 1}, "`Text.length` must be at least 2, got 1"),
         (Text, {"file": "x.txt"}, "`Text.file`: expected a text file, got 'x.txt', which is not there"),
         (OwnSamples, {"temperature": 0.0}, r"`OwnSamples.temperature` must be a finite number above 0, got 0\.0"),
