@@ -168,6 +168,16 @@ def test_a_phone_shows_every_column_of_the_scores(tmp_path, write_run_folder, da
 
 
 @pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+def test_no_heading_of_the_table_of_facts_is_cut(tmp_path, write_run_folder):
+    page_file = build_report(write_run_folder(tmp_path / "run", 24))
+    with Page(page_file, tmp_path / "profile", width=1120) as page:
+        headings = "[...document.querySelectorAll('#table th button')]"
+        assert page.run(f"{headings}.length") >= 10
+        cut = page.run(f"{headings}.filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.textContent)")
+        assert cut == []
+
+
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
 def test_ten_thousand_facts_scroll(tmp_path, write_run_folder):
     folder = write_run_folder(tmp_path / "run", 10_000, sampled=300)
     with Page(build_report(folder), tmp_path / "profile") as page:
