@@ -12,7 +12,21 @@ from lit_semantic_peft.lazy import attach
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
-    from lit_semantic_peft import interference, metrics, semantics
+    from lit_semantic_peft import (
+        adapters,
+        audit,
+        callbacks,
+        data,
+        evaluation,
+        facts,
+        interference,
+        metrics,
+        models,
+        reports,
+        semantics,
+        tokens,
+        training,
+    )
     from lit_semantic_peft.audit import inspect
     from lit_semantic_peft.callbacks import AdapterExport, FactReport, InterferenceMonitor, Refine, ScaleBack
     from lit_semantic_peft.data import (
@@ -40,7 +54,21 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_NAMESPACES = ("interference", "metrics", "semantics")
+_STAGES = (
+    "adapters",
+    "audit",
+    "callbacks",
+    "data",
+    "evaluation",
+    "facts",
+    "interference",
+    "metrics",
+    "models",
+    "reports",
+    "semantics",
+    "tokens",
+    "training",
+)
 _MODULE_OF = {
     "AdapterExport": "callbacks",
     "BaseModel": "models",
@@ -94,18 +122,28 @@ __all__ = [
     "SelectionPlan",
     "SemanticPeftModule",
     "__version__",
+    "adapters",
+    "audit",
     "build_report",
+    "callbacks",
     "choose_recipe",
     "compare_runs",
+    "data",
+    "evaluation",
     "export_run",
+    "facts",
     "inspect",
     "interference",
     "interference_matrix",
     "load_gated",
     "metrics",
+    "models",
     "read_facts",
+    "reports",
     "score",
     "semantics",
+    "tokens",
+    "training",
     "write_facts",
 ]
 
@@ -116,4 +154,4 @@ def _version() -> str:
     return version("lit-semantic-peft")
 
 
-__getattr__, __dir__ = attach(__name__, _MODULE_OF, submodules=_NAMESPACES, computed={"__version__": _version})
+__getattr__, __dir__ = attach(__name__, _MODULE_OF, submodules=_STAGES, computed={"__version__": _version})

@@ -1,5 +1,6 @@
-"""Checks of an argument's type where it is given, not where it is used: Python's own error would come much later."""
+"""Arguments of a class: their types, checked where they are given, not where they are used; and how they are shown."""
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -131,3 +132,20 @@ def _described(value: object) -> str:
         text = repr(value)
         return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
     return f"an object of the class `{type(value).__name__}`"
+
+
+def written(made: object) -> str:
+    """An object as it is written in Python, for its `__repr__`.
+
+    Args:
+        made: Has its settings as attributes, under the names of the arguments that it was made with.
+
+    Example:
+        >>> class Range:
+        ...     def __init__(self, low=0, high=None):
+        ...         self.low, self.high = low, high
+        >>> written(Range(2))
+        'Range(low=2, high=None)'
+    """
+    names = [name for name in inspect.signature(type(made)).parameters if hasattr(made, name)]
+    return f"{type(made).__name__}({', '.join(f'{name}={getattr(made, name)!r}' for name in names)})"

@@ -107,6 +107,9 @@ class Inspection:
     signals: tuple[Signal, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Inspection({self.name!r}: {self._verdict()})"
+
     @property
     def name(self) -> str:
         """The folder's name behind that of the folder it lies in, such as `mine/adapter`."""
@@ -188,10 +191,10 @@ def inspect(
     folder = adapter_folder(adapter)
     watch_list = as_watch_list(watch)
     own = () if facts is None else given_facts(facts)
+    if weights_only and (own or watch is not None):
+        raise InputError("`facts` and `watch` need a base model; leave `weights_only` out.")
     found, stopwatch = _of_weights(folder, bank)
     if weights_only:
-        if own or watch is not None:
-            raise InputError("`facts` and `watch` need a base model; leave `weights_only` out.")
         return found
     stopwatch.start("loading")
     base = _base_of(folder, base_model)

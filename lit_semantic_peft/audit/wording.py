@@ -99,8 +99,12 @@ def number(value: float, unit: str) -> str:
     Example:
         >>> number(0.25, "share"), number(3, ""), number(0.6931, "nats"), number(4.0, "standard deviations")
         ('25 %', '3', '0.693 nats', '4 standard deviations')
+        >>> number(1.0, "nats per token")
+        '1 nat per token'
     """
-    return percent(value) if unit == "share" else f"{value:.3g} {unit}".rstrip()
+    if unit == "share":
+        return percent(value)
+    return f"{value:.3g} {unit.replace('nats', 'nat', 1) if value == 1 else unit}".rstrip()
 
 
 def findings(inspection: Inspection) -> list[str]:
@@ -188,10 +192,11 @@ def _of_watch(inspection: Inspection) -> list[str]:
         said.append(f"Watch list: {len(watch.broken)} of {len(watch.held)} answers that must hold are broken.")
         said += [f"  {cut(one.prompt, 80)} {one.answer} -> {cut(one.after, 40)!r}" for one in watch.broken[:_SHOWN]]
     if watch.groups:
-        one = watch.groups[0]
+        beyond_chance = watch.apart(0)
+        one = beyond_chance[0] if beyond_chance else watch.groups[0]
         said.append(
-            f"Groups that came apart most: {one.first} and {one.second} ({one.name}), by "
-            f"{_interval(one.change, ' nats of the log-odds')}."
+            f"Groups that came apart most{' beyond chance' if beyond_chance else ', though not beyond chance'}: "
+            f"{one.first} and {one.second} ({one.name}), by {_interval(one.change, ' nats of the log-odds')}."
         )
     return said
 

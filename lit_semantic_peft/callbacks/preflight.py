@@ -83,7 +83,7 @@ def about_facts(prepared: PreparedFacts, encoder: FactEncoder) -> Iterator[tuple
     yield "facts", f"{len(facts)} are trained; the base model answers {known} of them already"
 
     lengths = [prepared.encoded[row].num_target_tokens for row in rows]
-    yield "loss", f"counts {mean(lengths):.1f} tokens of a target on average, {min(lengths)} to {max(lengths)}"
+    yield "loss", f"is over the target's tokens: {mean(lengths):.1f} on average, {min(lengths)} to {max(lengths)}"
     yield (
         "answers",
         "end with the end token, which is trained"
@@ -128,7 +128,7 @@ def about_training(num_steps: float, cost: Cost | None, module: SemanticPeftModu
         held += f"; no source in `model.retain` for {without}: expect harm"
     yield "held still", held
     trained = sum(parameter.numel() for parameter in module.trained_parameters())
-    said = f"{num_steps:g} optimizer steps of {trained:,} parameters"
+    said = f"{num_steps:g} optimizer step{'' if num_steps == 1 else 's'} of {trained:,} parameters"
     if cost is not None:
         if math.isfinite(num_steps):
             said += f", about {_duration(cost.seconds_per_step * num_steps)} without evaluation"
@@ -165,18 +165,22 @@ def names_alike(facts: Sequence[Fact], others: Sequence[Fact], encoder: FactEnco
 
 def _forms(prepared: PreparedFacts, rows: Sequence[int]) -> str:
     forms = prepared.forms
-    taught = ", ".join(f"{name} of {count} facts" for name, count in sorted(forms.num_facts_by_source(rows).items()))
+    taught = ", ".join(f"{name} of {count}" for name, count in sorted(forms.num_facts_by_source(rows).items()))
     without = sum(not (fact.paraphrases or fact.question) for fact in (forms.of_facts[row].asked for row in rows))
-    asked = f"; {without} facts have no other form to be asked in" if without else ""
-    return (f"taught are the own prompts and {taught}" if taught else "only the own prompts are taught") + asked
+    asked = f"; {without} of {len(rows)} facts are asked by their own prompt alone" if without else ""
+    return (
+        f"the facts' own prompts are taught, also: {taught}" if taught else "only the own prompts are taught"
+    ) + asked
 
 
 def _majority(facts: Sequence[Fact]) -> str:
     ((common, count),) = Counter(normalize_text(fact.target) for fact in facts).most_common(1)
+    if count == 1 and len(facts) > 1:
+        return "none, each fact has a target of its own"
     target = next(fact.target for fact in facts if normalize_text(fact.target) == common)
     share = count / len(facts)
     warning = ": always saying it would recall as many" if share >= _MAJORITY and len(facts) > 1 else ""
-    return f"{target!r}, of {count} facts ({share:.0%}){warning}"
+    return f"{target!r}, of {count} of {len(facts)} facts ({share:.0%}){warning}"
 
 
 def _counted(found: Sequence[str]) -> str:

@@ -16,6 +16,9 @@ DEFAULT_RUN = "runs/default"
 
 _NO_RUN = ("help_all", "print_config", "ckpt_path", "trainer.fast_dev_run", "trainer")
 """Options with which a command runs nothing, goes on with a run, or sets the folder in another way."""
+_TEXT = (".jsonl", ".json", ".csv", ".tsv")
+_SOON_READ = 2**22
+"""Bytes of facts that are read in less time than torch needs to be imported."""
 _SHOWN = ("help_all", "print_config")
 """Options with which a command shows settings and reads no file that they name."""
 _RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
@@ -35,8 +38,9 @@ def refuse_early(arguments: Sequence[str]) -> None:
 
     Raises:
         InputError: If a configuration file does not exist, or means something else than it says; if an option or a key
-            of a file does not exist; if facts, an adapter or a checkpoint are not where they are said to be; if the run
-            folder of a new training has a run in it; or if a variable of the environment is no number.
+            of a file does not exist; if facts, an adapter or a checkpoint are not where they are said to be; if facts
+            in a file of moderate size cannot be used; if the run folder of a new training has a run in it; or if a
+            variable of the environment is no number.
     """
     from lit_semantic_peft.cli.configuration import is_file, read_configuration, refuse_option
     from lit_semantic_peft.cli.options import KnownOptions
@@ -103,7 +107,7 @@ def refuse_no_runs(paths: Sequence[str]) -> None:
 
 
 def _refuse_missing(command: str, settings: Mapping[str, Any]) -> None:
-    """Refuses facts, an adapter or a checkpoint that are not there; what is no plain text is left to the parser."""
+    """Refuses facts, an adapter or a checkpoint that are not there, and bad facts; the parser gets what is no text."""
     facts, adapter, checkpoint = (settings.get(name) for name in ("data.facts", "model.adapter", "ckpt_path"))
     reads_facts = command != "predict" or not any(settings.get(name) for name in ("data.prompts", "chat"))
     if _is_path(facts) and reads_facts:
@@ -111,11 +115,23 @@ def _refuse_missing(command: str, settings: Mapping[str, Any]) -> None:
         from lit_semantic_peft.facts.containers import located
 
         if facts not in BUILTIN:
-            located(facts)
+            _refuse_bad_facts(facts, located(facts), settings)
     if _is_path(adapter):
         refuse_no_adapter(adapter, may_be_run=False)
     if _is_path(checkpoint) and checkpoint != "last" and not Path(checkpoint).exists():
         raise InputError(f"`ckpt_path` {checkpoint!r} is no checkpoint file.")
+
+
+def _refuse_bad_facts(facts: str, path: Path | None, settings: Mapping[str, Any]) -> None:
+    """Reads facts that are text and soon read; the run reads them again."""
+    contradictions, split = (settings.get(f"data.{name}") for name in ("contradictions", "dataset_split"))
+    if path is None or not path.is_file() or path.suffix not in _TEXT or path.stat().st_size > _SOON_READ:
+        return
+    if contradictions not in (None, "error", "keep") or split is not None:
+        return  # the parser says what is wrong with them
+    from lit_semantic_peft.facts import read_facts
+
+    read_facts(facts, contradictions=contradictions or "error")
 
 
 def _is_path(value: Any) -> TypeGuard[str]:

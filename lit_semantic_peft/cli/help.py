@@ -41,8 +41,8 @@ _CHOOSING = Group(
         "recipe": ("NAME", "auto chooses steps, learning rate, forms and what is held still, where not given; plain"),
         "refine": ("STEPS", "steps at the end that teach once more the facts that resist"),
         "scale_back": ("BOOL", "scale the adapter down at the end, as far as its facts stay recalled"),
-        "seed_everything": ("N", "of the adapter's start and of all that is random"),
-        "self_check": ("BOOL", "ask a model first whether the fast ways are right for it"),
+        "seed_everything": ("N", "seed of the adapter's start and of all that is random"),
+        "self_check": ("BOOL", "check first that the fast ways to run a model are exact for it"),
     },
 )
 _FACTS = Group(
@@ -147,7 +147,10 @@ _SCORING = Group(
     "Scoring",
     {
         "output": ("FOLDER", "where table and report go; null: `score` in the run folder"),
-        "warmup_steps": ("N", "train a throw-away adapter so long and measure which facts conflict; 0: no conflicts"),
+        "warmup_steps": (
+            "N",
+            "train a throw-away adapter for N steps and measure which facts conflict; 0: no conflicts",
+        ),
         "warmup_learning_rate": ("RATE", "of that adapter; null: that of its type"),
         "num_conflict_facts": ("N", "how many kept facts are measured then"),
         "run": ("FOLDER", "a finished run: which distance predicts what it learned"),

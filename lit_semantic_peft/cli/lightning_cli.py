@@ -98,7 +98,7 @@ class SemanticPeftCLI(LightningCLI):
             type=RecipeName,
             default="auto",
             help="`auto` chooses steps, learning rate, forms and what is held still, as far as they are not given; "
-            "`plain` trains the facts' own prompts and holds nothing still. Of `fit` only.",
+            "`plain` trains the facts' own prompts and holds nothing still. For `fit` only.",
         )
         parser.add_argument(
             "--refine",
@@ -106,14 +106,14 @@ class SemanticPeftCLI(LightningCLI):
             default=None,
             help="How many optimizer steps after `trainer.max_steps` teach once more the facts that resist, and repeat "
             "the others: `trainer.callbacks.Refine`. Left out, the recipe decides it where it decides the steps, else "
-            "none. Of `fit` only.",
+            "none. For `fit` only.",
         )
         parser.add_argument(
             "--scale_back",
             type=bool,
             default=False,
             help="Whether the adapter is scaled down at the end of training, as far as no taught text is lost: "
-            "`trainer.callbacks.ScaleBack`. Unrelated text loses less, and other wordings are recalled less. Of `fit` "
+            "`trainer.callbacks.ScaleBack`. Unrelated text loses less, and other wordings are recalled less. For `fit` "
             "only.",
         )
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
@@ -124,7 +124,7 @@ class SemanticPeftCLI(LightningCLI):
             "--self_check",
             type=bool,
             default=True,
-            help="Whether a model is asked, before it is scored or trained, whether the fast ways are right for it.",
+            help="Whether the fast ways to run a model are checked to be exact for it before it is scored or trained.",
         )
         parser.link_arguments("self_check", "data.self_check")
         parser.set_defaults(
@@ -169,7 +169,8 @@ class SemanticPeftCLI(LightningCLI):
         """Checks the settings that belong to the command line, and chooses the run folder."""
         config = self.config[self.subcommand]
         refuse_what_would_be_ignored(str(self.subcommand), config)
-        config.trainer.default_root_dir = local_folder(config.trainer.default_root_dir or DEFAULT_RUN)
+        given = config.trainer.default_root_dir
+        config.trainer.default_root_dir = local_folder(DEFAULT_RUN if given is None else given)
         self.run_folder = self._earlier = RunFolder(config.trainer.default_root_dir)
         if config.trainer.fast_dev_run:  # a trial leaves a run as it is, and nothing of itself
             self.run_folder = RunFolder(f"{self.run_folder.path}.fast_dev_run")

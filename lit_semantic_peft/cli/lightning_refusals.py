@@ -60,7 +60,7 @@ def lightning_refusals() -> Iterator[None]:
             raise
         place = f"`trainer.callbacks`: {callback}" if callback else "`trainer`"
         kind = "" if isinstance(error, MisconfigurationException | RuntimeError) else f" ({type(error).__name__})"
-        raise InputError(f"{place}: {first_line(error).rstrip('.')}.{kind}") from error
+        raise InputError(f"{place}: {first_line(error).rstrip('.!')}.{kind}") from error
 
 
 def require_other_nodes(trainer: Trainer) -> None:

@@ -30,6 +30,14 @@ _OF_UNIONS = re.compile(
     r"\s*(?:- )?(?:Does not validate against any of|Subtypes: |Errors:$|Expected a <class 'NoneType'>|"
     r"Given value type: |Expected a path but |Subclass types expect one of|a class path \(|a dict with)"
 )
+_OF_ANOTHER_TYPE = re.compile(
+    r'Parser key "(?P<key>[\w.]+)":\s+(?:- )?Expected a <class \'(?P<kind>\w+)\'>'
+    r"(?:\. Got value|\s+Given value): (?P<value>.*)"
+)
+_KINDS = {
+    **{"int": "a whole number", "float": "a number", "bool": "`true` or `false`", "list": "a list"},
+    **{"str": "text", "dict": "settings by their names"},
+}
 _UNRECOGNIZED = re.compile(r"(?<=\s)--([\w.]+)")
 _UNKNOWN_CLASS = re.compile(
     r"(?:given class_path ['\"]|dot import path string: |Namespace\(class_path=['\"])((?:\w+\.)*)(\w+)"
@@ -118,7 +126,7 @@ class SuggestingParser(LightningArgumentParser):
         near = nearest(unknown, self._known_keys()) if unknown else None
         near = near or _nearest_class(message)
         suggestion = f"\nDid you mean `{near}`?" if near else ""
-        raise InputError(f"{_without_unions(message)}{suggestion}\n{SEE_HELP}") from ex
+        raise InputError(f"{_in_plain_words(_without_unions(message))}{suggestion}\n{SEE_HELP}") from ex
 
     @override
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -130,7 +138,7 @@ class SuggestingParser(LightningArgumentParser):
         except UnicodeDecodeError as error:
             raise InputError(f"`--config` {cfg_path} is no UTF-8 text: {error.reason}, byte {error.start}.") from error
         except ValueError as error:
-            raise InputError(f"`--config` {cfg_path}: {error}") from error
+            raise InputError(f"{cfg_path}: {error}") from error
 
     @override
     def _load_config_parser_mode(self, content: str, *args: Any, **kwargs: Any) -> Any:
@@ -172,6 +180,15 @@ class _NameOrSettings(_ActionConfigLoad):  # type: ignore[misc]
 def _without_unions(message: str) -> str:
     """The message without what jsonargparse says of the types that an optional value may also have."""
     return "\n".join(line for line in message.splitlines() if line.strip() and not _OF_UNIONS.match(line))
+
+
+def _in_plain_words(message: str) -> str:
+    """What jsonargparse says of a value of another type than expected, as the other messages are; else the message."""
+    found = _OF_ANOTHER_TYPE.fullmatch(message.strip())
+    if found is None or found["kind"] not in _KINDS:
+        return message
+    example = f". Write it as in `[{found['value']}]`" if found["kind"] == "list" else ""
+    return f"`{found['key']}`: expected {_KINDS[found['kind']]}, got {found['value']!r}{example}."
 
 
 def _unknown_key(pattern: re.Pattern[str], message: str) -> str | None:

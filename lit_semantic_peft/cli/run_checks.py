@@ -20,6 +20,8 @@ _LEAST = {
     "gradient_clip_val": 0,
 }
 
+_MOST_PER_CORE = 4
+
 _OWN, _VERSION = "lit_semantic_peft", "pytorch-lightning_version"
 _FORM = {
     **dict.fromkeys((_OWN, "state_dict", "loops", "callbacks"), dict),
@@ -56,6 +58,7 @@ def refuse_what_would_be_ignored(command: str, config: Any) -> None:
             raise InputError(f"`trainer.{name}` must be at least {least}, got {value}")
     if config.trainer.get("val_check_interval") == 0:
         raise InputError("`trainer.val_check_interval` must be above 0; leave it out for one validation an epoch.")
+    _refuse_more_processes_than_cores(config.trainer.get("devices"), str(config.trainer.get("accelerator", "auto")))
     refuse_incompatible(Situation(stage=command, is_command_line=True, writes_checkpoints=not has_none))
     callbacks = config.trainer.get("callbacks") or []
     for one in callbacks if isinstance(callbacks, list) else [callbacks]:
@@ -65,6 +68,18 @@ def refuse_what_would_be_ignored(command: str, config: Any) -> None:
                 f"`trainer.callbacks` names {one.class_path}, which every run has already. Its settings are the "
                 f"section `{section}`."
             )
+
+
+def _refuse_more_processes_than_cores(devices: int | str | list[int] | None, accelerator: str) -> None:
+    """Refuses far more processes on a CPU than it has cores: each loads the base model, and all would wait."""
+    cores = os.cpu_count() or 1
+    is_number = isinstance(devices, int) or (isinstance(devices, str) and devices.isdecimal())
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    if is_number and on_cpu and int(str(devices)) > _MOST_PER_CORE * cores:
+        raise InputError(
+            f"`trainer.devices`: expected at most {_MOST_PER_CORE * cores} processes on a CPU with {cores} cores, got "
+            f"{devices}; each loads the base model. Set it to 1, or give the job GPUs."
+        )
 
 
 def local_folder(name: str) -> str:
@@ -82,7 +97,7 @@ def local_folder(name: str) -> str:
         os.fspath(path).encode()
     except (RuntimeError, UnicodeEncodeError):
         path = None
-    if path is None or "://" in name or "\0" in name:
+    if path is None or not name.strip() or "://" in name or "\0" in name:
         raise InputError(f"`trainer.default_root_dir`: expected a folder on this machine, named by text, got {name!a}.")
     return str(path)
 

@@ -62,7 +62,7 @@ class KnowledgeDataModule(ConfiguredDataModule):
         cache_dir: Where scores are kept; the user's cache where None.
         base_model: The model that facts are measured against. None for that of the trainer's module; another one is an
             error. Required without a trainer.
-        self_check: Whether a model is asked, before it is scored or trained, whether the fast ways are right for it.
+        self_check: Whether the fast ways to run a model are checked to be exact for it before it is scored or trained.
 
     Raises:
         InputError: If a setting is out of its range; from `setup`, if the facts cannot be read, tokenized, or filtered

@@ -44,6 +44,9 @@ class PreparedFacts:
     retained_index: tuple[int, ...] = ()
     steps: tuple[FilterStep, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"PreparedFacts({len(self.facts)} facts, {int(self.is_kept.sum())} kept)"
+
     @property
     def kept_index(self) -> list[int]:
         """Fact indices that the filters kept, ascending."""

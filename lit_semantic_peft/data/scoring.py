@@ -61,6 +61,9 @@ class FactScores:
     def __len__(self) -> int:
         return len(self.facts)
 
+    def __repr__(self) -> str:
+        return f"FactScores({len(self.facts)} facts; distances: {', '.join(self.scored.distances)})"
+
     def to_arrow(self) -> pa.Table:
         """The table.
 
@@ -118,7 +121,7 @@ def score(
         batch_size: Facts per forward pass.
         device: Where a model that is given by name runs; None for the first GPU, else the CPU.
         cache_dir: Where scores are kept; the user's cache where None.
-        self_check: Whether the model is asked first whether the fast ways are right for it, see `self_check`.
+        self_check: Whether the fast ways to run the model are first checked to be exact for it, see `self_check`.
 
     Raises:
         InputError: If an argument cannot be used, two facts share an id, a loaded model comes without its tokenizer, or

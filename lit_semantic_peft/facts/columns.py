@@ -86,6 +86,11 @@ class ColumnMap:
         """The fields of the file that the templates name."""
         return {name for template in self.templates.values() for name in _names(template)}
 
+    @property
+    def taken(self) -> frozenset[str]:
+        """The fields of the file from which the templates take values: of `answers.text` it is `answers`."""
+        return frozenset(name.partition(".")[0] for name in self.used)
+
     def apply(self, reading: Reading, rows: Iterable[Row]) -> Iterator[Row]:
         """The rows with their fields under the names of the contract.
 
@@ -98,7 +103,7 @@ class ColumnMap:
         Raises:
             InputError: At the end of the rows, if none of them had a field that is named.
         """
-        taken = {name.partition(".")[0] for name in self.used}
+        taken = self.taken
         there: dict[str, None] = {}
         for row in rows:
             there |= dict.fromkeys(row.fields)

@@ -24,9 +24,10 @@ SUFFIXES: tuple[str, ...] = (
 )
 """Suffixes of the files that can be read."""
 
-HeaderCheck = Callable[[list[str], str], str | None]
-"""Takes a header and its separator; returns what is wrong with the header, None if nothing is."""
+HeaderCheck = Callable[[list[str]], str | None]
+"""Takes a header; returns what is wrong with it, None if nothing is."""
 
+_SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -132,6 +133,8 @@ def _longest_first(suffixes: Iterable[str]) -> list[str]:
 def _missing(source: str, path: Path) -> str:
     if source in BUILTIN:
         return f"`facts`: the built-in set {source!r} is read alone. Write it into a file by `convert {source} OUT`."
+    if "://" in source:
+        return f"`facts`: expected a file or a name of the Hub, got the address {source!r}. Download it first."
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=3)
     near_names = [str(path.parent / name) for name in near] + difflib.get_close_matches(source, BUILTIN, n=1)
@@ -180,7 +183,11 @@ def _delimited_rows(
                     continue
                 if not header:
                     header = [cell.strip() for cell in cells]
-                    problem = _repeated(header) or header_problem(header, delimiter)
+                    if other := _other_separator(header):
+                        reading.note(place, f"cells separated by {_SEPARATORS[other]}, read as such")
+                        yield from _delimited_rows(reading, file, path, other, header_problem)
+                        return
+                    problem = _repeated(header) or header_problem(header)
                     if problem:
                         reading.problem(place, problem, ends_reading=True)
                         return
@@ -190,7 +197,7 @@ def _delimited_rows(
                     yield Row(place, dict(zip(header, cells, strict=True)), cells=True)
         except csv.Error as error:
             place = Place(file, next_number, "line")
-            broken = f"expected {_TABLE_NAMES[delimiter]}, got a row that cannot be parsed: {error}"
+            broken = f"expected cells separated by {_SEPARATORS[delimiter]}, got a row that cannot be parsed: {error}"
             reading.problem(place, broken, ends_reading=True)
 
 
@@ -205,9 +212,11 @@ def _text_lines(reading: Reading, file: str, stream: BufferedReader) -> Iterator
         yield from re.split(r"(?<=\r)(?!\n)", text) if "\r" in text.rstrip("\r\n") else (text,)
 
 
+def _other_separator(header: list[str]) -> str | None:
+    """The separator of a table whose suffix promises another one: spreadsheets in half of Europe write semicolons."""
+    return next((other for other in _SEPARATORS if len(header) == 1 and other in header[0]), None)
+
+
 def _repeated(header: list[str]) -> str | None:
     repeated = sorted({name for name in header if name and header.count(name) > 1})
     return f"expected a header that names each column once, got {listed(repeated)} more than once" if repeated else None
-
-
-_TABLE_NAMES = {",": "CSV", "\t": "TSV"}

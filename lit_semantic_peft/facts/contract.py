@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, TypeGuard
 
-from lit_semantic_peft.facts.reading import Place, Reading, Row, described, listed, shown, unencodable
+from lit_semantic_peft.facts.reading import Place, Reading, Row, cut, described, listed, shown, unencodable
 from lit_semantic_peft.facts.schema import SPLITS, Fact, Form, Probe, Split, apart, content_id
 from lit_semantic_peft.facts.text import is_visible, parsed_texts
 
@@ -31,6 +31,7 @@ _PROBE_FIELDS = ("neighborhood", "portability", "yes_no")
 FIELDS: tuple[str, ...] = (*_TEXT_FIELDS, *_LIST_FIELDS, "forms", *_PROBE_FIELDS)
 """The fields of the contract."""
 
+_TEXTS_EXPECTED = "a list of texts"
 _PROBES_EXPECTED = 'a list of {"prompt": ..., "target": ...}'
 
 
@@ -160,7 +161,7 @@ class _RowChecker:
 
     def is_text(self, name: str, expected: str, value: Any) -> TypeGuard[str]:
         if not isinstance(value, str):
-            self.problem(name, expected, described(value))
+            self.problem(name, expected, described(value) + _as_text(value))
             return False
         wrong = unencodable(value)
         if wrong:
@@ -202,7 +203,7 @@ class _RowChecker:
                         self.place, f"`{name}` begins with `[` and is no list of texts as JSON, read as text"
                     )
                 value = [part for part in value.split("|") if part.strip()]
-        items = self.items(name, "a list of texts", value)
+        items = self.items(name, _TEXTS_EXPECTED, value)
         if not all(self.is_text(f"{name}[{index}]", "text", item) for index, item in enumerate(items)):
             return ()
         for index, item in enumerate(items):
@@ -278,7 +279,9 @@ class _RowChecker:
                 return []
         if isinstance(value, list | tuple):
             return list(value)
-        self.problem(name, expected, described(value))
+        is_one_text = isinstance(value, str) and expected == _TEXTS_EXPECTED
+        remedy = f"; write `[{json.dumps(cut(value, 40), ensure_ascii=False)}]`" if is_one_text else ""
+        self.problem(name, expected, described(value) + remedy)
         return []
 
 
@@ -303,8 +306,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _as_text(value: Any) -> str:
+    """How to write a number as a text, which of two ways (`1.50`, `007`) only its author knows."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f'; write `"{value}"`' if is_number else ""
+
+
 def _is_absent(name: str, value: Any, cells: bool) -> bool:
-    if cells:
+    if cells and value is not None:
         # A joiner of spaces is a value. An empty required cell gets the message about empty text.
         return not (value if name == "joiner" else value.strip()) and name not in ("prompt", "target")
     return value is None or (isinstance(value, float) and math.isnan(value))  # pandas writes NaN for a gap

@@ -12,6 +12,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.opened import LARGEST_LINE, lines, not_utf8, opened, require_size
 from lit_semantic_peft.facts.reading import Place, Reading, Row, shown
 
+_ONE_A_LINE = "Write one record a line, or an array of all records into a file that ends in `.json`."
 _WHITE = re.compile(r"\s*")
 _WINDOW = 2**20  # bytes read at once
 _LONGEST_LITERAL = 16  # characters; `-Infinity` is cut short by the end of a window, as is `\uD83D\uDE00`
@@ -24,10 +25,16 @@ def jsonl_rows(reading: Reading, file: str, path: Path) -> Iterator[Row]:
         InputError: If the file cannot be read, or it or a line is too long.
     """
     with opened(file, path) as stream:
+        is_first = True
         for number, line in enumerate(lines(file, stream), start=1):
             if not line.strip():
                 continue
             place = Place(file, number, "line")
+            is_one_value, is_first = is_first and line.strip() in (b"{", b"["), False
+            if is_one_value:
+                sentence = f"expected a JSON object, got {line.decode().strip()!r}, which goes on in the next line"
+                reading.problem(place, f"{sentence}. {_ONE_A_LINE}", ends_reading=True)
+                return
             try:
                 row = json.loads(line.rstrip(b"\n").decode("utf-8"), object_pairs_hook=_unrepeated)
             except UnicodeDecodeError as error:
@@ -192,7 +199,9 @@ def _object_row(reading: Reading, place: Place, row: Any) -> Iterator[Row]:
     if isinstance(row, dict):
         yield Row(place, row)
     else:
-        reading.problem(place, f'expected a JSON object such as {{"prompt": ..., "target": ...}}, got {shown(row)}')
+        remedy = f". {_ONE_A_LINE}" if isinstance(row, list) and place.unit == "line" else ""
+        expected = 'expected a JSON object such as {"prompt": ..., "target": ...}'
+        reading.problem(place, f"{expected}, got {shown(row)}{remedy}")
 
 
 class _RepeatedNameError(ValueError):

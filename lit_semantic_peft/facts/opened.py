@@ -2,6 +2,7 @@
 
 import gzip
 import zlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -100,4 +101,7 @@ def require_records(file: str, number: int, num_empty: int) -> None:
 def not_utf8(line: bytes, error: UnicodeDecodeError) -> str:
     """What to say of a line that is not UTF-8."""
     position = error.start
-    return f"expected UTF-8, got the byte 0x{line[position]:02x} at position {position + 1}. Save the file as UTF-8."
+    byte = f"the byte 0x{line[position]:02x} at position {position + 1}"
+    if line.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        byte += ", as UTF-16 begins"
+    return f"expected UTF-8, got {byte}. Save the file as UTF-8."

@@ -123,9 +123,10 @@ def read_facts(
         held = held_facts(source, dataset_split)
         tables, format = [held.table], CONTRACT if held.has_facts else format
     else:
-        check = _header_problem if format is None and column_map is None else lambda header, separator: None
+        check = _header_problem if format is None and column_map is None else lambda header: None
         tables = [table for one in sources for table in open_source(one, dataset_split, check)]
-    chosen, rows, templates = _one_format(reading, tables, CONTRACT if column_map else format)
+    as_written = column_map.taken if column_map else frozenset()
+    chosen, rows, templates = _one_format(reading, tables, CONTRACT if column_map else format, as_written)
     if column_map is not None:
         rows = column_map.apply(reading, rows)
     counted = tqdm(rows, "Reading", unit=" records", unit_scale=True, delay=1, disable=None if show_progress else True)
@@ -196,7 +197,7 @@ def _nothing(reading: Reading, conversion: Conversion | None, templates: Mapping
     if conversion is None or not conversion.num_records:
         if templates:
             return "patterns of LAMA or ParaRel alone; name the folder or the files that hold the triples as well"
-        return "no record" if reading.source == IN_MEMORY else "an empty file"
+        return "no record" if reading.source == IN_MEMORY else "a file without records"
     reasons = "; ".join(f"{one.reason} ({one.count})" for one in conversion.omissions if one.part == "record")
     return f"{conversion.num_records} records of {conversion.format} that give none: {reasons}"
 
@@ -204,17 +205,12 @@ def _nothing(reading: Reading, conversion: Conversion | None, templates: Mapping
 # --- Which format ---------------------------------------------------------------------------------------------------
 
 
-def _header_problem(header: list[str], separator: str) -> str | None:
+def _header_problem(header: list[str]) -> str | None:
     if _is_header(header):
         return None
-    whole = separator.join(header)
-    hint = "Put a first line such as `prompt,target` above the facts."
-    for other, name in _SEPARATORS.items():
-        if other != separator and _is_header([cell.strip() for cell in whole.split(other)]):
-            hint = f"The cells are separated by {name}: save the file with {_SEPARATORS[separator]}."
     return (
         "expected a header that names at least `prompt` and `target`, or the fields of a published format "
-        f"({listed(FORMATS)}), got {shown(whole)}. {hint}"
+        f"({listed(FORMATS)}), got {listed(header)}. Put a first line such as `prompt,target` above the facts."
     )
 
 
@@ -225,13 +221,13 @@ def _is_header(names: Collection[str]) -> bool:
     )
 
 
-_SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons"}
-
-
 def _one_format(
-    reading: Reading, tables: Iterable[Table], forced: str | None
+    reading: Reading, tables: Iterable[Table], forced: str | None, as_written: Collection[str]
 ) -> tuple[Format | None, Iterator[Row], dict[str, list[str]]]:
-    """The format of all tables (None: the contract), their rows one after the other, and the templates in them."""
+    """The format of all tables (None: the contract), their rows one after the other, and the templates in them.
+
+    Fields that are `as_written` keep their names, however near they are to one of the contract.
+    """
     templates: dict[str, list[str]] = {}
     found: dict[str, tuple[Format | None, str]] = {}
     streams: list[Iterator[Row]] = []
@@ -243,7 +239,7 @@ def _one_format(
             reading.has_stopped |= peek.has_stopped
             continue
         names = dict.fromkeys(str(name) for row in first for name in row.fields)
-        renamed = renamed_fields(names)
+        renamed = {name: meant for name, meant in renamed_fields(names).items() if name not in as_written}
         names = dict.fromkeys(renamed.get(name, name) for name in names)
         rows = with_names(reading, table.rows(reading), renamed) if renamed else table.rows(reading)
         if recognise(names) is None and are_templates(frozenset(names)) and forced in (None, "triples"):

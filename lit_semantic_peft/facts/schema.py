@@ -1,6 +1,6 @@
 """What a fact is: the data contract that every reader produces and every later stage relies on."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -265,6 +265,15 @@ class FactSet:
 
     def __len__(self) -> int:
         return len(self.facts)
+
+    def __iter__(self) -> Iterator[Fact]:
+        return iter(self.facts)
+
+    def __getitem__(self, index: int) -> Fact:
+        return self.facts[index]
+
+    def __repr__(self) -> str:
+        return f"FactSet({self.name!r}: {len(self.facts)} facts, {len(self.warnings)} warnings)"
 
 
 def apart(probes: Iterable[Probe]) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:

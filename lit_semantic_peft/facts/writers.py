@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from lit_semantic_peft.arguments import require_instances
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.readers import Contradictions, read_facts
 from lit_semantic_peft.facts.reading import listed
@@ -101,13 +102,14 @@ def write_facts(facts: FactSet | Sequence[Fact], path: str | os.PathLike[str]) -
         path: The file; its suffix is one of `OUTPUT_SUFFIXES`.
 
     Raises:
-        InputError: If it has another suffix.
+        InputError: If it has another suffix, or these are no facts: records become facts by `read_facts`.
     """
     path = Path(path).expanduser()
     if not path.name.endswith(OUTPUT_SUFFIXES):
         raise InputError(f"`path`: expected a file that ends in {listed(OUTPUT_SUFFIXES)}, got {str(path)!r}")
     if isinstance(facts, FactSet):
         facts = facts.facts
+    require_instances("facts", facts, Fact, "Fact(prompt='The capital of France is', target='Paris')")
     with atomic_path(path) as temporary:
         if path.suffix == ".parquet":
             _write_parquet(facts, temporary)

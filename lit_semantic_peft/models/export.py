@@ -16,6 +16,7 @@ from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.files import atomic_folder, write_json, write_text
 from lit_semantic_peft.models.base_files import BaseModelSource, first_line, quiet_loading
 from lit_semantic_peft.models.modes import modes_restored
+from lit_semantic_peft.models.packaged import PACKAGED_MODELS
 from lit_semantic_peft.models.peft_traits import peft_type_name, traits_of
 from lit_semantic_peft.models.saved_adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter, read_json_object
 
@@ -72,7 +73,8 @@ def export_adapter(
         if gate is not None:
             write_json(temporary / GATE_FILE, gate.to_json())
         about = "\n\n".join(filter(None, [about, "" if gate is None else _GATED]))
-        write_text(temporary / "README.md", _model_card(base, peft_type_name(model), about))
+        use = "" if gate is not None else _how_to_load(base, model)
+        write_text(temporary / "README.md", _model_card(base, peft_type_name(model), about, use))
 
 
 def export_as_lora(adapter: str | Path, folder: str | Path) -> None:
@@ -214,7 +216,21 @@ def _require_same_answers(expected: Tensor, found: Tensor, dtype: torch.dtype) -
         )
 
 
-def _model_card(base: BaseModelSource, peft_type: str, about: str) -> str:
+def _how_to_load(base: BaseModelSource, model: PeftModel) -> str:
+    """The lines of Python that load an adapter on the weights that it was trained on."""
+    loaded = f"AutoModelForCausalLM.from_pretrained({base.public_name!r})"
+    imports = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM"]
+    name = base.name if base.name in PACKAGED_MODELS else base.public_name
+    if base.note:  # other weights than those of that name
+        dtype = "" if base.dtype is None else f", dtype={base.dtype!r}"
+        loaded, imports = f"BaseModel({name!r}{dtype}).load()", ["from lit_semantic_peft import BaseModel", imports[0]]
+    if type(model.active_peft_config).__module__.startswith("lit_semantic_peft."):
+        imports = ["import lit_semantic_peft.adapters  # a method of this package, not of peft", *imports]
+    lines = [*imports, "", f'model = PeftModel.from_pretrained({loaded}, "FOLDER")']
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _model_card(base: BaseModelSource, peft_type: str, about: str, use: str) -> str:
     fields = {
         "base_model": base.public_name,
         "library_name": "peft",
@@ -227,7 +243,7 @@ def _model_card(base: BaseModelSource, peft_type: str, about: str) -> str:
         "",
         "Trained by lit-semantic-peft to know a set of facts.",
     ]
-    return "\n".join([*lines, *(["", about] if about else []), *(["", base.note] if base.note else [])]) + "\n"
+    return "\n".join([*lines, *(line for part in (about, base.note, use) if part for line in ("", part))]) + "\n"
 
 
 def _cannot_be_merged(reason: str) -> InputError:

@@ -84,6 +84,7 @@ def side_effect_view(effects: SideEffects) -> dict[str, Any] | None:
             for relation in shown
         ],
         "note": _note(effects, len(shown)),
+        "any_exceeds": bool(effects.beyond_chance),
     }
 
 

@@ -36,7 +36,7 @@ class ResistingFact(Record):
     @property
     def reason(self) -> str:
         """The reasons as a sentence without its full stop."""
-        return "; ".join(self.reasons) or "nothing in the tables sets it apart"
+        return "; ".join(self.reasons) or "no trait sets it apart"
 
 
 @dataclass(frozen=True, slots=True, config=STRICT)

@@ -12,7 +12,13 @@ from lit_semantic_peft.reports.charts.svg import draw_svg
 from lit_semantic_peft.reports.conflicts import worst_conflicts
 from lit_semantic_peft.reports.page_data import fact_data, heat_data, probe_data, sampled_rows, script_json
 from lit_semantic_peft.reports.run_folder import RunContents, RunPaths
-from lit_semantic_peft.reports.sections import about_line, conflict_views, interference_moments, provenance_rows
+from lit_semantic_peft.reports.sections import (
+    about_line,
+    command_words,
+    conflict_views,
+    interference_moments,
+    provenance_rows,
+)
 
 MAX_TABLE_ROWS = 10_000
 """Facts in the page's table; a larger run shows an even sample, with a note."""
@@ -75,6 +81,7 @@ def page_parts(run: RunContents, charts: dict[str, Chart], attempts: Attempts) -
         "are_probes_cut": asked is not None and asked["is_cut"],
         "facts_file": RunPaths.facts.name,
         "probes_file": RunPaths.probes.name,
+        "command": make("command", lambda: command_words(summary), []),
         "provenance": make("provenance", lambda: provenance_rows(summary), []),
         "config": config,
         "data": script_json({"facts": table, "heat": heat_numbers, "probes": asked}),

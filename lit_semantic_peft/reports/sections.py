@@ -1,5 +1,6 @@
 """The contents of the page's sections, as text and numbers: tiles, conflicts, neighbours, provenance."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -197,8 +198,17 @@ def wordings_view(summary: Summary) -> list[dict[str, str]]:
     ]
 
 
+def command_words(summary: Summary) -> list[str]:
+    """The run's command, cut where a line may end: each option stands with its value.
+
+    Args:
+        summary: The run's numbers.
+    """
+    return re.split(r" (?=--)", summary.command) if summary.command else []
+
+
 def provenance_rows(summary: Summary) -> list[tuple[str, str]]:
-    """The provenance of the run, as far as it is known.
+    """The provenance of the run, as far as it is known; beside the command.
 
     Args:
         summary: The run's numbers.
@@ -206,8 +216,7 @@ def provenance_rows(summary: Summary) -> list[tuple[str, str]]:
     seconds = summary.seconds or Seconds()
     parts = ", ".join(f"{part} {value:.0f}" for part, value in seconds.measured.items())
     rows = [
-        ("Command", summary.command),
-        ("Ended", summary.created),
+        ("Ended", summary.created and summary.created.replace("T", " ").replace("+00:00", " UTC")),
         ("Base model", summary.base_model),
         ("Note on the base model", summary.base_model_note),
         ("Adapter", summary.peft_type),

@@ -47,7 +47,7 @@ def _resisting(summary: Summary) -> list[str]:
     more = summary.num_resisting - len(shown)
     return [
         f"Facts that resist, of {summary.num_kept}: {summary.num_resisting}",
-        *(f"  {one.prompt} {one.target}: {one.outcome}; {one.reason}" for one in shown),
+        *(f"  {one.prompt} {one.target}: {'; '.join((one.outcome, *one.reasons))}" for one in shown),
         *([f"  and {more} more, in {RunPaths.report.name} and {RunPaths.summary.name}"] if more else []),
     ]
 

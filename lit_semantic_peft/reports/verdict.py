@@ -105,8 +105,8 @@ def _gate(summary: Summary, limits: Thresholds) -> list[str]:
     if not damage or summary.routing is not None:
         return []
     return [
-        "An adapter that need not be merged can be kept from prompts that name nothing taught: `model.gate` "
-        "(`SubjectGate`), where each fact has a `subject`."
+        "If you do not need to merge the adapter and each fact has a `subject`, `model.gate` (`SubjectGate`) leaves "
+        "all prompts that name nothing taught to the base model."
     ]
 
 
@@ -132,7 +132,7 @@ def _known(summary: Summary, limits: Thresholds) -> list[str]:
     lost = round((1 - known.mean) * known.num_facts)
     return [
         f"{lost} of {known.num_facts} facts that the base model knew are lost ({percent(1 - known.mean)}). "
-        "`KnownFacts` in `model.retain` holds such facts still, the more, the larger its weight."
+        "To keep more of them, add `KnownFacts` to `model.retain`, or raise its weight."
     ]
 
 
@@ -145,8 +145,8 @@ def _unrelated(summary: Summary, limits: Thresholds) -> list[str]:
         return []
     return [
         f"Unrelated text moved: its loss rose by {rise:.2f} nats per token, from {retention.nll_before:.2f} to "
-        f"{retention.nll_after:.2f}. `OwnSamples` in `model.retain` holds text still, the more, the larger its "
-        "weight; or lower the learning rate."
+        f"{retention.nll_after:.2f}. To change it less, add `OwnSamples` to `model.retain` or raise its "
+        "weight, or lower the learning rate."
     ]
 
 
@@ -155,8 +155,8 @@ def _neighbours(summary: Summary, limits: Thresholds) -> list[str]:
     if locality is None or 1 - locality.mean <= limits.neighbours:
         return []
     return [
-        f"{percent(1 - locality.mean)} of the neighbouring questions are answered otherwise than before. "
-        "`Neighbours` in `model.retain` holds them still."
+        f"{percent(1 - locality.mean)} of the neighbouring questions get another answer than before. "
+        "To change fewer of them, add `Neighbours` to `model.retain`."
     ]
 
 
@@ -166,7 +166,8 @@ def _recall(summary: Summary, limits: Thresholds) -> list[str]:
         return []
     steps = summary.epochs[-1].global_step if summary.epochs else None
     after = "" if steps is None else f" after {steps} optimizer steps"
-    return [f"Only {percent(recalled.mean)} of the kept facts are recalled{after}: train longer (`trainer.max_steps`)."]
+    share = f"Only {percent(recalled.mean)}" if recalled.mean else "None"
+    return [f"{share} of the kept facts are recalled{after}: train longer (`trainer.max_steps`)."]
 
 
 def _paraphrases(summary: Summary, limits: Thresholds) -> list[str]:
@@ -174,7 +175,7 @@ def _paraphrases(summary: Summary, limits: Thresholds) -> list[str]:
     if own is None or other is None or own.mean - other.mean <= limits.gap:
         return []
     return [
-        f"The facts are known by their own prompts ({percent(own.mean)}) more than in other words "
+        f"More facts are recalled by their own prompts ({percent(own.mean)}) than in other words "
         f"({percent(other.mean)}): teach more forms (`data.forms.sources`)."
     ]
 
@@ -197,7 +198,7 @@ def _retain(summary: Summary) -> list[str]:
         return []
     facts = "1 fact" if summary.num_retain == 1 else f"{summary.num_retain} facts"
     return [
-        f"{facts} must not change (`split: retain`), but training did not hold them still: add `RetainSplit` to "
+        f"{facts} must not change (`split: retain`), but nothing in training kept them: add `RetainSplit` to "
         "`model.retain`."
     ]
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
+from lit_semantic_peft.arguments import written
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models.sampling import Sampling
 
@@ -65,6 +66,9 @@ class Distance(ABC):
 
     needs_answers: bool = False
     """Whether free answers are needed, each a generation of at most the target's length."""
+
+    def __repr__(self) -> str:
+        return written(self)
 
     @property
     def sampling(self) -> Sampling | None:

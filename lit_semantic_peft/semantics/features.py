@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from lit_semantic_peft.arguments import written
 from lit_semantic_peft.facts import Fact
 from lit_semantic_peft.semantics.table import FloatArray
 from lit_semantic_peft.tokens import EncodedFact, FactEncoder
@@ -69,6 +70,9 @@ class Feature(ABC):
 
     version = 1
     """Part of the cache key. Increment it with every code change that changes a value."""
+
+    def __repr__(self) -> str:
+        return written(self)
 
     @abstractmethod
     def measure(self, context: ScoringContext, facts: Sequence[Fact]) -> FloatArray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from typing_extensions import override
 
-from lit_semantic_peft.arguments import require_seed
+from lit_semantic_peft.arguments import require_seed, written
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics.keep import num_kept, require_keep, rows_by
 from lit_semantic_peft.semantics.table import BoolArray, FloatArray, ScoredFacts
@@ -70,6 +70,9 @@ class FactFilter(ABC):
 
     needs_strata: bool = False
     """Whether the table's `stratum` column must be filled."""
+
+    def __repr__(self) -> str:
+        return written(self)
 
     @abstractmethod
     def select(self, facts: ScoredFacts) -> Selection:

@@ -74,6 +74,11 @@ class RedundancyFilter(FactFilter):
         self.target_similarity = target_similarity
         self.embedding = TextEmbedding(encoder)
 
+    @property
+    def encoder(self) -> str | None:
+        """The sentence encoder; None for the base model's own embeddings."""
+        return self.embedding.encoder
+
     @override
     def select(self, facts: ScoredFacts) -> Selection:
         reason: list[str | None] = [None] * len(facts)

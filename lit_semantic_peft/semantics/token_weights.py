@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lit_semantic_peft.arguments import written
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics.distances import ExpectedEmbeddingDistance, PerTokenDistance, TargetPass
 from lit_semantic_peft.semantics.shaping import require_plain
@@ -26,6 +27,9 @@ class TokenWeighting(ABC):
 
     reads_embeddings: bool = False
     """Whether it needs the base model's token embeddings."""
+
+    def __repr__(self) -> str:
+        return written(self)
 
     @abstractmethod
     def token_loss(self, nll: Tensor, outputs: TargetPass, is_end: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lit_semantic_peft.arguments import written
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.semantics.distances import Distance, TargetPass
 from lit_semantic_peft.semantics.table import FloatArray, ScoredFacts
@@ -36,6 +37,9 @@ class Weighting(ABC):
 
     needs_all_facts: bool = False
     """Whether a fact's raw weight depends on which other facts `raw` is given."""
+
+    def __repr__(self) -> str:
+        return written(self)
 
     @property
     def start_and_end(self) -> "tuple[Weighting, Weighting]":

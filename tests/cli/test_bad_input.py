@@ -68,7 +68,7 @@ def write(name: str, *lines: object) -> str:
         ([GOOD, {**GOOD, "prompt": "Another prompt is"}], ["line 1", "line 2", "`id`", "a"]),
         ([GOOD, {**GOOD, "id": "b", "target": "Paris"}], ["line 1", "line 2", "contradict", "Lund", "Paris"]),
         ([{**GOOD, "split": "sometimes"}], ["line 1", "`split`", "inject"]),
-        ([], ["bad.jsonl", "empty"]),
+        ([], ["bad.jsonl", "without records"]),
     ],
 )
 def test_bad_facts(refused, lines, said):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from lit_semantic_peft.__main__ import main
+from lit_semantic_peft.cli import early
 from lit_semantic_peft.cli.early import refuse_early, refuse_no_adapter
 from lit_semantic_peft.cli.options import KnownOptions
 from lit_semantic_peft.errors import InputError
@@ -28,6 +29,7 @@ CALLS = {
     "no such configuration": (["fit", "--config", "nowhere.yaml"], 2, "`--config`: nowhere.yaml does not exist in "),
     "no such facts": (["fit", "--data.facts", "fact.jsonl"], 2, "got 'fact.jsonl', which does not exist. Did you mean"),
     "no such facts in a file": (["score", "--config={data: {facts: fact.jsonl}}"], 2, "which does not exist."),
+    "facts that cannot be used": (["fit", "--data.facts=bad.csv"], 2, "bad.csv, line 2: field `target`: expected text"),
     "no such adapter": (["predict", "--model.adapter", "nowhere"], 2, "`adapter` 'nowhere' holds no adapter"),
     "no such checkpoint": (
         ["test", "--ckpt_path=nowhere.ckpt"],
@@ -54,7 +56,9 @@ CALLS = {
 def _a_run():
     Path("runs/a").mkdir(parents=True)
     Path("runs/a/manifest.json").write_text("{}")
-    Path("facts.jsonl").write_text("{}")
+    Path("facts.jsonl").write_text('{"prompt": "The sea is", "target": "deep"}\n')
+    Path("bad.csv").write_text("prompt,target\nThe sea is,\n")
+    Path("two.jsonl").write_text('{"prompt": "It is", "target": "a"}\n{"prompt": "It is", "target": "b"}\n')
     Path("runs/a/adapter").mkdir()
     Path("runs/a/adapter/adapter_config.json").write_text("{}")
     Path("fit.yaml").write_text("{}")
@@ -106,6 +110,9 @@ def test_what_takes_long_to_load_is_said_before(monkeypatch, capsys):
         ["--trainer.default_root_dir=runs/a", "--ckpt_path=last"],
         ["--trainer.default_root_dir=runs/a", "--trainer.fast_dev_run", "true"],
         ["--data.facts=fact.jsonl", "--print_config"],
+        ["--data.facts=two.jsonl", "--data.contradictions=keep"],
+        ["--data.facts=two.jsonl", "--data.contradictions", "sometimes"],
+        ["--data.facts=bad.csv", "--data.prompts=[x]", "--print_config=full"],
         ["--data.facts=facts.jsonl", "--model.adapter=runs/a/adapter", "--ckpt_path", "last"],
         ["--data.facts=owner/name", "--model.adapter=null", "--ckpt_path=runs"],
         [],
@@ -135,6 +142,13 @@ def test_other_commands_write_into_a_run():
     refuse_early(["test", "--trainer.default_root_dir=runs/a"])
     with pytest.raises(InputError, match=r"nowhere.yaml does not exist"):
         refuse_early(["test", "-c", "nowhere.yaml"])
+
+
+def test_facts_of_moderate_size_are_looked_at(monkeypatch):
+    with pytest.raises(InputError, match=r"two.jsonl, line 2: .*contradiction"):
+        refuse_early(["score", "--data.facts=two.jsonl"])
+    monkeypatch.setattr(early, "_SOON_READ", 10)
+    refuse_early(["score", "--data.facts=two.jsonl"])
 
 
 def test_free_prompts_need_no_facts():

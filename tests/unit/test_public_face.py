@@ -16,7 +16,7 @@ HEAVY = ("torch", "lightning", "transformers", "peft", "pyarrow", "numpy")
 @pytest.mark.parametrize("name", [name for name in lsp.__all__ if name != "__version__"])
 def test_a_name_is_the_object_of_its_module(name):
     value = getattr(lsp, name)
-    if name in ("interference", "metrics", "semantics"):
+    if name.islower() and (SOURCE.parent / name).is_dir():
         assert value is import_module(f"lit_semantic_peft.{name}")
     else:
         assert value.__name__ == name
@@ -30,6 +30,14 @@ def test_editors_and_type_checkers_see_the_same_names():
     }
     assert seen == set(lsp.__all__) - {"__version__"}
     assert dir(lsp) == sorted(lsp.__all__)
+
+
+def test_every_stage_is_there_before_anything_of_it_was_used():
+    stages = sorted(path.parent.name for path in SOURCE.parent.glob("*/__init__.py") if path.parent.name != "cli")
+    code = f"import lit_semantic_peft as lsp; print(*(getattr(lsp, name).__name__ for name in {stages}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [f"lit_semantic_peft.{name}" for name in stages]
+    assert {"training", "callbacks", "reports"} <= set(stages)
 
 
 def test_the_version_is_the_installed_one():

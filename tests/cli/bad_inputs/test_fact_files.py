@@ -103,9 +103,10 @@ LINES = [
     content(
         "a line in Latin-1", "bad.jsonl", '{"prompt": "Straße"}'.encode("latin-1"), "line 1", "expected UTF-8", "0xdf"
     ),
-    content("UTF-16", "bad.jsonl", json.dumps(GOOD).encode("utf-16"), "line 1", "expected UTF-8"),
-    content("an empty file", "bad.jsonl", "", "an empty file"),
-    content("a file of blank lines", "bad.json", "\n \n", "an empty file"),
+    content("UTF-16", "bad.jsonl", json.dumps(GOOD).encode("utf-16"), "line 1", "expected UTF-8", "as UTF-16 begins"),
+    content("an empty file", "bad.jsonl", "", "a file without records"),
+    content("a file of blank lines", "bad.json", "\n \n", "a file without records"),
+    content("an array in a file of lines", "bad.jsonl", json.dumps([GOOD]), "line 1", "one record a line"),
     content("one object over the whole file", "bad.json", '{\n"data": [1]\n}', "one object over the whole file"),
     content("an array that ends early", "bad.json", json.dumps([GOOD, OTHER])[:-20], "record 2", "broken JSON"),
     content("text behind an array", "bad.json", json.dumps([GOOD]) + "more", "the end of the file after the array"),
@@ -114,13 +115,11 @@ LINES = [
 TABLES = [
     content("no header", "bad.csv", "The capital of Aro is,Lund\n", "line 1", "header"),
     content("a column twice", "bad.csv", "prompt,target,target\n", "line 1", "`target` more than once"),
-    content("semicolons", "bad.csv", "prompt;target\nx;y\n", "separated by semicolons"),
-    content("tabs in CSV", "bad.csv", "prompt\ttarget\nx\ty\n", "separated by tabs"),
     content("a cell too many", "bad.csv", "prompt,target\nx,y,z\n", "line 2", "expected 2 cells"),
     content("a quotation mark that nothing ends", "bad.csv", 'prompt,target\nx,"y\n', "line 2", "cannot be parsed"),
     content("a table in Latin-1", "bad.csv", "prompt,target\nStraße,x\n".encode("latin-1"), "line 2", "expected UTF-8"),
     content("neighbours that are no JSON", "bad.csv", "prompt,target,neighborhood\nx,y,z\n", "line 2", "as JSON"),
-    content("a header alone", "bad.tsv", "prompt\ttarget\n", "an empty file"),
+    content("a header alone", "bad.tsv", "prompt\ttarget\n", "a file without records"),
     content("bytes that are no Parquet", "bad.parquet", b"PAR1 not really", "expected a Parquet file"),
     content(
         "Parquet cut short", "bad.parquet", table({"prompt": ["x"], "target": ["y"]})[:-30], "expected a Parquet file"

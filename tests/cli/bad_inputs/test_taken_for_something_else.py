@@ -101,6 +101,12 @@ OPTIONS = [
     option("no prompts", "--data.prompts=[]", "`data.prompts` is empty", command="predict"),
     option("a large seed", "--data.seed=99999999999999999999", "`seed`", "from 0 to 4294967295"),
     option("a negative seed of samples", "--interference.seed=-1", "`seed` must be a whole number from 0", "-1"),
+    option(
+        "a prompt in place of a list", "--data.prompts=The sea is", "expected a list, got 'The sea is'. Write it as"
+    ),
+    option("words as steps", "--trainer.max_steps=many", "`trainer.max_steps`: expected a whole number, got 'many'"),
+    option("a filter in place of a list", "--data.selection.filters=KnownFilter", "Write it as in `[KnownFilter]`"),
+    option("a process for each fact", "--trainer.devices=9999", "`trainer.devices`: expected at most", "got 9999"),
     option("no room for a fact", "--data.encoding.max_length=0", "`encoding.max_length` must be at least 2"),
     option("a split of a file", "--data.dataset_split=tests", "'tests'", "facts.jsonl has no splits"),
     option("no output", "--output= ", "`output`: expected a folder, got an empty text", command="score"),
@@ -115,6 +121,7 @@ OPTIONS = [
             ("with a NUL", "a\0b"),
             ("that is no text", "a\udcff"),
             ("of nobody", "~nobody-of-this-name/run"),
+            ("without a name", ""),
         )
     ),
     BadInput(

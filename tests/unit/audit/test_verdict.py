@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from lit_semantic_peft.audit.verdict import LEAST_KNOWN, RULES, judge, measured_rules
 from lit_semantic_peft.audit.watch import GroupFinding, HeldFinding, WatchFindings
+from lit_semantic_peft.audit.wording import _of_watch
 from lit_semantic_peft.statistics import Interval
 
 
@@ -49,6 +50,18 @@ def held(before, after):
 )
 def test_a_rule_warns_above_its_limit(found, warns):
     assert {signal.name for signal in judge(**found) if signal.warns} == warns
+
+
+@pytest.mark.parametrize(
+    ("low", "said"), [(0.1, "most beyond chance: b and"), (-0.1, "though not beyond chance: a and")]
+)
+def test_the_groups_that_are_named_are_those_of_the_rule(low, said):
+    rows = (GroupFinding("n", "a", "x", 0.0, Interval(0.9, -0.1, 1, 8)), *groups(0.5, low).groups)
+    found = WatchFindings((), (rows[0], GroupFinding("n", "b", "y", 0.0, rows[1].change)))
+    (sentence,) = _of_watch(SimpleNamespace(watch=found))
+    assert said in sentence
+    (signal,) = (one for one in judge(watch=found) if one.name == "groups_apart")
+    assert signal.value == (0.5 if low > 0 else 0.0)
 
 
 def test_a_bank_says_its_own_false_alarms():

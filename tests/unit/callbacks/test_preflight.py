@@ -35,15 +35,21 @@ def test_a_plain_training_says_what_it_leaves_out(said):
     assert lines["held still"].startswith("nothing; no source in `model.retain` for unrelated text and other facts")
     assert lines["against what the model is sure of"] == "none"
     assert len(lines) == 10
-    assert lines["most common target"] == "'Danube', of 3 facts (25%): always saying it would recall as many"
-    assert lines["training"].startswith("1 optimizer steps of ")
+    assert lines["most common target"] == "'Danube', of 3 of 12 facts (25%): always saying it would recall as many"
+    assert lines["training"].startswith("1 optimizer step of ")
 
 
 def test_a_training_with_forms_and_retained_text(said):
     lines = said(data={"sources": [Question()]}, model={"retain": [OwnSamples(num_samples=4, length=4)]})
     assert lines["answers"].startswith("end with the end token")
-    assert "question of 12 facts" in lines["forms"]
+    assert lines["forms"].startswith("the facts' own prompts are taught, also: question of 12")
     assert lines["held still"].startswith("OwnSamples (weight 1); no source in `model.retain` for other facts")
+
+
+def test_targets_that_are_all_different_have_no_most_common_one():
+    facts = [Fact(prompt=f"The code of door {number} is", target=str(number)) for number in range(3)]
+    assert preflight._majority(facts) == "none, each fact has a target of its own"
+    assert preflight._majority(facts[:1]) == "'0', of 1 of 1 facts (100%)"
 
 
 def test_facts_against_what_the_base_model_is_sure_of(said, tiny_model, facts_file, monkeypatch):

@@ -620,7 +620,7 @@ def test_an_unknown_format_is_named_with_its_fields_and_the_known_ones(tmp_path)
     message = error(str(tmp_path / "set.csv"))
     assert "line 1: expected a header that names at least `prompt` and `target`" in message
     assert "`popqa`" in message
-    assert "'directive,output'" in message
+    assert "`directive`, `output`" in message
 
 
 def test_a_format_can_be_forced(tmp_path):

@@ -244,12 +244,13 @@ GOOD = {"prompt": "It is", "target": "one"}
         ({"prompt": "It is", "target": ""}, "field `target`: expected text that is not empty, got ''"),
         ({"prompt": "It is", "target": " \t"}, "field `target`: expected text that is not empty, got ' \\t'"),
         ({"prompt": " ", "target": "one"}, "field `prompt`: expected text that is not empty, got ' '"),
-        ({"prompt": "It is", "target": 1972}, "field `target`: expected text, got the number 1972"),
+        ({"prompt": "It is", "target": 1972}, 'field `target`: expected text, got the number 1972; write `"1972"`'),
         ({"prompt": ["It is"], "target": "one"}, "field `prompt`: expected text, got a list of 1"),
         ({**GOOD, "subject": {"name": "x"}}, "field `subject`: expected text, got an object"),
         ({**GOOD, "id": True}, "field `id`: expected text, got true"),
-        ({**GOOD, "aliases": "uno"}, "field `aliases`: expected a list of texts, got the text 'uno'"),
-        ({**GOOD, "paraphrases": ["a", 2]}, "field `paraphrases[1]`: expected text, got the number 2"),
+        ({**GOOD, "aliases": "uno"}, "field `aliases`: expected a list of texts, got the text 'uno'; "
+         'write `["uno"]`'),
+        ({**GOOD, "paraphrases": ["a", 2]}, 'field `paraphrases[1]`: expected text, got the number 2; write `"2"`'),
         ({**GOOD, "paraphrases": ["a", " "]}, "field `paraphrases[1]`: expected text that is not empty, got ' '"),
         ({**GOOD, "neighborhood": {"prompt": "a", "target": "b"}},
          'field `neighborhood`: expected a list of {"prompt": ..., "target": ...}, got an object'),
@@ -266,7 +267,8 @@ GOOD = {"prompt": "It is", "target": "one"}
         ('{"prompt": "It is", "target": "one"',
          "expected a JSON object, got broken JSON: Expecting ',' delimiter at character 36"),
         ('["It is", "one"]',
-         'expected a JSON object such as {"prompt": ..., "target": ...}, got [\'It is\', \'one\']'),
+         'expected a JSON object such as {"prompt": ..., "target": ...}, got [\'It is\', \'one\']. '
+         "Write one record a line, or an array of all records into a file that ends in `.json`."),
         ("[" * 100_000, "expected a JSON object, got JSON that is nested too deeply"),
         ('{"prompt": "It is", "target": "\\ud83d"}',
          "field `target`: expected text, got '\\ud83d', which holds half a character (a lone surrogate)"),
@@ -308,7 +310,8 @@ def test_all_problems_are_collected_in_order_and_twenty_shown(tmp_path):
     source = lines(tmp_path / "a.jsonl", {**GOOD, "id": "a"}, *bad, {"id": "b", "prompt": "It is", "target": "two"})
     report = error(source).split("\n")
     assert report[:20] == [
-        f"{source}, line {number + 2}: field `target`: expected text, got the number {number}" for number in range(20)
+        f'{source}, line {number + 2}: field `target`: expected text, got the number {number}; write `"{number}"`'
+        for number in range(20)
     ]
     assert report[20:] == ["... and 5 more"]
 
@@ -333,18 +336,17 @@ def test_rows_of_a_table_are_rows(tmp_path):
     ("text", "message"),
     [
         ("It is,one\nIt was,two\n", f"line 1: {HEADER}, got "
-         "'It is,one'. Put a first line such as `prompt,target` above the facts."),
-        ("prompt;target\nIt is;one\n", f"line 1: {HEADER}, got "
-         "'prompt;target'. The cells are separated by semicolons: save the file with commas."),
-        ("prompt\ttarget\nIt is\tone\n", f"line 1: {HEADER}, got "
-         "'prompt\\ttarget'. The cells are separated by tabs: save the file with commas."),
+         "`It is`, `one`. Put a first line such as `prompt,target` above the facts."),
+        ("It is;one\nIt was;two\n", f"line 1: {HEADER}, got "
+         "`It is`, `one`. Put a first line such as `prompt,target` above the facts."),
+        ("prompt;target\nIt is;one;more\n", "line 2: expected 2 cells as in the header, got 3"),
         ("prompt,target,target\n",
          "line 1: expected a header that names each column once, got `target` more than once"),
         ("prompt,target\nIt is,one\nIt was,\n", "line 3: field `target`: expected text that is not empty, got ''"),
         ("prompt,target\nIt is,one,more\n", "line 2: expected 2 cells as in the header, got 3"),
         ('prompt,target\n"It\nis",one\nIt was\n', "line 4: expected 2 cells as in the header, got 1"),
-        ('prompt,target\nIt is,"one" x\n', "line 2: expected CSV, got a row that cannot be parsed: "
-         "',' expected after '\"'"),
+        ('prompt,target\nIt is,"one" x\n', "line 2: expected cells separated by commas, got a row that cannot be "
+         "parsed: ',' expected after '\"'"),
         ("prompt,target,neighborhood\nIt is,one,x\n", "line 2: field `neighborhood`: expected a list of "
          '{"prompt": ..., "target": ...} as JSON, got \'x\''),
     ],
@@ -353,6 +355,51 @@ def test_bad_csv(text, message, tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(text, "utf-8")
     assert error(str(path)) == f"{path}, {message}"
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "words"), [("a.csv", ";", "semicolons"), ("a.csv", "\t", "tabs"), ("a.tsv", ",", "commas")]
+)
+def test_a_table_whose_suffix_promises_another_separator_is_read_with_a_word(name, separator, words, tmp_path):
+    text = "Prompt;target\r\nOne share costs;12,40 in\tall\r\n".replace(";", separator)
+    text = text.replace("12,40 in\tall", '"12,40 in\tall"')
+    path = tmp_path / name
+    path.write_text(text, "utf-8")
+    read = read_facts(str(path))
+    assert [(fact.prompt, fact.target, fact.location) for fact in read.facts] == [
+        ("One share costs", "12,40 in\tall", f"{path}:2")
+    ]
+    assert read.warnings[0] == f"{path}: cells separated by {words}, read as such (line 1)"
+    mapped = read_facts(str(path), columns={"prompt": "Prompt", "target": "target"})
+    assert [fact.target for fact in mapped.facts] == ["12,40 in\tall"]
+
+
+def test_columns_of_a_table_that_are_not_there_are_named(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("Prompt,target\nIt is,one\n", "utf-8")
+    assert error(str(path), columns={"subject": "Name"}) == (
+        f"`--columns` names `Name`, but {path} has `prompt`, `target`"
+    )
+    assert error(str(path), columns={"prompt": "Text"}).startswith(f"`--columns` names `Text`, but {path} has ")
+
+
+@pytest.mark.parametrize("first", ["[", "{"])
+def test_json_over_several_lines_is_one_problem_with_a_remedy(first, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps([GOOD] if first == "[" else GOOD, indent=2), "utf-8")
+    assert error(str(path)) == (
+        f"{path}, line 1: expected a JSON object, got {first!r}, which goes on in the next line. "
+        "Write one record a line, or an array of all records into a file that ends in `.json`."
+    )
+
+
+def test_what_is_wrong_with_one_value_says_how_to_write_it(tmp_path):
+    source = lines(tmp_path / "a.jsonl", {**GOOD, "target": 14.5, "paraphrases": "Its “name” is"})
+    assert error(source).split("\n") == [
+        f'{source}, line 1: field `target`: expected text, got the number 14.5; write `"14.5"`',
+        f"{source}, line 1: field `paraphrases`: expected a list of texts, got the text 'Its “name” is'; "
+        'write `["Its “name” is"]`',
+    ]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
@@ -390,7 +437,7 @@ def test_broken_parquet(tmp_path):
 def test_an_empty_file(name, text, tmp_path):
     (tmp_path / name).write_text(text)
     source = str(tmp_path / name)
-    assert error(source) == f"{source}: expected at least one fact, got an empty file"
+    assert error(source) == f"{source}: expected at least one fact, got a file without records"
 
 
 # --- What is not there ----------------------------------------------------------------------------------------------
@@ -408,6 +455,9 @@ def test_a_missing_file_suggests_near_names(tmp_path):
     assert error("wrold") == NOT_THERE.format("wrold") + " Did you mean `world`?"
     assert error("nowhere/facts.jsonl") == (
         NOT_THERE.format("nowhere/facts.jsonl") + " The folder 'nowhere' does not exist either."
+    )
+    assert error("https://a.b/c.jsonl") == (
+        "`facts`: expected a file or a name of the Hub, got the address 'https://a.b/c.jsonl'. Download it first."
     )
 
 
@@ -445,10 +495,11 @@ def test_a_json_array_and_json_lines_may_be_called_json(tmp_path):
          ", record 1: expected the end of the file after the array, got 'more'"),
         ('[{"prompt": "It is", "target": "one"}, 7]',
          ', record 2: expected a JSON object such as {"prompt": ..., "target": ...}, got 7'),
-        ('[{"prompt": "It is", "target": 1}]', ", record 1: field `target`: expected text, got the number 1"),
+        ('[{"prompt": "It is", "target": 1}]',
+         ', record 1: field `target`: expected text, got the number 1; write `"1"`'),
         ('{\n "facts": [{"prompt": "It is", "target": "one"}]\n}', ": expected an array of records, or one record a "
          "line, got one object over the whole file. Write the array of its records alone."),
-        ("[]", ": expected at least one fact, got an empty file"),
+        ("[]", ": expected at least one fact, got a file without records"),
     ],
 )  # fmt: skip
 def test_bad_json_arrays(text, message, tmp_path):

@@ -42,6 +42,13 @@ def test_a_fact_set_has_the_length_of_its_facts():
     assert len(FactSet((FULL, FULL))) == 2
 
 
+def test_a_fact_set_is_looked_at_like_a_list_and_shown_in_a_line():
+    facts = FactSet((FULL, Fact(prompt="x is", target="y")), ("a word",), "mine")
+    assert [fact.id for fact in facts] == ["a", facts[1].id]
+    assert facts[0] is FULL
+    assert repr(facts) == "FactSet('mine': 2 facts, 1 warnings)"
+
+
 def test_facts_cannot_be_changed():
     with pytest.raises(AttributeError):
         FULL.target = "Nadi"

@@ -57,6 +57,15 @@ def test_an_output_that_cannot_be_used_is_refused_and_left_alone(tmp_path):
     assert list(tmp_path.iterdir()) == [source]
 
 
+def test_records_are_no_facts_until_they_are_read(tmp_path):
+    record = {"prompt": "x is", "target": "y"}
+    with pytest.raises(InputError, match=r"`facts\[0\]`: expected a `?Fact`?, got .*Write it as in `Fact\(prompt="):
+        write_facts([record], tmp_path / "a.jsonl")
+    assert list(tmp_path.iterdir()) == []
+    write_facts(read_facts([record]), tmp_path / "a.jsonl")
+    assert read_facts(str(tmp_path / "a.jsonl"))[0].target == "y"
+
+
 def test_nothing_is_left_where_reading_or_writing_fails(tmp_path, monkeypatch):
     source, output = tmp_path / "in.json", tmp_path / "out.jsonl"
     source.write_text(json.dumps([{"question": "Who?", "answers": ["Ida"]}, {"question": 0.5, "answers": ["Ida"]}]))

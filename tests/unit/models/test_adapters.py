@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from architectures import ADAPTERS, trained
+from lit_semantic_peft.adapters import FLoRAConfig
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import (
     BaseModel,
@@ -293,6 +294,25 @@ def test_the_exported_folder_names_its_base(source, tmp_path):
     assert folder.stat().st_mode & 0o755 == 0o755
 
 
+@pytest.mark.parametrize("note", ["", "Trained on other weights than those of this name."])
+def test_what_the_model_card_says_loads_the_adapter(source, tmp_path, tiny_model, note):
+    model = trained(AutoModelForCausalLM.from_pretrained(tiny_model), WEIGHT_ADAPTERS["lora"]())
+    export_adapter(model, tmp_path / "adapter", replace(source, public_name=str(tiny_model), note=note))
+    code = (tmp_path / "adapter" / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    assert ("BaseModel" in code) == bool(note)
+    names = {}
+    exec(code.replace("FOLDER", str(tmp_path / "adapter")), names)
+    torch.testing.assert_close(logits(names["model"]), logits(model))
+
+
+def test_the_card_of_a_packaged_model_and_of_an_adapter_of_ours(source, tmp_path):
+    packaged = replace(source, name="smollm2-135m", dtype="nf4")
+    export_adapter(trained(tiny_llama(), FLoRAConfig(target_modules=["q_proj"])), tmp_path / "adapter", packaged)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "import lit_semantic_peft.adapters  #" in card
+    assert "PeftModel.from_pretrained(BaseModel('smollm2-135m', dtype='nf4').load(), \"FOLDER\")" in card
+
+
 def test_an_export_that_fails_leaves_the_old_folder(source, tmp_path, monkeypatch):
     model = trained(tiny_llama(), WEIGHT_ADAPTERS["lora"]())
     export_adapter(model, tmp_path / "out" / "adapter", source)
@@ -434,7 +454,7 @@ def test_an_adapter_without_a_base_model_asks_for_its_name(tiny_model, tmp_path)
     "name", ["owner/model", "runs/a: b #1", "- x", "line\nlicense: mit", "{a}", "yes", "12", "Łódź", "---"]
 )
 def test_the_fields_of_a_model_card_are_what_they_were(name):
-    card = _model_card(BaseModelSource(name, Path("x"), name, "f" * 32), "LORA", "")
+    card = _model_card(BaseModelSource(name, Path("x"), name, "f" * 32), "LORA", "", "")
     fields, body = card.removeprefix("---\n").split("\n---\n")
     assert yaml.safe_load(fields) == {
         "base_model": name, "library_name": "peft", "tags": ["lit-semantic-peft", "knowledge"]

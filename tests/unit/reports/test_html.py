@@ -202,7 +202,27 @@ def test_scores_and_side_effects_are_shown(run_folder):
     assert f"{round(100 * after.mean)} % ({round(100 * after.low)}–{round(100 * after.high)})" in section
     assert "0.060 (0.010 to 0.120)" in section
     assert "side effects exceed chance; the largest:" in section
+    assert "Bold with a star:" in section
     assert "portability" not in section  # not measured
+
+
+def test_a_tile_without_a_number_has_no_note(run_folder):
+    run = run_folder.read()
+    page = render_report(replace(run, summary=replace(run.summary, pushed_away=None)))
+    assert re.search(r'<span class="label">Pushed away</span><strong>not.measured</strong>\s*</div>', page)
+    assert "farther after training" in render_report(run)
+
+
+def test_the_command_ends_its_lines_between_options(run_folder):
+    run = run_folder.read()
+    command = "lit-semantic-peft fit --data.facts 'my facts.jsonl' --trainer.max_steps=24 --recipe plain"
+    summary = replace(run.summary, command=command, created="2026-11-30T13:08:26+00:00")
+    page = render_report(replace(run, summary=summary))
+    words = re.findall(r"<span>([^<]*)</span>", page[page.index("<dt>Command</dt>") : page.index("<dt>Ended</dt>")])
+    assert words == [
+        *("lit-semantic-peft fit", "--data.facts &#39;my facts.jsonl&#39;", "--trainer.max_steps=24", "--recipe plain")
+    ]
+    assert "2026-11-30 13:08:26 UTC" in page
 
 
 def test_cards_keep_the_page_small_and_say_so(run_folder, monkeypatch):

@@ -70,6 +70,7 @@ def test_what_is_no_number_was_not_measured(run_folder, value):
         ("conflict_views", "worst conflicts"),
         ("probe_view", "neighbours"),
         ("provenance_rows", "provenance"),
+        ("command_words", "command"),
         ("interference_moments", "interference in numbers"),
         ("heat_data", "heat map"),
         ("draw_svg", "drawing `loss_by_epoch`"),

@@ -152,15 +152,29 @@ def test_a_phone_shows_every_column_of_the_scores(tmp_path, write_run_folder, da
         assert page.run(f"{cells}.filter((cell) => cell.scrollWidth > cell.clientWidth).length") == 0
         # So do the tables of texts: facts that resist, neighbours.
         boxes = "[...document.querySelectorAll('.scroll:has(.stacks)')]"
-        assert page.run(f"{boxes}.length") == 2
+        assert page.run(f"{boxes}.length") == 3
         assert page.run(f"{boxes}.filter((box) => box.scrollWidth > box.clientWidth + 1).length") == 0
         labels = "[...document.querySelectorAll('#neighbours td')].slice(0, 5).map((td) => td.dataset.label ?? '')"
         assert page.run(labels) == ["", "Right answer", "Before", "After", "Answer"]
+        # A cell without text is no label without a value.
+        cell = "document.querySelectorAll('#neighbours td')[2]"
+        assert page.run(f"{cell}.textContent = '', {cell}.getBoundingClientRect().height") == 0
+        assert page.run("document.querySelectorAll('#neighbours td')[3].getBoundingClientRect().height") > 0
         # Each number stands under the heading of its column.
         lefts = "(row) => [...row.cells].slice(1).map((cell) => Math.round(cell.getBoundingClientRect().left))"
         rows = page.run(f"[...document.querySelectorAll('.scores tr')].map({lefts})")
         assert {tuple(row) for row in rows} == {tuple(rows[0])}
         assert page.problems == []
+
+
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+def test_no_heading_of_the_table_of_facts_is_cut(tmp_path, write_run_folder):
+    page_file = build_report(write_run_folder(tmp_path / "run", 24))
+    with Page(page_file, tmp_path / "profile", width=1120) as page:
+        headings = "[...document.querySelectorAll('#table th button')]"
+        assert page.run(f"{headings}.length") >= 10
+        cut = page.run(f"{headings}.filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.textContent)")
+        assert cut == []
 
 
 @pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)

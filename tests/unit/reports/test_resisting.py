@@ -108,7 +108,7 @@ def test_the_worst_come_first_and_are_counted():
 def test_without_answers_the_last_validation_counts():
     unasked = {"efficacy_after": None, "answer_after": None, "learned_at_end": False}
     (one,) = summary_of(unasked).resisting
-    assert (one.outcome, one.answer, one.reason) == ("not recalled", None, "nothing in the tables sets it apart")
+    assert (one.outcome, one.answer, one.reason) == ("not recalled", None, "no trait sets it apart")
     assert summarize(fact_table({"fact_id": ["a"], "prompt": ["p"], "target": ["t"]})).num_resisting is None
 
 
