@@ -81,4 +81,4 @@ def test_a_whole_run_gives_its_parts(tiny_model, facts_file, tmp_path, monkeypat
         assert row["first_step"]["seconds"] > 0
         assert row["parts"]["training"] > 0
         assert row["parts"]["evaluation"] > 0
-    assert "first step after" in capsys.readouterr().out
+    assert "cache" in capsys.readouterr().out
