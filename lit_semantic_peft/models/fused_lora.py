@@ -65,7 +65,7 @@ class _FusedLora(torch.autograd.Function):
         if to_x is not None:
             torch.addmm(to_x, inner, a, out=to_x)
         to_a = inner.T @ x if of_a and inner is not None else None
-        to_b = (gradient.T @ narrow).mul_(ctx.scaling) if of_b else None
+        to_b = (narrow.T @ gradient).mul_(ctx.scaling).T if of_b else None  # faster than the other way round
         return to_x, None, None, to_a, to_b, None
 
 
