@@ -62,7 +62,7 @@ class _FusedLora(torch.autograd.Function):
         of_x, _, _, of_a, of_b, _ = ctx.needs_input_grad
         inner = (gradient @ b).mul_(ctx.scaling) if of_x or of_a else None
         to_x = gradient @ weight if of_x else None
-        if to_x is not None:
+        if to_x is not None and inner is not None:
             torch.addmm(to_x, inner, a, out=to_x)
         to_a = inner.T @ x if of_a and inner is not None else None
         to_b = (narrow.T @ gradient).mul_(ctx.scaling).T if of_b else None  # faster than the other way round
