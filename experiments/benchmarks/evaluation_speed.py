@@ -10,15 +10,16 @@ the same, else the script refuses to compare. Not timed: loading the model, toke
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from experiments.benchmarks.measured import keep, peak_memory_gb
+from experiments.benchmarks.measured import keep, peak_memory_gb, rotated, spread
 from experiments.benchmarks.subject import with_moved_lora
 from lit_semantic_peft.evaluation import Comparison, Evaluation, EvaluationPlan, Evaluator, Question
 from lit_semantic_peft.evaluation.neutral_text import NEUTRAL_TEXTS
@@ -35,7 +36,7 @@ NUM_PARAPHRASES, NUM_NEIGHBORS, NUM_KNOWN = 3, 2, 64
 
 
 def measure(options: dict[str, Any]) -> dict[str, Any]:
-    """Times each part once by prefix trees and once padded.
+    """Times each part by prefix trees and padded, in turn.
 
     Raises:
         SystemExit: If batched and single generation do not give the same answers.
@@ -47,8 +48,8 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     facts = _with_probes(builtin_facts("world", options["num_facts"]))
     distances, joiners = [ExpectedEmbeddingDistance(), Surprisal()], [fact.joiner for fact in facts]
     evaluators = {
-        has_trees: Evaluator(encoder, distances, options["doubt_turns"], joiners, has_trees=has_trees)
-        for has_trees in (False, True)
+        way: Evaluator(encoder, distances, options["doubt_turns"], joiners, has_trees=way == "trees")
+        for way in ("padded", "trees")
     }
     asked = fact_questions(facts, encoder, EvaluationPlan(probes=["paraphrase", "neighborhood"]))
     generation = _against_one_by_one(model, encoder, asked[: options["generation_prompts"]])
@@ -64,10 +65,13 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     }
     rows, comparisons = [], []
     for name, questions in parts.items():
-        for has_trees, evaluator in evaluators.items():
-            seconds, found = _timed(partial(_compare, evaluator, model, questions, options["batch_size"]))
-            rows.append({"part": name, "prefix_tree": has_trees, "questions_of_each_side": len(found), **seconds})
-        comparisons += found  # of the trees
+        spent: dict[str, list[dict[str, float]]] = {way: [] for way in evaluators}
+        for repetition in range(options["repetitions"]):
+            for way in rotated(list(evaluators), repetition):
+                seconds, found = _timed(partial(_compare, evaluators[way], model, questions, options["batch_size"]))
+                spent[way].append(seconds)
+        rows.append({"part": name, "questions_of_each_side": len(found), **_side_by_side(spent)})
+        comparisons += found
     evaluation = Evaluation(comparisons, np.zeros(len(facts), dtype=np.bool_), distances[0].name)
     changed = sum(row.before.text != row.after.text for row in comparisons)
     return {
@@ -78,6 +82,15 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         "locality": float(np.nanmean(evaluation.scores["locality"])),
         "peak_memory_gb": peak_memory_gb(),
     }
+
+
+def _side_by_side(spent: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+    """Seconds of each repetition padded and by trees, and how much less processor time trees need, paired."""
+    quotients = [
+        padded["processor_seconds"] / trees["processor_seconds"]
+        for padded, trees in zip(spent["padded"], spent["trees"], strict=True)
+    ]
+    return {**spent, "trees_faster_by": spread(quotients)}
 
 
 def _with_probes(facts: Sequence[Fact]) -> list[Fact]:
@@ -150,10 +163,12 @@ def _timed(run: Callable[[], Any]) -> tuple[dict[str, float], Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Prints the tables."""
-    table = Table("part", "prefix trees", "questions of each side", "seconds", "processor seconds")
+    table = Table("part", "questions of each side", "seconds: padded, trees", "trees need less processor time by")
     for row in result["parts"]:
-        seconds = (f"{row[name]:.1f}" for name in ("seconds", "processor_seconds"))
-        table.add_row(row["part"], str(row["prefix_tree"]), str(row["questions_of_each_side"]), *seconds)
+        seconds = (f"{median(one['seconds'] for one in row[way]):.1f}" for way in ("padded", "trees"))
+        ratio = row["trees_faster_by"]
+        times = f"{ratio['median']:.2f} × ({ratio['min']:.2f}–{ratio['max']:.2f})"
+        table.add_row(row["part"], str(row["questions_of_each_side"]), ", ".join(seconds), times)
     console = Console()
     console.print(table)
     made = result["generation"]
@@ -174,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--doubt_turns", type=int, default=3)
     parser.add_argument("--doubt_facts", type=int, default=64)
     parser.add_argument("--generation_prompts", type=int, default=64)
+    parser.add_argument("--repetitions", type=int, default=1, help="of each part, padded and by trees in turn")
     parser.add_argument("--output", type=Path, help="folder of the result; experiments/results where left out")
     options = vars(parser.parse_args(arguments))
     output = options.pop("output")

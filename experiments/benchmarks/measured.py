@@ -3,8 +3,10 @@
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +48,26 @@ def peak_memory_gb() -> float:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     peak = next(line for line in lines if line.startswith("VmHWM:"))
     return int(peak.split()[1]) * 1024 / 1e9
+
+
+def rotated(names: Sequence[str], by: int) -> list[str]:
+    """Names in turn, each repetition with another one first.
+
+    Args:
+        names: The names.
+        by: Number of the repetition.
+    """
+    at = by % len(names)
+    return [*names[at:], *names[:at]]
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and most.
+
+    Args:
+        values: At least one.
+    """
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def keep(name: str, result: dict[str, Any], folder: Path | None = None) -> Path:

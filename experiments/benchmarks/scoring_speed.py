@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from experiments.benchmarks.measured import keep
+from experiments.benchmarks.measured import keep, rotated, spread
 from lit_semantic_peft.data import KnowledgeDataModule
 from lit_semantic_peft.evaluation import EvaluationPlan
 from lit_semantic_peft.models import BaseModel
@@ -119,14 +119,14 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         "bare forward": lambda: bare_forward(model, sorted_batches),
     }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(options["repetitions"]):
-        for name, run in runs.items():
-            seconds[name].append(_seconds(run))
+    for repetition in range(options["repetitions"]):
+        for name in rotated(list(runs), repetition):
+            seconds[name].append(_seconds(runs[name]))
     return {
         "settings": options | {"facts": Path(options["facts"]).name},
         "facts_per_s": {name: [len(encoded) / one for one in values] for name, values in seconds.items()},
         "ratios": {
-            f"ours / {other}": _spread([b / a for a, b in zip(seconds["ours"], seconds[other], strict=True)])
+            f"ours / {other}": spread([b / a for a, b in zip(seconds["ours"], seconds[other], strict=True)])
             for other in ("ours, trees", "bare forward", "plain loop")
         },
         "largest_disagreement": disagreement,
@@ -159,10 +159,6 @@ def _seconds(run: Callable[[], Any]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def show(result: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ from lit_semantic_peft.models import (
 )
 from lit_semantic_peft.models.attach import recompute_activations, require_answer
 from lit_semantic_peft.models.compiled import compile_layers
+from lit_semantic_peft.models.fused_lora import separate_lora
 from lit_semantic_peft.situation import Situation
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.evaluating import EvaluatingModule
@@ -229,6 +230,7 @@ class SemanticPeftModule(EvaluatingModule):
     @override
     def on_fit_end(self) -> None:
         self._forward = None
+        separate_lora(self.model)
 
     @override
     def on_train_start(self) -> None:
@@ -294,14 +296,8 @@ class SemanticPeftModule(EvaluatingModule):
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer_of(self.trained_parameters())
-        return with_schedule(
-            optimizer,
-            self.schedule,
-            self.warmup_ratio,
-            self.num_optimizer_steps,
-            self.data.second_pass,
-            lambda: self.cooldown,
-        )
+        steps, second_pass = self.num_optimizer_steps, self.data.second_pass
+        return with_schedule(optimizer, self.schedule, self.warmup_ratio, steps, second_pass, lambda: self.cooldown)
 
     @property
     def num_optimizer_steps(self) -> float:

@@ -4,7 +4,15 @@ import json
 import math
 
 import pytest
-from experiments.benchmarks import evaluation_speed, recipe_cost, scale, scoring_speed, training_speed
+from experiments.benchmarks import (
+    evaluation_speed,
+    recipe_cost,
+    roofline,
+    scale,
+    scoring_speed,
+    training_contenders,
+    training_speed,
+)
 
 
 @pytest.fixture
@@ -16,18 +24,17 @@ def in_one_process(monkeypatch):
 
         def __init__(self, name, contender, settings):
             self._contender, self._settings = contender, settings
-            self._train = {"ours": training_speed.train_ours, "hf": training_speed.train_hf}[contender.trainer]
-            self._data = training_speed._token_mean_facts(settings)
+            self._data = training_contenders.token_mean_facts(settings)
 
         def train(self, **order):
-            training_speed.torch.manual_seed(0)
-            return self._train(self._contender, self._settings, self._data, **order)
+            return training_contenders.trained(self._contender, self._settings, self._data, **order)
 
         def stop(self):
             pass
 
     monkeypatch.setattr(training_speed, "Process", Here)
     monkeypatch.setattr(training_speed, "find_spec", lambda name: None)
+    monkeypatch.setattr(roofline, "SIZE", 64)
 
 
 def test_trainers_agree_on_the_first_step_and_are_compared(in_one_process, tiny_model, tmp_path, capsys):
@@ -49,6 +56,13 @@ def test_trainers_agree_on_the_first_step_and_are_compared(in_one_process, tiny_
     )
     assert rows["ours"]["mean_loss"] != pytest.approx(rows["ours, upper half"]["mean_loss"], rel=1e-4)
     assert all(len(row["facts_per_s"]) == 2 and row["peak_memory_gb"] > 0 for row in rows.values())
+    gflop = {name: row["gflop_per_fact"] for name, row in rows.items()}
+    assert gflop.pop("ours, upper half, reuse") is None
+    assert min(gflop.values()) > 0
+    assert gflop["ours, padded"] < gflop["HF Trainer"]  # whose logits are those of all positions
+    assert training_speed.shares_of_peak(rows["ours, upper half, reuse"]) is None
+    first = rows["ours"]["facts_per_s"][0] * gflop["ours"] / rows["ours"]["peak_gflops"][0]
+    assert training_speed.shares_of_peak(rows["ours"])[0] == first > 0
     assert "ours / HF Trainer, tuned" in result["ratios"]
     assert result["provenance"]["versions"]["torch"]
     assert "ours / HF Trainer" in capsys.readouterr().out
@@ -56,8 +70,8 @@ def test_trainers_agree_on_the_first_step_and_are_compared(in_one_process, tiny_
 
 def test_facts_whose_prompts_are_questions(in_one_process, tiny_model, tmp_path, monkeypatch):
     read = []
-    once = training_speed._token_mean_facts
-    monkeypatch.setattr(training_speed, "_token_mean_facts", lambda one: read.append(once(one)) or read[-1])
+    once = training_speed.token_mean_facts
+    monkeypatch.setattr(training_speed, "token_mean_facts", lambda one: read.append(once(one)) or read[-1])
     options = ["--base_model", str(tiny_model), "--facts", "world", "--num_facts", "6", "--micro_batch_size", "4"]
     options += ["--precision", "32-true", "--repetitions", "1", "--only", "ours", "ours, padded", "--questions"]
     training_speed.main([*options, "--output", str(tmp_path)])
@@ -81,9 +95,9 @@ def test_some_contenders_never_replace_the_result_of_all(in_one_process, tiny_mo
 
 
 def test_another_objective_is_not_compared(in_one_process, tiny_model, tmp_path, monkeypatch):
-    train = training_speed.train_hf
+    train = training_contenders.train_hf
     monkeypatch.setattr(
-        training_speed,
+        training_contenders,
         "train_hf",
         lambda *arguments, **order: training_speed.dataclasses.replace(train(*arguments, **order), loss=1.0),
     )
@@ -92,9 +106,9 @@ def test_another_objective_is_not_compared(in_one_process, tiny_model, tmp_path,
 
 
 def test_a_trainer_that_stops_early_is_not_compared(in_one_process, tiny_model, monkeypatch):
-    train = training_speed.train_hf
+    train = training_contenders.train_hf
     monkeypatch.setattr(
-        training_speed, "train_hf", lambda *arguments, **order: train(*arguments, **{**order, "epochs": 1})
+        training_contenders, "train_hf", lambda *arguments, **order: train(*arguments, **{**order, "epochs": 1})
     )
     tiny = ["--base_model", str(tiny_model), "--facts", "world", "--num_facts", "12", "--micro_batch_size", "4"]
     with pytest.raises(SystemExit, match="HF Trainer took 3 steps instead of 6"):
@@ -152,13 +166,15 @@ def test_scale_measures_each_stage_and_fits_an_exponent():
 
 def test_evaluation_is_timed_by_part_and_generation_on_the_same_answers(tiny_model, tmp_path, monkeypatch):
     tiny = ["--base_model", str(tiny_model), "--num_facts", "6", "--doubt_turns", "1", "--generation_prompts", "8"]
-    arguments = [*tiny, "--output", str(tmp_path)]
+    arguments = [*tiny, "--repetitions", "2", "--output", str(tmp_path)]
     evaluation_speed.main(arguments)
     result = json.loads((tmp_path / "evaluation_speed.json").read_text())
-    assert [row["prefix_tree"] for row in result["parts"]] == [False, True] * 3
     asked, doubted = 6 * (1 + 3 + 2), 6 * 2 * 2
-    assert [row["questions_of_each_side"] for row in result["parts"]][:4] == [asked, asked, doubted, doubted]
-    assert all(row["seconds"] > 0 for row in result["parts"])
+    assert [row["questions_of_each_side"] for row in result["parts"]][:2] == [asked, doubted]
+    for row in result["parts"]:
+        padded, trees = ([one["processor_seconds"] for one in row[way]] for way in ("padded", "trees"))
+        assert len(padded) == len(trees) == 2
+        assert row["trees_faster_by"]["max"] == max(a / b for a, b in zip(padded, trees, strict=True)) > 0
     assert result["generation"]["prompts"] == 8
     greedy = evaluation_speed.greedy_answers
 
