@@ -14,7 +14,6 @@ from lit_semantic_peft.data.situation import is_sharded
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.models import FrozenLayers, target_logits
 from lit_semantic_peft.models.fast_ways import is_checked
-from lit_semantic_peft.models.fused_lora import fuse_lora
 from lit_semantic_peft.models.objective import Outputs
 from lit_semantic_peft.models.tree_attention import prefix_tree_obstacle
 from lit_semantic_peft.tokens import IGNORE_INDEX, Batch, cheaper_tree, prefix_tree
@@ -153,8 +152,6 @@ def forward_pass(module: "SemanticPeftModule", *, begins: bool) -> ForwardPass:
         is_sharded(trainer),
     )
     retain, directions = held_still(module, begins=begins)
-    if not (module.is_compiled or is_sharded(trainer)):
-        fuse_lora(model)
     return ForwardPass(
         model,
         frozen,

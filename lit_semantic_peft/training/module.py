@@ -31,7 +31,6 @@ from lit_semantic_peft.models import (
 )
 from lit_semantic_peft.models.attach import recompute_activations, require_answer
 from lit_semantic_peft.models.compiled import compile_layers
-from lit_semantic_peft.models.fused_lora import separate_lora
 from lit_semantic_peft.situation import Situation
 from lit_semantic_peft.tokens import Batch
 from lit_semantic_peft.training.evaluating import EvaluatingModule
@@ -230,7 +229,6 @@ class SemanticPeftModule(EvaluatingModule):
     @override
     def on_fit_end(self) -> None:
         self._forward = None
-        separate_lora(self.model)
 
     @override
     def on_train_start(self) -> None:
