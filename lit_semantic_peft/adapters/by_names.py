@@ -1,5 +1,6 @@
 """What adapters that act by the names in a prompt have in common: the names, and the prompts of a pass."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -94,6 +95,7 @@ class NamesModel(LoraModel):  # type: ignore[misc]
         routing: Routing = self.__dict__.setdefault("_routing", Routing())
         return routing
 
+    @abstractmethod
     def of_prompts(self, config: Any, prompts: Sequence[Sequence[int]], is_token: Tensor | None) -> Any:
         """What the layers of an adapter need to know of the prompts of a pass.
 
@@ -102,7 +104,6 @@ class NamesModel(LoraModel):  # type: ignore[misc]
             prompts: Token ids of each row's prompt, without padding.
             is_token: As in `Rows`.
         """
-        raise NotImplementedError
 
     @override
     def forward(self, *arguments: Any, **settings: Any) -> Any:
