@@ -115,14 +115,14 @@ def _refuse_missing(command: str, settings: Mapping[str, Any]) -> None:
         from lit_semantic_peft.facts.containers import located
 
         if facts not in BUILTIN:
-            _refuse_bad_facts(facts, located(facts), settings)
+            _refuse_bad_facts(command, facts, located(facts), settings)
     if _is_path(adapter):
         refuse_no_adapter(adapter, may_be_run=False)
     if _is_path(checkpoint) and checkpoint != "last" and not Path(checkpoint).exists():
         raise InputError(f"`ckpt_path` {checkpoint!r} is no checkpoint file.")
 
 
-def _refuse_bad_facts(facts: str, path: Path | None, settings: Mapping[str, Any]) -> None:
+def _refuse_bad_facts(command: str, facts: str, path: Path | None, settings: Mapping[str, Any]) -> None:
     """Reads facts that are text and soon read; the run reads them again."""
     contradictions, split = (settings.get(f"data.{name}") for name in ("contradictions", "dataset_split"))
     if path is None or not path.is_file() or path.suffix not in _TEXT or path.stat().st_size > _SOON_READ:
@@ -131,7 +131,8 @@ def _refuse_bad_facts(facts: str, path: Path | None, settings: Mapping[str, Any]
         return  # the parser says what is wrong with them
     from lit_semantic_peft.facts import read_facts
 
-    read_facts(facts, contradictions=contradictions or "error")
+    # `score` lists contradictions, whatever is set.
+    read_facts(facts, contradictions="keep" if command == "score" else contradictions or "error")
 
 
 def _is_path(value: Any) -> TypeGuard[str]:

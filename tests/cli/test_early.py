@@ -145,10 +145,12 @@ def test_other_commands_write_into_a_run():
 
 
 def test_facts_of_moderate_size_are_looked_at(monkeypatch):
+    refuse_early(["score", "--data.facts=two.jsonl"])  # which lists contradictions
+    fit = ["fit", "--data.facts=two.jsonl", "--trainer.default_root_dir=runs/new"]
     with pytest.raises(InputError, match=r"two.jsonl, line 2: .*contradiction"):
-        refuse_early(["score", "--data.facts=two.jsonl"])
+        refuse_early(fit)
     monkeypatch.setattr(early, "_SOON_READ", 10)
-    refuse_early(["score", "--data.facts=two.jsonl"])
+    refuse_early(fit)
 
 
 def test_free_prompts_need_no_facts():

@@ -70,5 +70,5 @@ def test_the_page_and_the_summary_say_where_what_goes():
 
 def test_a_sentence_says_what_experts_acted_on(run_folder):
     said = " ".join(summary_sentences(replace(run_folder.summary, routing=ROUTING), run_folder.facts))
-    assert "Experts acted on 3 of 7 questions" in said
+    assert "The adapter acted on 3 of 7 questions" in said
     assert "Of 2 pairs of facts with the same experts 50 % are in conflict, of 1 pair with different ones 0 %" in said
