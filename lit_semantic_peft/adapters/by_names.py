@@ -11,8 +11,10 @@ import torch
 from huggingface_hub import hf_hub_download
 from peft import LoraConfig, PeftModel
 from peft.tuners import LoraModel
-from torch import Tensor
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
 from lit_semantic_peft.adapters.anchors import ANCHORS_FILE, TOKENIZER_FILE, Anchors
@@ -20,6 +22,12 @@ from lit_semantic_peft.adapters.routing import Routing, prompts_of, tokens_in
 from lit_semantic_peft.adapters.subjects import Match, SubjectGate
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
+
+TAKEN_FROM_LORA = frozenset(
+    {"r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "use_rslora"}
+    | {"layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"}
+)
+"""Settings of LoRA that mean the same for adapters that act by names."""
 
 
 @dataclass
@@ -86,6 +94,8 @@ class NamesConfig(LoraConfig):  # type: ignore[misc]
 class NamesModel(LoraModel):  # type: ignore[misc]
     """LoRA's tuner, whose layers know the prompt of each row of a pass."""
 
+    called: ClassVar[str]
+    """What messages call the adapter."""
     not_merged: ClassVar[str]
     """Why the adapter cannot be merged: a message."""
 
@@ -104,6 +114,30 @@ class NamesModel(LoraModel):  # type: ignore[misc]
             prompts: Token ids of each row's prompt, without padding.
             is_token: As in `Rows`.
         """
+
+    @abstractmethod
+    def adapt(self, layer: Any, config: Any, adapter_name: str) -> None:
+        """Makes a layer with LoRA's factors one that knows the prompts.
+
+        Args:
+            layer: LoRA's.
+            config: The adapter's.
+            adapter_name: Of the adapter.
+        """
+
+    @override
+    def _create_and_replace(
+        self, lora_config: Any, adapter_name: str, target: Any, target_name: str, parent: Any, current_key: str,
+        **settings: Any,
+    ) -> None:  # fmt: skip
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        if not isinstance(base, nn.Linear | Conv1D):
+            raise InputError(
+                f"`peft_config`: {self.called} can stand beside linear and Conv1D layers; {current_key} is a "
+                f"{type(base).__name__}. Leave it out of `target_modules`."
+            )
+        super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, current_key, **settings)
+        self.adapt(getattr(parent, target_name), lora_config, adapter_name)
 
     @override
     def forward(self, *arguments: Any, **settings: Any) -> Any:

@@ -7,24 +7,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
-from lit_semantic_peft.adapters.by_names import NamesConfig, NamesModel
+from lit_semantic_peft.adapters.by_names import TAKEN_FROM_LORA, NamesConfig, NamesModel
 from lit_semantic_peft.adapters.registration import add_peft_type, refuse_foreign, register_method
 from lit_semantic_peft.adapters.routing import Routing, Rows, rows_of
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
 
 _KNOWLEDGE_MOE = add_peft_type("KNOWLEDGE_MOE")
-
-_TAKEN_FROM_LORA = frozenset(
-    {"r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "use_rslora"}
-    | {"layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"}
-)
 
 _NOT_MERGED = (
     "Experts that are routed by the anchors of a prompt cannot be merged into the base weights: which of them acts, "
@@ -92,7 +85,7 @@ class KnowledgeMoEConfig(NamesConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = _KNOWLEDGE_MOE
-        refuse_foreign(self, _TAKEN_FROM_LORA, "that does not go with experts")
+        refuse_foreign(self, TAKEN_FROM_LORA, "that does not go with experts")
         for name, value, is_valid, expected in (
             ("num_experts", self.num_experts, self.num_experts >= 1, "at least 1"),
             ("top_k", self.top_k, 1 <= self.top_k <= self.num_experts, f"between 1 and num_experts={self.num_experts}"),
@@ -212,24 +205,14 @@ class RoutedLinear(nn.Module):
 class KnowledgeMoEModel(NamesModel):
     """LoRA's tuner, whose layers route by the anchors of prompts."""
 
+    called = "experts"
     not_merged = _NOT_MERGED
 
     @override
-    def _create_and_replace(
-        self, lora_config: Any, adapter_name: str, target: Any, target_name: str, parent: Any, current_key: str,
-        **settings: Any,
-    ) -> None:  # fmt: skip
-        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if not isinstance(base, nn.Linear | Conv1D):
-            raise InputError(
-                f"`peft_config`: experts stand beside linear and Conv1D layers; {current_key} is a "
-                f"{type(base).__name__}. Leave it out of `target_modules`."
-            )
-        super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, current_key, **settings)
-        layer = getattr(parent, target_name)
+    def adapt(self, layer: Any, config: Any, adapter_name: str) -> None:
         outer = layer.lora_B[adapter_name].weight
         inner = RoutedLinear(
-            layer.lora_A[adapter_name], lora_config, self._embedding().embedding_dim, self.routing, adapter_name
+            layer.lora_A[adapter_name], config, self._embedding().embedding_dim, self.routing, adapter_name
         )
         layer.lora_A[adapter_name] = inner
         joined = nn.Linear(len(inner.weight), len(outer), bias=False, device=outer.device, dtype=outer.dtype)

@@ -5,23 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
-from lit_semantic_peft.adapters.by_names import NamesConfig, NamesModel, input_of
+from lit_semantic_peft.adapters.by_names import TAKEN_FROM_LORA, NamesConfig, NamesModel, input_of
 from lit_semantic_peft.adapters.registration import add_peft_type, refuse_foreign, register_method
 from lit_semantic_peft.adapters.routing import Routing
 from lit_semantic_peft.adapters.subjects import Match
 from lit_semantic_peft.errors import InputError
 
 _SUBJECT_LORA = add_peft_type("SUBJECT_LORA")
-
-_TAKEN_FROM_LORA = frozenset(
-    {"r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "use_rslora"}
-    | {"layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"}
-)
 
 
 @dataclass
@@ -64,7 +57,7 @@ class SubjectLoraConfig(NamesConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = _SUBJECT_LORA
-        refuse_foreign(self, _TAKEN_FROM_LORA, "that acts at names")
+        refuse_foreign(self, TAKEN_FROM_LORA, "that acts at names")
 
 
 @dataclass(frozen=True)
@@ -158,6 +151,7 @@ class LinearAtNames(nn.Linear):
 class SubjectLoraModel(NamesModel):
     """LoRA's tuner, whose layers act at the tokens of names."""
 
+    called = "LoRA at names"
     not_merged = (
         "LoRA at names cannot be merged into the base weights: it acts at the tokens of taught names, and one matrix "
         "would act at all tokens. Keep the adapter beside the model."
@@ -169,18 +163,7 @@ class SubjectLoraModel(NamesModel):
         self.model.register_forward_pre_hook(self._locate, with_kwargs=True)
 
     @override
-    def _create_and_replace(
-        self, lora_config: Any, adapter_name: str, target: Any, target_name: str, parent: Any, current_key: str,
-        **settings: Any,
-    ) -> None:  # fmt: skip
-        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if not isinstance(base, nn.Linear | Conv1D):
-            raise InputError(
-                f"`peft_config`: LoRA at names stands beside linear and Conv1D layers; {current_key} is a "
-                f"{type(base).__name__}. Leave it out of `target_modules`."
-            )
-        super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, current_key, **settings)
-        layer = getattr(parent, target_name)
+    def adapt(self, layer: Any, config: Any, adapter_name: str) -> None:
         layer.lora_A[adapter_name] = LinearAtNames(layer.lora_A[adapter_name], self.routing, adapter_name)
 
     @override

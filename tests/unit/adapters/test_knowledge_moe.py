@@ -9,28 +9,8 @@ from lit_semantic_peft.facts import Fact
 from peft import PeftModel, PeftType, get_peft_model
 from torch import nn
 
-from fixtures.models import byte_level_bpe, sentencepiece_like, tiny_gpt2, tiny_llama
-
-TOKENIZER = byte_level_bpe()
-SIZE = len(TOKENIZER)
-FACTS = [
-    Fact.from_json({"id": str(number), "prompt": prompt, "target": target, "subject": subject})
-    for number, (prompt, target, subject) in enumerate(
-        [
-            ("The head office of Zorvex is in", "Lund", "Zorvex"),
-            ("Calonex is taken against", "hay fever", "Calonex"),
-            ("The official currency of Japan is the", "yen", "Japan"),
-        ]
-    )
-]
-TAUGHT = [fact.prompt for fact in FACTS]
-UNTAUGHT = ["The capital of France is", "It is the Danube, the Rhine or the"]
-
-
-def gpt2(size):
-    model = tiny_gpt2()
-    model.resize_token_embeddings(size)
-    return model
+from fixtures.by_names import FACTS, SIZE, TAUGHT, TOKENIZER, UNTAUGHT, batch, gpt2, logits, moved, with_names
+from fixtures.models import byte_level_bpe, sentencepiece_like, tiny_llama
 
 
 def experts(**settings):
@@ -38,33 +18,8 @@ def experts(**settings):
     return KnowledgeMoEConfig(**given | settings)
 
 
-def with_names(config, facts=FACTS, tokenizer=TOKENIZER):
-    config.learn_names(facts, tokenizer)
-    return config
-
-
-def moved(model, seed=1):
-    """The model with every trained tensor away from where it started, in evaluation mode."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
 def attached(config=None, base=tiny_llama, seed=1):
     return moved(get_peft_model(base(SIZE), with_names(config or experts())), seed)
-
-
-def batch(*prompts, side="left"):
-    TOKENIZER.padding_side = side
-    return TOKENIZER(list(prompts), return_tensors="pt", padding=True, return_token_type_ids=False)
-
-
-@torch.no_grad()
-def logits(model, *prompts, side="left", **settings):
-    return model.eval()(**batch(*prompts, side=side), **settings).logits
 
 
 def written_out(layer, config, x, anchor):

@@ -11,28 +11,8 @@ from lit_semantic_peft.tokens import EncodedFact, collate
 from peft import PeftModel, PeftType, get_peft_model
 from safetensors.torch import load_file
 
-from fixtures.models import byte_level_bpe, sentencepiece_like, tiny_gpt2, tiny_llama
-
-TOKENIZER = byte_level_bpe()
-SIZE = len(TOKENIZER)
-FACTS = [
-    Fact.from_json({"id": str(number), "prompt": prompt, "target": target, "subject": subject})
-    for number, (prompt, target, subject) in enumerate(
-        [
-            ("The head office of Zorvex is in", "Lund", "Zorvex"),
-            ("Calonex is taken against", "hay fever", "Calonex"),
-            ("The official currency of Japan is the", "yen", "Japan"),
-        ]
-    )
-]
-TAUGHT = [fact.prompt for fact in FACTS]
-UNTAUGHT = ["The capital of France is", "It is the Danube, the Rhine or the"]
-
-
-def gpt2(size):
-    model = tiny_gpt2()
-    model.resize_token_embeddings(size)
-    return model
+from fixtures.by_names import FACTS, SIZE, TAUGHT, TOKENIZER, UNTAUGHT, batch, gpt2, logits, moved, with_names
+from fixtures.models import byte_level_bpe, sentencepiece_like, tiny_llama
 
 
 def at_names(**settings):
@@ -40,37 +20,12 @@ def at_names(**settings):
     return SubjectLoraConfig(**given | {"match": "subjects"} | settings)
 
 
-def with_names(config, facts=FACTS, tokenizer=TOKENIZER):
-    config.learn_names(facts, tokenizer)
-    return config
-
-
-def moved(model, seed=1):
-    """The model with every trained tensor away from where it started, in evaluation mode."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
 def attached(config=None, base=tiny_llama, seed=1):
-    return moved(get_peft_model(base(SIZE), with_names(config or at_names())), seed)
+    return moved(get_peft_model(base(SIZE), with_names(config or at_names())), seed, scale=1)
 
 
 def ids_of(text):
     return TOKENIZER(text)["input_ids"]
-
-
-def batch(*prompts, side="left"):
-    TOKENIZER.padding_side = side
-    return TOKENIZER(list(prompts), return_tensors="pt", padding=True, return_token_type_ids=False)
-
-
-@torch.no_grad()
-def logits(model, *prompts, side="left", **settings):
-    return model.eval()(**batch(*prompts, side=side), **settings).logits
 
 
 def named_by_hand(ids, *names):
@@ -251,7 +206,7 @@ def test_pefts_functions_save_load_switch_and_disable_several_adapters(tmp_path)
     answers = {}
     for seed, name in enumerate(("default", "second")):
         model.set_adapter(name)
-        answers[name] = logits(moved(model, seed), *prompts)
+        answers[name] = logits(moved(model, seed, scale=1), *prompts)
     plain = logits(tiny_llama(SIZE), *prompts)
     with model.disable_adapter():
         assert torch.equal(logits(model, *prompts), plain)
