@@ -67,8 +67,8 @@ class LineChart:
 
     @property
     def is_measured(self) -> bool:
-        """Whether there is anything to draw."""
-        return any(one.measured for one in self.series)
+        """Whether there is a line to draw, from one place to another."""
+        return any(len(one.measured) > 1 for one in self.series)
 
     @property
     def legend(self) -> list[tuple[str, Color, int | None]]:

@@ -315,7 +315,7 @@ def with_texts(source: RetainSource, context: RetainContext) -> Retained:
         context: What it works with.
     """
     texts = from_first_rank(lambda: list(source.texts(context)))
-    logger.info("Retained: %d texts of %s", len(texts), source.described)
+    logger.info("Held still: %d texts of %s", len(texts), source.in_short)
     k = source.top_k
     if k is None or not texts:
         return Retained(source, texts, None)
