@@ -10,15 +10,16 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero
 from peft import LoraConfig, PeftConfig
 
+from lit_semantic_peft.adapters import SubjectLoraConfig
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import FactSet, read_facts
 from lit_semantic_peft.models import BaseModel
-from lit_semantic_peft.models.peft_settings import base_changing_setting
+from lit_semantic_peft.models.peft_settings import acts_at_names, base_changing_setting
 from lit_semantic_peft.training.recipe import Recipe, choose_recipe
 
 logger = logging.getLogger(__name__)
 
-RecipeName = Literal["auto", "plain"]
+RecipeName = Literal["auto", "names", "plain"]
 
 PLAIN_EPOCHS = 8
 """Epochs of `recipe: plain` where the user set neither epochs nor steps."""
@@ -28,12 +29,13 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
     """Fills what the user left open in the configuration of `fit`, and says what was chosen and why.
 
     Args:
-        name: `auto`, or `plain` for the adapter as everyone trains it: own prompts, nothing held still.
+        name: `auto`; `names`, the same with LoRA that acts at taught names; or `plain` for the adapter as everyone
+            trains it: own prompts, nothing held still.
         config: The parsed configuration of `fit`.
         parser: Of `fit`; completes what is filled in.
 
     Raises:
-        InputError: If facts or base model are not found.
+        InputError: If facts or base model are not found, or the recipe is of names and the adapter another one.
     """
     length_is_open = config.trainer.max_epochs is None and config.trainer.max_steps == -1
     if name == "plain":
@@ -41,17 +43,26 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
             config.trainer.max_epochs = PLAIN_EPOCHS
         return config
     refines = length_is_open and config.refine is None and not _decides_its_steps(config.trainer)
+    adapter_is_open = name == "names" and config.model.peft_config is None
     open_settings = {
+        "model.peft_config": adapter_is_open,
         "trainer.max_steps": length_is_open,
         "refine": refines,
         "model.optimizer": config.model.optimizer is None,
         "data.forms": config.data.forms.sources is None,
         "model.retain": config.model.retain is None,
     }
+    peft_config = _adapter_at_names() if adapter_is_open else _peft_config(config.model.peft_config)
+    if name == "names" and not acts_at_names(peft_config):
+        raise InputError(
+            f"`--recipe names` trains LoRA at names, and `model.peft_config` is a {type(peft_config).__name__}. Leave it "
+            "out, or give a `lit_semantic_peft.adapters.SubjectLoraConfig`."
+        )
     if not any(open_settings.values()):
         return config
-    peft_config = _peft_config(config.model.peft_config)
     chosen = _as_settings(_recipe_for(config, peft_config), refines=refines)
+    if adapter_is_open:
+        chosen = {"model.peft_config": _as_setting(peft_config), **chosen}
     chosen["data.forms"][0].num_per_fact = config.data.forms.num_per_fact
     if (obstacle := _obstacle_to_retaining(config, peft_config)) is not None:
         chosen["model.retain"] = ([], "nothing is held still", f"not possible with {obstacle}")
@@ -137,6 +148,18 @@ def _peft_config(described: Namespace | None) -> PeftConfig:
     except (TypeError, ValueError) as error:
         raise InputError(f"`model.peft_config`: {error}") from error
     return config
+
+
+def _adapter_at_names() -> SubjectLoraConfig:
+    return SubjectLoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+
+
+def _as_setting(peft_config: SubjectLoraConfig) -> tuple[Any, str, str]:
+    """The adapter in the form of the configuration, the same in a few words, and the reason."""
+    given = {name: getattr(peft_config, name) for name in ("r", "lora_alpha", "target_modules")}
+    described = Namespace(class_path="lit_semantic_peft.adapters.SubjectLoraConfig", init_args=Namespace(**given))
+    said = f"SubjectLoraConfig, rank {peft_config.r}, {peft_config.target_modules}"
+    return described, said, "LoRA at the tokens of taught names; what names none of them runs the base model"
 
 
 def _as_settings(recipe: Recipe, *, refines: bool) -> dict[str, tuple[Any, str, str]]:

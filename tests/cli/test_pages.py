@@ -4,6 +4,7 @@ A block marked `console` is only shown: it installs, asks a hub, or needs machin
 """
 
 import inspect
+import json
 import re
 import shlex
 import shutil
@@ -31,9 +32,17 @@ SECTIONS = {"model", "data", "trainer"}
 SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
 
 
+def notebook_texts() -> list[str]:
+    """The texts between the code of the notebooks."""
+    cells = [
+        cell for path in sorted((ROOT / "notebooks").glob("*.ipynb")) for cell in json.loads(path.read_text())["cells"]
+    ]
+    return ["".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "markdown"]
+
+
 def blocks(language: str) -> list[str]:
-    """The blocks of a language in README and pages, each once."""
-    text = "\n".join([README, *PAGES.values()])
+    """The blocks of a language in README, pages and notebooks, each once."""
+    text = "\n".join([README, *PAGES.values(), *notebook_texts()])
     return list(dict.fromkeys(re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)))
 
 

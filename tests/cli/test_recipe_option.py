@@ -85,6 +85,32 @@ def test_the_last_of_the_steps_that_are_chosen_refine(fit, monkeypatch):
     assert "Optimizer steps: 6, of at most 12 facts each" in said
 
 
+def test_the_recipe_of_names_brings_its_adapter(fit):
+    config, said = fit("--trainer.max_steps=2", "--recipe=names")
+    given = config["model"]["peft_config"]
+    assert given["class_path"] == "lit_semantic_peft.adapters.SubjectLoraConfig"
+    assert (given["init_args"]["r"], given["init_args"]["target_modules"]) == (8, "all-linear")
+    assert "model.peft_config: SubjectLoraConfig, rank 8, all-linear — LoRA at the tokens of taught names" in said
+    assert (Path("run/adapter") / "anchors.json").is_file()
+
+
+def test_the_recipe_of_names_takes_no_other_adapter(tiny_model, facts_file, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lit-semantic-peft"])
+    every = ["--trainer.max_steps=1", "--refine=0", "--data.forms.sources=[]", "--model.retain=[]"]
+    files = [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", "--recipe=names"]
+    assert main(["fit", *files, *SMALL, *every, "--model.optimizer=AdamW", "--model.peft_config=peft.LoraConfig"]) == 2
+    assert "`--recipe names` trains LoRA at names, and `model.peft_config` is a LoraConfig." in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_the_recipe_of_names_needs_subjects(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lit-semantic-peft"])
+    facts = tmp_path / "none.jsonl"
+    facts.write_text('{"prompt": "It is named", "target": "one"}\n')
+    assert main(["fit", f"--model.base_model={tiny_model}", f"--data.facts={facts}", *SMALL, "--recipe=names"]) == 2
+    assert "subject" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("settings", "number"),
     [
