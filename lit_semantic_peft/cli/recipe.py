@@ -55,8 +55,8 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
     peft_config = _adapter_at_names() if adapter_is_open else _peft_config(config.model.peft_config)
     if name == "names" and not acts_at_names(peft_config):
         raise InputError(
-            f"`--recipe names` trains LoRA at names, and `model.peft_config` is a {type(peft_config).__name__}. Leave it "
-            "out, or give a `lit_semantic_peft.adapters.SubjectLoraConfig`."
+            f"`--recipe names` trains LoRA at names, and `model.peft_config` is a {type(peft_config).__name__}. Leave "
+            "it out, or give a `lit_semantic_peft.adapters.SubjectLoraConfig`."
         )
     if not any(open_settings.values()):
         return config

@@ -131,7 +131,8 @@ def test_measurements_within_an_epoch_are_shown_over_steps(run_folder):
     assert (chart.x, chart.x_label, worst_measurement(records)) == ((0, 5, 10), "optimizer steps", 1)
     assert [one.label for one in chart.series] == ["pairs in conflict"]
     assert history(records[0], records[2]).x == (0, 1)
-    assert chart.is_measured and not history().is_measured
+    assert chart.is_measured
+    assert not history().is_measured
     assert not history(records[0]).is_measured  # a dot is no line; its numbers stand in the table
     assert worst_measurement([]) is None
 

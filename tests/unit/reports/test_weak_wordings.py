@@ -1,7 +1,11 @@
 """A wording in which most facts of a relation fail is named, with what is answered instead; no other is."""
 
+from dataclasses import replace
+
 import pytest
-from lit_semantic_peft.reports import fact_table, summarize
+from lit_semantic_peft.reports import RoutingRecord, fact_table, summarize
+from lit_semantic_peft.reports.html import render_report
+from lit_semantic_peft.reports.run_folder import RunContents
 from lit_semantic_peft.reports.tables import PROBE_COLUMNS, _build_table
 from lit_semantic_peft.reports.terminal import _weak_wordings
 from lit_semantic_peft.reports.wordings import _without_name
@@ -12,6 +16,10 @@ TARGETS = ("Nassau", "N'Djamena", "Suva", "Lima")
 
 def summary_of(probes, **changed):
     """Four facts of one relation with these probes: (fact, kind, prompt, answer before, answer after, right after)."""
+    return summarize(*tables_of(probes, **changed))
+
+
+def tables_of(probes, **changed):
     facts = {
         "fact_id": [f"f{row}" for row in range(4)],
         "relation": ["capital"] * 4,
@@ -25,7 +33,7 @@ def summary_of(probes, **changed):
     columns = {name: [row[place] for row in probes] for place, name in enumerate(names)}
     columns["fact_id"] = [f"f{number}" for number in columns["fact_id"]]
     columns["unchanged"] = [row[3] == row[4] for row in probes]
-    return summarize(fact_table(facts), _build_table(PROBE_COLUMNS, columns))
+    return fact_table(facts), _build_table(PROBE_COLUMNS, columns)
 
 
 def asked(wording, right, *, kind="paraphrase", answer="for a treat", before="for a treat"):
@@ -103,3 +111,12 @@ def test_texts_of_facts_stay_at_home():
     summary = summary_of(asked("The seat of {} is", set()))
     assert summary.weak_wordings
     assert summary.without_fact_text().weak_wordings == ()
+
+
+def test_the_page_says_which_recipe_helps_where_it_was_not_used():
+    facts, probes = tables_of(asked("The seat of {} is", set()))
+    summary = summarize(facts, probes)
+    at_names = replace(summary, routing=RoutingRecord("subjects", 4, {"fact": 4}, {"fact": 4}, None))
+    pages = [render_report(RunContents(facts, one, probes)) for one in (summary, at_names)]
+    assert ["Wordings that fail" in page for page in pages] == [True, True]
+    assert ["<code>--recipe names</code>, which recalls" in page for page in pages] == [True, False]
