@@ -258,12 +258,24 @@ def test_samples_about_names_begin_with_subjects_and_targets_and_go_on_as_the_ba
     assert [one.prompt_ids for one in others] != [one.prompt_ids for one in texts]
 
 
+@pytest.mark.parametrize("names", ["subjects", "targets"])
+def test_samples_may_be_about_one_side_of_the_facts(retain, names):
+    run, (texts,) = retain(SubjectSamples(per_name=1, length=5, names=names))
+    decode, facts = run.data.encoder.tokenizer.decode, run.data.prepared.facts
+    side = {fact.subject if names == "subjects" else fact.target for fact in facts}
+    prompts = {decode(one.prompt_ids) for one in texts}
+    assert prompts <= {opening.format(name) for name in side for opening in OPENINGS}
+    assert len(prompts) == len(side)
+
+
 def test_samples_about_names_need_a_subject(retain, facts_file):
     rows = [json.loads(line) for line in facts_file.read_text(encoding="utf-8").splitlines()]
     text = "".join(json.dumps({"prompt": row["prompt"], "target": row["target"]}) + "\n" for row in rows)
     facts_file.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match="`SubjectSamples`: no fact in training has a `subject`"):
         retain(SubjectSamples())
+    _, (texts,) = retain(SubjectSamples(names="targets"))
+    assert texts
 
 
 def test_a_text_file_is_cut_into_pieces(retain, tmp_path):
@@ -315,6 +327,11 @@ def test_a_text_file_that_cannot_be_used(retain, tmp_path, content, message):
         (ContextTeacher, {"context": "x"}, "`ContextTeacher.context` 'x' has no `{fact}`"),
         (Neighbours, {"per_fact": 0}, "`Neighbours.per_fact` must be at least 1, got 0"),
         (SubjectSamples, {"per_name": 0}, "`SubjectSamples.per_name` must be at least 1, got 0"),
+        (
+            SubjectSamples,
+            {"names": "all"},
+            "`SubjectSamples.names` must be one of subjects_and_targets, subjects, targets",
+        ),
         (SubjectSamples, {"length": 0}, "`SubjectSamples.length` must be at least 1, got 0"),
         (Text, {"file": "x.txt", "length": 1}, "`Text.length` must be at least 2, got 1"),
         (Text, {"file": "x.txt"}, "`Text.file`: expected a text file, got 'x.txt', which is not there"),
