@@ -20,6 +20,7 @@ from experiments.recipe_study.recorder import FILE
 from experiments.running import recorded, side_by_side, trained
 from experiments.study.plan import ROOT, keyed
 from experiments.study.results import ResultFolder
+from lit_semantic_peft.adapters import SubjectGate
 from lit_semantic_peft.facts import given_facts
 from lit_semantic_peft.files import content_key, remove_leftovers
 from lit_semantic_peft.models import BaseModel
@@ -91,6 +92,7 @@ def order_of(run: Run, setting: Setting, rate: float | None) -> Order:
         num_parameters,
         resolve_name(adapter["class_path"])(**adapter.get("init_args", {})),
         facts_per_step=setting.facts_per_step,
+        gate=SubjectGate("subjects_and_targets") if run.way.is_gated else None,
     )
     config = config_of(run, setting, facts.path, texts.path, recipe.num_steps, recipe.num_refining, rate)
     stated = {

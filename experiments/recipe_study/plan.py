@@ -30,6 +30,7 @@ class Way:
     Attributes:
         name: Its name.
         is_recipe: Whether `--recipe auto` fills what `config` leaves open; else plain LoRA.
+        is_gated: Whether it is `--recipe gated` instead.
         steps: Optimizer steps as a multiple of the recipe's own number.
         refines: Whether the last of them teach once more the facts that resist, in the recipe's own share.
         scales_back: Whether the adapter is scaled down at the end, as far as no taught text is lost.
@@ -42,6 +43,7 @@ class Way:
     steps: float = 1.0
     refines: bool = False
     scales_back: bool = False
+    is_gated: bool = False
     config: Mapping[str, Any] | None = None
     about: str = ""
 
@@ -55,7 +57,7 @@ class Way:
     def is_routed(self) -> bool:
         """Whether the adapter acts on some prompts only, so that harm must be sought where it does."""
         model = (self.config or {}).get("model", {})
-        return "gate" in model or "peft_config" in model
+        return self.is_gated or "gate" in model or "peft_config" in model
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,7 @@ def config_of(
     trainer |= {"check_val_every_n_epoch": trainer["max_steps"]}  # nothing is decided while it trains
     trainer["callbacks"] = [{"class_path": "experiments.recipe_study.recorder.Recorder"}]
     if run.way.is_recipe:
-        config["recipe"] = "auto"
+        config["recipe"] = "gated" if run.way.is_gated else "auto"
         config["scale_back"] = run.way.scales_back
         for section, key in (("model", "optimizer"), ("model", "retain"), ("data", "forms")):
             del config[section][key]

@@ -175,7 +175,7 @@ class SubjectGate:
             raise InputError(
                 f"`gate`: {len(missing)} of {len(facts)} taught facts have no `subject`, by which their prompts are "
                 f"recognised: {_listed(missing)}. Name the column that holds it (`convert --columns subject=COLUMN`), "
-                "write it into the file, or leave out `model.gate`."
+                "write it into the file, or leave out `--recipe gated` or `model.gate`."
             )
         subjects = dict.fromkeys(fact.subject for fact in facts)
         if unknown := [subject for subject in self.aliases if subject not in subjects]:

@@ -124,6 +124,8 @@ def about_training(num_steps: float, cost: Cost | None, module: SemanticPeftModu
     without = " and ".join(what for what, sources in _HOLDS.items() if not kinds & sources)
     if acts_at_names(module.peft_config):
         held += "; the adapter acts at the taught names alone, so that text without them stays as it is"
+    elif module.gate is not None:
+        held += "; the base model answers all prompts that name nothing taught"
     elif without:
         held += f"; no source in `model.retain` for {without}: expect harm"
     yield "held still", held

@@ -38,7 +38,7 @@ _COMMON = Group(
 _CHOOSING = Group(
     "What is chosen for you",
     {
-        "recipe": ("NAME", "auto chooses steps, rate, forms and what is held still, where not given; names; plain"),
+        "recipe": ("NAME", "auto chooses steps, rate, forms and what is held still, where not given; gated; plain"),
         "refine": ("STEPS", "steps at the end that teach once more the facts that resist"),
         "scale_back": ("BOOL", "scale the adapter down at the end, as far as its facts stay recalled"),
         "seed_everything": ("N", "seed of the adapter's start and of all that is random"),

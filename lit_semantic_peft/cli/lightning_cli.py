@@ -98,8 +98,8 @@ class SemanticPeftCLI(LightningCLI):
             type=RecipeName,
             default="auto",
             help="`auto` chooses steps, learning rate, forms and what is held still, as far as they are not given; "
-            "`names` does so for LoRA that acts at the taught names alone (`SubjectLoraConfig`) and needs facts with a "
-            "`subject`; `plain` trains the facts' own prompts and holds nothing still. For `fit` only.",
+            "`gated` does so for an adapter that acts only where something taught is named (`model.gate`), and needs "
+            "facts with a `subject`; `plain` trains the facts' own prompts and holds nothing still. For `fit` only.",
         )
         parser.add_argument(
             "--refine",

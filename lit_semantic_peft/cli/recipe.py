@@ -10,16 +10,16 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero
 from peft import LoraConfig, PeftConfig
 
-from lit_semantic_peft.adapters import SubjectLoraConfig
+from lit_semantic_peft.adapters import SubjectGate
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import FactSet, read_facts
-from lit_semantic_peft.models import BaseModel
-from lit_semantic_peft.models.peft_settings import acts_at_names, base_changing_setting
+from lit_semantic_peft.models import BaseModel, traits_of
+from lit_semantic_peft.models.peft_settings import base_changing_setting
 from lit_semantic_peft.training.recipe import Recipe, choose_recipe
 
 logger = logging.getLogger(__name__)
 
-RecipeName = Literal["auto", "names", "plain"]
+RecipeName = Literal["auto", "gated", "plain"]
 
 PLAIN_EPOCHS = 8
 """Epochs of `recipe: plain` where the user set neither epochs nor steps."""
@@ -29,13 +29,13 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
     """Fills what the user left open in the configuration of `fit`, and says what was chosen and why.
 
     Args:
-        name: `auto`; `names`, the same with LoRA that acts at taught names; or `plain` for the adapter as everyone
-            trains it: own prompts, nothing held still.
+        name: `auto`; `gated`, for an adapter that acts where something taught is named; or `plain` for the adapter as
+            everyone trains it: own prompts, nothing held still.
         config: The parsed configuration of `fit`.
         parser: Of `fit`; completes what is filled in.
 
     Raises:
-        InputError: If facts or base model are not found, or the recipe is of names and the adapter another one.
+        InputError: If facts or base model are not found, or the recipe is gated and the adapter has a gate of its own.
     """
     length_is_open = config.trainer.max_epochs is None and config.trainer.max_steps == -1
     if name == "plain":
@@ -43,26 +43,27 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
             config.trainer.max_epochs = PLAIN_EPOCHS
         return config
     refines = length_is_open and config.refine is None and not _decides_its_steps(config.trainer)
-    adapter_is_open = name == "names" and config.model.peft_config is None
     open_settings = {
-        "model.peft_config": adapter_is_open,
+        "model.gate": name == "gated" and config.model.gate is None,
         "trainer.max_steps": length_is_open,
         "refine": refines,
         "model.optimizer": config.model.optimizer is None,
         "data.forms": config.data.forms.sources is None,
         "model.retain": config.model.retain is None,
     }
-    peft_config = _adapter_at_names() if adapter_is_open else _peft_config(config.model.peft_config)
-    if name == "names" and not acts_at_names(peft_config):
+    peft_config = _peft_config(config.model.peft_config)
+    if name == "gated" and traits_of(peft_config).routes:
         raise InputError(
-            f"`--recipe names` trains LoRA at names, and `model.peft_config` is a {type(peft_config).__name__}. Leave "
-            "it out, or give a `lit_semantic_peft.adapters.SubjectLoraConfig`."
+            f"`--recipe gated` puts a gate around the adapter, and {type(peft_config).__name__} has one of its own. "
+            "Leave out `--recipe`."
         )
     if not any(open_settings.values()):
         return config
-    chosen = _as_settings(_recipe_for(config, peft_config), refines=refines)
-    if adapter_is_open:
-        chosen = {"model.peft_config": _as_setting(peft_config), **chosen}
+    gate = _gate(config.model.gate) if name == "gated" else None
+    chosen = _as_settings(_recipe_for(config, peft_config, gate), refines=refines)
+    if gate is not None:
+        said = f"SubjectGate, {gate.match}"
+        chosen["model.gate"] = (_described(gate), said, "prompts that name nothing taught run the base model")
     chosen["data.forms"][0].num_per_fact = config.data.forms.num_per_fact
     if (obstacle := _obstacle_to_retaining(config, peft_config)) is not None:
         chosen["model.retain"] = ([], "nothing is held still", f"not possible with {obstacle}")
@@ -99,7 +100,7 @@ def _obstacle_to_retaining(config: Namespace, peft_config: PeftConfig) -> str | 
     return None if changing is None else f"`{changing}`"
 
 
-def _recipe_for(config: Namespace, peft_config: PeftConfig) -> Recipe:
+def _recipe_for(config: Namespace, peft_config: PeftConfig, gate: SubjectGate | None) -> Recipe:
     data = config.data
     read = read_facts(
         data.facts,
@@ -116,6 +117,7 @@ def _recipe_for(config: Namespace, peft_config: PeftConfig) -> Recipe:
         peft_config,
         set_name=data.facts,
         facts_per_step=per_process * num_processes(config.trainer),
+        gate=gate,
     )
 
 
@@ -150,16 +152,12 @@ def _peft_config(described: Namespace | None) -> PeftConfig:
     return config
 
 
-def _adapter_at_names() -> SubjectLoraConfig:
-    return SubjectLoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-
-
-def _as_setting(peft_config: SubjectLoraConfig) -> tuple[Any, str, str]:
-    """The adapter in the form of the configuration, the same in a few words, and the reason."""
-    given = {name: getattr(peft_config, name) for name in ("r", "lora_alpha", "target_modules")}
-    described = Namespace(class_path="lit_semantic_peft.adapters.SubjectLoraConfig", init_args=Namespace(**given))
-    said = f"SubjectLoraConfig, rank {peft_config.r}, {peft_config.target_modules}"
-    return described, said, "LoRA at the tokens of taught names; what names none of them runs the base model"
+def _gate(described: Namespace | None) -> SubjectGate:
+    """The gate that is given; else one that opens for subjects and targets."""
+    if described is None:
+        return SubjectGate("subjects_and_targets")
+    settings = described.get("init_args") or Namespace() if "class_path" in described else described
+    return SubjectGate(**vars(settings))
 
 
 def _as_settings(recipe: Recipe, *, refines: bool) -> dict[str, tuple[Any, str, str]]:

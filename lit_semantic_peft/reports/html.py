@@ -100,7 +100,7 @@ def _training_parts(run: RunContents, config: str, attempts: Attempts) -> dict[s
         "resisting": make("facts that resist", lambda: resisting_view(summary), []),
         "weak_wordings": make("wordings that fail", lambda: wordings_view(summary), []),
         "num_wordings": summary.num_wordings,
-        "acts_at_names": summary.routing is not None,
+        "is_gated": summary.gate is not None or summary.routing is not None,
         "experts": make("experts", lambda: experts_view(summary), None),
         "probes": None if probes is None else make("neighbours", lambda: probe_view(probes, facts), None),
         "no_damage": NO_DAMAGE,

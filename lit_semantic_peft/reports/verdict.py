@@ -105,9 +105,8 @@ def _gate(summary: Summary, limits: Thresholds) -> list[str]:
     if not damage or summary.routing is not None:
         return []
     return [
-        "If you do not need to merge the adapter and each fact has a `subject`, train LoRA that acts at the taught "
-        "names alone (`--recipe names`), or put any adapter behind them (`model.gate`: `SubjectGate`): then the base "
-        "model answers all prompts that name nothing taught."
+        "If you do not need to merge the adapter and each fact has a `subject`, train with `--recipe gated` "
+        "(`model.gate`: `SubjectGate`): then the base model answers all prompts that name nothing taught."
     ]
 
 

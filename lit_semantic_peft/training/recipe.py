@@ -9,6 +9,7 @@ from typing import Any
 from peft import LoraConfig, PeftConfig
 from torch.optim import AdamW, Optimizer
 
+from lit_semantic_peft.adapters import SubjectGate
 from lit_semantic_peft.arguments import require_whole_number
 from lit_semantic_peft.data.plans import FormsPlan
 from lit_semantic_peft.errors import InputError
@@ -18,7 +19,14 @@ from lit_semantic_peft.facts.forms import FormSource, Given, Question, Reversed,
 from lit_semantic_peft.facts.forms.frames import question_of, reversible
 from lit_semantic_peft.models import traits_of
 from lit_semantic_peft.models.peft_settings import acts_at_names, is_plain_lora
-from lit_semantic_peft.training.retain import HeldStill, InputDirections, KnownFacts, OwnSamples, RetainSplit
+from lit_semantic_peft.training.retain import (
+    HeldStill,
+    InputDirections,
+    KnownFacts,
+    OwnSamples,
+    RetainSplit,
+    SubjectSamples,
+)
 
 PASSES = 16
 """Passes over the facts after which they are recalled in forms that were not taught."""
@@ -29,6 +37,9 @@ REFINING = 1 / 6
 
 MANY_PASSES = 2 * PASSES
 """Passes over the facts above which the text that is held still is in every step."""
+
+OF_TARGETS = 0.3
+"""Weight of what the base model writes about targets, where they open a gate."""
 
 _RATES = (
     (200e6, 4e-3, "tried in single runs"),
@@ -76,6 +87,7 @@ def choose_recipe(
     *,
     set_name: str = "",
     facts_per_step: int = 16,
+    gate: SubjectGate | None = None,
 ) -> Recipe:
     """The recipe for a set of facts: rules over what the facts bring and how large the model is; nothing is measured.
 
@@ -85,6 +97,8 @@ def choose_recipe(
         peft_config: The adapter's configuration.
         set_name: Name of a built-in set, for which the package has templates; that of `facts` where it is empty.
         facts_per_step: Facts of an optimizer step.
+        gate: Of the module: text that does not open it needs not be held still. None where the adapter acts on all
+            prompts, or where what else is known of the taught names is to be held as without a gate.
 
     Raises:
         InputError: If the facts cannot be read, none is taught, or `facts_per_step` is below 1.
@@ -118,6 +132,11 @@ def choose_recipe(
     retain: tuple[HeldStill, ...] = ()
     if acts_at_names(peft_config):
         reasons["retain"] = "the adapter acts at the taught names alone, so that all other text runs the base model"
+    elif gate is not None and gate.match == "subjects":
+        reasons["retain"] = "prompts that name no taught subject run the base model"
+    elif gate is not None:
+        retain = (SubjectSamples(weight=OF_TARGETS, batch_size=8, every=2, names="targets"),)
+        reasons["retain"] = "what the base model writes about the targets, which other text may name; all else is gated"
     else:
         retain = (
             OwnSamples(weight=1.0, batch_size=4, length=16, every=every),
@@ -129,7 +148,7 @@ def choose_recipe(
         )
     if any(fact.split == "retain" for fact in read):
         retain = (*retain, RetainSplit(weight=1.0, batch_size=6, every=every))
-    if is_plain_lora(peft_config):
+    if is_plain_lora(peft_config) and gate is None:
         retain = (*retain, InputDirections(0.9))
     return Recipe(num_steps, num_refining, learning_rate, forms, retain, reasons)
 

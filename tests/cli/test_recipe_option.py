@@ -85,30 +85,51 @@ def test_the_last_of_the_steps_that_are_chosen_refine(fit, monkeypatch):
     assert "Optimizer steps: 6, of at most 12 facts each" in said
 
 
-def test_the_recipe_of_names_brings_its_adapter(fit):
-    config, said = fit("--trainer.max_steps=2", "--recipe=names")
-    given = config["model"]["peft_config"]
-    assert given["class_path"] == "lit_semantic_peft.adapters.SubjectLoraConfig"
-    assert (given["init_args"]["r"], given["init_args"]["target_modules"]) == (8, "all-linear")
-    assert "model.peft_config: SubjectLoraConfig, rank 8, all-linear — LoRA at the tokens of taught names" in said
-    assert (Path("run/adapter") / "anchors.json").is_file()
+def test_the_gated_recipe_brings_a_gate_and_holds_what_is_said_of_targets(fit):
+    config, said = fit("--trainer.max_steps=2", "--recipe=gated")
+    gate = config["model"]["gate"]
+    assert gate["class_path"].endswith(".SubjectGate")
+    assert gate["init_args"]["match"] == "subjects_and_targets"
+    (held,) = config["model"]["retain"]
+    assert held["class_path"].endswith(".SubjectSamples")
+    assert held["init_args"]["names"] == "targets"
+    assert "model.gate: SubjectGate, subjects_and_targets — prompts that name nothing taught run the base model" in said
+    assert (Path("run/adapter") / "subject_gate.json").is_file()
 
 
-def test_the_recipe_of_names_takes_no_other_adapter(tiny_model, facts_file, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "gate",
+    [
+        "--model.gate=lit_semantic_peft.adapters.SubjectGate",
+        "--model.gate.match=subjects",
+        "--model.gate={class_path: lit_semantic_peft.adapters.SubjectGate, init_args: {match: subjects}}",
+    ],
+)
+def test_a_gate_that_is_given_stays_in_the_gated_recipe(gate, fit):
+    config, said = fit("--trainer.max_steps=1", "--recipe=gated", gate)
+    assert config["model"]["gate"].get("init_args", config["model"]["gate"])["match"] == "subjects"
+    assert "model.gate: as you set it" in said
+    assert "held still: nothing; the base model answers all prompts that name nothing taught" in said
+    assert "expect harm" not in said
+    assert config["model"]["retain"] == []  # what other text says of targets does not open it
+
+
+def test_the_gated_recipe_needs_an_adapter_without_a_gate_of_its_own(tiny_model, facts_file, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["lit-semantic-peft"])
-    every = ["--trainer.max_steps=1", "--refine=0", "--data.forms.sources=[]", "--model.retain=[]"]
-    files = [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", "--recipe=names"]
-    assert main(["fit", *files, *SMALL, *every, "--model.optimizer=AdamW", "--model.peft_config=peft.LoraConfig"]) == 2
-    assert "`--recipe names` trains LoRA at names, and `model.peft_config` is a LoraConfig." in capsys.readouterr().err
+    files = [f"--model.base_model={tiny_model}", f"--data.facts={facts_file}", "--recipe=gated", *SMALL]
+    assert main(["fit", *files, "--model.peft_config=lit_semantic_peft.adapters.SubjectLoraConfig"]) == 2
+    assert (
+        "`--recipe gated` puts a gate around the adapter, and SubjectLoraConfig has one of" in capsys.readouterr().err
+    )
     assert not Path("run").exists()
 
 
-def test_the_recipe_of_names_needs_subjects(tiny_model, tmp_path, monkeypatch, capsys):
+def test_the_gated_recipe_needs_subjects(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["lit-semantic-peft"])
     facts = tmp_path / "none.jsonl"
     facts.write_text('{"prompt": "It is named", "target": "one"}\n')
-    assert main(["fit", f"--model.base_model={tiny_model}", f"--data.facts={facts}", *SMALL, "--recipe=names"]) == 2
-    assert "subject" in capsys.readouterr().err
+    assert main(["fit", f"--model.base_model={tiny_model}", f"--data.facts={facts}", *SMALL, "--recipe=gated"]) == 2
+    assert "leave out `--recipe gated` or `model.gate`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

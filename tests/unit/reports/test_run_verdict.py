@@ -102,7 +102,7 @@ def test_each_damage_is_named_with_what_helps(changes, begin):
     line, *more = verdict(replace(HARMLESS, **changes))
     assert line.startswith(begin)
     is_damage = line.startswith(DAMAGE)
-    assert ["(`model.gate`: `SubjectGate`)" in one and "`--recipe names`" in one for one in more] == [True] * is_damage
+    assert ["`--recipe gated`" in one for one in more] == [True] * is_damage
     text = shown(replace(HARMLESS, **changes))
     assert "\x1b[33m" in text  # yellow
     assert text.index("What to look at") < text.index("facts kept")
