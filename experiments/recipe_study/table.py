@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 README = ROOT / "README.md"
 BEGIN = "<!-- Made by `python -m experiments.recipe_study table`; not to be edited. -->"
 RECIPE = "recipe"
-IN_README = {PLAIN: "plain", RECIPE: "recipe", "recipe_gated": "recipe, gated", "subject_lora": "at names"}
+IN_README = {PLAIN: "plain", RECIPE: "recipe", "gated": "recipe, gated"}
 """Ways of the README's table, and what it calls them."""
 _NOT_YET = """The recipe is not yet measured with several seeds;
 [one seed](experiments/results/RECIPE.md) and [one run of the quickstart](docs/quickstart.md#what-one-run-gave) show

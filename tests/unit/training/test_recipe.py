@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from lit_semantic_peft.adapters import SubjectGate, SubjectLoraConfig
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact, read_facts, write_facts
 from lit_semantic_peft.training.recipe import FEWEST_STEPS, MANY_PASSES, PASSES, choose_recipe
@@ -55,6 +56,19 @@ def test_forms_are_what_the_facts_bring():
     rich = choose_recipe(facts(8, paraphrases=("Door opens with", "To open it use", "Enter with")), SMALL, LoraConfig())
     assert shares(rich) == {"given": 0.35, "question": 0.15, "reversed": 0.3}
     assert rich.forms.from_paraphrases == 2  # of three, so that one is left to ask
+
+
+def test_behind_a_gate_only_what_other_text_says_of_targets_is_held():
+    def held(config=None, **settings):
+        given = [*facts(4), replace(facts(1)[0], id="held", split="retain")]
+        return [(one.name, getattr(one, "names", None)) for one in choose_recipe(
+            given, SMALL, config or LoraConfig(), **settings
+        ).retain]  # fmt: skip
+
+    own = ("retain_split", None)
+    assert held(gate=SubjectGate("subjects_and_targets")) == [("subject_samples", "targets"), own]
+    assert held(gate=SubjectGate("subjects")) == [own]
+    assert held(SubjectLoraConfig(r=2)) == [own]
 
 
 def test_a_subject_is_not_asked_from_an_answer_that_many_share():
