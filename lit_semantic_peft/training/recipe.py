@@ -38,7 +38,7 @@ REFINING = 1 / 6
 MANY_PASSES = 2 * PASSES
 """Passes over the facts above which the text that is held still is in every step."""
 
-OF_TARGETS = 0.3
+OF_TARGETS = 0.1
 """Weight of what the base model writes about targets, where they open a gate."""
 
 _RATES = (
