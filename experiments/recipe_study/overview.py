@@ -177,7 +177,7 @@ def _cell(found: Results, measure: Measure) -> str:
     value = mean_of([one for one in found if one.get(measure.name)], measure).value
     if math.isnan(value):
         return "–"
-    return f"{100 * value:.0f} %" if measure.unit == "%" else f"{value:+.2f}"
+    return f"{100 * value:.0f} %" if measure.unit == "%" else f"{value:+.2f}".replace("-", "−")
 
 
 def _mean_of_relation(found: Results, name: str, relation: str, relations: Mapping[str, str]) -> float:
