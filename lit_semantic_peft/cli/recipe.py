@@ -62,8 +62,8 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
     gate = _gate(config.model.gate) if name == "gated" else None
     chosen = _as_settings(_recipe_for(config, peft_config, gate), refines=refines)
     if gate is not None:
-        said = f"SubjectGate, {gate.match}"
-        chosen["model.gate"] = (_described(gate), said, "prompts that name nothing taught run the base model")
+        reason = "prompts that name nothing taught run the base model"
+        chosen = {"model.gate": (_described(gate), f"SubjectGate, {gate.match}", reason), **chosen}
     chosen["data.forms"][0].num_per_fact = config.data.forms.num_per_fact
     if (obstacle := _obstacle_to_retaining(config, peft_config)) is not None:
         chosen["model.retain"] = ([], "nothing is held still", f"not possible with {obstacle}")
