@@ -14,18 +14,17 @@ _NONE = "–"
 
 
 def score_rows(summary: Summary) -> list[dict[str, str]]:
-    """A row per score that was measured: name, description, before, after with interval, through the gate, counts."""
-    rows, gate = [], summary.gate
+    """A row per score that was measured: name, description, before, after with interval, without the gate, counts."""
+    rows, used = [], summary.as_used
     for definition in SCORES:
-        record = summary.score(definition.name)
+        record = used.score(definition.name)
         kept, dropped = record.kept, record.dropped
         if any(side is not None for side in (kept.before, kept.after, dropped.after)):
-            gated = gate.score(definition.name).kept.after if gate is not None else None
-            rows.append(_row(definition, kept.before, kept.after, dropped.after, gated))
-    if (retention := summary.retention) is not None:
-        through = gate.retention if gate is not None else None
+            without = summary.score(definition.name).kept.after
+            rows.append(_row(definition, kept.before, kept.after, dropped.after, without))
+    if (retention := used.retention) is not None and summary.retention is not None:
         rows += [
-            _row(definition, None, after, None, None if through is None else through.of(definition.name))
+            _row(definition, None, after, None, summary.retention.of(definition.name))
             for definition in RETENTION
             if (after := retention.of(definition.name)) is not None
         ]
@@ -37,7 +36,7 @@ def _row(
     before: Estimate | None,
     after: Estimate | None,
     dropped: Estimate | None,
-    gated: Estimate | None,
+    without_gate: Estimate | None,
 ) -> dict[str, str]:
     def text(estimate: Estimate | None) -> str:
         return _NONE if estimate is None else estimate_text(estimate, definition.is_share)
@@ -50,7 +49,7 @@ def _row(
         "description": definition.description.replace("`", ""),  # plain text on the page
         "before": text(before),
         "after": text(after),
-        "gated": text(gated),
+        "without_gate": text(without_gate),
         "count": count(after or before),
         "dropped": text(dropped),
         "dropped_count": count(dropped),
@@ -58,12 +57,12 @@ def _row(
 
 
 def gate_note(summary: Summary) -> str:
-    """What the column of the gate is; "" where there is no gate."""
+    """What the columns are where there is a gate; "" where there is none."""
     if summary.gate is None:
         return ""
     return (
-        "“Through the gate” the adapter acts only on questions that name what was taught, as lsp.load_gated loads it; "
-        "plain peft loads it without the gate, which is “After”."
+        "“After” is through the gate, as lsp.load_gated loads the adapter: it acts only on questions that name what "
+        "was taught. Plain peft loads it without the gate."
     )
 
 

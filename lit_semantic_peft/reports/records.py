@@ -375,6 +375,12 @@ class Summary(FactCounts):
     config: dict[str, Any] = field(default_factory=dict)
     verdict: tuple[str, ...] | None = None
 
+    @property
+    def as_used(self) -> "Summary":
+        """The same with the numbers through the gate, where there is one: of the model as `load_gated` loads it."""
+        gate = self.gate
+        return self if gate is None else replace(self, scores=gate.scores, retention=gate.retention)
+
     def without_fact_text(self) -> "Summary":
         """The same without texts of facts: those that resist, wordings, the most frequent answer, names of anchors."""
         routing = self.routing

@@ -32,7 +32,8 @@ def tiles(summary: Summary) -> list[dict[str, str]]:
         before = f"{mean_percent(sides.before)} before" if sides.before is not None else "before: not measured"
         return tile(label, _mean(sides.after), f"of the {whose} facts; {before}")
 
-    efficacy, locality = summary.score("efficacy"), summary.score("locality").kept.after
+    used = summary.as_used
+    efficacy, locality = used.score("efficacy"), used.score("locality").kept.after
     rates = [record.conflict_rate for record in summary.interference if record.conflict_rate is not None]
     conflicts = "at the end" if rates else "of facts"
     if len(rates) > 1:  # a single one is from after training

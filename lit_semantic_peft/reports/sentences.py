@@ -19,7 +19,8 @@ def summary_sentences(summary: Summary, facts: pa.Table) -> list[str]:
     Returns:
         Sentences of plain text; fact text in them is not escaped.
     """
-    sentences = [_filtering(summary), *_deferral(summary, facts), *_recall(summary), *_interference(summary, facts)]
+    used = summary.as_used
+    sentences = [_filtering(summary), *_deferral(summary, facts), *_recall(used), *_interference(summary, facts)]
     if summary.pushed_away is not None:
         pushed = round(summary.pushed_away * summary.num_kept)
         sentences.append(
@@ -28,7 +29,7 @@ def summary_sentences(summary: Summary, facts: pa.Table) -> list[str]:
             else f"Training pushed the model away from {_count(pushed, 'kept fact')}: "
             f"{'its' if pushed == 1 else 'their'} distance grew."
         )
-    return sentences + _yes_no(summary) + _locality(summary) + _retention(summary) + _gate(summary) + _routing(summary)
+    return sentences + _yes_no(used) + _locality(used) + _retention(used) + _gate(summary) + _routing(summary)
 
 
 def known_facts_were_dropped(summary: Summary, config: str = "") -> bool:
@@ -92,13 +93,13 @@ def _gate(summary: Summary) -> list[str]:
     gate = summary.gate
     if gate is None:
         return []
-    through, without = (one.score("efficacy").kept.after for one in (gate, summary))
-    recall = ""
-    if through is not None and without is not None:
-        shares = f"{mean_percent(through)} of the kept facts are generated through it, {mean_percent(without)} without"
-        recall = f"; {shares}"
+    without = summary.score("efficacy").kept.after
+    recall = "" if without is None else f"; without it {mean_percent(without)} of the kept facts are generated"
     opened, asked = sum(gate.num_opened.values()), sum(gate.num_asked.values())
-    return [f"The gate opened for {opened} of {asked} questions{recall}.", *_lost_to_the_gate(gate)]
+    return [
+        f"The gate opened for {opened} of {asked} questions. What is said here is through it{recall}.",
+        *_lost_to_the_gate(gate),
+    ]
 
 
 def _routing(summary: Summary) -> list[str]:

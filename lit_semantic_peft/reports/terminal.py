@@ -82,21 +82,24 @@ def _numbers(summary: Summary) -> Table:
         if sides != Sides():
             table.add_row(label, text(sides.before), text(sides.after))
 
+    used = summary.as_used
     for score in SCORES:
         if score.in_terminal:
-            record = summary.score(score.name)
+            record = used.score(score.name)
             add(score.label, record.kept, score.is_share)
             if score.name in _OF_DROPPED:
                 add(f"{score.label}, dropped facts", record.dropped, score.is_share)
-            if summary.gate is not None:
-                through = Sides(after=summary.gate.score(score.name).kept.after)
-                add(f"{score.label}, through the gate", through, score.is_share)
-    if (retention := summary.retention) is not None:
+            if (without := summary.score(score.name).kept.after) != record.kept.after:
+                add(f"{score.label}, ungated", Sides(after=without), score.is_share)
+    for retention, whose in ((used.retention, ""), (summary.retention, ", ungated")):
+        if retention is None or (whose and retention == used.retention):
+            continue
         for score in RETENTION:
             if score.in_terminal:
-                add(score.label, Sides(after=retention.of(score.name)), score.is_share)
+                add(score.label + whose, Sides(after=retention.of(score.name)), score.is_share)
         if retention.nll_before is not None and retention.nll_after is not None:
-            table.add_row("unrelated text, nats per token", f"{retention.nll_before:.3f}", f"{retention.nll_after:.3f}")
+            before, after = f"{retention.nll_before:.3f}", f"{retention.nll_after:.3f}"
+            table.add_row(f"unrelated text, nats per token{whose}", before, after)
     table.add_row("kept facts pushed away", "", percent(summary.pushed_away))
     if summary.interference:
         first, last = summary.interference[0], summary.interference[-1]

@@ -4,7 +4,7 @@ The thresholds are `Thresholds`; none of them is a test of significance.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lit_semantic_peft.reports.phrases import percent
 from lit_semantic_peft.reports.records import Summary
@@ -58,13 +58,14 @@ def verdict(summary: Summary, thresholds: Thresholds | None = None) -> list[str]
     """
     limits = thresholds or Thresholds()
     return [
-        *_damage(_through_gate(summary), limits),
-        *_gate(summary, limits),
+        *_damage(summary.as_used, limits),
+        *_advice(summary, limits),
         *_recall(summary, limits),
         *_paraphrases(summary, limits),
         *_shut(summary),
         *_majority(summary, limits),
         *_retain(summary),
+        *_without_gate(summary, limits),
     ]
 
 
@@ -86,23 +87,21 @@ def is_judged(summary: Summary) -> bool:
     return outside or summary.score("locality").kept.after is not None
 
 
-def _through_gate(summary: Summary) -> Summary:
-    """The summary with the numbers of the gated model, where there is a gate."""
-    gate = summary.gate
-    return summary if gate is None else replace(summary, scores=gate.scores, retention=gate.retention)
-
-
 def _damage(summary: Summary, limits: Thresholds) -> list[str]:
     return [*_known(summary, limits), *_unrelated(summary, limits), *_neighbours(summary, limits)]
 
 
-def _gate(summary: Summary, limits: Thresholds) -> list[str]:
-    """That a gate would help, or of what it protects."""
-    damage = _damage(summary, limits)
-    if summary.gate is not None:
-        what = (sentence.partition(". ")[0] for sentence in damage)
-        return [f"Without its gate, as plain peft loads the adapter: {one[0].lower()}{one[1:]}." for one in what]
-    if not damage or summary.routing is not None:
+def _without_gate(summary: Summary, limits: Thresholds) -> list[str]:
+    """Of what the gate protects."""
+    if summary.gate is None:
+        return []
+    what = (sentence.partition(". ")[0].rstrip(".") for sentence in _damage(summary, limits))
+    return [f"Without its gate, as plain peft loads the adapter: {one[0].lower()}{one[1:]}." for one in what]
+
+
+def _advice(summary: Summary, limits: Thresholds) -> list[str]:
+    """That a gate would help."""
+    if summary.gate is not None or summary.routing is not None or not _damage(summary, limits):
         return []
     return [
         "If you do not need to merge the adapter and each fact has a `subject`, train with `--recipe gated` "
@@ -114,7 +113,7 @@ def _shut(summary: Summary) -> list[str]:
     """The questions whose answer the adapter knows and the gate keeps from it."""
     found = []
     for name, questions in _TAUGHT.items():
-        own, gated = (one.score(name).kept.after for one in (summary, _through_gate(summary)))
+        own, gated = (one.score(name).kept.after for one in (summary, summary.as_used))
         if own is not None and gated is not None and own.mean - gated.mean > _SHUT:
             found.append(f"{questions} {percent(own.mean)} without the gate, {percent(gated.mean)} through it")
     if not found:

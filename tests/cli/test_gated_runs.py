@@ -35,7 +35,7 @@ def settings(tiny_model, facts_file, shared_cache, monkeypatch):
 
 def test_a_gated_run_keeps_what_it_did_not_teach(settings, tiny_model, capsys):
     assert main(["fit", *settings]) == 0
-    assert "through the gate" in capsys.readouterr().out
+    assert "nats per token, ungated" in capsys.readouterr().out
     folder = RunFolder("runs/one")
     summary = folder.summary
     gate = summary.gate
@@ -53,7 +53,10 @@ def test_a_gated_run_keeps_what_it_did_not_teach(settings, tiny_model, capsys):
     # Reversed questions name the target: they are lost, and the report says so.
     assert (gate.num_opened["reversed"], gate.num_asked["reversed"]) == (0, 8)
     page = folder.paths.report.read_text(encoding="utf-8").replace("\u00a0", " ")
-    assert "After, through the gate" in page
+    assert "After, without the gate" in page
+    assert "Beside a kept fact, 100 % of the neighbouring questions kept their answer" in page  # as it is used
+    assert "nats per token before, " in page
+    assert "after. Through the gate." in page
     assert "8 of 8 reversed questions name the target" in page
 
     # The checkpoint, the exported adapter and its copy have the gate.

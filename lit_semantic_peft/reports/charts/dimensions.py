@@ -16,7 +16,7 @@ def dimensions_before_after(run: RunContents) -> BeforeAfterChart:
     Args:
         run: The run.
     """
-    summary = run.summary
+    summary = run.summary.as_used
     rows = [
         BeforeAfterRow(label_of(name), "kept facts", _mean(sides.before), _mean(sides.after), "blue")
         for name in _TAUGHT
@@ -31,14 +31,15 @@ def dimensions_before_after(run: RunContents) -> BeforeAfterChart:
     ]
     return BeforeAfterChart(
         title="What training gave and what it cost: before (○) and after (●)",
-        note=f"Blue should rise, orange should stay at 100 %, where the base model is by definition.{_unrelated(run)}",
+        note=f"Blue should rise, orange should stay at 100 %, where the base model is by definition.{_unrelated(run)}"
+        + (" Through the gate." if summary.gate is not None else ""),
         x_label="share right, or as before",
         rows=tuple(rows),
     )
 
 
 def _unrelated(run: RunContents) -> str:
-    retention = run.summary.retention
+    retention = run.summary.as_used.retention
     if retention is None or retention.nll_before is None or retention.nll_after is None:
         return ""
     before, after = retention.nll_before, retention.nll_after
