@@ -46,6 +46,7 @@ def interference_history(run: RunContents) -> LineChart:
             )
         ),
         is_share=True,
+        least_points=2,  # the numbers of a single one stand in a table
     )
 
 

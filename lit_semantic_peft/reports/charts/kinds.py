@@ -54,6 +54,7 @@ class LineChart:
         series: The lines.
         is_share: Whether the values are shares in [0, 1], shown in per cent.
         has_legend: Whether the lines are named beside the chart.
+        least_points: Measured points of a line from which on it is worth drawing.
     """
 
     title: str
@@ -64,11 +65,12 @@ class LineChart:
     series: tuple[Series, ...]
     is_share: bool = False
     has_legend: bool = True
+    least_points: int = 1
 
     @property
     def is_measured(self) -> bool:
-        """Whether there is a line to draw, from one place to another."""
-        return any(len(one.measured) > 1 for one in self.series)
+        """Whether there is anything to draw."""
+        return any(len(one.measured) >= self.least_points for one in self.series)
 
     @property
     def legend(self) -> list[tuple[str, Color, int | None]]:
