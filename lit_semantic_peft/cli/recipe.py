@@ -51,14 +51,14 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
         "data.forms": config.data.forms.sources is None,
         "model.retain": config.model.retain is None,
     }
+    if not any(open_settings.values()) and name != "gated":
+        return config
     peft_config = _peft_config(config.model.peft_config)
     if name == "gated" and traits_of(peft_config).routes:
         raise InputError(
             f"`--recipe gated` puts a gate around the adapter, and {type(peft_config).__name__} has one of its own. "
             "Leave out `--recipe`."
         )
-    if not any(open_settings.values()):
-        return config
     gate = _gate(config.model.gate) if name == "gated" else None
     chosen = _as_settings(_recipe_for(config, peft_config, gate), refines=refines)
     if gate is not None:
