@@ -193,7 +193,7 @@ class SubjectGate:
             raise InputError(
                 f"`gate`: the own prompts of {len(closed)} of {len(facts)} taught facts do not name a subject, so that "
                 f"the gate would stay closed on them: {_listed(closed)}. Add the name that the prompt uses to "
-                "`model.gate.aliases`, or correct the `subject`."
+                "`model.gate.aliases`, correct the `subject`, or leave out `--recipe gated` or `model.gate`."
             )
         return table
 

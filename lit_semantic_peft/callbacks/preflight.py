@@ -126,6 +126,8 @@ def about_training(num_steps: float, cost: Cost | None, module: SemanticPeftModu
         held += "; the adapter acts at the taught names alone, so that text without them stays as it is"
     elif module.gate is not None:
         held += "; the base model answers all prompts that name nothing taught"
+        if module.gate.match == "subjects_and_targets" and not kinds:
+            held += ", and text that names a target is not held"
     elif without:
         held += f"; no source in `model.retain` for {without}: expect harm"
     yield "held still", held

@@ -1,4 +1,4 @@
-"""`--recipe auto`: fills the settings that the user left open, before anything is built from them."""
+"""`--recipe`: fills the settings that the user left open, before anything is built from them."""
 
 import logging
 from importlib import import_module
@@ -59,13 +59,16 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
             f"`--recipe gated` puts a gate around the adapter, and {type(peft_config).__name__} has one of its own. "
             "Leave out `--recipe`."
         )
+    if not any(open_settings.values()):
+        return config
     gate = _gate(config.model.gate) if name == "gated" else None
     chosen = _as_settings(_recipe_for(config, peft_config, gate), refines=refines)
     if gate is not None:
         reason = "prompts that name nothing taught run the base model"
         chosen = {"model.gate": (_described(gate), f"SubjectGate, {gate.match}", reason), **chosen}
     chosen["data.forms"][0].num_per_fact = config.data.forms.num_per_fact
-    if (obstacle := _obstacle_to_retaining(config, peft_config)) is not None:
+    obstacle = _obstacle_to_retaining(config, peft_config)
+    if obstacle is not None and chosen["model.retain"][0]:
         chosen["model.retain"] = ([], "nothing is held still", f"not possible with {obstacle}")
     filled = config.clone()
     logger.info("Recipe (`--recipe plain` for the adapter alone; each setting can be given):")
@@ -74,7 +77,7 @@ def apply_recipe(name: RecipeName, config: Namespace, parser: ArgumentParser) ->
             filled.update(value, key)
             logger.info("  %s: %s — %s", key, said, reason)
         elif key != "refine" or config.refine is not None:
-            logger.info("  %s: as you set it", key)
+            logger.info("  %s: as you set it%s", key, f" ({said})" if key == "model.gate" else "")
     completed: Namespace = parser.parse_object(filled)
     return completed
 

@@ -127,7 +127,8 @@ def choose_recipe(
     num_refining = int(num_steps * REFINING)
     reasons["num_refining"] = "the last steps teach once more the facts that resist, and repeat the others"
     learning_rate, reasons["learning_rate"] = _rate(num_parameters, peft_config)
-    forms, reasons["forms"] = _forms(taught, set_name or name_of(facts))
+    opens_for_targets = gate is None or gate.match == "subjects_and_targets"
+    forms, reasons["forms"] = _forms(taught, set_name or name_of(facts), reverses=opens_for_targets)
     every = 1 if num_steps * facts_per_step > MANY_PASSES * len(taught) else 2
     retain: tuple[HeldStill, ...] = ()
     if acts_at_names(peft_config):
@@ -159,8 +160,11 @@ def _rate(num_parameters: int, peft_config: PeftConfig) -> tuple[float, str]:
     return rate, f"{origin}, for {num_parameters / 1e6:,.0f}M parameters and {peft_config.peft_type.value}"
 
 
-def _forms(taught: Sequence[Fact], set_name: str) -> tuple[FormsPlan, str]:
-    """Paraphrases (or templates) 35 %, questions 15 %, reversed 30 %, as far as the facts have them."""
+def _forms(taught: Sequence[Fact], set_name: str, *, reverses: bool) -> tuple[FormsPlan, str]:
+    """Paraphrases (or templates) 35 %, questions 15 %, reversed 30 %, as far as the facts have them.
+
+    Reversed questions name the target alone: a gate that opens for subjects would stay shut on them.
+    """
     with_templates = builtin_templates(set_name)
     brings = {
         "paraphrases": [len(fact.paraphrases) + len(fact.forms) >= 2 for fact in taught],
@@ -176,7 +180,7 @@ def _forms(taught: Sequence[Fact], set_name: str) -> tuple[FormsPlan, str]:
         sources.append(Templates(share=0.175 if "paraphrases" in enough else 0.35))
     if "questions" in enough:
         sources.append(Question(share=0.15))
-    if "subjects to ask for" in enough:
+    if "subjects to ask for" in enough and reverses:
         sources.append(Reversed(share=0.3))
     most = max((len(fact.paraphrases) for fact in taught), default=0)
     from_paraphrases = max(0, most - 1) if "paraphrases" in enough else 0

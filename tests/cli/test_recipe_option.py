@@ -108,7 +108,7 @@ def test_the_gated_recipe_brings_a_gate_and_holds_what_is_said_of_targets(fit):
 def test_a_gate_that_is_given_stays_in_the_gated_recipe(gate, fit):
     config, said = fit("--trainer.max_steps=1", "--recipe=gated", gate)
     assert config["model"]["gate"].get("init_args", config["model"]["gate"])["match"] == "subjects"
-    assert "model.gate: as you set it" in said
+    assert "model.gate: as you set it (SubjectGate, subjects)" in said
     assert "held still: nothing; the base model answers all prompts that name nothing taught" in said
     assert "expect harm" not in said
     assert config["model"]["retain"] == []  # what other text says of targets does not open it

@@ -41,7 +41,7 @@ class SubjectSamples(RetainSource):
         every: As in `RetainSource`.
 
     Raises:
-        InputError: If a setting is out of its range; from `texts`, if no fact in training has a subject.
+        InputError: If a setting is out of its range; from `texts`, if subjects are asked for and no fact has one.
     """
 
     def __init__(

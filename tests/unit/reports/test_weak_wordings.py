@@ -119,4 +119,4 @@ def test_the_page_says_which_recipe_helps_where_it_was_not_used():
     at_names = replace(summary, routing=RoutingRecord("subjects", 4, {"fact": 4}, {"fact": 4}, None))
     pages = [render_report(RunContents(facts, one, probes)) for one in (summary, at_names)]
     assert ["Wordings that fail" in page for page in pages] == [True, True]
-    assert ["<code>--recipe gated</code>, which recalls" in page for page in pages] == [True, False]
+    assert ["try <code>--recipe gated</code>" in page for page in pages] == [True, False]

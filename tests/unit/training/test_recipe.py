@@ -69,6 +69,8 @@ def test_behind_a_gate_only_what_other_text_says_of_targets_is_held():
     assert held(gate=SubjectGate("subjects_and_targets")) == [("subject_samples", "targets"), own]
     assert held(gate=SubjectGate("subjects")) == [own]
     assert held(SubjectLoraConfig(r=2)) == [own]
+    one_sided = choose_recipe(facts(4), SMALL, LoraConfig(), gate=SubjectGate("subjects"))
+    assert shares(one_sided) == {"question": 0.15}  # reversed questions name the target alone
 
 
 def test_a_subject_is_not_asked_from_an_answer_that_many_share():
