@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from lit_semantic_peft.__main__ import main
 from lit_semantic_peft.cli import recipe
 from lit_semantic_peft.errors import InputError
+from lit_semantic_peft.models.gated import read_gate
 
 SMALL = [
     "--trainer.accelerator=cpu",
@@ -112,6 +113,34 @@ def test_a_gate_that_is_given_stays_in_the_gated_recipe(gate, fit):
     assert "held still: nothing; the base model answers all prompts that name nothing taught" in said
     assert "expect harm" not in said
     assert config["model"]["retain"] == []  # what other text says of targets does not open it
+
+
+def test_the_gated_recipe_holds_nothing_where_the_penalty_is_not_possible(fit):
+    config, said = fit("--trainer.max_steps=1", "--recipe=gated", "--trainer.precision=16-mixed")
+    assert config["model"]["retain"] == []
+    assert "model.retain: nothing is held still — not possible with `precision: 16-mixed`" in said
+
+
+def test_a_gate_that_is_null_is_left_to_the_gated_recipe(fit):
+    config, _ = fit("--trainer.max_steps=1", "--recipe=gated", "--model.gate=null")
+    assert config["model"]["gate"]["init_args"]["match"] == "subjects_and_targets"
+
+
+def test_a_gate_of_aliases_alone_opens_for_subjects(fit):
+    _, said = fit("--trainer.max_steps=1", "--recipe=gated", "--model.gate.aliases={Belvan: [Old Belvan]}")
+    assert "model.gate: as you set it (SubjectGate, subjects)" in said
+    assert "Old Belvan" in read_gate("run/adapter").names
+
+
+def test_a_gated_run_goes_on_and_is_repeated_from_its_configuration(fit):
+    config, _ = fit("--trainer.max_steps=2", "--recipe=gated")
+    again = ["fit", "--config=run/config.yaml", "--trainer.default_root_dir=again"]
+    assert main(again) == 0
+    repeated = yaml.safe_load(Path("again/config.yaml").read_text(encoding="utf-8"))
+    assert (repeated["model"], repeated["data"]) == (config["model"], config["data"])
+    assert read_gate("again/adapter") == read_gate("run/adapter")
+    assert main(["fit", "--config=run/config.yaml", "--trainer.max_steps=3", "--ckpt_path=last"]) == 0
+    assert read_gate("run/adapter").names == read_gate("again/adapter").names
 
 
 def test_the_gated_recipe_needs_an_adapter_without_a_gate_of_its_own(tiny_model, facts_file, monkeypatch, capsys):
