@@ -28,7 +28,14 @@ if TYPE_CHECKING:
         training,
     )
     from lit_semantic_peft.audit import inspect
-    from lit_semantic_peft.callbacks import AdapterExport, FactReport, InterferenceMonitor, Refine, ScaleBack
+    from lit_semantic_peft.callbacks import (
+        AdapterExport,
+        Extrapolate,
+        FactReport,
+        InterferenceMonitor,
+        Refine,
+        ScaleBack,
+    )
     from lit_semantic_peft.data import (
         BatchPlan,
         EncodingPlan,
@@ -76,6 +83,7 @@ _MODULE_OF = {
     "ConflictAwareBatching": "training",
     "EncodingPlan": "data",
     "EvaluationPlan": "evaluation",
+    "Extrapolate": "callbacks",
     "Fact": "facts",
     "FactReport": "callbacks",
     "FormsPlan": "data",
@@ -108,6 +116,7 @@ __all__ = [
     "ConflictAwareBatching",
     "EncodingPlan",
     "EvaluationPlan",
+    "Extrapolate",
     "Fact",
     "FactReport",
     "FormsPlan",

@@ -304,12 +304,21 @@ RULES: tuple[Rule, ...] = (
             ("ConflictAwareBatching", "which facts share a step"),
         )
     ),
+    *(
+        Rule(
+            f"`{name}`",
+            "adapters other than LoRA, DoRA, and `peft_config` that changes the base model",
+            f"`{name}` multiplies LoRA's change of the base model by a factor; `{{peft_config}}` here changes it in "
+            "other ways. Leave it out.",
+            lambda s, name=name: s.has(name) and not (s.is_plain_lora and s.base_changing_setting is None),  # type: ignore[misc]
+        )
+        for name in ("ScaleBack", "Extrapolate")
+    ),
     Rule(
+        "`Extrapolate`",
         "`ScaleBack`",
-        "adapters other than LoRA, DoRA, and `peft_config` that changes the base model",
-        "`ScaleBack` multiplies LoRA's change of the base model by a factor; `{peft_config}` here changes it in other "
-        "ways. Leave it out.",
-        lambda s: s.has("ScaleBack") and not (s.is_plain_lora and s.base_changing_setting is None),
+        "`Extrapolate` scales the adapter up and `ScaleBack` scales it down: use one.",
+        lambda s: s.has("Extrapolate") and s.has("ScaleBack"),
     ),
     # ------------------------------------------------------- what is held still
     Rule(

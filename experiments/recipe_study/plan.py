@@ -34,6 +34,7 @@ class Way:
         steps: Optimizer steps as a multiple of the recipe's own number.
         refines: Whether the last of them teach once more the facts that resist, in the recipe's own share.
         scales_back: Whether the adapter is scaled down at the end, as far as no taught text is lost.
+        extrapolate: By what it is scaled up at the end; None where the recipe decides it.
         config: What it sets itself, in the form of a user's YAML.
         about: What it is, in a few words.
     """
@@ -43,6 +44,7 @@ class Way:
     steps: float = 1.0
     refines: bool = False
     scales_back: bool = False
+    extrapolate: float | None = None
     is_gated: bool = False
     config: Mapping[str, Any] | None = None
     about: str = ""
@@ -264,6 +266,7 @@ def config_of(
     if run.way.is_recipe:
         config["recipe"] = "gated" if run.way.is_gated else "auto"
         config["scale_back"] = run.way.scales_back
+        config["extrapolate"] = run.way.extrapolate
         for section, key in (("model", "optimizer"), ("model", "retain"), ("data", "forms")):
             del config[section][key]
     else:

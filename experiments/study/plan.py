@@ -313,7 +313,9 @@ def keyed(config: Mapping[str, Any]) -> dict[str, Any]:
         config: As `config_of` gives it.
     """
     model = {name: value for name, value in config["model"].items() if (name, value) != ("prefix_tree", False)}
-    return {name: value for name, value in config.items() if (name, value) != ("scale_back", False)} | {"model": model}
+    unscaled = {"scale_back": False, "extrapolate": None}
+    others = {name: value for name, value in config.items() if name not in unscaled or value != unscaled[name]}
+    return others | {"model": model}
 
 
 def is_group(value: Any) -> TypeGuard[Mapping[str, Any]]:

@@ -5,6 +5,7 @@ from lit_semantic_peft.callbacks.adapter_export import AdapterExport
 from lit_semantic_peft.callbacks.answer_writer import AnswerWriter
 from lit_semantic_peft.callbacks.checkpoint import AdapterCheckpoint
 from lit_semantic_peft.callbacks.conversation import Conversation
+from lit_semantic_peft.callbacks.extrapolate import Extrapolate
 from lit_semantic_peft.callbacks.fact_report import FactReport
 from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
 from lit_semantic_peft.callbacks.loss_weights import LossWeightDistribution
@@ -22,6 +23,7 @@ __all__ = [
     "AdapterExport",
     "AnswerWriter",
     "Conversation",
+    "Extrapolate",
     "FactReport",
     "InterferenceMonitor",
     "LossWeightDistribution",

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 
 from lit_semantic_peft.callbacks.interference_monitor import InterferenceMonitor
 from lit_semantic_peft.callbacks.routing_results import measure_routing
-from lit_semantic_peft.callbacks.scale_back import ScaleBack
+from lit_semantic_peft.callbacks.scaling import ScalesAdapter
 from lit_semantic_peft.data import KnowledgeDataModule, PreparedFacts
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.evaluation import Evaluation
@@ -117,7 +117,7 @@ def _about_run(
         "base_model_note": module.base_model.source.note or None,
         "peft_type": peft_type_name(module.model),
         "trainable_parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
-        "scaled_back": _scale(trainer),
+        "scale": _scale(trainer),
         "distance_name": module.data.distances[0].name,
         "epochs": tuple(epochs),
         "interference": tuple(monitor.records) if monitor else (),
@@ -132,7 +132,7 @@ def _about_run(
 
 def _scale(trainer: Trainer) -> float | None:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback.scale for callback in callbacks if isinstance(callback, ScaleBack)), None)
+    return next((callback.scale for callback in callbacks if isinstance(callback, ScalesAdapter)), None)
 
 
 def _monitor(trainer: Trainer) -> InterferenceMonitor | None:

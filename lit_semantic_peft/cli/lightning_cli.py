@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -28,15 +27,14 @@ from lit_semantic_peft.callbacks import (
     FactReport,
     InterferenceMonitor,
     NonBlockingWandbLogger,
-    Refine,
-    ScaleBack,
     StepBar,
 )
 from lit_semantic_peft.cli.early import DEFAULT_RUN, run_exists
 from lit_semantic_peft.cli.lightning_refusals import lightning_refusals, require_other_nodes
 from lit_semantic_peft.cli.lightning_words import words
 from lit_semantic_peft.cli.ownership import OwnedFolder
-from lit_semantic_peft.cli.recipe import RecipeName, apply_recipe
+from lit_semantic_peft.cli.recipe import apply_recipe
+from lit_semantic_peft.cli.recipe_options import add_recipe_options, callbacks_of
 from lit_semantic_peft.cli.run_checks import checkpoint_of, inputs_of, local_folder, refuse_what_would_be_ignored
 from lit_semantic_peft.cli.short_settings import short_settings
 from lit_semantic_peft.errors import InputError
@@ -93,30 +91,7 @@ class SemanticPeftCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the callbacks as sections of the YAML."""
-        parser.add_argument(
-            "--recipe",
-            type=RecipeName,
-            default="auto",
-            help="`auto` chooses steps, learning rate, forms and what is held still, as far as they are not given; "
-            "`gated` does so for an adapter that acts only where something taught is named (`model.gate`), and needs "
-            "facts with a `subject`; `plain` trains the facts' own prompts and holds nothing still. For `fit` only.",
-        )
-        parser.add_argument(
-            "--refine",
-            type=NonNegativeInt | None,
-            default=None,
-            help="How many optimizer steps after `trainer.max_steps` teach once more the facts that resist, and repeat "
-            "the others: `trainer.callbacks.Refine`. Left out, the recipe decides it where it decides the steps, else "
-            "none. For `fit` only.",
-        )
-        parser.add_argument(
-            "--scale_back",
-            type=bool,
-            default=False,
-            help="Whether the adapter is scaled down at the end of training, as far as no taught text is lost: "
-            "`trainer.callbacks.ScaleBack`. Unrelated text loses less, and other wordings are recalled less. For `fit` "
-            "only.",
-        )
+        add_recipe_options(parser)
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
         parser.add_lightning_class_args(AdapterExport, "export")
         parser.add_lightning_class_args(InterferenceMonitor, "interference")
@@ -234,12 +209,8 @@ class SemanticPeftCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         self._take_run_folder()  # with settings that module and data module have accepted
         folder = config["default_root_dir"]
-        if (num_refining := self.config[self.subcommand].refine) and self.subcommand == "fit":
-            callbacks = [*callbacks, Refine(num_refining)]
-            if config["max_steps"] >= 0:  # else Refine is refused
-                config["max_steps"] += num_refining
-        if self.config[self.subcommand].scale_back and self.subcommand == "fit":
-            callbacks = [*callbacks, ScaleBack()]
+        if self.subcommand == "fit":
+            callbacks = [*callbacks, *callbacks_of(self.config[self.subcommand], config)]
         given = [*callbacks, *(config.get("callbacks") or [])]
         if not any(isinstance(one, ProgressBar) for one in given):
             if config.get("enable_progress_bar") is None:  # in a log `ProgressLog` says how far it is

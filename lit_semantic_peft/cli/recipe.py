@@ -2,7 +2,7 @@
 
 import logging
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero
 from peft import LoraConfig, PeftConfig
 
 from lit_semantic_peft.adapters import SubjectGate
+from lit_semantic_peft.cli.recipe_options import RecipeName
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import FactSet, read_facts
 from lit_semantic_peft.models import BaseModel, traits_of
@@ -18,8 +19,6 @@ from lit_semantic_peft.models.peft_settings import base_changing_setting
 from lit_semantic_peft.training.recipe import Recipe, choose_recipe
 
 logger = logging.getLogger(__name__)
-
-RecipeName = Literal["auto", "gated", "plain"]
 
 PLAIN_EPOCHS = 8
 """Epochs of `recipe: plain` where the user set neither epochs nor steps."""

@@ -338,7 +338,7 @@ class Summary(FactCounts):
         base_model_note: What else must be known about it (dequantised weights, for example).
         peft_type: Kind of adapter, as `peft` names it.
         trainable_parameters: Number of trained parameters.
-        scaled_back: By what `ScaleBack` multiplied the trained adapter; None where it was not there.
+        scale: By what `ScaleBack` or `Extrapolate` multiplied the trained adapter; None where neither was there.
         distance_name: Class name of the configured distance.
         epochs: One record per epoch.
         interference: One record per measurement of the gradient matrix, in order.
@@ -361,7 +361,7 @@ class Summary(FactCounts):
     base_model_note: str | None = None
     peft_type: str | None = None
     trainable_parameters: int | None = None
-    scaled_back: float | None = None
+    scale: float | None = None
     distance_name: str | None = None
     epochs: tuple[EpochRecord, ...] = ()
     interference: tuple[InterferenceRecord, ...] = ()

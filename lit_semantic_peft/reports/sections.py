@@ -70,8 +70,8 @@ def about_line(summary: Summary) -> str:
     parts = [part for part in (summary.peft_type, summary.base_model) if part]
     if summary.trainable_parameters is not None:
         parts.append(f"{summary.trainable_parameters:,} trained parameters".replace(",", "\u202f"))
-    if summary.scaled_back is not None:
-        parts.append(f"scaled back to {summary.scaled_back:.0%}")
+    if summary.scale is not None:
+        parts.append(f"scaled to {summary.scale:.0%} of what was trained")
     if summary.created:
         parts.append(summary.created.replace("T", " ")[:16])
     return " · ".join(parts)

@@ -207,13 +207,16 @@ def test_no_step_refines_where_it_is_not_wanted(fit, monkeypatch):
     assert "refine: as you set it" in said
 
 
-@pytest.mark.parametrize("is_scaled", [False, True])
-def test_the_adapter_is_scaled_back_on_request(fit, is_scaled):
-    config, said = fit("--trainer.max_steps=2", *(["--scale_back=true"] if is_scaled else []))
-    assert config["scale_back"] is is_scaled
-    assert ("The adapter is scaled to" in said) == is_scaled
-    summary = json.loads(Path("run/summary.json").read_text(encoding="utf-8"))
-    assert (summary.get("scaled_back") is not None) == is_scaled
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [([], None), (["--extrapolate=1"], None), (["--extrapolate=1.5"], 1.5), (["--scale_back=true"], "down")],
+)
+def test_the_adapter_is_scaled_on_request(options, expected, fit):
+    config, said = fit("--trainer.max_steps=2", *options)
+    assert config["scale_back"] is (expected == "down")
+    assert ("The adapter is scaled to" in said) == (expected is not None)
+    scale = json.loads(Path("run/summary.json").read_text(encoding="utf-8")).get("scale")
+    assert scale is not None and scale <= 1 if expected == "down" else scale == expected
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,8 @@ BROKEN = [
     ({**REFINED, "callbacks": frozenset({"Refine", "StopWhenRecalled"})}, "when ordinary training ends: use one"),
     ({**REFINED, "callbacks": frozenset({"Refine", "ConflictAwareBatching"})}, "which facts share a step: use one"),
     ({"callbacks": frozenset({"ScaleBack"}), "is_plain_lora": False}, "`LoraConfig` here changes it in other ways"),
+    ({"callbacks": frozenset({"Extrapolate"}), "is_plain_lora": False}, "`Extrapolate` multiplies LoRA's change"),
+    ({"callbacks": frozenset({"Extrapolate", "ScaleBack"})}, "`ScaleBack` scales it down: use one"),
     ({"is_online": True, "reads_distance": True, "distance_needs_answers": True, "distance": "R"}, "R needs generated"),
 ]
 

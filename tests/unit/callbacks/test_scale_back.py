@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lit_semantic_peft.callbacks import AdapterCheckpoint, ScaleBack, StopWhenRecalled, scale_back
+from lit_semantic_peft.callbacks.scaling import output_factors
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts.forms import Question
 from lit_semantic_peft.models import adapter_state_dict
@@ -11,29 +12,16 @@ from lit_semantic_peft.semantics.scoring import score_targets
 from lit_semantic_peft.tokens import collate
 from peft import LoraConfig
 
+from fixtures.scaled import ratio
 from fixtures.training import fit, is_same_adapter
 
 TRAINED = 12
 
 
-def ratio(run, plain):
-    """By what the factors B of two runs differ, where their factors A are equal."""
-    scaled, trained = adapter_state_dict(run.module.model), adapter_state_dict(plain.module.model)
-    for name in scaled:
-        if "lora_A" in name:
-            assert torch.equal(scaled[name], trained[name])
-    factors = [name for name in scaled if "lora_B" in name]
-    assert factors
-    (found,) = {round(float(scaled[name].norm() / trained[name].norm()), 5) for name in factors}
-    for name in factors:
-        assert torch.allclose(scaled[name], found * trained[name], atol=1e-6)
-    return found
-
-
 def recalled_with(run, scale):
     """Whether each taught or stopping text is recalled with α, each asked alone."""
     model, forms = run.module.model.eval(), run.data.prepared.forms
-    factors = scale_back.output_factors(model)
+    factors = output_factors(model)
     kept = [factor.detach().clone() for factor in factors]
     with torch.no_grad():
         for factor, value in zip(factors, kept, strict=True):
