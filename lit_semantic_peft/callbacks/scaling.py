@@ -17,7 +17,7 @@ class ScalesAdapter(TrainingCallback):
     """Replaces the trained ΔW by αΔW when training ends.
 
     LoRA's factors B are multiplied by α, so the adapter is an ordinary one. It is scaled before the last checkpoint is
-    written, after the last validation.
+    written, after the last validation. A training that goes on after that goes on from what was trained.
 
     Attributes:
         scale: α; None before training has ended.
@@ -29,6 +29,13 @@ class ScalesAdapter(TrainingCallback):
     @override
     def _forget(self) -> None:
         self.scale: float | None = None
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, SemanticPeftModule)
+        if self.scale is not None:
+            TrainedFactors(pl_module.model).scale(1 / self.scale)
+            self.scale = None
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -49,6 +49,24 @@ def test_a_resumed_training_is_scaled_once(tiny_model, facts_file):
     assert is_same_adapter(whole.module, run("whole", "whole/checkpoints/last.ckpt").module)
 
 
+def test_a_training_that_goes_on_is_scaled_from_what_was_trained(tiny_model, facts_file):
+    def run(folder, epochs, callbacks, ckpt_path=None):
+        return fit(
+            tiny_model,
+            facts_file,
+            callbacks=[AdapterCheckpoint(save_top_k=-1), *callbacks],
+            trainer={"max_epochs": epochs, "enable_checkpointing": True, "default_root_dir": folder},
+            ckpt_path=ckpt_path,
+        )
+
+    run("plain", 2, [])
+    run("scaled", 2, [Extrapolate(2.0)])
+    plain = run("plain_2", 4, [], "plain/checkpoints/last.ckpt")
+    scaled = run("scaled_2", 4, [Extrapolate(2.0)], "scaled/checkpoints/last.ckpt")
+    assert scaled.losses == plain.losses  # a half and a double are exact
+    assert ratio(scaled, plain) == pytest.approx(2.0, abs=1e-4)
+
+
 @pytest.mark.parametrize("factor", [0.99, -1.0, float("nan"), float("inf")])
 def test_a_factor_that_does_not_scale_up_is_refused(factor):
     with pytest.raises(InputError, match="`factor` of Extrapolate must be at least 1"):
