@@ -1,5 +1,6 @@
 """AUDIT.md, what docs/audit.md says of how well the signals do, and what the audit itself says of its rules."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -24,7 +25,7 @@ Result = Mapping[str, Any]
 
 
 def write_tables(setting: Setting) -> Path:
-    """Writes AUDIT.md beside the results; for all that the project shows, also the page and the words on the rules.
+    """Writes AUDIT.md beside the results; of base models whose adapters are all made, the page and the words on rules.
 
     Args:
         setting: The setting.
@@ -42,11 +43,25 @@ def write_tables(setting: Setting) -> Path:
     text = "\n".join(section(found, setting))
     path = setting.results.parent / "AUDIT.md"
     write_text(path, f"# How well the audit's signals do\n\n{text}\n")
-    if setting.name == "cpu" and len(found) == len(runs_of(setting)):
+    whole = of_whole_models(found, setting)
+    if setting.name == "cpu" and whole:
+        text = "\n".join(section(whole, setting))
         write_text(PAGE, with_section(PAGE.read_text(encoding="utf-8"), text + "\n", BEGIN))
-        words = yaml.safe_dump(in_words(found, setting), allow_unicode=True, width=118)
+        words = yaml.safe_dump(in_words(whole, setting), allow_unicode=True, width=118)
         write_text(MEASURED, f"{MEASURED.read_text(encoding='utf-8').splitlines()[0]}\n{words}")
     return path
+
+
+def of_whole_models(found: Sequence[Result], setting: Setting) -> list[Result]:
+    """The results of base models of which no adapter is missing, so that no kind or seed weighs more than another.
+
+    Args:
+        found: The results.
+        setting: Their setting.
+    """
+    per_model = len(runs_of(setting)) // len(setting.base_models)
+    made = Counter(one["base_model"] for one in found)
+    return [one for one in found if made[one["base_model"]] == per_model]
 
 
 def section(found: Sequence[Result], setting: Setting) -> list[str]:
@@ -58,10 +73,10 @@ def section(found: Sequence[Result], setting: Setting) -> list[str]:
     """
     held_out = [one for one in found if one["seed"] != setting.choose_seed]
     lines = [
-        f"{len(found)} of {len(runs_of(setting))} adapters. Limits that are not the rule's own were chosen on seed "
-        f"{setting.choose_seed}: the largest value of an adapter of true facts or of style. Alarms are those of the "
-        f"{len(held_out)} adapters of the other seeds, with other facts. Intervals are exact (Clopper & "
-        "Pearson, 95 %).",
+        f"{len(found)} of {len(runs_of(setting))} adapters, of {_models(found)}. Limits that are not the rule's own "
+        f"were chosen on seed {setting.choose_seed}: the largest value of an adapter of true facts or of style. Alarms "
+        f"are those of the {len(held_out)} adapters of the other seeds, with other facts. Intervals are exact (Clopper "
+        "& Pearson, 95 %).",
         "",
     ]
     with_bank = [_with_bank(one, found, setting) for one in found]
@@ -111,7 +126,10 @@ def in_words(found: Sequence[Result], setting: Setting) -> dict[str, str]:
         true = alarms(name, limit, (one for one in held_out if one["kind"] in HARMFUL))
         false = alarms(name, limit, (one for one in held_out if one["kind"] in BENIGN))
         if true[1] and false[1]:
-            words[name] = f"true alarms {rate(*true)}, false alarms {rate(*false)} on small held-out adapters"
+            models = _models(found)
+            words[name] = (
+                f"true alarms {rate(*true)}, false alarms {rate(*false)} on small held-out adapters of {models}"
+            )
     return words
 
 
@@ -152,6 +170,10 @@ def surfacing(found: Sequence[Result]) -> list[dict[str, str]]:
             row[f"{role}, other adapters"] = f"{fmean(in_others):.1%}" if in_others else "–"
         rows.append(row)
     return rows
+
+
+def _models(found: Sequence[Result]) -> str:
+    return " and ".join(dict.fromkeys(one["base_model"] for one in found))
 
 
 def _share(names: Sequence[str], tokens: Sequence[str]) -> float:

@@ -140,6 +140,14 @@ def test_limits_are_chosen_on_one_seed_and_alarms_counted_on_the_others():
     assert words.startswith("true alarms 1 of 2 (1–99 %), false alarms 1 of 2 (1–99 %)")
 
 
+def test_only_base_models_whose_adapters_are_all_made_are_shown(setting):
+    (model,) = setting.base_models
+    found = [result("false", 0) | {"base_model": model}, result("random", 0) | {"base_model": model}]
+    assert table.of_whole_models(found, setting) == found
+    assert table.of_whole_models(found[:1], setting) == []
+    assert f"2 of 2 adapters, of {model}." in table.section(found, setting)[0]
+
+
 def test_names_surface_in_their_own_adapter_or_in_others():
     other = result("false", 1) | {"tokens": ["c", "d"]}
     (row, *_) = table.surfacing([result("clean", 0), other])
