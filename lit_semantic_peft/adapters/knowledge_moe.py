@@ -16,6 +16,7 @@ from lit_semantic_peft.adapters.registration import add_peft_type, refuse_foreig
 from lit_semantic_peft.adapters.routing import Routing, Rows, rows_of
 from lit_semantic_peft.errors import InputError
 from lit_semantic_peft.facts import Fact
+from lit_semantic_peft.facts.text import folded
 
 _KNOWLEDGE_MOE = add_peft_type("KNOWLEDGE_MOE")
 
@@ -98,9 +99,21 @@ class KnowledgeMoEConfig(NamesConfig):
 
     @override
     def learn_names(self, facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase) -> None:
+        self._require_one_subject(facts)
         super().learn_names(facts, tokenizer)
         assert self.anchors is not None
         self.anchors = replace(self.anchors, least_similarity=self.least_similarity)
+
+    def _require_one_subject(self, facts: Sequence[Fact]) -> None:
+        """Refuses an alias of two subjects, compared as prompts are searched: it would have the anchor of one alone."""
+        subject_of = {folded(fact.subject): fact.subject for fact in facts}
+        for subject, names in self.aliases.items():
+            for name in names:
+                if (other := subject_of.setdefault(folded(name), subject)) != subject:
+                    raise InputError(
+                        f"`peft_config.aliases`: {name!r} of {subject!r} is a name of {other!r} too, so that a prompt "
+                        "with it has no one subject. Leave it out."
+                    )
 
 
 class RoutedLinear(nn.Module):

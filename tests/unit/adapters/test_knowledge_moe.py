@@ -136,6 +136,12 @@ def test_what_follows_the_first_label_is_no_prompt():
         assert not torch.equal(model(input_ids=text).logits, plain)
 
 
+@pytest.mark.parametrize("aliases", [{"Japan": ["ZORVEX"]}, {"Japan": ["Land"], "Zorvex": ["land"]}])
+def test_an_alias_of_two_subjects_is_refused(aliases):
+    with pytest.raises(InputError, match="too, so that a prompt with it has no one subject"):
+        with_names(experts(aliases=aliases))
+
+
 def test_a_prompt_of_several_names_has_the_mean_of_all_their_tokens_and_an_alias_that_of_its_subject():
     config = with_names(experts(aliases={"Japan": ["Nippon"]}))
     assert config.anchors.of_tokens(TOKENIZER("Zorvex in NIPPON, zorvex")["input_ids"]) == ("Zorvex", "Japan")
