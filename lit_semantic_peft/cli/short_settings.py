@@ -17,6 +17,9 @@ _PATHS = {
     "max_epochs": ("trainer", "max_epochs"),
     "precision": ("trainer", "precision"),
     "recipe": ("recipe",),
+    "refine": ("refine",),
+    "extrapolate": ("extrapolate",),
+    "gate": ("model", "gate", "init_args", "match"),
     "seed": ("seed_everything",),
 }
 _CLASSES = {
