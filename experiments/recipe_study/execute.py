@@ -15,7 +15,7 @@ from statistics import fmean, median
 from typing import Any
 
 from experiments.recipe_study.facts import facts_of, texts_of
-from experiments.recipe_study.plan import PLAIN, Run, Setting, config_of, runs_of
+from experiments.recipe_study.plan import PLAIN, Run, Setting, Way, config_of, runs_of
 from experiments.recipe_study.recorder import FILE
 from experiments.running import recorded, side_by_side, trained
 from experiments.study.plan import ROOT, keyed
@@ -92,7 +92,7 @@ def order_of(run: Run, setting: Setting, rate: float | None) -> Order:
         num_parameters,
         resolve_name(adapter["class_path"])(**adapter.get("init_args", {})),
         facts_per_step=setting.facts_per_step,
-        gate=SubjectGate("subjects_and_targets") if run.way.is_gated else None,
+        gate=_gate_of(run.way) if run.way.is_gated else None,
     )
     config = config_of(run, setting, facts.path, texts.path, recipe.num_steps, recipe.num_refining, rate)
     stated = {
@@ -107,6 +107,12 @@ def order_of(run: Run, setting: Setting, rate: float | None) -> Order:
         "study_version": STUDY_VERSION,
     }
     return Order(run, config, num_taught, stated, content_key(stated))
+
+
+def _gate_of(way: Way) -> SubjectGate:
+    """The gate of the gated recipe: its own, or the one that the way gives."""
+    given = (way.config or {}).get("model", {}).get("gate")
+    return SubjectGate("subjects_and_targets") if given is None else SubjectGate(**given["init_args"])
 
 
 @cache  # it reads the whole file of the weights
