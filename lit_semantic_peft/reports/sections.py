@@ -71,7 +71,7 @@ def about_line(summary: Summary) -> str:
     if summary.trainable_parameters is not None:
         parts.append(f"{summary.trainable_parameters:,} trained parameters".replace(",", "\u202f"))
     if summary.scale is not None:
-        parts.append(f"scaled to {summary.scale:.0%} of what was trained")
+        parts.append(f"scaled by {summary.scale:.3g} after training")
     if summary.created:
         parts.append(summary.created.replace("T", " ")[:16])
     return " · ".join(parts)
