@@ -15,8 +15,8 @@ END = "<!-- End of what is made. -->"
 """Behind the part of a page that is made from results."""
 
 
-class Cancelled(Exception):
-    """The process was asked to end."""
+class Cancelled(BaseException):
+    """The process was asked to end: no error, so that nothing that handles errors takes it for one."""
 
 
 def setting_path(name: str, folder: Path) -> Path:

@@ -170,7 +170,10 @@ def test_what_is_outdated_cancelled_or_failed_is_run_again(study, monkeypatch):
     folder = ResultFolder(setting.results)
 
     def interrupted(*_):
-        raise Cancelled("signal 15")
+        try:
+            raise Cancelled("signal 15")
+        except Exception as error:
+            raise InputError("a file that cannot be read") from error
 
     with monkeypatch.context() as patch:
         patch.setattr(running, "run_command", interrupted)
