@@ -34,7 +34,7 @@ class Way:
         steps: Optimizer steps as a multiple of the recipe's own number.
         refines: Whether the last of them teach once more the facts that resist, in the recipe's own share.
         scales_back: Whether the adapter is scaled down at the end, as far as no taught text is lost.
-        extrapolate: By what it is scaled up at the end; None where the recipe decides it.
+        extrapolate: By what it is scaled up at the end; None where it is not.
         config: What it sets itself, in the form of a user's YAML.
         about: What it is, in a few words.
     """

@@ -40,7 +40,7 @@ _CHOOSING = Group(
     {
         "recipe": ("NAME", "auto chooses steps, rate, forms and what is held still, where not given; gated; plain"),
         "refine": ("STEPS", "steps at the end that teach once more the facts that resist"),
-        "extrapolate": ("FACTOR", "scale the adapter up at the end by so much (recipe)"),
+        "extrapolate": ("FACTOR", "scale the adapter up at the end by so much, 1 or more"),
         "scale_back": ("BOOL", "scale the adapter down at the end, as far as its facts stay recalled"),
         "seed_everything": ("N", "seed of the adapter's start and of all that is random"),
         "self_check": ("BOOL", "check first that the fast ways to run a model are exact for it"),

@@ -1,4 +1,4 @@
-"""The options of `fit` that the recipe decides, or that belong to it, and the callbacks that they stand for."""
+"""The options of `fit` for the recipe and for what comes after its steps, and the callbacks that they stand for."""
 
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ def add_recipe_options(parser: ArgumentParser) -> None:
         type=AtLeastOne | None,
         default=None,
         help="By what the adapter is scaled up at the end of training, at least 1: `trainer.callbacks.Extrapolate`. "
-        "Other wordings are recalled more, and unrelated text loses more. Left out, the recipe decides it. For "
+        "Other wordings are recalled more, and unrelated text loses more. Left out, it is not scaled up. For "
         "`fit` only.",
     )
     parser.add_argument(
